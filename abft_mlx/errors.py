@@ -1,0 +1,73 @@
+"""The one tree of exceptions that abft-mlx raises on purpose.
+
+::
+
+    AbftError                     exit status 1: something failed at run time
+    ├── RunError                  a run could not go on (non-finite loss, no memory, no network)
+    └── UsageError                exit status 2: what was asked for cannot be done as given
+        ├── RecipeError           a recipe, or a value of it
+        ├── DataError             a data file or data set; carries every problem found
+        ├── PromptError           a template, label word or text that makes no usable prompt
+        ├── ModelError            a model that cannot be found, opened or used
+        │   └── UnsupportedArchitectureError
+        ├── AdapterError          an adapter that does not fit
+        └── OutputError           a folder or file that cannot be written
+
+Messages are one line for a person: the value seen, where it was seen, and the way out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class AbftError(Exception):
+    """Base of every error that abft-mlx raises on purpose."""
+
+    exit_status = 1
+
+
+class RunError(AbftError):
+    """A run could not go on."""
+
+
+class UsageError(AbftError):
+    """What was asked for cannot be done as given."""
+
+    exit_status = 2
+
+
+class RecipeError(UsageError):
+    """A recipe, or one of its values, cannot be used."""
+
+
+class DataError(UsageError):
+    """A data file or data set cannot be used.
+
+    Attributes:
+        problems: every problem found, one line each; the message holds the first of them.
+    """
+
+    def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.problems = tuple(problems)
+
+
+class PromptError(UsageError):
+    """A template, label word or text makes no usable prompt."""
+
+
+class ModelError(UsageError):
+    """A model cannot be found, opened or used."""
+
+
+class UnsupportedArchitectureError(ModelError):
+    """No port knows where this architecture keeps its attention."""
+
+
+class AdapterError(UsageError):
+    """An adapter does not fit the model, or cannot be read."""
+
+
+class OutputError(UsageError):
+    """A folder or file cannot be written, or would be overwritten."""

@@ -1,0 +1,171 @@
+"""Device, dtype and memory: what must be right before MLX does any work.
+
+On Linux, MLX's CPU wheel carries the reference BLAS, about forty times slower than an optimised
+one. :func:`prepare` loads an optimised BLAS, with its symbols visible to everything loaded later,
+so it must run before ``mlx.core`` is first imported. On a Mac it only raises the wired limit.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+BLAS_VARIABLE = "ABFT_MLX_BLAS"
+
+
+@dataclass
+class BlasChoice:
+    """Which BLAS serves MLX on the CPU.
+
+    Attributes:
+        path: the shared library that was loaded, or None.
+        note: why there is none, or where the choice came from.
+    """
+
+    path: str | None
+    note: str
+
+
+_choice: BlasChoice | None = None
+
+
+def _candidates() -> Iterator[tuple[str, str]]:
+    asked = os.environ.get(BLAS_VARIABLE)
+    if asked is not None:
+        if asked and asked != "none":
+            yield asked, f"named by {BLAS_VARIABLE}"
+        return
+    roots = [Path("/usr/lib"), Path("/usr/lib64"), Path("/usr/local/lib"), Path("/opt/OpenBLAS/lib")]
+    patterns = (
+        "*/openblas-pthread/libopenblas.so.0",
+        "*/openblas-openmp/libopenblas.so.0",
+        "*/libopenblas.so.0",
+        "libopenblas.so.0",
+        "libopenblas.so",
+    )
+    for root in roots:
+        for pattern in patterns:
+            for found in sorted(root.glob(pattern)):
+                yield str(found), "found on this system"
+    named = ctypes.util.find_library("openblas")
+    if named:
+        yield named, "found on this system"
+    for found in sorted(Path(sys.prefix, "lib").glob("libmkl_rt.so*")):
+        yield str(found), "the mkl package of this environment"
+
+
+def prepare() -> BlasChoice:
+    """Load an optimised BLAS on Linux, once, before MLX is imported; do nothing on a Mac.
+
+    The environment variable ``ABFT_MLX_BLAS`` names a library to use, or ``none``.
+
+    Returns:
+        What was loaded, or why nothing was.
+    """
+    global _choice
+    if _choice is not None:
+        return _choice
+    if sys.platform != "linux":
+        _choice = BlasChoice(None, "MLX brings its own")
+        return _choice
+    if "mlx.core" in sys.modules:
+        _choice = BlasChoice(None, "mlx was imported before abft_mlx.runtime.prepare()")
+        return _choice
+    failures: list[str] = []
+    for path, origin in _candidates():
+        try:
+            library = ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
+        except OSError as error:
+            failures.append(f"{path}: {error}")
+            continue
+        if not hasattr(library, "cblas_sgemm"):
+            failures.append(f"{path}: has no cblas_sgemm")
+            continue
+        _choice = BlasChoice(path, origin)
+        return _choice
+    asked = os.environ.get(BLAS_VARIABLE)
+    if failures:
+        note = "; ".join(failures)
+    elif asked is not None:
+        note = f"switched off by {BLAS_VARIABLE}={asked}"
+    else:
+        note = "no optimised BLAS found"
+    _choice = BlasChoice(None, note)
+    return _choice
+
+
+def use_wired_memory() -> int | None:
+    """Let MLX wire as much memory as the Mac recommends, so weights are not paged out.
+
+    Returns:
+        The previous limit in bytes, or None where there is no Metal device.
+    """
+    import mlx.core as mx
+
+    if not mx.metal.is_available():
+        return None
+    return int(mx.set_wired_limit(mx.device_info()["max_recommended_working_set_size"]))
+
+
+def peak_memory_bytes() -> int:
+    """Peak bytes that MLX has had allocated since the last reset."""
+    import mlx.core as mx
+
+    return int(mx.get_peak_memory())
+
+
+def reset_peak_memory() -> None:
+    """Start measuring MLX's peak memory anew."""
+    import mlx.core as mx
+
+    mx.reset_peak_memory()
+
+
+def process_peak_bytes() -> int:
+    """Peak resident memory of this process in bytes, as the operating system counts it."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)
+
+
+def machine_memory_bytes() -> int:
+    """Physical memory of this machine in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def device_description() -> str:
+    """The device that MLX computes on, in words."""
+    import mlx.core as mx
+
+    kind = "GPU" if mx.default_device() == mx.Device(mx.gpu) else "CPU"
+    name = mx.device_info().get("device_name", platform.machine())
+    return f"{kind}, {name}, {os.cpu_count()} CPU cores"
+
+
+def matrix_product_flops(size: int = 1024, repeats: int = 3, dtype: str = "float32") -> float:
+    """Best measured rate of a square matrix product in floating-point operations per second.
+
+    Args:
+        size: rows and columns of each factor.
+        repeats: timed products after one warm-up; the best counts.
+        dtype: an MLX floating-point type's name.
+    """
+    import mlx.core as mx
+
+    left = mx.random.normal((size, size)).astype(getattr(mx, dtype))
+    right = mx.random.normal((size, size)).astype(getattr(mx, dtype))
+    mx.eval(left @ right)
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        mx.eval(left @ right)
+        best = min(best, time.perf_counter() - start)
+    return 2.0 * size**3 / best
