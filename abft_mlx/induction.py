@@ -1,0 +1,140 @@
+"""Induction heads: which heads look at the demonstrations' labels, how much, and how rightly.
+
+Letters: B prompts, L layers, H query heads, T tokens, K demonstrations.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import mlx.core as mx
+import numpy as np
+
+
+def threshold(demonstrations: int, length_tokens: mx.array) -> mx.array:
+    """Mass on the label tokens above which a head counts as an induction head (paper, section 3).
+
+    T = k / (k + ln n), with the natural logarithm.
+
+    Args:
+        demonstrations: k, at least 1.
+        length_tokens: (B,) prompt lengths n in tokens, padding not counted.
+
+    Returns:
+        (B,) float32 in (0, 1].
+    """
+    return demonstrations / (demonstrations + mx.log(length_tokens.astype(mx.float32)))
+
+
+def label_attention(pattern: mx.array, label_positions: mx.array) -> mx.array:
+    """Attention that each head's last row puts on each demonstration's label token.
+
+    Args:
+        pattern: (B, H, T) float32, rows after the softmax.
+        label_positions: (B, K) token positions.
+
+    Returns:
+        (B, H, K) float32.
+    """
+    B, H, _ = pattern.shape
+    K = label_positions.shape[1]
+    positions = mx.broadcast_to(label_positions[:, None, :], (B, H, K))
+    return mx.take_along_axis(pattern, positions, axis=-1)
+
+
+def head_filter(mass: mx.array, length_tokens: mx.array, demonstrations: int) -> mx.array:
+    """Which heads count as induction heads, prompt by prompt; carries no gradient.
+
+    Args:
+        mass: (B, H) attention mass on the label tokens.
+        length_tokens: (B,) prompt lengths in tokens.
+        demonstrations: k.
+
+    Returns:
+        (B, H) bool, True where mass > k / (k + ln n).
+    """
+    return mx.stop_gradient(mass > threshold(demonstrations, length_tokens)[:, None])
+
+
+@dataclass
+class HeadCensus:
+    """Running means over prompts of what every head does with the label tokens.
+
+    Feed it batches with :meth:`add`; read ``magnitude``, ``correctness`` and ``share``, each
+    (L, H) float64 with NaN for layers without heads.
+    """
+
+    prompts: int = 0
+    _mass: list[np.ndarray | None] = field(default_factory=list)
+    _right_minus_wrong: list[np.ndarray | None] = field(default_factory=list)
+    _kept: list[np.ndarray | None] = field(default_factory=list)
+
+    def add(
+        self,
+        rows: Sequence[mx.array | None],
+        label_positions: mx.array,
+        demonstration_labels: mx.array,
+        gold: mx.array,
+        last: mx.array,
+    ) -> None:
+        """Count one batch.
+
+        Args:
+            rows: per layer, (B, H, T) pattern rows at the last position, or None.
+            label_positions: (B, K).
+            demonstration_labels: (B, K) label of each demonstration.
+            gold: (B,) label of each query.
+            last: (B,) index of each prompt's last token.
+        """
+        if not self._mass:
+            self._mass = [None] * len(rows)
+            self._right_minus_wrong = [None] * len(rows)
+            self._kept = [None] * len(rows)
+        right = (demonstration_labels == gold[:, None]).astype(mx.float32)
+        K = label_positions.shape[1]
+        for layer, pattern in enumerate(rows):
+            if pattern is None:
+                continue
+            attention = label_attention(pattern, label_positions)
+            mass = attention.sum(axis=-1)
+            signed = (attention * (2 * right - 1)[:, None, :]).sum(axis=-1)
+            kept = head_filter(mass, last + 1, K)
+            for store, value in (
+                (self._mass, mass),
+                (self._right_minus_wrong, signed),
+                (self._kept, kept.astype(mx.float32)),
+            ):
+                total = np.asarray(value.sum(axis=0), dtype=np.float64)
+                before = store[layer]
+                store[layer] = total if before is None else before + total
+        self.prompts += int(gold.shape[0])
+
+    def _mean(self, store: list[np.ndarray | None]) -> np.ndarray:
+        width = max((len(one) for one in store if one is not None), default=0)
+        table = np.full((len(store), width), math.nan)
+        for layer, one in enumerate(store):
+            if one is not None:
+                table[layer, : len(one)] = one / max(self.prompts, 1)
+        return table
+
+    @property
+    def magnitude(self) -> np.ndarray:
+        """(L, H) mean attention mass on the label tokens."""
+        return self._mean(self._mass)
+
+    @property
+    def correctness(self) -> np.ndarray:
+        """(L, H) mean of mass on labels equal to the gold label minus mass on the others."""
+        return self._mean(self._right_minus_wrong)
+
+    @property
+    def share(self) -> np.ndarray:
+        """(L, H) share of prompts in which the head passes the filter."""
+        return self._mean(self._kept)
+
+    @property
+    def heads_per_prompt(self) -> float:
+        """Mean number of induction heads in a prompt."""
+        return float(np.nansum(self.share))

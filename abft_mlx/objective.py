@@ -1,0 +1,153 @@
+"""The ABFT loss (arXiv 2505.14233, equation 1) and the PID law that steers its punish weight.
+
+Arrays in, scalars out; no model in sight. Letters: B prompts, H query heads, T tokens,
+K demonstrations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from abft_mlx.induction import head_filter, label_attention
+
+
+class Terms(NamedTuple):
+    """Sums over prompts and kept heads, all scalars; divide by the number of prompts.
+
+    Attributes:
+        loss: A · punish + B · reward.
+        punish: attention on labels other than the gold one.
+        reward: one minus the attention on labels equal to the gold one.
+        induction_heads: kept heads.
+    """
+
+    loss: mx.array
+    punish: mx.array
+    reward: mx.array
+    induction_heads: mx.array
+
+
+def abft_terms(
+    rows: Sequence[mx.array | None],
+    label_positions: mx.array,
+    demonstration_labels: mx.array,
+    gold: mx.array,
+    last: mx.array,
+    *,
+    punish_weight: mx.array | float,
+    reward_weight: mx.array | float,
+    use_filter: bool = True,
+    prompt_weights: mx.array | None = None,
+) -> Terms:
+    """Equation 1, summed over layers, heads and prompts.
+
+    For each kept head: A · Σ_{I-} a_i + B · (1 − Σ_{I+} a_i), where I+ holds the label positions
+    whose label equals the gold label and I- the others. A head is kept where its mass on all label
+    positions exceeds k / (k + ln n); no gradient passes through that choice. Where I+ is empty the
+    reward term is the constant B.
+
+    The sums are not divided by anything, so that micro-batches add up to the same loss however an
+    update is cut.
+
+    Args:
+        rows: per layer, (B, H, T) float32 pattern rows at the last position, or None for a layer
+            without heads. H may differ between layers.
+        label_positions: (B, K) positions of the demonstrations' label tokens.
+        demonstration_labels: (B, K) their labels.
+        gold: (B,) the queries' labels.
+        last: (B,) index of each prompt's last token; the prompt's length is one more.
+        punish_weight: A.
+        reward_weight: B.
+        use_filter: False keeps every head (the paper's ablation).
+        prompt_weights: (B,) factor of each prompt, 0 for rows that only fill a batch; default 1.
+
+    Returns:
+        The loss and its parts.
+    """
+    K = label_positions.shape[1]
+    right = (demonstration_labels == gold[:, None]).astype(mx.float32)[:, None, :]
+    punish = mx.array(0.0)
+    reward = mx.array(0.0)
+    heads = mx.array(0.0)
+    for pattern in rows:
+        if pattern is None:
+            continue
+        attention = label_attention(pattern, label_positions)
+        if use_filter:
+            kept = head_filter(attention.sum(axis=-1), last + 1, K).astype(mx.float32)
+        else:
+            kept = mx.ones(attention.shape[:2])
+        if prompt_weights is not None:
+            kept = kept * prompt_weights[:, None]
+        punish = punish + (kept * (attention * (1 - right)).sum(axis=-1)).sum()
+        reward = reward + (kept * (1 - (attention * right).sum(axis=-1))).sum()
+        heads = heads + kept.sum()
+    return Terms(punish_weight * punish + reward_weight * reward, punish, reward, heads)
+
+
+@dataclass
+class PunishController:
+    """The PID law on the punish weight A (paper, section 3; protocol.md section 6).
+
+    From the third update on, with n_t the mean number of induction heads in update t::
+
+        A_t = A_{t-1} + Cp (n_t - n_{t-1}) + Ci (n_t - n_1) + Cd (n_t - 2 n_{t-1} + n_{t-2})
+
+    The integral of the paper telescopes to n_t - n_1. A is clamped at 0. A_t serves update t + 1,
+    since n_t is known only after update t has used its own weight.
+
+    Attributes:
+        punish_weight: A, to be used in the next update.
+        enabled: False leaves A as it is.
+        cp: proportional constant.
+        ci: integral constant.
+        cd: derivative constant.
+        updates: updates seen.
+        first_heads: n_1.
+        previous_heads: n_{t-1}.
+        older_heads: n_{t-2}.
+    """
+
+    punish_weight: float
+    enabled: bool = True
+    cp: float = 0.03
+    ci: float = 0.005
+    cd: float = 0.005
+    updates: int = 0
+    first_heads: float = 0.0
+    previous_heads: float = 0.0
+    older_heads: float = 0.0
+
+    def update(self, induction_heads: float) -> float:
+        """Take in one update's mean head count.
+
+        Args:
+            induction_heads: n_t, heads above the filter averaged over the update's prompts.
+
+        Returns:
+            The punish weight for the next update.
+        """
+        self.updates += 1
+        if self.updates == 1:
+            self.first_heads = induction_heads
+        elif self.updates > 2 and self.enabled:
+            change = induction_heads - self.previous_heads
+            since_first = induction_heads - self.first_heads
+            bend = induction_heads - 2 * self.previous_heads + self.older_heads
+            moved = self.punish_weight + self.cp * change + self.ci * since_first + self.cd * bend
+            self.punish_weight = max(0.0, moved)
+        self.older_heads, self.previous_heads = self.previous_heads, induction_heads
+        return self.punish_weight
+
+    def state(self) -> dict[str, float | int | bool]:
+        """Everything that a resumed run needs, as plain numbers."""
+        return asdict(self)
+
+    @classmethod
+    def from_state(cls, state: dict[str, float | int | bool]) -> PunishController:
+        """Rebuild a controller from :meth:`state`."""
+        return cls(**state)  # type: ignore[arg-type]
