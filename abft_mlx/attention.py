@@ -1,0 +1,254 @@
+"""Attention patterns of a loaded model: the last position's row of every head, exactly.
+
+The model's own code runs unchanged. While :func:`instrument` is open, each attention module of
+that one model is an instance of a subclass whose ``__call__`` has the same code object, but finds
+another function under the name ``scaled_dot_product_attention``. That function records the row and
+calls the original. Parameter names, other models and other threads are untouched, and the classes
+are put back on leaving, also after an exception.
+
+Only the last position's row is computed, so memory grows with T, never with T x T. Letters in
+shapes: B prompts, H query heads, G key/value heads, T tokens, S key positions (T, plus whatever a
+cache holds), D head dim.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FunctionType
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from abft_mlx.errors import ModelError, RunError, UnsupportedArchitectureError
+from abft_mlx.ports import architecture, port_for
+
+SEAM = "scaled_dot_product_attention"
+_swap = threading.Lock()
+
+
+class Recorder:
+    """What an instrumented model records.
+
+    Attributes:
+        last: (B,) last position of each prompt, counted in the tokens of the call; set it before
+            calling the model. While it is None nothing is recorded.
+        rows: one (B, H, S) float32 pattern row per layer of the latest call, None for a layer
+            without heads. Setting ``last`` starts a new list.
+    """
+
+    def __init__(self, n_layers: int) -> None:
+        self.rows: list[mx.array | None] = [None] * n_layers
+        self._last: mx.array | None = None
+        self._thread = threading.get_ident()
+
+    @property
+    def last(self) -> mx.array | None:
+        """(B,) last positions of the next call, or None."""
+        return self._last
+
+    @last.setter
+    def last(self, positions: mx.array | None) -> None:
+        self._last = positions
+        self.rows = [None] * len(self.rows)
+
+    def hook(self, layer: int, original: Callable[..., mx.array]) -> Callable[..., mx.array]:
+        """The attention function that a layer's module gets instead of the original."""
+
+        def recording(
+            queries: mx.array,
+            keys: Any,
+            values: Any,
+            *args: Any,
+            **options: Any,
+        ) -> mx.array:
+            if self._last is not None and threading.get_ident() == self._thread:
+                if not isinstance(keys, mx.array):
+                    raise ModelError("patterns cannot be read from a quantized key/value cache")
+                self.rows[layer] = last_row(
+                    queries,
+                    keys,
+                    self._last,
+                    scale=options["scale"],
+                    mask=options.get("mask"),
+                    sinks=options.get("sinks"),
+                )
+            return original(queries, keys, values, *args, **options)
+
+        return recording
+
+
+def last_row(
+    queries: mx.array,
+    keys: mx.array,
+    last: mx.array,
+    *,
+    scale: float,
+    mask: mx.array | str | None = None,
+    sinks: mx.array | None = None,
+) -> mx.array:
+    """One row of the attention pattern per prompt and head, computed in float32.
+
+    Args:
+        queries: (B, H, T, D), normed and rotated.
+        keys: (B, G, S, D), normed and rotated, S >= T; the last T belong to the queries.
+        last: (B,) which query's row.
+        scale: multiplies the scores.
+        mask: None, "causal", or an array that broadcasts to (B, H, T, S), boolean (True attends)
+            or additive.
+        sinks: (H,) scores of a sink that takes attention but is no position.
+
+    Returns:
+        (B, H, S) float32. Positions after ``last`` are exactly 0. Rows sum to 1, less what sinks
+        take.
+    """
+    B, H, T, D = queries.shape
+    G, S = keys.shape[1], keys.shape[2]
+    query = mx.take_along_axis(queries, last[:, None, None, None], axis=2)
+    query = query.reshape(B, G, H // G, D).astype(mx.float32) * scale
+    scores = (query @ keys.astype(mx.float32).swapaxes(-1, -2)).reshape(B, H, S)
+    if isinstance(mask, mx.array):
+        row = _mask_row(mask, last)
+        if row.dtype == mx.bool_:
+            scores = mx.where(row, scores, -mx.inf)
+        else:
+            scores = scores + row.astype(mx.float32)
+    elif mask not in (None, "causal"):
+        raise ModelError(f"attention mask {mask!r} is not known; masks are arrays or 'causal'")
+    reachable = mx.arange(S) <= (last + (S - T))[:, None, None]
+    scores = mx.where(reachable, scores, -mx.inf)
+    if sinks is None:
+        return mx.softmax(scores, axis=-1)
+    sink = mx.broadcast_to(sinks.astype(mx.float32)[None, :, None], (B, H, 1))
+    return mx.softmax(mx.concatenate([scores, sink], axis=-1), axis=-1)[..., :S]
+
+
+def _mask_row(mask: mx.array, last: mx.array) -> mx.array:
+    """The mask of one query per prompt: an array that broadcasts to (B, H, S)."""
+    mask = mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
+    if mask.shape[2] == 1:
+        return mask[:, :, 0]
+    if mask.shape[0] == 1:
+        return mask[0][:, last].swapaxes(0, 1)
+    return mx.take_along_axis(mask, last[:, None, None, None], axis=2).squeeze(2)
+
+
+@contextmanager
+def instrument(model: nn.Module) -> Iterator[Recorder]:
+    """Record pattern rows of a model while the block runs; set ``recorder.last`` before each call.
+
+    Only calls from the thread that opened the block are recorded. A model can be instrumented once
+    at a time.
+
+    Raises:
+        UnsupportedArchitectureError: no port, or the attention module computes attention by hand.
+        RunError: the model is already instrumented.
+    """
+    port = port_for(model)
+    modules = [port.attention_module(layer) for layer in port.layers(model)]
+    recorder = Recorder(len(modules))
+    with _swap:
+        swaps = [
+            (module, type(module), _hooked(type(module), recorder, layer, architecture(model)))
+            for layer, module in enumerate(modules)
+            if module is not None
+        ]
+        for module, _, hooked in swaps:
+            module.__class__ = hooked
+    try:
+        yield recorder
+    finally:
+        with _swap:
+            for module, original, _ in swaps:
+                module.__class__ = original
+
+
+def _hooked(kind: type, recorder: Recorder, layer: int, name: str) -> type:
+    """A subclass of an attention class that runs the same code around a recording function."""
+    if "_abft_instrumented" in kind.__dict__:
+        raise RunError(
+            "this model is already instrumented; leave the open instrument(), capture() or "
+            "forward() of it first"
+        )
+    call = kind.__call__
+    if not isinstance(call, FunctionType) or SEAM not in call.__code__.co_names:
+        raise UnsupportedArchitectureError(
+            f"architecture {name!r} does not call {SEAM} in its attention, so its patterns cannot "
+            "be read; use another model"
+        )
+    namespace = dict(call.__globals__)
+    namespace[SEAM] = recorder.hook(layer, call.__globals__[SEAM])
+    replaced = FunctionType(
+        call.__code__, namespace, call.__name__, call.__defaults__, call.__closure__
+    )
+    replaced.__kwdefaults__ = call.__kwdefaults__
+    return type(
+        kind.__name__,
+        (kind,),
+        {
+            "__call__": replaced,
+            "__module__": kind.__module__,
+            "__qualname__": kind.__qualname__,
+            "__doc__": kind.__doc__,
+            "_abft_instrumented": True,
+        },
+    )
+
+
+def forward(
+    model: nn.Module, tokens: mx.array, last: mx.array
+) -> tuple[mx.array, list[mx.array | None]]:
+    """Run the model up to its final norm and record every layer's pattern row.
+
+    Differentiable in the model's parameters, and usable inside ``mx.compile`` (with ``model.state``
+    among its inputs). The output head is not computed, and whatever the caller does not use of the
+    result (the last layer's values and MLP, when only the rows are) never is.
+
+    Args:
+        model: a loaded model.
+        tokens: (B, T) right-padded token ids.
+        last: (B,) last position of each prompt.
+
+    Returns:
+        (B, T, width) hidden states after the final norm, and one (B, H, T) float32 pattern row per
+        layer, None for a layer without heads. Columns after ``last`` are exactly 0.
+    """
+    with instrument(model) as recorder:
+        recorder.last = last
+        hidden = port_for(model).hidden(model, tokens)
+        return hidden, recorder.rows
+
+
+def capture(
+    model: nn.Module, tokens: mx.array | np.ndarray, last: mx.array | np.ndarray
+) -> list[mx.array | None]:
+    """Pattern rows of the last position, for every layer and head.
+
+    Args:
+        model: a loaded model.
+        tokens: (B, T) right-padded token ids.
+        last: (B,) last position of each prompt.
+
+    Returns:
+        One (B, H, T) float32 array per layer, None for a layer without heads; lazy, as all of MLX.
+
+    Raises:
+        ModelError: tokens and last do not fit together.
+    """
+    if not isinstance(last, mx.array):
+        positions = np.asarray(last)
+        length = tokens.shape[-1]
+        if positions.size and not (positions.min() >= 0 and positions.max() < length):
+            raise ModelError(
+                f"last positions {positions.tolist()} are not all within 0..{length - 1}"
+            )
+    tokens, last = mx.array(tokens), mx.array(last)
+    if tokens.ndim != 2 or last.shape != tokens.shape[:1]:
+        raise ModelError(
+            f"tokens {tuple(tokens.shape)} and last {tuple(last.shape)} do not fit; "
+            "give tokens (B, T) and last (B,)"
+        )
+    return forward(model, tokens, last)[1]

@@ -1,0 +1,22 @@
+"""What differs between architectures: where W_Q and W_K live, how heads are grouped, stem and head.
+
+A port is data. :func:`port_for` finds the one that describes a loaded model, or says which
+architectures have one.
+"""
+
+from abft_mlx.ports.port import HeadShape, Port, Projection, base_linear, output_dims, resolve
+from abft_mlx.ports.registry import PORTS, architecture, heads, port_for, supported
+
+__all__ = [
+    "PORTS",
+    "HeadShape",
+    "Port",
+    "Projection",
+    "architecture",
+    "base_linear",
+    "heads",
+    "output_dims",
+    "port_for",
+    "resolve",
+    "supported",
+]

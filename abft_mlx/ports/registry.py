@@ -1,0 +1,60 @@
+"""The architectures that are known, and how a loaded model finds its port."""
+
+from __future__ import annotations
+
+import mlx.nn as nn
+
+from abft_mlx.errors import UnsupportedArchitectureError
+from abft_mlx.ports.port import HeadShape, Port, Projection
+
+MODELS_PACKAGE = "mlx_lm.models."
+
+PORTS: tuple[Port, ...] = (
+    # mlx-lm runs Mistral, and a few others, with its Llama code: they come under "llama" here.
+    Port(("llama", "qwen2", "qwen3")),
+    Port(
+        ("gpt2",),
+        projections=(Projection("c_attn", "qk", ("q", "k", "v")),),
+        attention="attn",
+        layer_list="model.h",
+        heads=("model.wte",),
+        n_heads="n_head",
+        n_kv_heads="n_head",
+    ),
+)
+
+
+def architecture(model: nn.Module) -> str:
+    """Name of the mlx-lm model module that runs this model; it decides the port.
+
+    A model's own ``model_type`` may be another: mlx-lm runs ``mistral`` checkpoints as ``llama``.
+    """
+    return type(model).__module__.removeprefix(MODELS_PACKAGE)
+
+
+def supported() -> tuple[str, ...]:
+    """The mlx-lm model modules that have a port, in alphabetical order."""
+    return tuple(sorted(name for port in PORTS for name in port.architectures))
+
+
+def port_for(model: nn.Module) -> Port:
+    """The port of a loaded model; never guessed from how the model looks.
+
+    Raises:
+        UnsupportedArchitectureError: no port names this model's architecture.
+    """
+    module = type(model).__module__
+    name = architecture(model)
+    for port in PORTS:
+        if module.startswith(MODELS_PACKAGE) and name in port.architectures:
+            return port
+    raise UnsupportedArchitectureError(
+        f"architecture {name!r} is not supported; use one of {', '.join(supported())} "
+        "(Mistral models run as llama)"
+    )
+
+
+def heads(model: nn.Module) -> list[HeadShape | None]:
+    """Heads of every layer, None for a layer without softmax attention."""
+    port = port_for(model)
+    return [port.head_shape(layer) for layer in port.layers(model)]
