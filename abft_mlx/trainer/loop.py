@@ -1,0 +1,230 @@
+"""The training loop: updates, the PID law, validation, checkpoints."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+from mlx.utils import tree_flatten, tree_map
+
+from abft_mlx import runtime
+from abft_mlx.errors import OutputError
+from abft_mlx.objective import PunishController
+from abft_mlx.prompts import Prompt
+from abft_mlx.recipe import Recipe
+from abft_mlx.trainer import checkpoint, memory, plan
+from abft_mlx.trainer.run_folder import RunFolder, Update
+from abft_mlx.trainer.step import Step
+
+BUCKET_TOKENS = 32
+
+
+@dataclass
+class Progress:
+    """What a run has come to; plain values that a checkpoint keeps.
+
+    Attributes:
+        updates: optimizer updates done.
+        tokens: prompt tokens seen, padding left out.
+        seconds: wall-clock seconds spent in updates, interruptions left out.
+        validations: (updates done, accuracy) pairs, the first before any update.
+        best_update: update with the best validation accuracy so far, or None.
+        best_accuracy: that accuracy.
+        peak_memory_bytes: MLX's peak.
+    """
+
+    updates: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    validations: list[tuple[int, float]] = field(default_factory=list)
+    best_update: int | None = None
+    best_accuracy: float = -1.0
+    peak_memory_bytes: int = 0
+
+
+class Trainer:
+    """Runs ABFT on a model that has adapters attached.
+
+    Args:
+        model: a loaded model, adapters attached, everything else frozen.
+        prompts: the training prompts, all with the same number of demonstrations.
+        recipe: a resolved recipe; its objective and training sections are used.
+        folder: where metrics and checkpoints go, or None to write nothing.
+        validate: gives the model's accuracy in 0..1 as it is now; called before the first update,
+            every ``training.validate_every`` updates and after the last, where that is not 0.
+        on_update: told of every update.
+        fingerprint: what is trained on what; a checkpoint with another one is refused.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        prompts: Sequence[Prompt],
+        recipe: Recipe,
+        *,
+        folder: RunFolder | None = None,
+        validate: Callable[[], float] | None = None,
+        on_update: Callable[[Update], None] | None = None,
+        fingerprint: str = "",
+    ) -> None:
+        self.model = model
+        self.prompts = prompts
+        self.recipe = recipe
+        self.folder = folder
+        self.validate = validate if recipe.training.validate_every else None
+        self.on_update = on_update
+        self.fingerprint = fingerprint
+        self.progress = Progress()
+        self._best: Any = None
+        objective, training = recipe.objective, recipe.training
+        assert training.learning_rate is not None, "the recipe must be resolved"
+        self.controller = PunishController(
+            objective.punish,
+            enabled=objective.pid,
+            cp=objective.cp,
+            ci=objective.ci,
+            cd=objective.cd,
+        )
+        # The paper's Adam corrects its bias; MLX's does so only when asked.
+        self.optimizer = optim.Adam(training.learning_rate, bias_correction=True)
+        self.step = Step(
+            model,
+            self.optimizer,
+            reward_weight=objective.reward,
+            use_filter=objective.filter,
+            max_gradient_norm=training.max_gradient_norm,
+        )
+        longest = max(len(one.token_ids) for one in prompts)
+        budget = training.micro_batch_tokens or memory.micro_batch_tokens(model, longest)
+        self.rows = plan.rows_within(budget, longest, training.prompts_per_update, BUCKET_TOKENS)
+
+    def run(self, *, resume: bool = False) -> Progress:
+        """Train from the start, or from the folder's checkpoint, to the last update.
+
+        Where validations were asked for and ``training.keep_best`` is set, the model ends with the
+        parameters of the best one.
+
+        Raises:
+            RunError: the loss stopped being finite.
+            OutputError: there is nothing to resume, or it belongs to another run.
+        """
+        training = self.recipe.training
+        runtime.reset_peak_memory()
+        if resume:
+            self._restore()
+        else:
+            mx.random.seed(training.seed)
+            self._validate()
+        self.model.train()
+        try:
+            while self.progress.updates < training.updates:
+                self._one_update()
+        finally:
+            self.model.eval()
+        if self._best is not None:
+            self.model.update(self._best)
+        mx.eval(self.model.trainable_parameters())
+        return self.progress
+
+    def _one_update(self) -> None:
+        training, progress = self.recipe.training, self.progress
+        start = time.perf_counter()
+        rows = plan.update_rows(
+            len(self.prompts), training.prompts_per_update, progress.updates, training.seed
+        )
+        chosen = [self.prompts[row] for row in rows]
+        batches = plan.micro_batches(chosen, self.rows, bucket_tokens=BUCKET_TOKENS)
+        punish_weight = self.controller.punish_weight
+        totals = self.step.update(batches, punish_weight)
+        self.controller.update(totals.induction_heads)
+        seconds = time.perf_counter() - start
+        progress.updates += 1
+        progress.tokens += totals.tokens
+        progress.seconds += seconds
+        progress.peak_memory_bytes = max(progress.peak_memory_bytes, runtime.peak_memory_bytes())
+        last = progress.updates == training.updates
+        accuracy = None
+        if training.validate_every and (last or progress.updates % training.validate_every == 0):
+            accuracy = self._validate()
+        update = Update(
+            step=progress.updates,
+            seen_examples=progress.updates * training.prompts_per_update,
+            loss=totals.loss,
+            punish=totals.punish,
+            reward=totals.reward,
+            induction_heads=totals.induction_heads,
+            A=punish_weight,
+            B=self.recipe.objective.reward,
+            learning_rate=float(self.optimizer.learning_rate.item()),
+            tokens=totals.tokens,
+            seconds=seconds,
+            peak_memory_bytes=progress.peak_memory_bytes,
+            validation_accuracy=accuracy,
+        )
+        if self.folder is not None:
+            self.folder.add_metrics(update)
+            if last or progress.updates % training.checkpoint_every == 0:
+                self._save(self.folder)
+        if self.on_update is not None:
+            self.on_update(update)
+
+    def _validate(self) -> float | None:
+        if self.validate is None:
+            return None
+        training_mode = self.model.training
+        self.model.eval()
+        accuracy = self.validate()
+        self.model.train(training_mode)
+        progress = self.progress
+        progress.validations.append((progress.updates, accuracy))
+        if accuracy > progress.best_accuracy:
+            progress.best_accuracy = accuracy
+            progress.best_update = progress.updates
+            if self.recipe.training.keep_best:
+                self._best = tree_map(mx.array, self.model.trainable_parameters())
+        return accuracy
+
+    def _save(self, folder: RunFolder) -> None:
+        facts = {
+            "progress": asdict(self.progress),
+            "controller": self.controller.state(),
+            "fingerprint": self.fingerprint,
+        }
+        checkpoint.save(
+            folder.checkpoint_path,
+            checkpoint.Checkpoint(
+                trainable=self.model.trainable_parameters(),
+                optimizer=self.optimizer.state,
+                random_state=list(mx.random.state),
+                best=self._best,
+                facts=facts,
+            ),
+        )
+
+    def _restore(self) -> None:
+        if self.folder is None:
+            raise OutputError("nothing to resume: this run writes no folder")
+        found = checkpoint.load(self.folder.checkpoint_path)
+        if found.facts["fingerprint"] != self.fingerprint:
+            raise OutputError(
+                f"{self.folder.path}: its checkpoint was made with another recipe, model, data or "
+                "version; resume with what its recipe.yaml says, or start anew with --overwrite"
+            )
+        ours = dict(tree_flatten(self.model.trainable_parameters()))
+        theirs = dict(tree_flatten(found.trainable))
+        if {n: a.shape for n, a in ours.items()} != {n: a.shape for n, a in theirs.items()}:
+            raise OutputError(f"{self.folder.path}: its checkpoint does not fit this model")
+        self.model.update(found.trainable)
+        self.optimizer.state = found.optimizer
+        mx.random.state[:] = found.random_state
+        self._best = found.best
+        self.controller = PunishController.from_state(found.facts["controller"])
+        progress = dict(found.facts["progress"])
+        progress["validations"] = [tuple(one) for one in progress["validations"]]
+        self.progress = Progress(**progress)
+        self.folder.keep_metrics(self.progress.updates)

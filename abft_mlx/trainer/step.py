@@ -1,0 +1,148 @@
+"""One optimizer update: compiled value-and-gradient over micro-batches, accumulated exactly."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+from mlx.utils import tree_flatten, tree_map
+
+from abft_mlx import adapters, attention
+from abft_mlx.errors import RunError
+from abft_mlx.objective import abft_terms
+from abft_mlx.trainer.plan import MicroBatch
+
+Tree = Any
+
+
+@dataclass(frozen=True)
+class Totals:
+    """One update's sums, each divided by its number of prompts.
+
+    Attributes:
+        loss: A · punish + B · reward.
+        punish: attention on wrong labels, summed over kept heads.
+        reward: one minus attention on right labels, summed over kept heads.
+        induction_heads: kept heads.
+        tokens: prompt tokens, padding not counted.
+        gradient_norm: L2 norm of the averaged gradient, before any clipping.
+    """
+
+    loss: float
+    punish: float
+    reward: float
+    induction_heads: float
+    tokens: int
+    gradient_norm: float
+
+
+class Step:
+    """Computes gradients of equation 1 and applies them.
+
+    Args:
+        model: a loaded model with adapters attached; everything else frozen.
+        optimizer: an MLX optimizer.
+        reward_weight: B.
+        use_filter: whether heads must pass the induction-head filter.
+        max_gradient_norm: clip the averaged gradient to this L2 norm, or None.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: optim.Optimizer,
+        *,
+        reward_weight: float,
+        use_filter: bool,
+        max_gradient_norm: float | None = None,
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.max_gradient_norm = max_gradient_norm
+        self.shapes: set[tuple[int, int]] = set()
+        self._value_and_grad = self._compiled(reward_weight, use_filter)
+        optimizer.init(model.trainable_parameters())
+
+    def _compiled(self, reward_weight: float, use_filter: bool) -> Callable[..., tuple]:
+        model = self.model
+
+        def loss(parameters: Tree, batch: dict[str, mx.array], punish_weight: mx.array) -> tuple:
+            model.update(parameters)
+            _, rows = attention.forward(model, batch["tokens"], batch["last"])
+            terms = abft_terms(
+                rows,
+                batch["label_positions"],
+                batch["demonstration_labels"],
+                batch["gold"],
+                batch["last"],
+                punish_weight=punish_weight,
+                reward_weight=reward_weight,
+                use_filter=use_filter,
+                prompt_weights=batch["weights"],
+            )
+            return terms.loss, terms.punish, terms.reward, terms.induction_heads
+
+        value_and_grad = mx.value_and_grad(loss)
+
+        def run(parameters: Tree, batch: dict[str, mx.array], punish_weight: mx.array) -> tuple:
+            terms, gradients = value_and_grad(parameters, batch, punish_weight)
+            return mx.stack(terms), gradients
+
+        # Dropout draws from the random state, so it must be an input and an output of the graph.
+        return mx.compile(run, inputs=[mx.random.state], outputs=[mx.random.state])
+
+    def gradients(
+        self, micro_batches: Sequence[MicroBatch], punish_weight: float
+    ) -> tuple[Tree, mx.array]:
+        """Gradients summed over micro-batches, and the four summed terms (4,).
+
+        Each micro-batch is evaluated before the next is built, so memory holds one at a time.
+        """
+        parameters = self.model.trainable_parameters()
+        weight = mx.array(punish_weight, dtype=mx.float32)
+        total: Tree = None
+        terms = mx.zeros(4)
+        try:
+            for micro_batch in micro_batches:
+                self.shapes.add(micro_batch.shape)
+                one_terms, one = self._value_and_grad(parameters, micro_batch.arrays(), weight)
+                total = one if total is None else tree_map(mx.add, total, one)
+                terms = terms + one_terms
+                mx.eval(total, terms)
+        finally:
+            # Tracing leaves placeholders in the model; put the real arrays back.
+            self.model.update(parameters)
+        return total, terms
+
+    def update(self, micro_batches: Sequence[MicroBatch], punish_weight: float) -> Totals:
+        """Average the gradients over the update's prompts and take one optimizer step.
+
+        Raises:
+            RunError: the loss or the gradient is not finite; nothing was changed.
+        """
+        prompts = sum(one.prompts for one in micro_batches)
+        gradients, terms = self.gradients(micro_batches, punish_weight)
+        gradients = adapters.mask_gradients(self.model, gradients)
+        gradients = tree_map(lambda one: one / prompts, gradients)
+        squares = [one.astype(mx.float32).square().sum() for _, one in tree_flatten(gradients)]
+        norm = mx.sqrt(mx.stack(squares).sum())
+        means = (terms / prompts).tolist()
+        gradient_norm = norm.item()
+        if not math.isfinite(means[0]) or not math.isfinite(gradient_norm):
+            raise RunError(
+                f"loss {means[0]} and gradient norm {gradient_norm} are not both finite; the model "
+                "was left as it was (lower training.learning_rate, or load the model in float32)"
+            )
+        limit = self.max_gradient_norm
+        if limit is not None and gradient_norm > limit:
+            gradients = tree_map(lambda one: one * (limit / gradient_norm), gradients)
+        self.optimizer.update(self.model, gradients)
+        mx.eval(self.model.trainable_parameters(), self.optimizer.state)
+        loss, punish, reward, heads = means
+        tokens = sum(one.tokens for one in micro_batches)
+        return Totals(loss, punish, reward, heads, tokens, gradient_norm)
