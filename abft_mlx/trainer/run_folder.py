@@ -65,32 +65,47 @@ class RunFolder:
         self.checkpoint_path = path / "checkpoint"
         self.metrics_path = path / "metrics.jsonl"
 
-    def create(self, *, overwrite: bool = False) -> None:
-        """Make the folder, or clear what an earlier run left in it.
+    def check(self, *, overwrite: bool = False) -> list[str]:
+        """See whether a run may be written here, before any long work.
+
+        Returns:
+            Names of what an earlier run left here.
 
         Raises:
-            OutputError: it holds something already and ``overwrite`` is not set, or holds files
-                that no run of ours wrote, or cannot be written.
+            OutputError: it holds a run already and ``overwrite`` is not set, or holds files that no
+                run of ours wrote, or is a file, or cannot be read.
         """
-        if self.path.exists() and not self.path.is_dir():
+        if not self.path.exists():
+            return []
+        if not self.path.is_dir():
             raise OutputError(f"{self.path}: is a file; choose a folder with --output")
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
             found = sorted(one.name for one in self.path.iterdir())
         except OSError as error:
             raise files.write_failure(self.path, error) from error
-        if not found:
-            return
         foreign = [name for name in found if name not in ADAPTER_FILES + OWN_FILES]
         if foreign:
             raise OutputError(
                 f"{self.path}: holds {foreign[0]}, which no run wrote; choose another folder"
             )
-        if not overwrite:
+        if found and not overwrite:
             raise OutputError(
                 f"{self.path}: holds a run already; use --resume to continue it, --overwrite to "
                 "replace it, or another --output"
             )
+        return found
+
+    def create(self, *, overwrite: bool = False) -> None:
+        """Make the folder, or clear what an earlier run left in it.
+
+        Raises:
+            OutputError: as :meth:`check`, or the folder cannot be written.
+        """
+        found = self.check(overwrite=overwrite)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise files.write_failure(self.path, error) from error
         for name in found:
             self._remove(self.path / name)
 

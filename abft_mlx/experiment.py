@@ -1,0 +1,356 @@
+"""From a recipe to a trained adapter or to measured accuracy: the rooms put together."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from abft_mlx import adapters, attention, data, evaluation, loading, prompts, runtime
+from abft_mlx import recipe as recipes
+from abft_mlx.errors import RecipeError
+from abft_mlx.induction import HeadCensus
+from abft_mlx.trainer import Progress, RunFolder, Trainer, Update
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A recipe with everything that it names opened and checked.
+
+    Attributes:
+        recipe: the resolved recipe.
+        loaded: model, tokenizer and what is known of them.
+        texts: all labelled texts.
+        splits: their disjoint parts.
+        space: labels, their words and their tokens.
+        builder: makes prompts; counts the texts it shortened.
+    """
+
+    recipe: recipes.Recipe
+    loaded: loading.Loaded
+    texts: data.LabelledTexts
+    splits: data.Splits
+    space: prompts.LabelSpace
+    builder: prompts.PromptBuilder
+
+    def training_prompts(self) -> list[prompts.Prompt]:
+        """The training prompts: k + 1 rows of the training split each, the last one the query."""
+        training = self.recipe.training
+        return prompts.training_prompts(
+            self.builder,
+            self.splits.training,
+            training.examples,
+            self.recipe.prompt.demonstrations,
+            training.seed,
+        )
+
+    def validation_prompts(self) -> list[prompts.Prompt]:
+        """Queries from the validation split, demonstrations from the training split."""
+        training = self.recipe.training
+        validation = self.splits.validation
+        if not len(validation):
+            raise RecipeError(
+                f"training.validate_every is {training.validate_every}, but data.validation_rows "
+                "is 0; set data.validation_rows to, say, 256, or training.validate_every to 0"
+            )
+        queries = min(len(validation), training.validation_prompts)
+        return prompts.evaluation_prompts(
+            self.builder,
+            self.splits.training,
+            validation,
+            queries,
+            -(-training.validation_prompts // queries),
+            self.recipe.prompt.demonstrations,
+            training.seed,
+        )[: training.validation_prompts]
+
+    def test_prompts(self) -> list[prompts.Prompt]:
+        """The fixed, seeded prompts of an evaluation."""
+        section = self.recipe.evaluation
+        return prompts.evaluation_prompts(
+            self.builder,
+            self.splits.demonstrations,
+            self.splits.test,
+            min(section.queries, len(self.splits.test)),
+            section.repeats,
+            self.recipe.prompt.demonstrations,
+            section.seed,
+        )
+
+    def measure(
+        self,
+        chosen: list[prompts.Prompt],
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> dict[str, Any]:
+        """The metrics of the model as it is now, as one method of eval's JSON."""
+        probabilities = evaluation.label_probabilities(
+            self.loaded.model,
+            chosen,
+            self.space,
+            batch_tokens=self.recipe.evaluation.batch_tokens,
+            on_progress=on_progress,
+        )
+        return evaluation.summary(probabilities, np.array([one.gold for one in chosen]))
+
+    def census(self, chosen: list[prompts.Prompt]) -> HeadCensus:
+        """What every head does with the label tokens of some prompts."""
+        census = HeadCensus()
+        for batch in prompts.batches(chosen, max_tokens=self.recipe.evaluation.batch_tokens):
+            last = mx.array(batch.last)
+            census.add(
+                attention.capture(self.loaded.model, mx.array(batch.tokens), last),
+                mx.array(batch.label_positions),
+                mx.array(batch.demonstration_labels),
+                mx.array(batch.gold),
+                last,
+            )
+        return census
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a finished fine-tuning run came to.
+
+    Attributes:
+        experiment: with the fine-tuned model in it.
+        progress: updates, seconds, validations, peak memory.
+        output: the run folder.
+        trainable_parameters: numbers that were trained.
+        adapter_bytes: size of ``adapters.safetensors``.
+    """
+
+    experiment: Experiment
+    progress: Progress
+    output: Path
+    trainable_parameters: int
+    adapter_bytes: int
+
+
+def prepare(recipe: recipes.Recipe, adapter: str | Path | None = None) -> Experiment:
+    """Open everything that a recipe names, and check that it fits together.
+
+    Args:
+        recipe: what to open.
+        adapter: a run folder or mlx-lm adapter folder to put on the model.
+
+    Raises:
+        UsageError: the first thing that is wrong, in one line.
+    """
+    recipe = recipes.resolve(recipe)
+    texts = data.load(recipe.data)
+    splits = data.split(texts, recipe.data)
+    loaded = loading.load_model(recipe.model, recipe.revision, adapter=adapter)
+    template = prompts.Template.from_section(recipe.prompt)
+    space = prompts.label_space(loaded.tokenizer, template, texts.names, recipe.prompt.label_words)
+    builder = prompts.PromptBuilder(
+        loaded.tokenizer,
+        template,
+        space,
+        max_text_tokens=recipe.prompt.max_text_tokens,
+        context_tokens=loaded.context_tokens,
+    )
+    return Experiment(recipe, loaded, texts, splits, space, builder)
+
+
+def train(
+    experiment: Experiment,
+    output: str | Path,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    on_prepared: Callable[[Experiment, int], None] | None = None,
+    on_update: Callable[[Update], None] | None = None,
+) -> RunResult:
+    """Fine-tune the experiment's model with ABFT and write its run folder.
+
+    Args:
+        experiment: from :func:`prepare`, without an adapter; its model is changed in place.
+        output: the run folder.
+        overwrite: replace a run that lies there.
+        resume: go on from the checkpoint that lies there.
+        on_prepared: told once, before training, of the experiment and its trainable parameters.
+        on_update: told of every update.
+
+    Raises:
+        UsageError: something does not fit, or the folder cannot be used.
+        RunError: the loss stopped being finite, or the disk is full.
+    """
+    recipe, model = experiment.recipe, experiment.loaded.model
+    folder = RunFolder(Path(output))
+    training_prompts = experiment.training_prompts()
+    validation = experiment.validation_prompts() if recipe.training.validate_every else []
+    adapters.attach(model, recipe.adapter, seed=recipe.training.seed)
+    if not resume:
+        folder.create(overwrite=overwrite)
+        recipes.save(recipe, folder.path / "recipe.yaml")
+        folder.write_run(_facts(experiment, model))
+    trainable = adapters.trainable_parameters(model)
+    if on_prepared is not None:
+        on_prepared(experiment, trainable)
+    trainer = Trainer(
+        model,
+        training_prompts,
+        recipe,
+        folder=folder,
+        validate=lambda: experiment.measure(validation)["accuracy"],
+        on_update=on_update,
+        fingerprint=_fingerprint(experiment),
+    )
+    progress = trainer.run(resume=resume)
+    adapters.save(model, folder.path, base_model=recipe.model)
+    adapter_bytes = (folder.path / "adapters.safetensors").stat().st_size
+    totals = {
+        "updates": progress.updates,
+        "seen_examples": progress.updates * recipe.training.prompts_per_update,
+        "tokens": progress.tokens,
+        "seconds": progress.seconds,
+        "peak_memory_bytes": progress.peak_memory_bytes,
+        "process_peak_bytes": runtime.process_peak_bytes(),
+        "adapter_bytes": adapter_bytes,
+        "micro_batch_prompts": trainer.rows,
+        "compiled_shapes": sorted(trainer.step.shapes),
+    }
+    facts = {**_facts(experiment, model), "finished": True, "totals": totals}
+    if progress.validations:
+        facts["validation"] = {
+            "prompts": len(validation),
+            "before": progress.validations[0][1],
+            "after": progress.validations[-1][1],
+            "best": progress.best_accuracy,
+            "best_update": progress.best_update,
+            "kept_update": progress.best_update if recipe.training.keep_best else progress.updates,
+        }
+    folder.write_run(facts)
+    return RunResult(experiment, progress, folder.path, trainable, adapter_bytes)
+
+
+def finetune(
+    recipe: recipes.Recipe,
+    output: str | Path,
+    *,
+    overwrite: bool = False,
+    on_prepared: Callable[[Experiment, int], None] | None = None,
+    on_update: Callable[[Update], None] | None = None,
+) -> RunResult:
+    """Run a recipe: open what it names, fine-tune with ABFT, write the run folder.
+
+    Args:
+        recipe: the run.
+        output: the run folder.
+        overwrite: replace a run that lies there.
+        on_prepared: told once, before training, of the experiment and its trainable parameters.
+        on_update: told of every update.
+    """
+    folder = RunFolder(Path(output))
+    folder.check(overwrite=overwrite)
+    return train(
+        prepare(recipe), output, overwrite=overwrite, on_prepared=on_prepared, on_update=on_update
+    )
+
+
+def resume(
+    output: str | Path,
+    *,
+    on_prepared: Callable[[Experiment, int], None] | None = None,
+    on_update: Callable[[Update], None] | None = None,
+) -> RunResult:
+    """Continue the run in a folder from its checkpoint, with the recipe that lies there."""
+    folder = RunFolder(Path(output))
+    folder.read_run()
+    recipe = recipes.load(str(folder.path / "recipe.yaml"))
+    return train(prepare(recipe), output, resume=True, on_prepared=on_prepared, on_update=on_update)
+
+
+def evaluate(
+    recipe: recipes.Recipe,
+    adapter: str | Path | None = None,
+    *,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Measure a model on fixed seeded test prompts, without and with an adapter.
+
+    Args:
+        recipe: names model, data, prompts and the evaluation's size.
+        adapter: a run folder or mlx-lm adapter folder, or None.
+        on_progress: told how many prompts of how many are done, of one measurement at a time.
+
+    Returns:
+        The document of DESIGN.md, section 5. ``methods`` describes the model with the adapter
+        where there is one; ``base`` then holds the same without it.
+    """
+    experiment = prepare(recipe)
+    chosen = experiment.test_prompts()
+    document: dict[str, Any] = {
+        "schema": SCHEMA,
+        "model": recipe.model,
+        "adapter": None if adapter is None else str(adapter),
+        "data": recipe.data.source,
+        "labels": list(experiment.space.names),
+        "label_words": list(experiment.space.words),
+        "k": recipe.prompt.demonstrations,
+        "prompts": len(chosen),
+    }
+    base = {"vanilla": experiment.measure(chosen, on_progress)}
+    if adapter is None:
+        document["methods"] = base
+        return document
+    adapters.load(experiment.loaded.model, Path(adapter))
+    document["methods"] = {"vanilla": experiment.measure(chosen, on_progress)}
+    document["base"] = base
+    return document
+
+
+def _versions() -> dict[str, str]:
+    packages = ("abft-mlx", "mlx", "mlx-lm", "numpy")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def _facts(experiment: Experiment, model: Any) -> dict[str, Any]:
+    recipe, splits = experiment.recipe, experiment.splits
+    return {
+        "schema": SCHEMA,
+        "finished": False,
+        "versions": _versions(),
+        "platform": platform.platform(),
+        "device": runtime.device_description(),
+        "model": {
+            "source": recipe.model,
+            "revision": recipe.revision,
+            "fingerprint": experiment.loaded.fingerprint,
+        },
+        "data": {
+            "source": recipe.data.source,
+            "fingerprint": experiment.texts.fingerprint(),
+            "classes": experiment.texts.class_counts(),
+            "rows": {name: len(rows) for name, rows in splits.rows.items()},
+        },
+        "labels": dict(zip(experiment.space.names, experiment.space.words, strict=True)),
+        "shortened_texts": experiment.builder.shortened,
+        "seeds": {
+            "data": recipe.data.seed,
+            "training": recipe.training.seed,
+            "evaluation": recipe.evaluation.seed,
+        },
+        "trainable_parameters": adapters.trainable_parameters(model),
+    }
+
+
+def _fingerprint(experiment: Experiment) -> str:
+    """What a checkpoint must have been made with to be continued."""
+    facts = {
+        "recipe": recipes.dumps(experiment.recipe),
+        "model": experiment.loaded.fingerprint,
+        "data": experiment.texts.fingerprint(),
+        "versions": _versions(),
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
