@@ -1,0 +1,20 @@
+"""Labelled texts: reading, checking, and the protocol's seeded splits and samplers."""
+
+from abft_mlx.data._check import Report
+from abft_mlx.data.generator import Generator, demonstration_rows, training_rows
+from abft_mlx.data.loading import builtin_tasks, builtin_template, load, report
+from abft_mlx.data.texts import LabelledTexts, Splits, split
+
+__all__ = [
+    "Generator",
+    "LabelledTexts",
+    "Report",
+    "Splits",
+    "builtin_tasks",
+    "builtin_template",
+    "demonstration_rows",
+    "load",
+    "report",
+    "split",
+    "training_rows",
+]

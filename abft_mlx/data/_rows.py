@@ -1,0 +1,254 @@
+"""Rows of CSV, JSONL and Parquet files, each with its place; every problem kept, none raised."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from abft_mlx.errors import DataError
+
+MISSING = object()
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row as read: MISSING where it lacks the column."""
+
+    place: str
+    text: Any
+    label: Any
+
+
+@dataclass
+class Table:
+    """What could be read of a file, and what was wrong with it so far.
+
+    Attributes:
+        problems: (row number, line) pairs, so that problems found later can be put in order.
+        names: class names that the file itself carries, if any.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    problems: list[tuple[int, str]] = field(default_factory=list)
+    names: tuple[str, ...] | None = None
+
+
+def columns(wanted: str) -> list[str]:
+    """The columns that ``sentence|text`` allows, in order of preference."""
+    return [name.strip() for name in wanted.split("|") if name.strip()]
+
+
+def pick(wanted: str, found: Sequence[str]) -> str | None:
+    """The first allowed column that exists."""
+    return next((name for name in columns(wanted) if name in found), None)
+
+
+def read(path: Path, text: str, label: str) -> Table:
+    """Read a file by its ending.
+
+    Raises:
+        DataError: the file cannot be opened, or its kind is unknown.
+    """
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(
+            f"{path}: files ending in {path.suffix or 'nothing'!r} are not read; "
+            f"use one of {', '.join(READERS)}"
+        )
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; a path is relative to the current folder") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    if not content.strip():
+        return Table(problems=[(0, "the file is empty; it needs a text and a label in each row")])
+    return reader(content, text, label)
+
+
+def _decode(content: bytes, table: Table) -> str:
+    """The text of a file; lines that are not UTF-8 become problems."""
+    if content.startswith(_UTF16):
+        table.problems.append((0, "the file is UTF-16, not UTF-8; save it as UTF-8"))
+        return content.decode("utf-16", errors="replace")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        for number, line in enumerate(content.split(b"\n"), 1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                byte = line[error.start]
+                table.problems.append(
+                    (0, f"line {number} is not UTF-8 (byte 0x{byte:02x}); save the file as UTF-8")
+                )
+        return content.decode("utf-8-sig", errors="replace")
+
+
+def _csv(content: bytes, text: str, label: str) -> Table:
+    table = Table()
+    source = _decode(content, table)
+    delimiter = _delimiter(source.lstrip().split("\n", 1)[0], text, label)
+    reader = csv.reader(io.StringIO(source, newline=""), delimiter=delimiter, strict=True)
+    header: list[str] = []
+    where: tuple[int, int] | None = None
+    number = 0
+    try:
+        for line, cells in _lines(reader):
+            if not header:
+                header = [cell.strip() for cell in cells]
+                where = _positions(header, text, label, table)
+                if where is None:
+                    return table
+                continue
+            number += 1
+            place = f"row {number} (line {line})"
+            if len(cells) != len(header):
+                table.problems.append(
+                    (
+                        number,
+                        f"{place}: {len(cells)} fields where the header has {len(header)}; put "
+                        f"quotes around a field that holds {delimiter!r}",
+                    )
+                )
+            elif where is not None:
+                table.rows.append(Row(place, cells[where[0]], cells[where[1]]))
+    except csv.Error as error:
+        table.problems.append(
+            (number + 1, f"row {number + 1} (up to line {reader.line_num}): {error}; check quotes")
+        )
+    if not number and not table.problems:
+        table.problems.append((0, "the file has a header and no rows"))
+    return table
+
+
+def _lines(reader: Any) -> Iterator[tuple[int, list[str]]]:
+    """Rows that are not blank, each with the physical line that it starts on."""
+    start = 1
+    for cells in reader:
+        if cells:
+            yield start, cells
+        start = reader.line_num + 1
+
+
+def _delimiter(header: str, text: str, label: str) -> str:
+    """Comma, unless only semicolons or tabs give the columns that are wanted."""
+    for delimiter in (",", ";", "\t"):
+        found = [cell.strip().strip('"') for cell in header.strip().split(delimiter)]
+        if pick(text, found) and pick(label, found):
+            return delimiter
+    return ","
+
+
+def _positions(header: list[str], text: str, label: str, table: Table) -> tuple[int, int] | None:
+    """Where the two columns are in the header; what is wrong with it goes into the table."""
+    names = []
+    for wanted, setting in ((text, "data.text"), (label, "data.label")):
+        name = pick(wanted, header)
+        if name is None:
+            table.problems.append((0, no_column(wanted, setting, header)))
+        elif header.count(name) > 1:
+            table.problems.append((0, f"the header names column {name!r} twice"))
+        names.append(name)
+    if None in names:
+        return None
+    return header.index(names[0]), header.index(names[1])  # type: ignore[arg-type]
+
+
+def no_column(wanted: str, setting: str, found: Sequence[str]) -> str:
+    """The line for a column that is not there."""
+    shown = ", ".join(repr(name if len(name) <= 40 else f"{name[:37]}...") for name in found[:12])
+    more = f" and {len(found) - 12} more" if len(found) > 12 else ""
+    asked = " or ".join(repr(name) for name in columns(wanted))
+    return f"no column {asked}; the columns are {shown or 'none'}{more} (name yours in {setting})"
+
+
+def _jsonl(content: bytes, text: str, label: str) -> Table:
+    table = Table()
+    objects: list[tuple[str, dict[str, Any]]] = []
+    found: dict[str, None] = {}
+    number = 0
+    for line_number, line in enumerate(_decode(content, table).split("\n"), 1):
+        if not line.strip():
+            continue
+        number += 1
+        place = f"row {number}" if number == line_number else f"row {number} (line {line_number})"
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else "too deep or too big"
+            table.problems.append((number, f"{place}: not JSON ({reason})"))
+            continue
+        if not isinstance(value, dict):
+            table.problems.append((number, f"{place}: not an object with a text and a label"))
+            continue
+        objects.append((place, value))
+        found.update(dict.fromkeys(value))
+    text_name, label_name = pick(text, list(found)), pick(label, list(found))
+    if text_name is not None and label_name is not None:
+        table.rows = [
+            Row(place, value.get(text_name, MISSING), value.get(label_name, MISSING))
+            for place, value in objects
+        ]
+    elif objects:
+        for name, wanted, setting in (
+            (text_name, text, "data.text"),
+            (label_name, label, "data.label"),
+        ):
+            if name is None:
+                table.problems.append((0, no_column(wanted, setting, list(found))))
+    return table
+
+
+def _parquet(content: bytes, text: str, label: str) -> Table:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise DataError(
+            "reading Parquet needs pyarrow, which is not installed: pip install 'abft-mlx[data]'"
+        ) from None
+    table = Table()
+    try:
+        file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(content))
+        header = file.schema_arrow.names
+        where = _positions(header, text, label, table)
+        if where is None:
+            return table
+        chosen = [header[where[0]], header[where[1]]]
+        data = file.read(columns=chosen)
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = str(error).split("\n", 1)[0]
+        table.problems.append((0, f"not a Parquet file that can be read ({reason})"))
+        return table
+    table.names = _class_names(file.schema_arrow.metadata, chosen[1])
+    pairs = zip(data[chosen[0]].to_pylist(), data[chosen[1]].to_pylist(), strict=True)
+    table.rows = [Row(f"row {number}", *pair) for number, pair in enumerate(pairs, 1)]
+    if not table.rows:
+        table.problems.append((0, "the file has columns and no rows"))
+    return table
+
+
+def _class_names(metadata: dict[bytes, bytes] | None, column: str) -> tuple[str, ...] | None:
+    """Class names that the datasets library wrote into the file's schema."""
+    try:
+        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+        names = features[column]["names"]
+    except (KeyError, TypeError, ValueError):
+        return None
+    return tuple(str(name) for name in names) or None
+
+
+READERS: dict[str, Callable[[bytes, str, str], Table]] = {
+    ".jsonl": _jsonl,
+    ".ndjson": _jsonl,
+    ".csv": _csv,
+    ".tsv": _csv,
+    ".parquet": _parquet,
+}

@@ -1,0 +1,68 @@
+"""The protocol's random numbers: a 32-bit linear congruential generator and the draws built on it.
+
+Every split and every choice of demonstrations in the StaICC benchmark, on which the paper
+evaluates, comes from this generator with seed 42; any other seed gives a replicate.
+"""
+
+from __future__ import annotations
+
+import random
+
+_MULTIPLIER = 1664525
+_INCREMENT = 1013904223
+_MODULUS = 2**32
+
+
+class Generator:
+    """X <- (1664525 X + 1013904223) mod 2**32; each number is X / 2**32."""
+
+    def __init__(self, seed: int = 42) -> None:
+        self._state = seed % _MODULUS
+
+    def random(self) -> float:
+        """The next number in [0, 1)."""
+        self._state = (_MULTIPLIER * self._state + _INCREMENT) % _MODULUS
+        return self._state / _MODULUS
+
+    def integers(self, start: int, end: int) -> int:
+        """The next whole number in [start, end)."""
+        return int(start + (end - start) * self.random())
+
+    def draw(self, n_items: int, n: int, repetition: bool = False) -> list[int]:
+        """Draw n indices of range(n_items), without repetition unless told otherwise."""
+        if n_items < 1 or (n > n_items and not repetition):
+            raise ValueError(f"cannot draw {n} of {n_items} items without repetition")
+        if repetition:
+            return [int(self.random() * n_items) for _ in range(n)]
+        left = list(range(n_items))
+        return [left.pop(int(self.random() * len(left))) for _ in range(n)]
+
+
+def demonstration_rows(
+    n_queries: int, repeats: int, pool: int, k: int, seed: int = 42
+) -> list[tuple[int, ...]]:
+    """Rows of the demonstration pool for every test prompt; as StaICC's sampler.
+
+    Args:
+        n_queries: test queries.
+        repeats: sets of demonstrations for each query.
+        pool: rows to choose from.
+        k: demonstrations in a prompt; chosen with repetition only where k > pool.
+        seed: 42 is StaICC's.
+
+    Returns:
+        n_queries · repeats rows of k indices; query q in repeat r has row q + n_queries · r.
+    """
+    generator = Generator(seed)
+    return [tuple(generator.draw(pool, k, k > pool)) for _ in range(n_queries * repeats)]
+
+
+def training_rows(n_prompts: int, pool: int, k: int, seed: int = 42) -> list[tuple[int, ...]]:
+    """Rows of the training pool for every training prompt: k demonstrations, then the query.
+
+    Prompt i is reproducible by itself: it depends on seed + i and not on the prompts before it.
+    The paper does not say how it draws; a sibling repository of its first author draws like this.
+    """
+    if k + 1 > pool:
+        raise ValueError(f"a training prompt needs {k + 1} distinct rows, there are {pool}")
+    return [tuple(random.Random(seed + i).sample(range(pool), k + 1)) for i in range(n_prompts)]

@@ -1,0 +1,102 @@
+"""Where labelled texts come from: a built-in task, a file, or the hub."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any
+
+from abft_mlx.data import _rows
+from abft_mlx.data._check import Report, check
+from abft_mlx.data.texts import LabelledTexts
+from abft_mlx.errors import DataError
+from abft_mlx.recipe import DataSection
+
+BUILTIN_ROWS = 6000
+BUILTIN_SEED = 7
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def load(section: DataSection) -> LabelledTexts:
+    """Read the labelled texts that a recipe names.
+
+    Raises:
+        DataError: they cannot be found, or hold problems; the error carries every one of them.
+    """
+    return report(section).require()
+
+
+def report(section: DataSection) -> Report:
+    """Read the labelled texts and say everything that is wrong with them.
+
+    Raises:
+        DataError: they cannot be found or opened at all.
+    """
+    source = section.source
+    tasks = builtin_tasks()
+    if source in tasks or source == "demo":
+        return _builtin(source, section)
+    path = Path(source).expanduser()
+    if path.is_file() or path.suffix.lower() in _rows.READERS:
+        table = _rows.read(path, section.text, section.label)
+        return check(table, source, section.labels, section.empty_texts)
+    if path.is_dir():
+        raise DataError(f"{source} is a folder; name a file in it ({', '.join(_rows.READERS)})")
+    if _HUB_NAME.fullmatch(source):
+        from abft_mlx.data import hub
+
+        table = hub.read(section)
+        return check(table, hub.title(section), section.labels, section.empty_texts)
+    near = difflib.get_close_matches(source, ["demo", *tasks], n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise DataError(
+        f"data.source {source!r} is nothing known: {hint}Use a built-in task "
+        f"({', '.join(['demo', *tasks])}), a file ({', '.join(_rows.READERS)}) or owner/name"
+    )
+
+
+def builtin_tasks() -> dict[str, Any]:
+    """The built-in tasks by name; empty where this installation lacks their generator."""
+    try:
+        from abft_mlx.data import generated
+    except ImportError:
+        return {}
+    return dict(generated.TASKS)
+
+
+def _builtin(source: str, section: DataSection) -> Report:
+    try:
+        from abft_mlx.data import generated
+    except ImportError:
+        raise DataError(
+            f"data.source {source!r}: the generator of built-in tasks is not part of this "
+            "installation; name a file or a hub data set"
+        ) from None
+    name = generated.DEMO_TASK if source == "demo" else source
+    labels = generated.TASKS[name].labels
+    pairs = generated.generate(name, BUILTIN_ROWS, BUILTIN_SEED)
+    table = _rows.Table(
+        rows=[
+            _rows.Row(f"row {number}", text, labels[label])
+            for number, (text, label) in enumerate(pairs, 1)
+        ]
+    )
+    return check(table, source, section.labels or labels)
+
+
+def builtin_template(name: str) -> dict[str, str]:
+    """Settings of a recipe's prompt section that suit a built-in task.
+
+    Raises:
+        DataError: no such task.
+    """
+    try:
+        from abft_mlx.data import generated
+
+        task = generated.TASKS[generated.DEMO_TASK if name == "demo" else name]
+    except (ImportError, KeyError):
+        raise DataError(
+            f"{name!r} is no built-in task; there are {', '.join(builtin_tasks())}"
+        ) from None
+    return {"input_prefix": task.input_prefix, "label_prefix": task.label_prefix}

@@ -1,0 +1,142 @@
+"""Prompts of a run, and batches of similar length that keep the number of shapes small."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from abft_mlx.data import LabelledTexts, demonstration_rows, training_rows
+from abft_mlx.errors import DataError, PromptError
+from abft_mlx.prompts.builder import Prompt, PromptBuilder
+
+PADDING_TOKEN = 0
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """Prompts padded on the right to one length; all arrays int32.
+
+    Attributes:
+        tokens: (B, T); padding is token 0 and lies behind `last`.
+        last: (B,) position of each prompt's last token.
+        label_positions: (B, K).
+        demonstration_labels: (B, K) class numbers.
+        gold: (B,) class numbers.
+        rows: (B,) where each prompt was in the sequence that was batched.
+    """
+
+    tokens: NDArray[np.int32]
+    last: NDArray[np.int32]
+    label_positions: NDArray[np.int32]
+    demonstration_labels: NDArray[np.int32]
+    gold: NDArray[np.int32]
+    rows: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.last)
+
+
+def batches(
+    prompts: Sequence[Prompt],
+    *,
+    max_tokens: int,
+    bucket_tokens: int = 32,
+    max_prompts: int | None = None,
+) -> list[PromptBatch]:
+    """Cut prompts into batches, longest first, so that a run that fails for memory fails at once.
+
+    Args:
+        prompts: all with the same number of demonstrations.
+        max_tokens: at most this many tokens in a batch, padding counted; a single prompt that is
+            longer makes a batch of its own.
+        bucket_tokens: T is a multiple of this, so that few shapes occur.
+        max_prompts: at most this many prompts in a batch.
+    """
+    if len({len(prompt.label_positions) for prompt in prompts}) > 1:
+        raise PromptError("prompts with different numbers of demonstrations share no batch")
+    order = sorted(range(len(prompts)), key=lambda row: (-len(prompts[row].token_ids), row))
+    made = []
+    while order:
+        longest = len(prompts[order[0]].token_ids)
+        width = -(-longest // bucket_tokens) * bucket_tokens
+        size = max(1, min(max_tokens // width, max_prompts or len(order)))
+        made.append(_pad(prompts, order[:size], width))
+        del order[:size]
+    return made
+
+
+def _pad(prompts: Sequence[Prompt], rows: Sequence[int], width: int) -> PromptBatch:
+    tokens = np.full((len(rows), width), PADDING_TOKEN, dtype=np.int32)
+    for index, row in enumerate(rows):
+        tokens[index, : len(prompts[row].token_ids)] = prompts[row].token_ids
+    chosen = [prompts[row] for row in rows]
+    return PromptBatch(
+        tokens=tokens,
+        last=np.array([prompt.last for prompt in chosen], dtype=np.int32),
+        label_positions=_table([prompt.label_positions for prompt in chosen]),
+        demonstration_labels=_table([prompt.demonstration_labels for prompt in chosen]),
+        gold=np.array([prompt.gold for prompt in chosen], dtype=np.int32),
+        rows=np.array(rows, dtype=np.int32),
+    )
+
+
+def _table(values: Sequence[tuple[int, ...]]) -> NDArray[np.int32]:
+    return np.array(values, dtype=np.int32).reshape(len(values), -1)
+
+
+def training_prompts(
+    builder: PromptBuilder, texts: LabelledTexts, n: int, k: int, seed: int = 42
+) -> list[Prompt]:
+    """N prompts of k demonstrations and a query, all from the training part.
+
+    Raises:
+        DataError: fewer than k + 1 rows.
+        PromptError: a prompt cannot be built.
+    """
+    if len(texts) < k + 1:
+        raise DataError(
+            f"{texts.source}: {len(texts)} training rows are too few for {k} demonstrations and a "
+            "query; add rows or lower prompt.demonstrations"
+        )
+    pairs = texts.pairs()
+    prompts = []
+    for number, rows in enumerate(training_rows(n, len(texts), k, seed)):
+        *shown, query = (pairs[row] for row in rows)
+        where = f"training prompt {number} (training rows {', '.join(map(str, rows))})"
+        prompts.append(builder.build(shown, *query, where=where))
+    return prompts
+
+
+def evaluation_prompts(
+    builder: PromptBuilder,
+    demonstrations: LabelledTexts,
+    test: LabelledTexts,
+    queries: int,
+    repeats: int,
+    k: int,
+    seed: int = 42,
+) -> list[Prompt]:
+    """The protocol's test prompts: every query with its demonstrations, repeat after repeat.
+
+    Query q in repeat r is prompt q + n · r, where n is the smaller of queries and len(test).
+
+    Raises:
+        DataError: no demonstrations or no queries.
+        PromptError: a prompt cannot be built.
+    """
+    n = min(queries, len(test))
+    if not n or not len(demonstrations):
+        raise DataError(
+            f"{test.source}: {len(demonstrations)} demonstration rows and {len(test)} test rows; "
+            "evaluation needs both"
+        )
+    shown, asked = demonstrations.pairs(), test.pairs()
+    prompts = []
+    for number, rows in enumerate(demonstration_rows(n, repeats, len(shown), k, seed)):
+        where = f"evaluation prompt {number} (test row {number % n})"
+        chosen = [shown[row] for row in rows]
+        prompts.append(builder.build(chosen, *asked[number % n], where=where))
+    return prompts

@@ -1,0 +1,219 @@
+"""Prompts as tokens, assembled from pieces: every position is known and none is searched for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from abft_mlx.errors import PromptError
+from abft_mlx.prompts.template import LabelSpace, Template
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One few-shot prompt.
+
+    Attributes:
+        token_ids: T tokens, special ones at the start included.
+        label_positions: K positions, of each demonstration's label token.
+        demonstration_labels: K class numbers.
+        gold: the query's class number.
+    """
+
+    token_ids: tuple[int, ...]
+    label_positions: tuple[int, ...]
+    demonstration_labels: tuple[int, ...]
+    gold: int
+
+    @property
+    def last(self) -> int:
+        """The position whose attention row is looked at, and that predicts the label."""
+        return len(self.token_ids) - 1
+
+
+class PromptBuilder:
+    """Assembles prompts, and checks that a prompt's pieces are how its text is tokenised.
+
+    A prompt is its head (instruction and first input, up to the label), then a label token and a
+    tail (label_affix and the next input, up to its label) in turn. A tail is encoded behind a label
+    word, so that tokenizers which put a space before a text, or merge across pieces, encode it as
+    they would inside the prompt.
+
+    Attributes:
+        shortened: how many distinct texts were cut to max_text_tokens.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        template: Template,
+        space: LabelSpace,
+        *,
+        max_text_tokens: int | None = None,
+        context_tokens: int | None = None,
+        allow_empty: bool = False,
+    ) -> None:
+        """Prepare to build prompts.
+
+        Args:
+            tokenizer: anything with ``encode(text, add_special_tokens=False)``.
+            template: the pieces.
+            space: the token of each label, from `label_space`.
+            max_text_tokens: longer texts are shortened to this.
+            context_tokens: longer prompts are refused.
+            allow_empty: let an empty text pass (the hate-speech set has some; calibration asks
+                for an empty query).
+        """
+        self.tokenizer = tokenizer
+        self.template = template
+        self.space = space
+        self.max_text_tokens = max_text_tokens
+        self.context_tokens = context_tokens
+        self.allow_empty = allow_empty
+        self.shortened = 0
+        self._texts: dict[str, str] = {}
+        self._heads: dict[str, list[int]] = {}
+        self._tails: dict[tuple[str, bool], list[int]] = {}
+        self._start = _start_tokens(tokenizer)
+        self._anchor = f"{template.label_prefix} {space.words[0]}"
+        self._anchor_tokens = len(self._encode(self._anchor))
+
+    def build(
+        self,
+        demonstrations: Sequence[tuple[str, int]],
+        query: str,
+        gold: int,
+        *,
+        where: str = "prompt",
+    ) -> Prompt:
+        """Assemble a prompt.
+
+        Args:
+            demonstrations: K pairs of text and class number.
+            query: the text whose label is asked for.
+            gold: its class number.
+            where: what to call this prompt in an error.
+
+        Raises:
+            PromptError: an empty text, a prompt over the context, or pieces that merge.
+        """
+        texts = [self._text(text, where) for text, _ in demonstrations]
+        query = self._text(query, where)
+        labels = tuple(label for _, label in demonstrations)
+        bodies = [*texts, query]
+        ids = [*self._start, *self._head(bodies[0], not texts)]
+        positions = []
+        for index, label in enumerate(labels):
+            positions.append(len(ids))
+            ids.append(self.space.token_ids[label])
+            ids.extend(self._tail(bodies[index + 1], index + 1 == len(labels)))
+        if self.context_tokens is not None and len(ids) > self.context_tokens:
+            raise PromptError(
+                f"{where} is {len(ids)} tokens long and the model's context is "
+                f"{self.context_tokens}: set prompt.max_text_tokens to shorten long texts (the "
+                f"longest here has {max(len(self._encode(t)) for t in bodies)} tokens), or lower "
+                "prompt.demonstrations"
+            )
+        self._verify(texts, labels, query, ids, where)
+        return Prompt(tuple(ids), tuple(positions), labels, gold)
+
+    def text(self, demonstrations: Sequence[tuple[str, int]], query: str) -> str:
+        """The prompt that `build` assembles, as text without special tokens."""
+        shown = [
+            (self._text(text, "prompt"), self.space.words[label]) for text, label in demonstrations
+        ]
+        return self.template.render(shown, self._text(query, "prompt"))
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def _head(self, text: str, is_query: bool) -> list[int]:
+        head = self.template.instruction + (self.template.query_prefix if is_query else "")
+        if text not in self._heads or is_query:
+            self._heads[text] = self._encode(head + self.template.body(text))
+        return self._heads[text]
+
+    def _tail(self, text: str, is_query: bool) -> list[int]:
+        key = (text, is_query and bool(self.template.query_prefix))
+        if key not in self._tails:
+            prefix = self.template.query_prefix if is_query else ""
+            tail = self.template.label_affix + prefix + self.template.body(text)
+            self._tails[key] = self._encode(self._anchor + tail)[self._anchor_tokens :]
+        return self._tails[key]
+
+    def _verify(
+        self,
+        texts: Sequence[str],
+        labels: Sequence[int],
+        query: str,
+        ids: Sequence[int],
+        where: str,
+    ) -> None:
+        """See that the pieces are the tokenisation of the whole text, as the model learned it."""
+        words = [self.space.words[label] for label in labels]
+        whole = self._encode(self.template.render(list(zip(texts, words, strict=True)), query))
+        built = list(ids[len(self._start) :])
+        if whole == built:
+            return
+        same = next(
+            (i for i, (a, b) in enumerate(zip(whole, built, strict=False)) if a != b),
+            min(len(whole), len(built)),
+        )
+        near = self.tokenizer.decode(whole[max(0, same - 2) : same + 2])
+        raise PromptError(
+            f"{where}: this model's tokenizer merges across the pieces of the prompt at token "
+            f"{len(self._start) + same}, near {near!r}, so label positions would be wrong: "
+            f"{self._advice()}"
+        )
+
+    def _advice(self) -> str:
+        """Which piece of the template touches its neighbours, and what to change."""
+        if not self.template.label_affix.endswith("\n"):
+            return f"end prompt.label_affix ({self.template.label_affix!r}) in a line break"
+        if not self.template.input_prefix:
+            return "give prompt.input_prefix a word, so that texts do not touch the label before"
+        return (
+            f"end prompt.label_prefix ({self.template.label_prefix!r}) in another character, or "
+            f"change prompt.label_affix ({self.template.label_affix!r})"
+        )
+
+    def _text(self, text: str, where: str) -> str:
+        """The text as it goes into prompts: checked, and shortened if need be."""
+        if text in self._texts:
+            return self._texts[text]
+        if not text.strip() and not self.allow_empty:
+            raise PromptError(f"{where}: a text is empty; remove the row or give it a text")
+        short = text
+        limit = self.max_text_tokens
+        if limit is not None and len(self._encode(text)) > limit:
+            short = self._shorten(text, limit)
+            self.shortened += 1
+        self._texts[text] = short
+        return short
+
+    def _shorten(self, text: str, limit: int) -> str:
+        """The longest beginning of at most limit tokens, cut between words where that is near."""
+        low, high = 1, len(text)
+        while low < high:
+            middle = (low + high + 1) // 2
+            if len(self._encode(text[:middle])) <= limit:
+                low = middle
+            else:
+                high = middle - 1
+        cut = text[:low]
+        if not text[low].isspace():
+            words, space, _ = cut.rpartition(" ")
+            if space and 2 * len(words) >= low:
+                cut = words
+        return cut.rstrip() or cut
+
+
+def _start_tokens(tokenizer: Any) -> list[int]:
+    """The special tokens, such as a BOS, that the tokenizer puts before a text."""
+    plain = list(tokenizer.encode("a", add_special_tokens=False))
+    marked = list(tokenizer.encode("a", add_special_tokens=True))
+    for start in range(len(marked) - len(plain) + 1):
+        if marked[start : start + len(plain)] == plain:
+            return marked[:start]
+    return []

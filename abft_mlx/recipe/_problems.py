@@ -1,0 +1,102 @@
+"""Pydantic's findings in one line: the key, the value seen, and the closest key that exists."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from abft_mlx.recipe.sections import Recipe
+
+
+def closest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that looks most like this one, if any does."""
+    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return found[0] if found else None
+
+
+def sections() -> set[str]:
+    """The keys of a recipe that hold a section."""
+    return {name for name, field in Recipe.model_fields.items() if _model(field.annotation)}
+
+
+def is_text(path: Sequence[str]) -> bool:
+    """Whether the setting at this path takes a text and nothing else (or null)."""
+    model: type[BaseModel] = Recipe
+    for key in path[:-1]:
+        field = model.model_fields.get(key)
+        inner = _model(field.annotation) if field else None
+        if inner is None:
+            return False
+        model = inner
+    field = model.model_fields.get(path[-1])
+    return field is not None and field.annotation in (str, str | None)
+
+
+def describe(error: ValidationError) -> str:
+    """The first problem in a line, and how many more there are."""
+    problems = _distinct(error.errors(include_url=False))
+    more = len(problems) - 1
+    return problems[0] + (f" (and {more} more: {'; '.join(problems[1:])})" if more else "")
+
+
+def _distinct(details: list[ErrorDetails]) -> list[str]:
+    """One line for each setting, though a union reports every one of its members."""
+    lines: dict[str, str] = {}
+    for detail in details:
+        path, model = _place(detail["loc"])
+        lines.setdefault(path, _line(path, model, detail))
+    return list(lines.values())
+
+
+def _place(loc: tuple[int | str, ...]) -> tuple[str, type[BaseModel]]:
+    """The setting's path without pydantic's names for union members, and the model it is in."""
+    model: type[BaseModel] = Recipe
+    keys: list[str] = []
+    for item in loc:
+        keys.append(str(item))
+        field = model.model_fields.get(str(item))
+        inner = _model(field.annotation) if field else None
+        if inner is None:
+            break
+        model = inner
+    return ".".join(keys), model
+
+
+def _line(path: str, model: type[BaseModel], detail: ErrorDetails) -> str:
+    key = path.rpartition(".")[2]
+    if detail["type"] == "extra_forbidden":
+        near = closest(key, model.model_fields) or _elsewhere(key)
+        hint = f"did you mean {near}?" if near else f"known are {', '.join(model.model_fields)}"
+        return f"unknown key {path} (value {_short(detail['input'])}); {hint}"
+    message = detail["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    if isinstance(detail["input"], bool):
+        message += "; YAML reads an unquoted true or false as a flag, so quote it if it is a word"
+    if detail["type"] == "model_type":
+        message = "a map of settings is needed"
+    if path == "prompt.label_words":
+        message = "a map from labels to words, auto, or null is needed"
+    return f"{path} is {_short(detail['input'])}: {message}"
+
+
+def _elsewhere(key: str) -> str | None:
+    """Where a key that was put into the wrong section belongs."""
+    for name in sorted(sections()):
+        inner = _model(Recipe.model_fields[name].annotation)
+        if inner is not None and key in inner.model_fields:
+            return f"{name}.{key}"
+    return key if key in Recipe.model_fields else None
+
+
+def _model(annotation: object) -> type[BaseModel] | None:
+    return (
+        annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+    )
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,165 @@
+"""Recipes by name or path, with overrides; every mistake becomes one line."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from abft_mlx.errors import OutputError, RecipeError
+from abft_mlx.recipe import _problems, _yaml
+from abft_mlx.recipe.sections import Recipe
+
+_SUFFIXES = (".yaml", ".yml")
+
+
+def shipped() -> dict[str, Path]:
+    """The recipes that come with the package, by name."""
+    package = Path(__file__).resolve().parent.parent
+    for folder in (package / "_recipes", package.parent / "recipes"):
+        if folder.is_dir():
+            found = sorted(folder.rglob("*.yaml"))
+            return {path.relative_to(folder).with_suffix("").as_posix(): path for path in found}
+    return {}
+
+
+def find(name_or_path: str | Path) -> Path:
+    """The file of a shipped recipe's name, or of a path that ends in .yaml.
+
+    Raises:
+        RecipeError: neither exists.
+    """
+    name = str(name_or_path)
+    recipes = shipped()
+    if name in recipes:
+        return recipes[name]
+    path = Path(name)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        inside = path / "recipe.yaml"
+        if inside.is_file():
+            return inside
+        raise RecipeError(f"{name} is a folder without a recipe.yaml; give the recipe's file")
+    if path.suffix in _SUFFIXES:
+        raise RecipeError(f"{name}: no such file; `abft-mlx recipes list` names those that ship")
+    near = _problems.closest(name, recipes)
+    hint = f"did you mean {near}? " if near else ""
+    raise RecipeError(
+        f"no recipe is called {name!r}: {hint}Shipped are {', '.join(recipes) or 'none'}; "
+        "your own is named by its path, ending in .yaml"
+    )
+
+
+def load(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and apply overrides.
+
+    Args:
+        name_or_path: the name of a shipped recipe, a .yaml file, or a run folder.
+        overrides: ``section.key=value`` each; the value is read as YAML, and as it stands where
+            the setting is a text (put quotes in it to write a line break, or the word null).
+
+    Raises:
+        RecipeError: no such recipe, not YAML, an unknown key or a value that cannot be used.
+    """
+    path = find(name_or_path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8") from None
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read ({error.strerror})") from None
+    return _parse(text, str(path), overrides)
+
+
+def loads(text: str, overrides: Sequence[str] = (), *, where: str = "recipe") -> Recipe:
+    """Read a recipe from its text; otherwise as `load`."""
+    return _parse(text, where, overrides)
+
+
+def default(overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of nothing but defaults and overrides."""
+    return _parse("{}", "defaults", overrides)
+
+
+def dumps(recipe: Recipe) -> str:
+    """The recipe as YAML, every setting written out."""
+    return yaml.safe_dump(
+        recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100
+    )
+
+
+def save(recipe: Recipe, path: str | Path) -> None:
+    """Write `dumps` to a temporary name, then rename it.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(dumps(recipe), encoding="utf-8")
+        temporary.replace(target)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OutputError(f"{target}: cannot be written ({error.strerror})") from None
+
+
+def _parse(text: str, where: str, overrides: Sequence[str]) -> Recipe:
+    try:
+        values = _yaml.parse(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f" line {mark.line + 1}" if mark else ""
+        raise RecipeError(f"{where}{line}: {error.problem or 'not YAML'}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise RecipeError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise RecipeError(f"{where}: a recipe is a map of sections, this is {values!r:.60}")
+    # A section of which every line is commented out is null in YAML: it means the defaults.
+    values = {
+        key: {} if value is None and key in _problems.sections() else value
+        for key, value in values.items()
+    }
+    recipe = _validate(values, where)
+    for override in overrides:
+        key, path, value = _override(override)
+        recipe = _validate(_put(recipe.model_dump(), path, value), f"--set {key}")
+    return recipe
+
+
+def _validate(values: dict[str, Any], where: str) -> Recipe:
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(f"{where}: {_problems.describe(error)}") from None
+
+
+def _override(text: str) -> tuple[str, list[str], Any]:
+    key, equals, raw = text.partition("=")
+    key = key.strip()
+    path = key.split(".", 2)
+    if not equals or not all(path):
+        raise RecipeError(f"--set {text!r}: write section.key=value, e.g. training.updates=16")
+    if _problems.is_text(path) and not raw.lstrip().startswith(("'", '"')):
+        return key, path, None if raw.strip() in ("null", "~") else raw
+    try:
+        return key, path, _yaml.parse(raw)
+    except (yaml.YAMLError, ValueError):
+        raise RecipeError(f"--set {key}: {raw!r} is not a YAML value; quote it") from None
+
+
+def _put(values: dict[str, Any], path: list[str], value: Any) -> dict[str, Any]:
+    inner = values
+    for key in path[:-1]:
+        if not isinstance(inner.get(key), dict):
+            inner[key] = {}
+        inner = inner[key]
+    inner[path[-1]] = value
+    return values

@@ -1,0 +1,237 @@
+"""The typed recipe: every setting of a run, its meaning, its limits and its only default."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+
+LORA_LEARNING_RATE = 1e-4
+FULL_LEARNING_RATE = 2e-5
+
+
+def _no_flag(value: Any) -> Any:
+    """Refuse booleans where a number belongs: pydantic would read ``true`` as 1."""
+    if isinstance(value, bool):
+        raise ValueError("a number is needed here")
+    return value
+
+
+def _as_name(value: Any) -> Any:
+    """Let people write class names such as 0 and 1 without quotes."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return value
+
+
+Int = Annotated[int, BeforeValidator(_no_flag)]
+Number = Annotated[float, BeforeValidator(_no_flag), Field(allow_inf_nan=False)]
+Name = Annotated[str, BeforeValidator(_as_name)]
+
+
+class Section(BaseModel):
+    """Settings that cannot be changed after construction; unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class DataSection(Section):
+    """Which labelled texts, and how they are divided."""
+
+    source: str = Field(
+        default="demo",
+        min_length=1,
+        description="A built-in task (demo), a .jsonl, .csv or .parquet file (relative to the "
+        "current folder), or a data set of the hub (owner/name).",
+    )
+    config: str | None = Field(default=None, description="Configuration of a hub data set.")
+    split: str = Field(
+        default="train", description="Split of a hub data set; train+test joins several."
+    )
+    revision: str | None = Field(default=None, description="Branch, tag or commit on the hub.")
+    text: str = Field(
+        default="text",
+        min_length=1,
+        description="Column of the texts; sentence|text reads the first of these that exists.",
+    )
+    label: str = Field(
+        default="label", min_length=1, description="Column of the labels; a|b as for text."
+    )
+    labels: list[Name] | None = Field(
+        default=None,
+        min_length=2,
+        description="Class names in order: the names of integer labels 0, 1, ..., or the only "
+        "string labels that are allowed. Without it the distinct labels, sorted, are the names.",
+    )
+    empty_texts: Literal["refuse", "drop", "keep"] = Field(
+        default="refuse",
+        description="What to do with rows whose text is empty: refuse the data, drop those rows, "
+        "or keep them (the paper's hate-speech set has seven).",
+    )
+    staicc_order: bool = Field(
+        default=False,
+        description="Hub data sets only: leave out texts over 1024 characters and permute once, "
+        "as the StaICC benchmark does before it splits.",
+    )
+    training_rows: Int = Field(default=1024, ge=1, description="Rows that training may use.")
+    validation_rows: Int = Field(default=0, ge=0, description="Rows held for validation queries.")
+    demonstration_rows: Int = Field(
+        default=4096, ge=1, description="Rows that evaluation takes its demonstrations from."
+    )
+    test_rows: Int = Field(default=512, ge=1, description="Rows held for test queries.")
+    seed: Int = Field(default=42, ge=0, description="Seed of the division into these parts.")
+
+    @field_validator("labels")
+    @classmethod
+    def _distinct(cls, labels: list[str] | None) -> list[str] | None:
+        stripped = [name.strip() for name in labels or []]
+        if any(not name for name in stripped):
+            raise ValueError("a class name is empty")
+        if len(set(stripped)) < len(stripped):
+            raise ValueError("a class name occurs twice")
+        return stripped if labels else None
+
+
+class PromptSection(Section):
+    """The words around demonstrations and query."""
+
+    instruction: str = Field(default="", description="Text before the first demonstration.")
+    input_prefix: str = Field(default="text: ", description="Text before each input.")
+    input_affix: str = Field(default=" ", description="Text between an input and label_prefix.")
+    label_prefix: str = Field(
+        default="label:",
+        description="Text before each label, without the space: the label brings its own.",
+    )
+    label_affix: str = Field(default="\n", description="Text after each demonstration's label.")
+    query_prefix: str = Field(default="", description="Text before the query's input_prefix.")
+    demonstrations: Int = Field(default=4, ge=1, description="Demonstrations in a prompt (k).")
+    label_words: dict[Name, Name] | Literal["auto"] | None = Field(
+        default=None,
+        description="The word that stands for each label in a prompt, which must be one token: a "
+        "map from labels to words, auto to let abft-mlx choose, or null for the labels themselves.",
+    )
+    max_text_tokens: Int | None = Field(
+        default=None, ge=1, description="Longer texts are shortened to this many tokens."
+    )
+
+    @field_validator("label_prefix")
+    @classmethod
+    def _no_trailing_space(cls, prefix: str) -> str:
+        if prefix.endswith(" "):
+            raise ValueError(
+                "it ends in a space, which belongs to the label that follows: leave it out"
+            )
+        return prefix
+
+
+class AdapterSection(Section):
+    """What is trained: LoRA on W_Q and W_K, or these weights themselves."""
+
+    kind: Literal["lora", "full"] = Field(
+        default="lora", description="lora, or full for W_Q and W_K themselves as in the paper."
+    )
+    rank: Int = Field(default=16, ge=1, description="Rank of lora_a and lora_b.")
+    scale: Number = Field(
+        default=2.0, gt=0, description="Multiplies B·A directly (PEFT's alpha is scale · rank)."
+    )
+    dropout: Number = Field(default=0.0, ge=0, lt=1, description="Dropout before lora_a.")
+    layers: list[Int] | None = Field(
+        default=None, min_length=1, description="Layer numbers from 0; null means every layer."
+    )
+
+    @field_validator("layers")
+    @classmethod
+    def _layer_numbers(cls, layers: list[int] | None) -> list[int] | None:
+        if layers is not None and (min(layers) < 0 or len(set(layers)) < len(layers)):
+            raise ValueError("layer numbers start at 0 and occur once each")
+        return layers
+
+
+class ObjectiveSection(Section):
+    """Equation 1 of the paper and its controller."""
+
+    punish: Number = Field(
+        default=0.5, ge=0, description="A0: weight of attention on labels other than the gold one."
+    )
+    reward: Number = Field(
+        default=1.0, ge=0, description="B: weight of attention missing from the gold label."
+    )
+    filter: bool = Field(default=True, description="Only induction heads count.")
+    pid: bool = Field(
+        default=True, description="Steer A so that the number of induction heads holds."
+    )
+    cp: Number = Field(default=0.03, ge=0, description="Proportional constant of the controller.")
+    ci: Number = Field(default=0.005, ge=0, description="Integral constant of the controller.")
+    cd: Number = Field(default=0.005, ge=0, description="Differential constant of the controller.")
+
+
+class TrainingSection(Section):
+    """How long, how fast and in what pieces."""
+
+    examples: Int = Field(default=512, ge=1, description="Distinct training prompts.")
+    updates: Int = Field(default=32, ge=1, description="Optimizer steps.")
+    prompts_per_update: Int = Field(default=32, ge=1, description="Prompts averaged in a step.")
+    learning_rate: Number | None = Field(
+        default=None,
+        gt=0,
+        description=f"Adam's learning rate; null means {LORA_LEARNING_RATE:g} for lora and "
+        f"{FULL_LEARNING_RATE:g} for full.",
+    )
+    micro_batch_tokens: Int | None = Field(
+        default=None, ge=1, description="Tokens in a forward pass; null chooses by memory."
+    )
+    validate_every: Int = Field(
+        default=0, ge=0, description="Updates between validations; 0 means never."
+    )
+    validation_prompts: Int = Field(default=256, ge=1, description="Prompts of a validation.")
+    keep_best: bool = Field(
+        default=True, description="With validation: save the adapter of the best one."
+    )
+    checkpoint_every: Int = Field(
+        default=8, ge=1, description="Updates between checkpoints; the last update always has one."
+    )
+    seed: Int = Field(default=42, ge=0, description="Seed of prompts, their order and lora_a.")
+    max_gradient_norm: Number | None = Field(
+        default=None, gt=0, description="Clip the gradient to this norm; null means no clipping."
+    )
+
+
+class EvaluationSection(Section):
+    """How accuracy is measured."""
+
+    queries: Int = Field(default=512, ge=1, description="Test queries.")
+    repeats: Int = Field(
+        default=2, ge=1, description="Sets of demonstrations for each; prompts = queries · repeats."
+    )
+    batch_tokens: Int = Field(default=16384, ge=1, description="Tokens in a forward pass.")
+    seed: Int = Field(default=42, ge=0, description="Seed of the choice of demonstrations.")
+
+
+class Recipe(Section):
+    """One run, completely: model, data, prompts, adapter, objective, training, evaluation."""
+
+    name: str | None = Field(default=None, description="A short name for reports.")
+    description: str | None = Field(default=None, description="One line for people.")
+    model: str = Field(
+        default="demo",
+        min_length=1,
+        description="demo (bundled), a folder, or a model of the hub (owner/name).",
+    )
+    revision: str | None = Field(default=None, description="Branch, tag or commit of the model.")
+    data: DataSection = Field(default_factory=DataSection, description="Labelled texts.")
+    prompt: PromptSection = Field(default_factory=PromptSection, description="Prompts.")
+    adapter: AdapterSection = Field(default_factory=AdapterSection, description="Trained part.")
+    objective: ObjectiveSection = Field(default_factory=ObjectiveSection, description="The loss.")
+    training: TrainingSection = Field(default_factory=TrainingSection, description="Training.")
+    evaluation: EvaluationSection = Field(
+        default_factory=EvaluationSection, description="Evaluation."
+    )
+
+
+def resolve(recipe: Recipe) -> Recipe:
+    """Fill in what depends on other settings, so that the recipe alone reproduces the run."""
+    if recipe.training.learning_rate is not None:
+        return recipe
+    rate = LORA_LEARNING_RATE if recipe.adapter.kind == "lora" else FULL_LEARNING_RATE
+    training = recipe.training.model_copy(update={"learning_rate": rate})
+    return recipe.model_copy(update={"training": training})

@@ -1,0 +1,185 @@
+"""Golden values of the protocol: rows of every part, and the sampler of demonstrations."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from abft_mlx.data import (
+    Generator,
+    LabelledTexts,
+    demonstration_rows,
+    load,
+    split,
+    training_rows,
+)
+from abft_mlx.errors import DataError
+from abft_mlx.recipe import DataSection
+
+SETS = (
+    "sst2",
+    "rotten_tomatoes",
+    "financial_phrasebank",
+    "sst5",
+    "trec",
+    "subjective",
+    "tweet_eval_emotion",
+    "tweet_eval_hate",
+)
+
+
+def sha256(value: object) -> str:
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def texts(n: int, classes: int = 2) -> LabelledTexts:
+    return LabelledTexts(
+        tuple(f"text {i}" for i in range(n)),
+        tuple(i % classes for i in range(n)),
+        tuple(f"class {c}" for c in range(classes)),
+        "made.csv",
+    )
+
+
+def section(training: int, validation: int, demonstrations: int, test: int) -> DataSection:
+    return DataSection(
+        training_rows=training,
+        validation_rows=validation,
+        demonstration_rows=demonstrations,
+        test_rows=test,
+    )
+
+
+def test_generator_first_numbers_by_hand() -> None:
+    generator = Generator(42)
+    first = (1664525 * 42 + 1013904223) % 2**32
+    second = (1664525 * first + 1013904223) % 2**32
+    assert generator.random() == first / 2**32
+    assert generator.integers(10, 20) == 10 + int(10 * second / 2**32)
+
+
+def test_generator_draws() -> None:
+    assert sorted(Generator(7).draw(20, 20)) == list(range(20))
+    assert Generator(7).draw(3, 10, repetition=True) != Generator(8).draw(3, 10, repetition=True)
+    assert Generator(5).draw(9, 4) == Generator(5).draw(9, 4)
+    with pytest.raises(ValueError, match="without repetition"):
+        Generator().draw(3, 4)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_splits_and_sampler_are_the_golden_ones(name: str, shared: Path) -> None:
+    golden = json.loads((shared / "reference" / "staicc_reference.json").read_text())[name]
+    sizes = golden["split_sizes"]
+    data = DataSection(
+        source=str(shared / "data" / f"{name}.jsonl"),
+        demonstration_rows=sizes["demonstration"],
+        empty_texts="keep",
+    )
+    parts = split(load(data), data)
+    for part, key in (
+        ("training", "calibration"),
+        ("demonstrations", "demonstration"),
+        ("test", "test"),
+    ):
+        rows = list(parts.rows[part])
+        assert rows[:10] == golden[key]["first10_row_indices"]
+        assert sha256(rows) == golden[key]["sha256_of_compact_json_index_list"]
+        counts = {str(k): n for k, n in Counter(getattr(parts, part).labels).items()}
+        assert counts == golden[key]["class_histogram"]
+    sampler = demonstration_rows(512, 2, len(parts.demonstrations), 4)
+    assert [list(row) for row in sampler[:5]] == golden["demo_sampler_k4"]["first5"]
+    assert sha256([list(row) for row in sampler]) == golden["demo_sampler_k4"]["sha256"]
+
+
+@given(
+    st.integers(15, 400),
+    st.integers(5, 300),
+    st.integers(0, 100),
+    st.integers(5, 300),
+    st.integers(5, 100),
+)
+def test_parts_are_disjoint_and_each_has_enough(
+    n: int, training: int, validation: int, demonstrations: int, test: int
+) -> None:
+    data = section(training, validation, demonstrations, test)
+    whole = texts(n)
+    if n < 20 and validation:
+        return
+    parts = split(whole, data)
+    used = [row for rows in parts.rows.values() for row in rows]
+    assert len(used) == len(set(used)) <= n
+    for part in ("training", "demonstrations", "test"):
+        assert len(getattr(parts, part)) >= 5
+        assert getattr(parts, part).texts == tuple(whole.texts[r] for r in parts.rows[part])
+    assert bool(len(parts.validation)) == bool(validation)
+    if n >= training + validation + demonstrations + test:
+        assert len(parts.training) == training
+        assert len(parts.test) == test
+        assert not parts.warnings
+    else:
+        assert "were asked for" in parts.warnings[0]
+
+
+def test_small_set_gives_up_demonstrations_first() -> None:
+    parts = split(texts(2264), DataSection())
+    sizes = {part: len(rows) for part, rows in parts.rows.items()}
+    assert sizes == {"training": 1024, "validation": 0, "demonstrations": 728, "test": 512}
+    parts = split(texts(300), DataSection())
+    sizes = {part: len(rows) for part, rows in parts.rows.items()}
+    assert sizes == {"training": 150, "validation": 0, "demonstrations": 75, "test": 75}
+
+
+def test_too_few_rows_says_how_many_are_needed() -> None:
+    with pytest.raises(DataError, match=r"made\.csv: 14 rows are too few: 15 are needed"):
+        split(texts(14), DataSection())
+    with pytest.raises(DataError, match="training_rows is 4: a training prompt needs 5"):
+        split(texts(100), section(4, 0, 10, 10))
+
+
+def test_seed_changes_the_parts_and_nothing_else_does() -> None:
+    whole = texts(100)
+    first = split(whole, section(20, 0, 20, 20))
+    assert first == split(whole, section(20, 0, 20, 20))
+    assert (
+        first.rows
+        != split(whole, DataSection(**{**section(20, 0, 20, 20).model_dump(), "seed": 1})).rows
+    )
+
+
+def test_texts_in_two_parts_are_counted() -> None:
+    same = LabelledTexts(("same",) * 30, (0, 1) * 15, ("a", "b"), "made.csv")
+    warnings = split(same, section(10, 0, 10, 10)).warnings
+    assert warnings == (
+        "10 of 10 test texts also occur in training",
+        "10 of 10 test texts also occur in demonstrations",
+    )
+
+
+def test_training_rows_reseed_for_every_prompt() -> None:
+    rows = training_rows(3, 50, 4, seed=42)
+    assert rows[2] == tuple(random.Random(44).sample(range(50), 5))
+    assert all(len(set(row)) == 5 for row in rows)
+    with pytest.raises(ValueError, match="needs 5 distinct rows, there are 4"):
+        training_rows(1, 4, 4)
+
+
+def test_demonstrations_repeat_only_where_the_pool_is_too_small() -> None:
+    assert all(len(set(row)) == 4 for row in demonstration_rows(50, 2, 4, 4))
+    assert {index for row in demonstration_rows(50, 2, 3, 4) for index in row} == {0, 1, 2}
+
+
+def test_fingerprint_depends_on_content_alone() -> None:
+    one = texts(10)
+    assert (
+        one.fingerprint() == LabelledTexts(one.texts, one.labels, one.names, "else").fingerprint()
+    )
+    assert one.fingerprint() != one.subset(range(9)).fingerprint()
+    assert one.class_counts() == {"class 0": 5, "class 1": 5}
