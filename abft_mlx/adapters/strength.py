@@ -1,0 +1,67 @@
+"""Turning an adapter's strength up and down, and merging it into the base."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_unflatten
+from mlx_lm.tuner.lora import LoRALinear
+
+from abft_mlx.adapters.attach import adapted
+from abft_mlx.errors import AdapterError
+
+
+def scale(model: nn.Module, factor: float) -> None:
+    """Multiply the adapter's effect by a factor: 0 is the base, 0.5 half the change, 1 no change.
+
+    Factors multiply: ``scale(model, 0.5)`` twice leaves a quarter. Saving keeps the result.
+
+    Raises:
+        AdapterError: the model carries no adapter.
+    """
+    for module in _some(model).values():
+        if isinstance(module, LoRALinear):
+            module.scale = module.scale * factor
+        else:
+            base = module.original.weight.astype(mx.float32)
+            module.weight = base + factor * (module.weight - base)
+
+
+def merge(model: nn.Module, *, dequantize: bool = False) -> None:
+    """Put the adapter's change into the weights themselves; the model then carries no adapter.
+
+    The sum is rounded to the base's type. Re-quantizing it would lose a small adapter, so a
+    quantized base is refused unless its W_Q and W_K may become full-precision layers.
+
+    Args:
+        model: a model with an adapter.
+        dequantize: let quantized projections become plain linear layers.
+
+    Raises:
+        AdapterError: no adapter, or a quantized base without ``dequantize``.
+    """
+    modules = _some(model)
+    quantized = [p for p, m in modules.items() if "linear" in m and "scales" in m.linear]
+    if quantized and not dequantize:
+        raise AdapterError(
+            f"{quantized[0]} is quantized, and quantizing the merged weight again would lose part "
+            "of the adapter; pass dequantize=True, or keep the adapter beside the base"
+        )
+    for path, module in modules.items():
+        if isinstance(module, LoRALinear):
+            merged = module.fuse(dequantize=True)
+        else:
+            module.weight = module.weight.astype(module.original.weight.dtype)
+            module.__class__ = nn.Linear
+            del module.original
+            continue
+        model.update_modules(tree_unflatten([(path, merged)]))
+    model.freeze()
+    mx.eval(model.parameters())
+
+
+def _some(model: nn.Module) -> dict[str, nn.Module]:
+    modules = adapted(model)
+    if not modules:
+        raise AdapterError("this model carries no adapter; attach() or load() one first")
+    return modules
