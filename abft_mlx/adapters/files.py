@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +28,7 @@ from abft_mlx.adapters.attach import (
 )
 from abft_mlx.adapters.headers import read_header
 from abft_mlx.errors import AdapterError, OutputError
+from abft_mlx.files import replacing, write_failure, write_json
 from abft_mlx.ports import base_linear, has, output_dims, port_for, resolve
 
 WEIGHTS = "adapters.safetensors"
@@ -97,25 +96,18 @@ def save(model: nn.Module, folder: str | Path, *, base_model: str | None = None)
     if not adapted(model):
         raise AdapterError("this model carries no adapter, so there is nothing to save")
     folder = Path(folder)
-    text = json.dumps(config(model, base_model), indent=2, sort_keys=True) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _replace(
-            folder / WEIGHTS,
-            lambda path: mx.save_safetensors(str(path), tensors(model), {"format": "mlx"}),
-        )
-        _replace(folder / CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
-    except (OSError, RuntimeError) as error:
-        raise OutputError(f"cannot write the adapter to {folder}: {error}") from error
-
-
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        write(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise write_failure(folder, error) from error
+    with replacing(folder / WEIGHTS) as temporary:
+        try:
+            mx.save_safetensors(str(temporary), tensors(model), {"format": "mlx"})
+        except RuntimeError as error:
+            raise OutputError(
+                f"{folder / WEIGHTS}: cannot be written ({error}); choose another folder"
+            ) from error
+    write_json(folder / CONFIG, config(model, base_model))
 
 
 @dataclass(frozen=True)

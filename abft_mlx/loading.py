@@ -1,0 +1,263 @@
+"""Opening a model: bundled, from a folder, or from the hub, with one clear line for what can fail.
+
+Files are checked before any weight is read: a download cut short is an error, not a crash later.
+Model code that a checkpoint brings along is never run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from huggingface_hub import errors as hub_errors
+from huggingface_hub import snapshot_download
+from mlx_lm import utils as mlx_lm_utils
+
+from abft_mlx import adapters
+from abft_mlx.adapters.headers import read_header
+from abft_mlx.errors import AbftError, ModelError, UnsupportedArchitectureError
+from abft_mlx.ports import Port, port_for, supported
+
+DEMO = "demo"
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
+HUB_FILES = ["*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "*.txt", "*.jinja"]
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "*.tiktoken")
+CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
+HASHED_WHOLE_BYTES = 1_000_000_000
+SAMPLES, SAMPLE_BYTES = 64, 65_536
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model, ready for use.
+
+    Attributes:
+        model: the mlx-lm model, frozen unless an adapter was asked for.
+        tokenizer: mlx-lm's tokenizer wrapper.
+        config: the checkpoint's config.json.
+        source: the name it was asked for by.
+        path: the folder it was read from.
+        port: where its attention lives.
+        fingerprint: what identifies its files; see :func:`fingerprint`.
+        context_tokens: the longest prompt it was made for, None if its config does not say.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    config: dict[str, Any]
+    source: str
+    path: Path
+    port: Port
+    fingerprint: str
+    context_tokens: int | None
+
+
+def load_model(name: str, revision: str | None = None, adapter: str | Path | None = None) -> Loaded:
+    """Open a model and its tokenizer.
+
+    Args:
+        name: "demo" for the bundled model, a local folder, or a hub id such as owner/name.
+        revision: branch, tag or commit of a hub model.
+        adapter: an adapter or run folder to put on it.
+
+    Raises:
+        ModelError: it cannot be found, fetched or read; one line that says why.
+        UnsupportedArchitectureError: mlx-lm or this package does not know its architecture.
+        AdapterError: the adapter does not fit it.
+    """
+    path = find(name, revision)
+    config = _config(path)
+    _weight_files(path)
+    _check_tokenizer(path)
+    model, config = _model(path, config)
+    port = port_for(model)
+    identity = fingerprint(path)
+    tokenizer = _tokenizer(path, config)
+    model.freeze()
+    if adapter is not None:
+        adapters.load(model, adapter)
+    mx.eval(model.parameters())
+    return Loaded(model, tokenizer, config, name, path, port, identity, context_tokens(config))
+
+
+def find(name: str, revision: str | None = None) -> Path:
+    """The local folder of a model; hub models are downloaded once and then read from the cache.
+
+    Raises:
+        ModelError: no such folder, no such hub model, no access to it, or no network and no copy.
+    """
+    if name == DEMO:
+        return Path(str(files("abft_mlx"))) / "assets" / "demo-model"
+    local = Path(name).expanduser()
+    if local.is_dir():
+        return local
+    if local.exists():
+        raise ModelError(f"model {name} is a file; give the folder that it is in")
+    if name.startswith((".", "/", "~")) or HUB_ID.fullmatch(name) is None:
+        raise ModelError(
+            f"model {name!r}: no such folder; give a folder, a hub id like owner/name, or demo"
+        )
+    return _fetch(name, revision)
+
+
+def _fetch(name: str, revision: str | None) -> Path:
+    at = f" at revision {revision!r}" if revision else ""
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES))
+    except hub_errors.GatedRepoError as error:
+        raise ModelError(
+            f"model {name} is gated: accept its terms on the hub, then run hf auth login"
+        ) from error
+    except hub_errors.RepositoryNotFoundError as error:
+        raise ModelError(
+            f"model {name!r} is neither a folder here nor a model on the hub that you may read; "
+            "check the spelling, or run hf auth login if it is private"
+        ) from error
+    except hub_errors.RevisionNotFoundError as error:
+        raise ModelError(
+            f"model {name} has no revision {revision!r}; leave it out for the newest"
+        ) from error
+    except (hub_errors.LocalEntryNotFoundError, hub_errors.OfflineModeIsEnabled) as error:
+        raise ModelError(
+            f"model {name}{at} is not in the local cache and the hub cannot be reached; go online "
+            "once to fetch it, or give a local folder"
+        ) from error
+    except (hub_errors.HfHubHTTPError, hub_errors.HFValidationError, OSError) as error:
+        raise ModelError(
+            f"model {name}{at} could not be fetched: {_first_line(error)}; try again, or give a "
+            "local folder"
+        ) from error
+
+
+def _config(path: Path) -> dict[str, Any]:
+    file = path / "config.json"
+    if not file.is_file():
+        raise ModelError(f"{path} has no config.json; give the folder of a model")
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file} cannot be read as JSON: {error}; fetch it again") from error
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise ModelError(f"{file} names no model_type; give the folder of a model that mlx-lm runs")
+    return config
+
+
+def _weight_files(path: Path) -> list[Path]:
+    """Weight files as mlx-lm picks them, each checked to be whole."""
+    found = sorted(path.glob("model*.safetensors"))
+    if not found:
+        others = sorted(p.name for p in path.iterdir() if p.suffix in (".bin", ".pt", ".gguf"))
+        instead = f" (found {', '.join(others[:3])})" if others else ""
+        raise ModelError(
+            f"{path} has no model*.safetensors{instead}; fetch the weights, or convert them with "
+            "mlx_lm.convert"
+        )
+    index = path / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            raise ModelError(f"{index} cannot be read: {error}; fetch it again") from error
+        missing = sorted(named - {p.name for p in found})
+        if missing:
+            raise ModelError(
+                f"{path} lacks {len(missing)} of its weight files, {missing[0]} first; fetch it "
+                "again"
+            )
+    for file in found:
+        try:
+            read_header(file)
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{file} is broken: {error}; fetch it again") from error
+    return found
+
+
+def fingerprint(path: Path) -> str:
+    """What identifies a model's files: equal only if config, tokenizer and weights are equal.
+
+    Up to 1 GB of weights every byte is hashed (``sha256:``). Beyond, each weight file adds its
+    size, its whole header and 64 samples of 64 KiB spread over it (``sha256-sampled:``): a changed
+    shape, type, name or file is seen, a change of single weights may not be.
+
+    Raises:
+        ModelError: weights are missing or broken.
+    """
+    weights = _weight_files(path)
+    whole = sum(file.stat().st_size for file in weights) <= HASHED_WHOLE_BYTES
+    digest = hashlib.sha256()
+    for name in ("config.json", "tokenizer.json", "tokenizer.model"):
+        if (path / name).is_file():
+            content = (path / name).read_bytes()
+            digest.update(f"{name}\0{len(content)}\0".encode() + content)
+    for weight in weights:
+        size = weight.stat().st_size
+        digest.update(f"{weight.name}\0{size}\0".encode())
+        with weight.open("rb") as file:
+            if whole:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+                continue
+            prefix = file.read(8)
+            digest.update(prefix + file.read(int.from_bytes(prefix, "little")))
+            for sample in range(SAMPLES):
+                file.seek((size - SAMPLE_BYTES) * sample // (SAMPLES - 1))
+                digest.update(file.read(SAMPLE_BYTES))
+    return f"{'sha256' if whole else 'sha256-sampled'}:{digest.hexdigest()}"
+
+
+def _model(path: Path, config: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
+    """The model with its weights mapped but not yet read."""
+    try:
+        return mlx_lm_utils.load_model(path, lazy=True)
+    except AbftError:
+        raise
+    except Exception as error:  # mlx-lm's model classes raise whatever they meet
+        text = _first_line(error)
+        if re.fullmatch(r"Model type \S+ not supported\.", text):
+            raise UnsupportedArchitectureError(
+                f"{path}: mlx-lm does not know the architecture {config['model_type']!r}; this "
+                f"package supports {', '.join(supported())}"
+            ) from error
+        raise ModelError(
+            f"{path} cannot be opened as a {config['model_type']} model: "
+            f"{type(error).__name__}: {text}"
+        ) from error
+
+
+def _check_tokenizer(path: Path) -> None:
+    if not any(any(path.glob(pattern)) for pattern in TOKENIZER_FILES):
+        raise ModelError(
+            f"{path} has no tokenizer ({' or '.join(TOKENIZER_FILES[:3])}); copy the tokenizer "
+            "files of the model that it was made from"
+        )
+
+
+def _tokenizer(path: Path, config: dict[str, Any]) -> Any:
+    try:
+        return mlx_lm_utils.load_tokenizer(path, eos_token_ids=config.get("eos_token_id"))
+    except Exception as error:  # tokenizer libraries raise whatever they meet
+        raise ModelError(
+            f"the tokenizer in {path} cannot be opened: {type(error).__name__}: "
+            f"{_first_line(error)}"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def context_tokens(config: dict[str, Any]) -> int | None:
+    """The longest prompt that a checkpoint says it was made for."""
+    for section in (config, config.get("text_config") or {}):
+        for key in CONTEXT_KEYS:
+            if isinstance(section.get(key), int):
+                return int(section[key])
+    return None
