@@ -42,7 +42,12 @@ def _candidates() -> Iterator[tuple[str, str]]:
         if asked and asked != "none":
             yield asked, f"named by {BLAS_VARIABLE}"
         return
-    roots = [Path("/usr/lib"), Path("/usr/lib64"), Path("/usr/local/lib"), Path("/opt/OpenBLAS/lib")]
+    roots = [
+        Path("/usr/lib"),
+        Path("/usr/lib64"),
+        Path("/usr/local/lib"),
+        Path("/opt/OpenBLAS/lib"),
+    ]
     patterns = (
         "*/openblas-pthread/libopenblas.so.0",
         "*/openblas-openmp/libopenblas.so.0",
@@ -57,7 +62,10 @@ def _candidates() -> Iterator[tuple[str, str]]:
     named = ctypes.util.find_library("openblas")
     if named:
         yield named, "found on this system"
-    for found in sorted(Path(sys.prefix, "lib").glob("libmkl_rt.so*")):
+    environment = Path(sys.prefix, "lib")
+    for found in sorted(environment.glob("libopenblas.so*")):
+        yield str(found), "found in this environment"
+    for found in sorted(environment.glob("libmkl_rt.so*")):
         yield str(found), "the mkl package of this environment"
 
 
@@ -139,6 +147,33 @@ def process_peak_bytes() -> int:
 def machine_memory_bytes() -> int:
     """Physical memory of this machine in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def memory_facts() -> dict[str, int | None]:
+    """Bytes of memory in the machine, and how many of them macOS recommends to wire for MLX.
+
+    The second is None where there is no Metal device.
+    """
+    import mlx.core as mx
+
+    recommended = None
+    if mx.metal.is_available():
+        recommended = int(mx.device_info()["max_recommended_working_set_size"])
+    return {"machine_bytes": machine_memory_bytes(), "recommended_bytes": recommended}
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package, of Python and of what the numbers depend on."""
+    from importlib.metadata import version
+
+    from abft_mlx import __version__
+
+    names = ("mlx", "mlx-lm", "numpy", "transformers", "huggingface-hub")
+    return {
+        "abft-mlx": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in names},
+    }
 
 
 def device_description() -> str:

@@ -1,0 +1,79 @@
+# Everything from a fresh clone: `make demo`, `make test`. Set-up happens once, into ./.venv.
+SHELL := /bin/bash
+VENV ?= .venv
+BIN := $(VENV)/bin
+UV := $(shell command -v uv 2>/dev/null)
+# The first Python that is new enough; macOS's own python3 is not.
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python3.10; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1 && echo $$p && break; done)
+ARGS ?=
+
+ifneq ($(UV),)
+CREATE = $(UV) venv --quiet --allow-existing --python '$(or $(UV_PYTHON),>=3.10)' $(VENV)
+# uv does not read pip's settings.
+INSTALL = $(UV) pip install --quiet --python $(BIN)/python $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS))
+else
+CREATE = $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+INSTALL = $(BIN)/python -m pip install --quiet
+endif
+
+.PHONY: help setup demo test lint format check clean
+
+help:  ## say what there is
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/'
+
+setup: $(VENV)/.installed  ## install abft-mlx into ./.venv (the other targets do it, too)
+
+demo: $(VENV)/.installed  ## measure the bundled model, fine-tune it, measure again
+	@$(BIN)/abft-mlx demo $(ARGS)
+
+test: $(VENV)/.installed-dev  ## run the tests; ARGS="-m slow" for the slow ones
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-dev  ## check style and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(VENV)/.installed-dev  ## bring the code into shape
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+check: lint test  ## lint and test
+
+clean:  ## remove what builds and tests leave behind; ./.venv and runs stay
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find abft_mlx tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.installed: pyproject.toml
+ifeq ($(UV),)
+	@test -n "$(PYTHON)" || { echo "error: abft-mlx needs Python 3.10 or newer and found $$(python3 --version 2>&1);" \
+		"name one with: make PYTHON=/path/to/python3.12, or install uv" >&2; exit 2; }
+endif
+	@echo "setting up $(VENV), once"
+	@$(BIN)/python -c '' 2>/dev/null || { $(CREATE); }
+	@$(INSTALL) -e .
+	@$(MAKE) --no-print-directory -s _blas
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "installing what tests and linters need, once"
+	@$(INSTALL) --group dev
+	@touch $@
+
+# On Linux MLX needs an optimised BLAS beside it; without one everything works, slowly.
+.PHONY: _blas
+_blas:
+	@if [ "$$(uname -s)" != Linux ] || [ -n "$$ABFT_MLX_BLAS" ] || $(BIN)/python -c \
+		'from abft_mlx.runtime import prepare; raise SystemExit(prepare().path is None)'; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "no optimised BLAS: installing Debian's libopenblas0-pthread"; \
+		apt-get update -qq </dev/null && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq libopenblas0-pthread </dev/null >/dev/null \
+		&& exit 0; \
+	fi; \
+	if [ "$$(uname -m)" = x86_64 ]; then \
+		echo "no optimised BLAS: installing the mkl package into $(VENV)"; \
+		$(INSTALL) mkl && exit 0; \
+	fi; \
+	echo "note: no optimised BLAS could be installed; abft-mlx doctor says how to get one"

@@ -1,0 +1,52 @@
+"""The command line: ``abft-mlx finetune | eval | demo | recipes | doctor``.
+
+Nothing heavy is imported before a command runs, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from abft_mlx.cli import _demo, _doctor, _eval, _finetune, _recipes
+from abft_mlx.cli._shell import Commands
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="abft-mlx",
+    cls=Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("demo")(_demo.demo)
+app.command("finetune")(_finetune.finetune)
+app.command("eval")(_eval.evaluate)
+app.add_typer(_recipes.app, name="recipes")
+app.command("doctor")(_doctor.doctor)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from abft_mlx import __version__
+
+        typer.echo(f"abft-mlx {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and stop."
+        ),
+    ] = False,
+) -> None:
+    """Make a local language model a better few-shot classifier, by training its attention.
+
+    Start with: abft-mlx demo
+    """
+    del version

@@ -1,0 +1,118 @@
+"""``abft-mlx eval``: how good a classifier a model is, without and with an adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from abft_mlx.cli import _options, _progress, _report
+from abft_mlx.cli._options import (
+    Data,
+    Json,
+    LabelColumn,
+    Labels,
+    Model,
+    Quiet,
+    RecipeName,
+    Set,
+    TextColumn,
+)
+from abft_mlx.cli._shell import Shell
+from abft_mlx.errors import UsageError
+
+
+def evaluate(
+    recipe: RecipeName = None,
+    model: Model = None,
+    data: Data = None,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="A run folder, whose recipe is used if none is named; or an adapter of mlx-lm.",
+            show_default=False,
+        ),
+    ] = None,
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
+    labels: Labels = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="evaluation.seed: the choice of demonstrations.",
+            show_default="42",
+        ),
+    ] = None,
+    settings: Set = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Measure a model on fixed seeded test prompts, without and with an adapter.
+
+    Name a recipe, or give --adapter RUN to use the run's own, or give --model and --data.
+    """
+    changes = _options.overrides(
+        model=model,
+        data=data,
+        text_column=text_column,
+        label_column=label_column,
+        labels=labels,
+        settings=settings,
+        evaluation=seed,
+    )
+    named = recipe
+    if named is None and adapter is not None and (adapter / "recipe.yaml").is_file():
+        named = str(adapter / "recipe.yaml")
+    if named is None and (model is None or data is None):
+        missing = "--model" if model is None else "--data"
+        raise UsageError(
+            f"{missing} is missing: without a recipe, or a run folder that holds one, both "
+            "--model and --data are needed"
+        )
+    if named is None:
+        changes = ["prompt.label_words=auto", *changes]
+    shell = Shell(as_json=as_json, quiet=quiet)
+    with shell.speaking():
+        document = _measure(shell, named, changes, adapter)
+        if not as_json:
+            _show(shell, document)
+    shell.document(document)
+
+
+def _measure(
+    shell: Shell, recipe: str | None, changes: list[str], adapter: Path | None
+) -> dict[str, Any]:
+    from abft_mlx import runtime
+
+    runtime.prepare()
+    from abft_mlx import experiment
+
+    runtime.use_wired_memory()
+    opened = _options.open_recipe(recipe, changes)
+    shell.say(f"measuring {opened.model} on {opened.data.source} …")
+    with _progress.prompts(shell, "prompts") as on_progress:
+        return experiment.evaluate(opened, adapter, on_progress=on_progress)
+
+
+def _show(shell: Shell, document: dict[str, Any]) -> None:
+    names = document["labels"]
+    pairs = zip(names, document["label_words"], strict=True)
+    renamed = [f"{name} as {word.strip()!r}" for name, word in pairs if word.strip() != name]
+    if renamed:
+        shell.say(f"labels in prompts: {', '.join(renamed)}")
+    rows = {"base model": document["base"]["vanilla"]} if "base" in document else {}
+    last = "with adapter" if "base" in document else "model"
+    rows[last] = document["methods"]["vanilla"]
+    shell.tell(f"{document['prompts']:,} prompts with {document['k']} demonstrations")
+    shell.show(_report.measures(rows))
+    for name, method in rows.items():
+        table = _report.confusion(names, method["confusion"])
+        if table is not None:
+            shell.tell("", f"{name}, prompts:")
+            shell.show(table)
+    if "base" not in document:
+        words = ("finetune", "--model", document["model"], "--data", document["data"])
+        shell.say("", f"next: {_report.command(*words)}")

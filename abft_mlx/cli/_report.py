@@ -1,0 +1,113 @@
+"""Words, bars and tables for what was prepared and measured."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from abft_mlx.experiment import Experiment
+
+_CLASSES_SHOWN = 12
+_MEASURES = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro-F1",
+    "expected_calibration_error": "ECE",
+    "true_label_probability": "true-label probability",
+}
+
+
+def plan(experiment: Experiment, trainable: int | None, output: object = None) -> list[str]:
+    """What a run will work on, as lines for a person.
+
+    Args:
+        experiment: opened and checked.
+        trainable: numbers that will be trained, if any.
+        output: the run folder, if any.
+    """
+    recipe = experiment.recipe
+    texts = experiment.texts
+    counts = texts.class_counts()
+    parts = [f"{len(rows):,} {name}" for name, rows in experiment.splits.rows.items() if len(rows)]
+    lines = [
+        f"model     {recipe.model}" + (f" at {recipe.revision}" if recipe.revision else ""),
+        f"data      {texts.source}: {len(texts):,} texts, of which {', '.join(parts)}",
+        "labels    " + _labels(counts, experiment.space.words),
+    ]
+    lines += [f"warning   {text}" for text in texts.warnings]
+    if trainable is not None:
+        adapter, training = recipe.adapter, recipe.training
+        what = f"LoRA of rank {adapter.rank} on" if adapter.kind == "lora" else "the whole of"
+        lines.append(
+            f"training  {trainable:,} parameters, {what} W_Q and W_K: {training.updates} updates "
+            f"of {training.prompts_per_update} prompts with {recipe.prompt.demonstrations} "
+            "demonstrations"
+        )
+    if experiment.builder.shortened:
+        lines.append(
+            f"warning   {experiment.builder.shortened:,} texts shortened to "
+            f"{recipe.prompt.max_text_tokens} tokens (prompt.max_text_tokens)"
+        )
+    if output is not None:
+        lines.append(f"output    {output}")
+    return lines
+
+
+def _labels(counts: Mapping[str, int], words: Sequence[str]) -> str:
+    named = []
+    for (name, count), word in zip(counts.items(), words, strict=True):
+        as_word = "" if word.strip() == name else f", in prompts {word.strip()!r}"
+        named.append(f"{name} ({count:,}{as_word})")
+    more = len(named) - _CLASSES_SHOWN
+    return ", ".join(named[:_CLASSES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def bar(rate: float, width: int = 30) -> str:
+    """A rate in 0..1 as a bar."""
+    filled = round(max(0.0, min(rate, 1.0)) * width)
+    return "█" * filled + "░" * (width - filled)
+
+
+def measures(rows: Mapping[str, Mapping[str, Any]]) -> Table:
+    """One line for each measured model.
+
+    Args:
+        rows: what was measured -> one method of eval's JSON.
+    """
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    for heading in _MEASURES.values():
+        table.add_column(heading, justify="right")
+    for name, method in rows.items():
+        table.add_row(name, *(f"{method[key]:.1%}" for key in _MEASURES))
+    return table
+
+
+def confusion(names: Sequence[str], counts: Sequence[Sequence[int]]) -> Table | None:
+    """Gold labels down, predicted labels across; None where there are too many to read.
+
+    Args:
+        names: the labels.
+        counts: (C, C) prompts.
+    """
+    from rich.table import Table
+
+    if len(names) > _CLASSES_SHOWN:
+        return None
+    table = Table(box=None, pad_edge=False)
+    table.add_column("gold \\ predicted")
+    for name in names:
+        table.add_column(name, justify="right", overflow="fold")
+    for name, row in zip(names, counts, strict=True):
+        table.add_row(name, *(f"{count:,}" for count in row))
+    return table
+
+
+def command(*words: object) -> str:
+    """A command to copy: its words quoted for a shell."""
+    return shlex.join(["abft-mlx", *map(str, words)])

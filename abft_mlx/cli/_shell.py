@@ -1,0 +1,174 @@
+"""How every command speaks and fails: one JSON document or lines for a person, one exit status.
+
+Exit status 0 is success, 2 wrong usage or bad input, 1 a failure at run time, 130 Ctrl-C.
+A traceback means a bug in abft-mlx and is left to show.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import typer
+from typer.core import TyperGroup
+
+from abft_mlx.errors import AbftError, DataError
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+PROBLEMS_SHOWN = 20
+_AS_JSON = "abft_mlx.as_json"
+
+# Bad input when a path that the user named cannot be used; anything else failed at run time.
+_USER_ERRNOS = frozenset(
+    {
+        errno.ENOENT,
+        errno.EACCES,
+        errno.EPERM,
+        errno.EEXIST,
+        errno.ENOTDIR,
+        errno.EISDIR,
+        errno.EROFS,
+        errno.ENAMETOOLONG,
+    }
+)
+
+
+class Shell:
+    """What one command says: results to standard output, everything else where it belongs.
+
+    With ``as_json`` standard output carries exactly one JSON document and all that is meant for
+    a person, stray prints of libraries included, goes to standard error.
+    """
+
+    def __init__(self, *, as_json: bool, quiet: bool = False) -> None:
+        self.as_json = as_json
+        self.quiet = quiet
+        self._stdout = sys.stdout
+
+    @contextlib.contextmanager
+    def speaking(self) -> Iterator[Shell]:
+        """Keep standard output clean for the document while the command works."""
+        if not self.as_json:
+            yield self
+            return
+        with contextlib.redirect_stdout(sys.stderr):
+            yield self
+
+    def console(self) -> Console:
+        """Where this command writes for a person."""
+        from rich.console import Console
+
+        return Console(file=sys.stderr if self.as_json else self._stdout, highlight=False)
+
+    def say(self, *texts: str) -> None:
+        """Print lines about what goes on; nothing when quiet."""
+        if not self.quiet:
+            self.tell(*texts)
+
+    def tell(self, *texts: str) -> None:
+        """Print lines that even a quiet command owes its user."""
+        for text in texts:
+            self.console().print(text, markup=False, soft_wrap=True)
+
+    def show(self, renderable: RenderableType) -> None:
+        """Print a table or another drawing of rich's."""
+        self.console().print(renderable)
+
+    def document(self, content: dict[str, Any]) -> None:
+        """Print the JSON document, if one was asked for."""
+        if self.as_json:
+            print(dump(content), file=self._stdout, flush=True)
+
+
+def dump(content: dict[str, Any]) -> str:
+    """One line of strict JSON; a number that JSON cannot say becomes null."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {str(key): plain(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(item) for item in value]
+        if isinstance(value, float) and not math.isfinite(value):
+            return None
+        return value
+
+    return json.dumps(plain(content), allow_nan=False, ensure_ascii=False)
+
+
+def fail(
+    message: str, status: int, *, kind: str, problems: Sequence[str] = (), as_json: bool = False
+) -> typer.Exit:
+    """Say what went wrong and give the exit to raise.
+
+    Args:
+        message: one line for a person.
+        status: the exit status.
+        kind: the error's class, for programs.
+        problems: every problem found; a person is shown the first twenty.
+        as_json: print the error as a JSON document on standard output, too.
+    """
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    # A message that already holds the only problem needs no list.
+    if len(problems) > 1:
+        for problem in problems[:PROBLEMS_SHOWN]:
+            print(f"  {problem}", file=sys.stderr)
+        if len(problems) > PROBLEMS_SHOWN:
+            print(f"  … and {len(problems) - PROBLEMS_SHOWN} more", file=sys.stderr)
+    if as_json:
+        _print_error(kind, message, problems)
+    return typer.Exit(status)
+
+
+def _print_error(kind: str, message: str, problems: Sequence[str] = ()) -> None:
+    error = {"kind": kind, "message": message, "problems": list(problems)}
+    print(dump({"error": error}), flush=True)
+
+
+class Commands(TyperGroup):
+    """The group that turns every expected failure into one line and the right exit status."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Note whether JSON is wanted, since a command's own options may fail to parse."""
+        ctx.meta[_AS_JSON] = "--json" in args
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was asked for."""
+        as_json: bool = ctx.meta[_AS_JSON]
+        try:
+            return super().invoke(ctx)
+        except (typer.Exit, typer.Abort, BrokenPipeError):
+            raise
+        except KeyboardInterrupt:
+            raise fail("interrupted", 130, kind="Interrupted", as_json=as_json) from None
+        except AbftError as error:
+            problems = error.problems if isinstance(error, DataError) else ()
+            raise fail(
+                str(error),
+                error.exit_status,
+                kind=type(error).__name__,
+                problems=problems,
+                as_json=as_json,
+            ) from error
+        except MemoryError as error:
+            message = f"out of memory: {error or 'the machine has no more'}"
+            raise fail(message, 1, kind="MemoryError", as_json=as_json) from error
+        except OSError as error:
+            if error.errno is None:  # not the operating system's: a bug, or a library's own
+                raise
+            where = f"{error.filename}: " if error.filename else ""
+            status = 2 if error.errno in _USER_ERRNOS and error.filename else 1
+            message = f"{where}{error.strerror}"
+            raise fail(message, status, kind=type(error).__name__, as_json=as_json) from error
+        except Exception as error:
+            # Typer vendors Click: its usage errors are known by what they can do.
+            if as_json and hasattr(error, "format_message") and hasattr(error, "exit_code"):
+                _print_error("UsageError", error.format_message())
+            raise

@@ -1,0 +1,152 @@
+"""The BLAS that is chosen before MLX loads, and the facts about the machine."""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from abft_mlx import runtime
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Linux process in which nothing was chosen and MLX is not there yet."""
+    monkeypatch.setattr(runtime, "_choice", None)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.delitem(sys.modules, "mlx.core", raising=False)
+    monkeypatch.delenv(runtime.BLAS_VARIABLE, raising=False)
+
+
+class Loader:
+    """Stands for ctypes.CDLL: knows some libraries, remembers what was asked of it."""
+
+    def __init__(self, **symbols: list[str]) -> None:
+        self.known = symbols
+        self.asked: list[tuple[str, int]] = []
+
+    def __call__(self, path: str, mode: int) -> SimpleNamespace:
+        self.asked.append((path, mode))
+        if path not in self.known:
+            raise OSError("no such file")
+        return SimpleNamespace(**dict.fromkeys(self.known[path]))
+
+
+def use(monkeypatch: pytest.MonkeyPatch, loader: Loader, candidates: list[str]) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", loader)
+    monkeypatch.setattr(runtime, "_candidates", lambda: [(one, "found") for one in candidates])
+
+
+@pytest.mark.usefixtures("fresh")
+class TestPrepare:
+    def test_loads_the_first_that_works_for_all_later_libraries(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        loader = Loader(slow=["sgemm_"], good=["cblas_sgemm"], other=["cblas_sgemm"])
+        use(monkeypatch, loader, ["missing", "slow", "good", "other"])
+        choice = runtime.prepare()
+        assert choice == runtime.BlasChoice("good", "found")
+        assert loader.asked[-1] == ("good", ctypes.RTLD_GLOBAL)
+
+    def test_chooses_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        loader = Loader(good=["cblas_sgemm"])
+        use(monkeypatch, loader, ["good"])
+        assert runtime.prepare() is runtime.prepare()
+        assert len(loader.asked) == 1
+
+    def test_nothing_found(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        use(monkeypatch, Loader(), [])
+        assert runtime.prepare() == runtime.BlasChoice(None, "no optimised BLAS found")
+
+    def test_says_why_none_of_those_found_will_do(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        use(monkeypatch, Loader(slow=[]), ["missing", "slow"])
+        assert runtime.prepare().note == "missing: no such file; slow: has no cblas_sgemm"
+
+    def test_variable_names_the_only_candidate(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv(runtime.BLAS_VARIABLE, "/opt/mine.so")
+        loader = Loader(**{"/opt/mine.so": ["cblas_sgemm"]})
+        monkeypatch.setattr(ctypes, "CDLL", loader)
+        choice = runtime.prepare()
+        assert choice == runtime.BlasChoice("/opt/mine.so", "named by ABFT_MLX_BLAS")
+
+    def test_variable_names_a_missing_file(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: object
+    ) -> None:
+        missing = f"{tmp_path}/libnot.so"
+        monkeypatch.setenv(runtime.BLAS_VARIABLE, missing)
+        choice = runtime.prepare()
+        assert choice.path is None
+        assert choice.note.startswith(f"{missing}: ")
+
+    def test_variable_names_a_library_that_is_no_blas(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        other = ctypes.util.find_library("m")
+        if other is None:
+            pytest.skip("this system has no libm to find")
+        monkeypatch.setenv(runtime.BLAS_VARIABLE, other)
+        assert runtime.prepare() == runtime.BlasChoice(None, f"{other}: has no cblas_sgemm")
+
+    def test_variable_switches_it_off(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv(runtime.BLAS_VARIABLE, "none")
+        monkeypatch.setattr(ctypes, "CDLL", None)
+        choice = runtime.prepare()
+        assert choice == runtime.BlasChoice(None, "switched off by ABFT_MLX_BLAS=none")
+
+    def test_too_late_once_mlx_is_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "mlx.core", SimpleNamespace())
+        monkeypatch.setattr(ctypes, "CDLL", None)
+        choice = runtime.prepare()
+        assert choice.path is None
+        assert "before abft_mlx.runtime.prepare()" in choice.note
+
+    def test_does_nothing_on_a_mac(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sys, "platform", "darwin")
+        monkeypatch.setattr(ctypes, "CDLL", None)
+        monkeypatch.setattr(runtime, "_candidates", None)
+        assert runtime.prepare() == runtime.BlasChoice(None, "MLX brings its own")
+
+
+def test_python_users_are_prepared_before_mlx_and_not_at_import() -> None:
+    program = (
+        "import sys, abft_mlx\n"
+        "assert 'abft_mlx.runtime' not in sys.modules and 'mlx.core' not in sys.modules\n"
+        "from abft_mlx import load\n"
+        "from abft_mlx import runtime\n"
+        "assert runtime._choice is not None\n"
+        "assert 'before abft_mlx' not in runtime._choice.note, runtime._choice\n"
+        "assert abft_mlx.attention.capture\n"
+        "assert 'load' in dir(abft_mlx)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    import abft_mlx
+
+    with pytest.raises(AttributeError, match="'abft_mlx' has no attribute 'Classifer'"):
+        _ = abft_mlx.Classifer
+
+
+def test_facts_of_the_machine() -> None:
+    facts = runtime.memory_facts()
+    assert facts["machine_bytes"] > 2**30
+    assert facts["recommended_bytes"] is None or facts["recommended_bytes"] < 2**50
+    assert 2**23 < runtime.process_peak_bytes() < facts["machine_bytes"]
+    assert {"abft-mlx", "python", "mlx", "mlx-lm"} <= set(runtime.versions())
+    assert any(word in runtime.device_description() for word in ("CPU", "GPU"))
+    assert runtime.matrix_product_flops(64, repeats=1) > 0
+
+
+def test_peak_memory_starts_anew() -> None:
+    import mlx.core as mx
+
+    mx.eval(mx.zeros((1024, 1024)))
+    assert runtime.peak_memory_bytes() >= 4 * 2**20
+    runtime.reset_peak_memory()
+    assert runtime.peak_memory_bytes() < 4 * 2**20
