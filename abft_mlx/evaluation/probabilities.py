@@ -58,8 +58,6 @@ def label_probabilities(
     labels = mx.array(space.token_ids)
     probabilities = np.zeros((len(prompts), len(space.token_ids)))
     done = 0
-    training = model.training
-    model.eval()
     for batch in batches(prompts, max_tokens=batch_tokens):
         logits = label_logits(model, mx.array(batch.tokens), mx.array(batch.last), labels)
         values = np.array(logits, dtype=np.float64)
@@ -68,5 +66,4 @@ def label_probabilities(
         done += len(batch.rows)
         if on_progress is not None:
             on_progress(done, len(prompts))
-    model.train(training)
     return probabilities

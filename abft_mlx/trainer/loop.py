@@ -12,7 +12,7 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_map
 
-from abft_mlx import runtime
+from abft_mlx import adapters, runtime
 from abft_mlx.errors import OutputError
 from abft_mlx.objective import PunishController
 from abft_mlx.prompts import Prompt
@@ -120,12 +120,12 @@ class Trainer:
         else:
             mx.random.seed(training.seed)
             self._validate()
-        self.model.train()
+        adapters.train_mode(self.model)
         try:
             while self.progress.updates < training.updates:
                 self._one_update()
         finally:
-            self.model.eval()
+            adapters.train_mode(self.model, False)
         if self._best is not None:
             self.model.update(self._best)
         mx.eval(self.model.trainable_parameters())
@@ -176,10 +176,9 @@ class Trainer:
     def _validate(self) -> float | None:
         if self.validate is None:
             return None
-        training_mode = self.model.training
-        self.model.eval()
+        adapters.train_mode(self.model, False)
         accuracy = self.validate()
-        self.model.train(training_mode)
+        adapters.train_mode(self.model)
         progress = self.progress
         progress.validations.append((progress.updates, accuracy))
         if accuracy > progress.best_accuracy:
