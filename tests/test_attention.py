@@ -1,0 +1,341 @@
+"""Attention patterns against transformers' eager attention, and an instrumented model put back."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+import tiny_models
+from mlx.utils import tree_flatten
+from mlx_lm.utils import load_model
+
+from abft_mlx import attention, ports
+from abft_mlx.errors import ModelError, RunError, UnsupportedArchitectureError
+
+EXACT = 1e-5
+
+
+def largest_difference(left: Any, right: Any) -> float:
+    return float(np.abs(np.asarray(left) - np.asarray(right)).max())
+
+
+def eager(model: Any, tokens: mx.array, last: mx.array) -> tuple[list[np.ndarray], np.ndarray]:
+    """Transformers' last-position rows, (B, H, T) per layer, and its logits (B, T, V)."""
+    torch = tiny_models.torch()
+    ids = torch.tensor(np.array(tokens).astype(np.int64))
+    ends = torch.tensor(np.array(last).astype(np.int64))
+    mask = (torch.arange(ids.shape[1]) <= ends[:, None]).long()
+    with torch.no_grad():
+        output = model(input_ids=ids, attention_mask=mask, output_attentions=True, use_cache=False)
+    every = torch.arange(len(ids))
+    rows = [layer[every, :, ends].numpy() for layer in output.attentions]
+    return rows, output.logits.numpy()
+
+
+@pytest.mark.parametrize("name", tiny_models.ARCHITECTURES)
+def test_rows_equal_transformers_eager_attention(name: str, tmp_path: Path) -> None:
+    torch_model = tiny_models.reference(name)
+    model, _ = load_model(tiny_models.save_reference(torch_model, tmp_path, name))
+    tokens, last = tiny_models.tokens(batch=4, length=40)
+    expected, logits = eager(torch_model, tokens, last)
+    rows = attention.capture(model, tokens, last)
+    errors = [largest_difference(a, b) for a, b in zip(rows, expected, strict=True)]
+    print(f"{name}: largest pattern error {max(errors):.1e}")
+    assert [row.shape for row in rows if row is not None] == [row.shape for row in expected]
+    assert all(row is not None and row.dtype == mx.float32 for row in rows)
+    assert max(errors) <= EXACT, f"{name}: largest error per layer {errors}"
+    real = np.array(mx.arange(tokens.shape[1]) <= last[:, None])
+    assert largest_difference(np.array(model(tokens))[real], logits[real]) <= 2e-5
+    # The rows are worth comparing: far from uniform, and different between heads.
+    assert all(np.max(row) > 0.3 and np.std(row, axis=1).max() > 0.05 for row in expected)
+
+
+def test_rows_in_layers_with_a_sliding_window(tmp_path: Path) -> None:
+    """A Llama with window layers, as mlx-lm runs them, is transformers' Ministral."""
+    torch = tiny_models.torch()
+    import transformers
+
+    windows = {
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "sliding_window": 9,
+    }
+    settings = tiny_models.CONFIGS["llama"] | windows
+    theta = settings.pop("rope_theta")
+    rope = {"rope_type": "default", "rope_theta": theta}
+    torch.manual_seed(0)
+    chosen = transformers.AutoConfig.for_model(
+        "ministral", attn_implementation="eager", rope_parameters=rope, head_dim=16, **settings
+    )
+    torch_model = transformers.AutoModelForCausalLM.from_config(chosen).eval()
+    with torch.no_grad():
+        for value in torch_model.parameters():
+            value.copy_(torch.randn(value.shape) * 0.2)
+    model, _ = load_model(tiny_models.save_reference(torch_model, tmp_path, "llama", **windows))
+    tokens, last = tiny_models.tokens(batch=3, length=40)
+    expected, _ = eager(torch_model, tokens, last)
+    rows = attention.capture(model, tokens, last)
+    assert (expected[0] > 0).sum(axis=-1).max() == 9
+    assert (expected[1] > 0).sum(axis=-1).max() == 40
+    for row, oracle in zip(rows, expected, strict=True):
+        assert largest_difference(row, oracle) <= EXACT
+
+
+@pytest.mark.parametrize("name", tiny_models.ARCHITECTURES)
+def test_columns_after_last_are_exactly_zero(name: str) -> None:
+    model = tiny_models.build(name)
+    tokens, last = tiny_models.tokens()
+    padding = mx.arange(tokens.shape[1]) > last[:, None]
+    changed = mx.where(padding, 7, tokens)
+    for row, other in zip(
+        attention.capture(model, tokens, last), attention.capture(model, changed, last), strict=True
+    ):
+        assert mx.where(padding[:, None], row, 0).max().item() == 0.0
+        assert largest_difference(row.sum(axis=-1), 1.0) <= 1e-6
+        assert mx.array_equal(row, other), "what fills the padding changes nothing"
+
+
+@pytest.mark.parametrize("name", tiny_models.ARCHITECTURES)
+def test_a_padded_prompt_has_the_row_of_the_same_prompt_alone(name: str) -> None:
+    model = tiny_models.build(name)
+    tokens, last = tiny_models.tokens()
+    batch = attention.capture(model, tokens, last)
+    for n, end in enumerate(last.tolist()):
+        length = end + 1
+        alone = attention.capture(model, tokens[n : n + 1, :length], mx.array([end]))
+        for row, single in zip(batch, alone, strict=True):
+            assert largest_difference(row[n, :, :length], single[0]) <= 2e-6
+
+
+def test_instrumenting_changes_neither_logits_nor_parameter_names() -> None:
+    for name in tiny_models.ARCHITECTURES:
+        model = tiny_models.build(name)
+        tokens, last = tiny_models.tokens()
+        names = [key for key, _ in tree_flatten(model.parameters())]
+        shown, plain = repr(model), model(tokens)
+        mx.eval(plain)
+        with attention.instrument(model) as recorder:
+            recorder.last = last
+            inside = model(tokens)
+            assert mx.array_equal(inside, plain)
+            assert [key for key, _ in tree_flatten(model.parameters())] == names
+            assert repr(model) == shown
+            assert all(row is not None for row in recorder.rows)
+        assert mx.array_equal(model(tokens), plain)
+        assert [key for key, _ in tree_flatten(model.parameters())] == names
+
+
+def classes(model: nn.Module) -> list[type]:
+    port = ports.port_for(model)
+    return [type(port.attention_module(layer)) for layer in port.layers(model)]
+
+
+def test_classes_are_put_back_even_on_an_exception() -> None:
+    model = tiny_models.build("llama")
+    before = classes(model)
+
+    def fail() -> None:
+        with attention.instrument(model):
+            assert not set(classes(model)) & set(before)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert classes(model) == before
+    with pytest.raises(ValueError, match="broadcast"):
+        attention.forward(model, mx.zeros((2, 5), dtype=mx.int32), mx.zeros((3,), dtype=mx.int32))
+    assert classes(model) == before
+
+
+def test_a_second_instrument_is_an_error_and_leaves_the_first_alone() -> None:
+    model = tiny_models.build("llama")
+    tokens, last = tiny_models.tokens()
+    before, expected = classes(model), attention.capture(model, tokens, last)
+    with attention.instrument(model) as recorder:
+        with pytest.raises(RunError, match="already instrumented"):
+            attention.capture(model, tokens, last)
+        recorder.last = last
+        model(tokens)
+        assert mx.array_equal(recorder.rows[2], expected[2])
+    assert classes(model) == before
+
+
+def test_another_model_of_the_same_class_is_untouched() -> None:
+    model, other = tiny_models.build("qwen3"), tiny_models.build("qwen3", seed=5)
+    tokens, last = tiny_models.tokens()
+    before = classes(other)
+    with attention.instrument(model) as recorder:
+        recorder.last = last
+        assert classes(other) == before
+        mx.eval(other(tokens))
+        assert recorder.rows == [None] * tiny_models.LAYERS
+        # Both can be open at once, in any order of closing.
+        rows = attention.capture(other, tokens, last)
+        assert recorder.rows == [None] * tiny_models.LAYERS
+        assert rows[0] is not None
+
+
+def test_another_thread_is_untouched() -> None:
+    model = tiny_models.build("llama")
+    tokens, last = tiny_models.tokens()
+    expected = np.array(model(tokens))
+    seen: list[np.ndarray] = []
+
+    def elsewhere() -> None:
+        with mx.stream(mx.cpu):
+            seen.append(np.array(model(tokens)))
+
+    with attention.instrument(model) as recorder:
+        recorder.last = last
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        thread.join()
+        assert recorder.rows == [None] * tiny_models.LAYERS
+    assert largest_difference(seen[0], expected) <= 1e-6
+
+
+def test_forward_is_differentiable_through_all_earlier_layers() -> None:
+    for name in tiny_models.ARCHITECTURES:
+        model = tiny_models.build(name)
+        port = ports.port_for(model)
+        tokens, last = tiny_models.tokens()
+
+        def mass(model: nn.Module, tokens: mx.array = tokens, last: mx.array = last) -> mx.array:
+            row = attention.forward(model, tokens, last)[1][-1]
+            return (row[:, :, 1] + 2 * row[:, :, 2]).sum()
+
+        gradients = dict(tree_flatten(nn.value_and_grad(model, mass)(model)[1]))
+        for layer in range(tiny_models.LAYERS):
+            for projection in port.projections:
+                path = f"{port.attention_path(layer)}.{projection.path}.weight"
+                assert mx.abs(gradients[path]).max().item() > 1e-6, path
+        head = [key for key in gradients if key.startswith("lm_head")]
+        assert all(mx.abs(gradients[key]).max().item() == 0 for key in head)
+
+
+def test_forward_compiles_with_the_model_as_state() -> None:
+    model = tiny_models.build("llama")
+    tokens, last = tiny_models.tokens()
+
+    def rows(tokens: mx.array, last: mx.array) -> list[mx.array | None]:
+        return attention.forward(model, tokens, last)[1]
+
+    compiled = mx.compile(rows, inputs=[model.state])
+    assert largest_difference(compiled(tokens, last)[2], rows(tokens, last)[2]) <= 1e-6
+    model.layers[1].self_attn.q_proj.weight = model.layers[1].self_attn.q_proj.weight * 2
+    assert largest_difference(compiled(tokens, last)[1], rows(tokens, last)[1]) <= 1e-6
+
+
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
+def test_the_softmax_is_float32_in_a_16_bit_model(dtype: mx.Dtype) -> None:
+    keys = [mx.random.key(n) for n in range(2)]
+    queries = mx.random.normal((2, 4, 64, 16), key=keys[0]).astype(dtype)
+    key_states = mx.random.normal((2, 2, 64, 16), key=keys[1]).astype(dtype)
+    last = mx.array([63, 40])
+    row = attention.last_row(queries, key_states, last, scale=0.25, mask="causal")
+    assert row.dtype == mx.float32
+    expected = numpy_row(
+        np.array(queries.astype(mx.float32)),
+        np.array(key_states.astype(mx.float32)),
+        np.array(last),
+        0.25,
+    )
+    assert largest_difference(row, expected) <= 1e-6
+
+
+def numpy_row(
+    queries: np.ndarray,
+    keys: np.ndarray,
+    last: np.ndarray,
+    scale: float,
+    allowed: np.ndarray | None = None,
+    added: np.ndarray | None = None,
+    sinks: np.ndarray | None = None,
+) -> np.ndarray:
+    """The definition, slowly, in float64: (B, H, T, D), (B, G, S, D) to (B, H, S)."""
+    B, H, T, _ = queries.shape
+    G, S = keys.shape[1:3]
+    rows = np.zeros((B, H, S))
+    for b in range(B):
+        for h in range(H):
+            query = queries[b, h, last[b]].astype(np.float64)
+            scores = keys[b, h * G // H].astype(np.float64) @ query * scale
+            if added is not None:
+                scores = scores + added[b, h, last[b]]
+            visible = np.arange(S) <= last[b] + S - T
+            if allowed is not None:
+                visible &= allowed[b, h, last[b]]
+            weights = np.where(visible, np.exp(scores - scores.max()), 0)
+            sink = 0.0 if sinks is None else np.exp(sinks[h] - scores.max())
+            rows[b, h] = weights / (weights.sum() + sink)
+    return rows
+
+
+@pytest.mark.parametrize("form", ["(T,S)", "(1,1,T,S)", "(B,1,T,S)", "(B,H,T,S)", "(H,T,S)"])
+@pytest.mark.parametrize("kind", ["bool", "additive"])
+@pytest.mark.parametrize("cached", [0, 3])
+def test_masks_of_every_form(form: str, kind: str, cached: int) -> None:
+    B, H, G, T, D = 3, 4, 2, 12, 8
+    random = np.random.default_rng(0)
+    queries = random.normal(size=(B, H, T, D)).astype(np.float32)
+    keys = random.normal(size=(B, G, T + cached, D)).astype(np.float32)
+    last = np.array([11, 7, 4])
+    sizes = {"B": B, "H": H, "T": T, "S": T + cached, "1": 1}
+    shape = tuple(sizes[letter] for letter in form.strip("()").split(","))
+    window = np.abs(np.arange(T)[:, None] + cached - np.arange(T + cached)[None]) < 6
+    if kind == "bool":
+        mask = (random.random(shape) < 0.7) & window | np.eye(T, T + cached, cached, dtype=bool)
+        expected = numpy_row(
+            queries, keys, last, 0.3, allowed=np.broadcast_to(mask, (B, H, T, T + cached))
+        )
+    else:
+        mask = random.normal(size=shape).astype(np.float32)
+        expected = numpy_row(
+            queries, keys, last, 0.3, added=np.broadcast_to(mask, (B, H, T, T + cached))
+        )
+    row = attention.last_row(
+        mx.array(queries), mx.array(keys), mx.array(last), scale=0.3, mask=mx.array(mask)
+    )
+    assert largest_difference(row, expected) <= 1e-6
+
+
+def test_sinks_take_attention() -> None:
+    random = np.random.default_rng(0)
+    queries = random.normal(size=(2, 4, 6, 8)).astype(np.float32)
+    keys = random.normal(size=(2, 2, 6, 8)).astype(np.float32)
+    last, sinks = np.array([5, 3]), np.array([0.5, -1.0, 2.0, 0.0], dtype=np.float32)
+    row = attention.last_row(
+        mx.array(queries), mx.array(keys), mx.array(last), scale=1.0, sinks=mx.array(sinks)
+    )
+    assert largest_difference(row, numpy_row(queries, keys, last, 1.0, sinks=sinks)) <= 1e-6
+    assert row.sum(axis=-1).max().item() < 1
+
+
+def test_rows_with_a_prompt_cache_cover_the_cached_positions() -> None:
+    from mlx_lm.models.cache import make_prompt_cache
+
+    model = tiny_models.build("llama")
+    tokens, _ = tiny_models.tokens(batch=1, length=20)
+    whole = attention.capture(model, tokens, mx.array([19]))
+    cache = make_prompt_cache(model)
+    mx.eval(model(tokens[:, :12], cache=cache))
+    with attention.instrument(model) as recorder:
+        recorder.last = mx.array([7])
+        model(tokens[:, 12:], cache=cache)
+    for row, expected in zip(recorder.rows, whole, strict=True):
+        assert largest_difference(row, expected) <= 2e-6
+
+
+def test_bad_input_is_one_clear_line() -> None:
+    model = tiny_models.build("llama")
+    tokens, last = tiny_models.tokens()
+    with pytest.raises(ModelError, match=r"not all within 0\.\.23"):
+        attention.capture(model, tokens, np.array([24, 1, 1]))
+    with pytest.raises(ModelError, match="do not fit"):
+        attention.capture(model, tokens, last[:2])
+    with pytest.raises(UnsupportedArchitectureError, match=r"'mlx\.nn\.layers\.linear'"):
+        attention.capture(nn.Linear(2, 2), tokens, last)
