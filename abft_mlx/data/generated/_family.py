@@ -6,21 +6,27 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+
+def _split(words: str, at: str | None = None) -> tuple[str, ...]:
+    return tuple(words.split(at))
+
+
 NEUTRAL = {
-    "_n": (
+    "_n": _split(
         "table door street window box chair road letter wall morning bag house lamp corner town "
         "garden picture bridge paper room week story clock village neighbour cousin bus hill"
-    ).split(),
-    "_a": (
+    ),
+    "_a": _split(
         "small big old new long short round second plain quiet tall wide heavy light other same"
-    ).split(),
-    "_w": (
+    ),
+    "_w": _split(
         "anna ben clara david ella felix grace henry iris jonas kate leo mia noah olga peter"
-    ).split(),
-    "_t": (
+    ),
+    "_t": _split(
         "today|yesterday|last week|again|in the morning|on monday|after that|at noon|this year|"
-        "before dinner|late at night|once more|on friday|a while ago|in spring|all day"
-    ).split("|"),
+        "before dinner|late at night|once more|on friday|a while ago|in spring|all day",
+        "|",
+    ),
 }
 """Words that tell nothing about a class: nouns, adjectives, names, and times."""
 

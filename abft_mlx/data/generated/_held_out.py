@@ -21,19 +21,25 @@ INTENT = Family(
     classes={
         "complaint": lexicon(
             "refund damage delay fault crack leak mistake scratch overcharge stain noise dispute",
-            "broken faulty late rude wrong missing unusable defective dented unacceptable filthy torn",
-            "broke leaked refused ignored cheated snapped overcharged malfunctioned cracked scratched",
+            "broken faulty late rude wrong missing unusable defective dented unacceptable "
+            "filthy torn",
+            "broke leaked refused ignored cheated snapped overcharged malfunctioned cracked "
+            "scratched",
         ),
         "order": lexicon(
-            "quantity delivery parcel catalogue size colour address checkout basket voucher stock pair",
-            "available spare additional medium express cheap wholesale blue custom reserved extra boxed",
+            "quantity delivery parcel catalogue size colour address checkout basket voucher "
+            "stock pair",
+            "available spare additional medium express cheap wholesale blue custom reserved "
+            "extra boxed",
             "ordered bought reserved shipped purchased subscribed booked selected added restocked",
         ),
         "praise": lexicon(
-            "kindness thanks service compliment quality smile courtesy bargain gift favourite care bonus",
-            "wonderful friendly helpful perfect excellent polite prompt reliable generous grateful splendid "
-            "speedy",
-            "thanked loved recommended enjoyed appreciated admired exceeded smiled rescued surprised",
+            "kindness thanks service compliment quality smile courtesy bargain gift favourite "
+            "care bonus",
+            "wonderful friendly helpful perfect excellent polite prompt reliable generous "
+            "grateful splendid speedy",
+            "thanked loved recommended enjoyed appreciated admired exceeded smiled rescued "
+            "surprised",
         ),
     },
 )
@@ -51,17 +57,21 @@ EMOTION = Family(
     ),
     classes={
         "anger": lexicon(
-            "quarrel insults rage bully argument betrayal tantrum fist grudge outrage injustice temper",
-            "furious hostile bitterly resentful insolent unfair spiteful enraged aggressive jealous",
+            "quarrel insults rage bully argument betrayal tantrum fist grudge outrage injustice "
+            "temper",
+            "furious hostile bitterly resentful insolent unfair spiteful enraged aggressive "
+            "jealous",
             "shouted slammed yelled fumed accused provoked snarled cursed argued glared",
         ),
         "joy": lexicon(
-            "party laughter birthday hug balloon holiday reunion dance present celebration rainbow kitten",
+            "party laughter birthday hug balloon holiday reunion dance present celebration "
+            "rainbow kitten",
             "cheerful happy merry playful festive sunlit giddy delighted radiant carefree",
             "laughed danced hugged celebrated cheered grinned won giggled beamed skipped",
         ),
         "fear": lexicon(
-            "ghost nightmare shadow monster scream spider darkness cliff stranger alarm intruder knife",
+            "ghost nightmare shadow monster scream spider darkness cliff stranger alarm "
+            "intruder knife",
             "creepy scary haunted dark trembling ghostly dangerous eerie nervous frightened",
             "screamed trembled hid fled panicked crept lurked gasped cowered chased",
         ),
@@ -86,25 +96,33 @@ QUESTION = Family(
     ),
     classes={
         "person": lexicon(
-            "inventor author president painter actor queen hero leader founder novelist explorer poet",
+            "inventor author president painter actor queen hero leader founder novelist "
+            "explorer poet",
             "famous married elected talented bearded exiled retired celebrated female anonymous",
             "invented wrote painted married led starred assassinated founded elected portrayed",
         ),
         "number": lexicon(
-            "population percentage temperature dozen weight height total average speed distance age ratio",
+            "population percentage temperature dozen weight height total average speed distance "
+            "age ratio",
             "numeric double annual average maximum daily approximate statistical decimal countless",
-            "counted weighed totalled doubled averaged increased multiplied added estimated numbered",
+            "counted weighed totalled doubled averaged increased multiplied added estimated "
+            "numbered",
         ),
         "location": lexicon(
-            "country river capital mountain border island continent desert region province valley ocean",
-            "northern southern eastern remote coastal foreign mountainous inland neighbouring western",
-            "bordered flowed stretched located crossed surrounded settled reached migrated situated",
+            "country river capital mountain border island continent desert region province "
+            "valley ocean",
+            "northern southern eastern remote coastal foreign mountainous inland neighbouring "
+            "western",
+            "bordered flowed stretched located crossed surrounded settled reached migrated "
+            "situated",
         ),
         "reason": lexicon(
             "cause effect purpose motive origin explanation consequence influence result factor "
             "meaning logic",
-            "causal necessary logical plausible underlying decisive intended inevitable puzzling mysterious",
-            "caused explained triggered resulted prevented justified motivated happened affected provoked",
+            "causal necessary logical plausible underlying decisive intended inevitable "
+            "puzzling mysterious",
+            "caused explained triggered resulted prevented justified motivated happened "
+            "affected provoked",
         ),
     },
 )
@@ -122,13 +140,14 @@ URGENCY = Family(
     ),
     classes={
         "urgent": lexicon(
-            "outage emergency deadline breach smoke crisis siren hazard fire shutdown evacuation virus",
+            "outage emergency deadline breach smoke crisis siren hazard fire shutdown "
+            "evacuation virus",
             "critical immediate severe unstable overheated dire failing hacked blocked desperate",
             "crashed exploded failed stopped burned halted vanished sparked escalated corrupted",
         ),
         "routine": lexicon(
-            "newsletter update checklist reminder wallpaper inventory cleaning font handbook lunch poster "
-            "survey",
+            "newsletter update checklist reminder wallpaper inventory cleaning font handbook "
+            "lunch poster survey",
             "weekly usual minor tidy optional cosmetic ordinary gradual leisurely standard",
             "tidied renamed dusted arranged reviewed sorted refreshed polished relabelled browsed",
         ),
@@ -150,13 +169,17 @@ SUBJECTIVITY = Family(
         "opinion": lexicon(
             "belief taste feeling preference impression hunch attitude guess prejudice view "
             "doubt instinct",
-            "overrated beautiful terrible ugly boastful adorable pointless fabulous ridiculous arguably",
+            "overrated beautiful terrible ugly boastful adorable pointless fabulous ridiculous "
+            "arguably",
             "believed felt preferred hoped disliked supposed imagined guessed suspected wished",
         ),
         "fact": lexicon(
-            "record document statistic census date evidence law chapter graph archive dataset formula",
-            "verified historical documented proven measurable legal numerical registered published dated",
-            "documented stated published registered proved listed reported certified contained signed",
+            "record document statistic census date evidence law chapter graph archive dataset "
+            "formula",
+            "verified historical documented proven measurable legal numerical registered "
+            "published dated",
+            "documented stated published registered proved listed reported certified contained "
+            "signed",
         ),
     },
 )
@@ -175,7 +198,8 @@ PURPOSE = Family(
     classes={
         "advice": lexicon(
             "tip method habit guide trick exercise routines plan diet technique skill goals",
-            "useful practical sensible effective beginner healthful steady patient simple gradually",
+            "useful practical sensible effective beginner healthful steady patient simple "
+            "gradually",
             "practised improved organised learned suggested tried helped planned rested balanced",
         ),
         "warning": lexicon(
@@ -184,7 +208,8 @@ PURPOSE = Family(
             "poisoned stole deceived injured trapped drowned infected fooled hacked bitten",
         ),
         "invitation": lexicon(
-            "barbecue wedding picnics festival guest venue dinner parade workshop carnival ticket banquet",
+            "barbecue wedding picnics festival guest venue dinner parade workshop carnival "
+            "ticket banquet",
             "welcome free open festooned musical annual communal candlelit outdoor hosted",
             "hosted attended gathered joined toasted invited feasted mingled assembled welcomed",
         ),

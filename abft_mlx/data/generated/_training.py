@@ -30,9 +30,12 @@ TOPIC = Family(
             "invested borrowed traded sold audited priced insured saved lent refinanced",
         ),
         "science": lexicon(
-            "atom telescope microbe laboratory planet molecule theory enzyme comet gene laser fossil",
-            "chemical magnetic orbital cellular atomic solar experimental microscopic genetic lunar",
-            "measured discovered observed evolved dissolved calculated cloned mapped tested detected",
+            "atom telescope microbe laboratory planet molecule theory enzyme comet gene laser "
+            "fossil",
+            "chemical magnetic orbital cellular atomic solar experimental microscopic genetic "
+            "lunar",
+            "measured discovered observed evolved dissolved calculated cloned mapped tested "
+            "detected",
         ),
         "music": lexicon(
             "violin chorus drummer melody concert guitar singer rhythm opera flute album orchestra",
@@ -61,7 +64,8 @@ POLARITY = Family(
         ),
         "positive": lexicon(
             "gem triumph delight treasure masterpiece charm wit warmth treat wonder marvel beauty",
-            "brilliant charming funny superb lovely clever touching fresh dazzling tender vivid witty",
+            "brilliant charming funny superb lovely clever touching fresh dazzling tender vivid "
+            "witty",
             "shone delighted charmed thrilled amused sparkled enchanted impressed soared succeeded",
         ),
     },
@@ -80,14 +84,17 @@ SPEAKER = Family(
     ),
     classes={
         "teacher": lexicon(
-            "pupil lesson chalk homework classroom exam essay grammar textbook blackboard spelling quiz",
-            "studious attentive educational absent bright lazy literate graded scholarly unprepared",
+            "pupil lesson chalk homework classroom exam essay grammar textbook blackboard "
+            "spelling quiz",
+            "studious attentive educational absent bright lazy literate graded scholarly "
+            "unprepared",
             "taught explained graded spelled corrected lectured dictated examined revised praised",
         ),
         "doctor": lexicon(
             "patient fever clinic nurse bandage surgery vaccine symptom pulse injection wound pill",
             "feverish swollen infected medical contagious healthy painful surgical pale dizzy",
-            "diagnosed healed operated prescribed injected bandaged treated vaccinated cured coughed",
+            "diagnosed healed operated prescribed injected bandaged treated vaccinated cured "
+            "coughed",
         ),
         "farmer": lexicon(
             "tractor barn cow harvest wheat plough hay orchard goat fence meadow rooster",
@@ -125,9 +132,12 @@ PLACE = Family(
             "rustled climbed foraged howled hiked burrowed perched nested hunted sprouted",
         ),
         "office": lexicon(
-            "printer desk memo meeting keyboard stapler manager cubicle spreadsheet folder badge projector",
-            "clerical printed corporate stapled scheduled managerial salaried archived filed punctual",
-            "typed printed emailed scheduled stapled presented photocopied filed interviewed delegated",
+            "printer desk memo meeting keyboard stapler manager cubicle spreadsheet folder "
+            "badge projector",
+            "clerical printed corporate stapled scheduled managerial salaried archived filed "
+            "punctual",
+            "typed printed emailed scheduled stapled presented photocopied filed interviewed "
+            "delegated",
         ),
     },
 )
@@ -145,11 +155,12 @@ STYLE = Family(
     ),
     classes={
         "formal": lexicon(
-            "correspondence committee regulation procedure enclosure undersigned proposal delegation "
-            "council statute counsel protocol",
-            "esteemed cordial honourable respectful pursuant official gracious dutiful eminent courteous",
-            "acknowledged requested furnished confirmed endorsed notified enclosed convened submitted "
-            "authorised",
+            "correspondence committee regulation procedure enclosure undersigned proposal "
+            "delegation council statute counsel protocol",
+            "esteemed cordial honourable respectful pursuant official gracious dutiful eminent "
+            "courteous",
+            "acknowledged requested furnished confirmed endorsed notified enclosed convened "
+            "submitted authorised",
         ),
         "casual": lexicon(
             "buddy stuff pal dude gig mate thingy snack selfie sofa pizza nap",
@@ -172,17 +183,20 @@ WEATHER = Family(
     ),
     classes={
         "storm": lexicon(
-            "thunder lightning gale hail flood cloudburst whirlwind surge squall tempest downpour gust",
+            "thunder lightning gale hail flood cloudburst whirlwind surge squall tempest "
+            "downpour gust",
             "rainy gusty stormy violent soaked electric thunderous torn battered drenched",
             "flooded crashed rumbled toppled lashed poured battered roared swirled drenched",
         ),
         "snow": lexicon(
-            "sleigh blizzard icicle frost glacier mitten avalanche ski snowman igloo scarf snowflake",
+            "sleigh blizzard icicle frost glacier mitten avalanche ski snowman igloo scarf "
+            "snowflake",
             "icy frozen white frosty wintry slippery chilly powdery arctic frostbitten",
             "froze shivered skied slid melted blanketed shovelled glistened numbed skated",
         ),
         "sunshine": lexicon(
-            "beach parasol picnic heatwave lemonade swimsuit sunhat tan hammock icecream drought blossom",
+            "beach parasol picnic heatwave lemonade swimsuit sunhat tan hammock icecream "
+            "drought blossom",
             "sunny hot dry cloudless golden warm tropical blazing dusty balmy",
             "tanned sweated bloomed sunbathed burned warmed baked ripened glowed basked",
         ),
@@ -204,7 +218,8 @@ DISH = Family(
         "dessert": lexicon(
             "sugar custard cake honey syrup pastry caramel vanilla meringue jam cookie pudding",
             "sweet creamy sugary frosted chocolatey sticky candied glazed fluffy crumbly",
-            "sweetened whipped iced caramelised frosted decorated drizzled sprinkled chilled glazed",
+            "sweetened whipped iced caramelised frosted decorated drizzled sprinkled chilled "
+            "glazed",
         ),
         "soup": lexicon(
             "broth ladle lentil noodle leek barley dumpling carrot bowl stock pea celery",
@@ -212,7 +227,8 @@ DISH = Family(
             "ladled slurped simmered strained thickened heated skimmed seasoned blended bubbled",
         ),
         "salad": lexicon(
-            "lettuce cucumber radish vinegar crouton rocket avocado dressing spinach olive chive sprout",
+            "lettuce cucumber radish vinegar crouton rocket avocado dressing spinach olive "
+            "chive sprout",
             "crunchy raw crisp leafy tossed tangy shredded vinegary pickled garnished",
             "tossed shredded rinsed sliced garnished dressed plucked drained diced marinated",
         ),
@@ -242,7 +258,8 @@ ERA = Family(
     ),
     classes={
         "ancient": lexicon(
-            "pharaoh chariot temple oracle gladiator papyrus amphora pyramid emperor legion toga tomb",
+            "pharaoh chariot temple oracle gladiator papyrus amphora pyramid emperor legion "
+            "toga tomb",
             "sacred mythical imperial pagan bronze ritual buried marble heroic divine",
             "conquered sacrificed worshipped prophesied carved embalmed ruled besieged enslaved "
             "crowned",
@@ -253,10 +270,11 @@ ERA = Family(
             "jousted knighted duelled pillaged feasted swore banished galloped prayed forged",
         ),
         "modern": lexicon(
-            "computer satellite airport robot internet camera airplane television battery motorway "
-            "phone screen",
+            "computer satellite airport robot internet camera airplane television battery "
+            "motorway phone screen",
             "digital wireless electronic automatic virtual plastic online nuclear portable urban",
-            "downloaded uploaded drove flew recharged broadcast streamed programmed televised scanned",
+            "downloaded uploaded drove flew recharged broadcast streamed programmed televised "
+            "scanned",
         ),
     },
 )
