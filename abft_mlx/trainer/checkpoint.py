@@ -24,7 +24,6 @@ class Checkpoint:
     Attributes:
         trainable: the model's trainable parameters, as a tree.
         optimizer: the optimizer's state, as a tree.
-        random_state: MLX's random keys.
         best: trainable parameters of the best validation so far, or None.
         facts: plain values: updates done, the controller, the best validation, totals, and a
             fingerprint of what is being trained.
@@ -32,7 +31,6 @@ class Checkpoint:
 
     trainable: Any
     optimizer: Any
-    random_state: list[mx.array]
     best: Any = None
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -47,7 +45,6 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
         ("best", checkpoint.best or {}),
     ):
         arrays.update({f"{prefix}/{name}": value for name, value in tree_flatten(tree)})
-    arrays.update({f"random/{i}": key for i, key in enumerate(checkpoint.random_state)})
     metadata = {"schema": str(SCHEMA), "facts": json.dumps(checkpoint.facts)}
     with replacing(folder / FILE_NAME) as temporary:
         mx.save_safetensors(str(temporary), arrays, metadata=metadata)
@@ -78,11 +75,9 @@ def load(folder: Path) -> Checkpoint:
         found = [(n[start:], a) for n, a in arrays.items() if n.startswith(f"{prefix}/")]
         return tree_unflatten(found) if found else None
 
-    keys = sorted(name for name in arrays if name.startswith("random/"))
     return Checkpoint(
         trainable=part("trainable"),
         optimizer=part("optimizer"),
-        random_state=[arrays[name] for name in keys],
         best=part("best"),
         facts=facts,
     )

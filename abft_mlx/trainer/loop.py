@@ -118,7 +118,6 @@ class Trainer:
         if resume:
             self._restore()
         else:
-            mx.random.seed(training.seed)
             self._validate()
         adapters.train_mode(self.model)
         try:
@@ -134,6 +133,8 @@ class Trainer:
     def _one_update(self) -> None:
         training, progress = self.recipe.training, self.progress
         start = time.perf_counter()
+        # Dropout's key follows from seed and update alone, so resuming needs no random state.
+        mx.random.seed((progress.updates << 32) | (training.seed & 0xFFFFFFFF))
         rows = plan.update_rows(
             len(self.prompts), training.prompts_per_update, progress.updates, training.seed
         )
@@ -199,7 +200,6 @@ class Trainer:
             checkpoint.Checkpoint(
                 trainable=self.model.trainable_parameters(),
                 optimizer=self.optimizer.state,
-                random_state=list(mx.random.state),
                 best=self._best,
                 facts=facts,
             ),
@@ -220,7 +220,6 @@ class Trainer:
             raise OutputError(f"{self.folder.path}: its checkpoint does not fit this model")
         self.model.update(found.trainable)
         self.optimizer.state = found.optimizer
-        mx.random.state[:] = found.random_state
         self._best = found.best
         self.controller = PunishController.from_state(found.facts["controller"])
         progress = dict(found.facts["progress"])

@@ -1,0 +1,63 @@
+"""How updates are cut: every prompt once, few shapes, exact weights."""
+
+import numpy as np
+import pytest
+
+from abft_mlx.prompts import Prompt
+from abft_mlx.trainer import plan
+
+
+def prompt(length, gold=0):
+    return Prompt(tuple(range(1, length + 1)), (1, 3), (0, 1), gold)
+
+
+def test_micro_batches_hold_every_prompt_once_in_one_shape_per_width():
+    prompts = [prompt(n, gold=n) for n in (40, 9, 33, 12, 70, 31, 8, 64, 65, 10)]
+    cut = plan.micro_batches(prompts, 4, bucket_tokens=32)
+    assert [one.shape for one in cut] == [(4, 32), (4, 64), (4, 96)]
+    assert sum(one.prompts for one in cut) == 10
+    seen = []
+    for one in cut:
+        for row in np.flatnonzero(one.weights):
+            length = one.last[row] + 1
+            assert one.token_ids[row, :length].tolist() == list(range(1, length + 1))
+            assert not one.token_ids[row, length:].any()
+            assert one.gold[row] == length
+            seen.append(int(length))
+    assert sorted(seen) == sorted(len(one.token_ids) for one in prompts)
+    assert sum(one.tokens for one in cut) == sum(seen)
+
+
+def test_a_single_prompt_makes_a_single_row():
+    (only,) = plan.micro_batches([prompt(5)], 8, bucket_tokens=4)
+    assert only.shape == (1, 8)
+
+
+@pytest.mark.parametrize(
+    ("budget", "longest", "prompts", "rows"),
+    [
+        (4096, 96, 32, 32),
+        (3071, 96, 32, 16),
+        (3072, 90, 32, 32),
+        (10, 500, 32, 1),
+        (9999, 8, 12, 8),
+    ],
+)
+def test_rows_fill_the_budget(budget, longest, prompts, rows):
+    assert plan.rows_within(budget, longest, prompts, 32) == rows
+
+
+def test_updates_pass_over_all_examples_in_orders_of_their_own():
+    rows = [row for update in range(6) for row in plan.update_rows(10, 4, update, seed=3)]
+    first, second = rows[:10], rows[10:20]
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert first != second
+    assert first != list(range(10))
+    assert plan.update_rows(10, 4, 1, seed=3) == rows[4:8]
+    assert plan.update_rows(10, 4, 1, seed=4) != rows[4:8]
+
+
+def test_an_update_may_need_more_than_one_pass():
+    rows = plan.update_rows(3, 7, 0, seed=0)
+    assert sorted(rows[:3]) == sorted(rows[3:6]) == [0, 1, 2]
+    assert len(rows) == 7
