@@ -148,7 +148,7 @@ def prepare(recipe: recipes.Recipe, adapter: str | Path | None = None) -> Experi
     """
     recipe = recipes.resolve(recipe)
     texts = data.load(recipe.data)
-    splits = data.split(texts, recipe.data)
+    splits = data.split(texts, recipe.data, recipe.prompt.demonstrations)
     loaded = loading.load_model(recipe.model, recipe.revision, adapter=adapter)
     template = prompts.Template.from_section(recipe.prompt)
     space = prompts.label_space(loaded.tokenizer, template, texts.names, recipe.prompt.label_words)
@@ -158,6 +158,7 @@ def prepare(recipe: recipes.Recipe, adapter: str | Path | None = None) -> Experi
         space,
         max_text_tokens=recipe.prompt.max_text_tokens,
         context_tokens=loaded.context_tokens,
+        allow_empty=recipe.data.empty_texts == "keep",
     )
     return Experiment(recipe, loaded, texts, splits, space, builder)
 
