@@ -57,11 +57,13 @@ def _run(
 
     runtime.prepare()
     from abft_mlx import api, experiment
+    from abft_mlx.trainer import RunFolder
 
     runtime.use_wired_memory()
     start = time.perf_counter()
     recipe = _options.open_recipe("demo", changes)
     folder = output or api.default_output(recipe)
+    RunFolder(folder).check(overwrite=overwrite)
     opened = experiment.prepare(recipe)
     chosen = opened.test_prompts()
     shell.say(f"1/3 measuring the bundled model on {len(chosen):,} held-out prompts …")

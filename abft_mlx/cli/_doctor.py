@@ -84,9 +84,10 @@ def describe(facts: dict[str, Any]) -> list[str]:
         + ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
         f"platform   {facts['platform']}",
         f"device     {facts['device']}",
-        f"BLAS       {blas['path'] or 'none of ours'} ({blas['note']})",
         f"memory     {memory['machine_bytes'] / gibibyte:.1f} GiB in the machine",
     ]
+    if sys.platform == "linux":
+        lines.append(f"BLAS       {blas['path'] or 'the slow one of MLX'} ({blas['note']})")
     if memory["recommended_bytes"] is not None:
         lines.append(
             f"wired      up to {memory['recommended_bytes'] / gibibyte:.1f} GiB, "

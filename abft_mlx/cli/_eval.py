@@ -79,6 +79,9 @@ def evaluate(
         document = _measure(shell, named, changes, adapter)
         if not as_json:
             _show(shell, document)
+            if adapter is None:
+                source = [recipe] if recipe else ["--model", model, "--data", data]
+                shell.say("", f"next: {_report.command('finetune', *source)}")
     shell.document(document)
 
 
@@ -113,6 +116,3 @@ def _show(shell: Shell, document: dict[str, Any]) -> None:
         if table is not None:
             shell.tell("", f"{name}, prompts:")
             shell.show(table)
-    if "base" not in document:
-        words = ("finetune", "--model", document["model"], "--data", document["data"])
-        shell.say("", f"next: {_report.command(*words)}")

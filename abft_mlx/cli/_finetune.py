@@ -201,7 +201,7 @@ def _document(result: RunResult) -> dict[str, Any]:
         "model": experiment.recipe.model,
         "data": experiment.recipe.data.source,
         "labels": dict(zip(experiment.space.names, experiment.space.words, strict=True)),
-        "warnings": list(experiment.texts.warnings),
+        "warnings": _report.warnings(experiment),
         "trainable_parameters": result.trainable_parameters,
         "adapter_bytes": result.adapter_bytes,
         "updates": progress.updates,

@@ -10,7 +10,11 @@ import typer
 from abft_mlx.cli._options import Json, Overwrite
 from abft_mlx.cli._shell import Shell
 
-app = typer.Typer(no_args_is_help=True, help="The recipes that ship with abft-mlx, and your own.")
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="The recipes that ship with abft-mlx, and your own.",
+)
 
 
 @app.command("list")

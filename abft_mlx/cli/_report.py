@@ -37,7 +37,7 @@ def plan(experiment: Experiment, trainable: int | None, output: object = None) -
         f"data      {texts.source}: {len(texts):,} texts, of which {', '.join(parts)}",
         "labels    " + _labels(counts, experiment.space.words),
     ]
-    lines += [f"warning   {text}" for text in texts.warnings]
+    lines += [f"warning   {text}" for text in warnings(experiment)]
     if trainable is not None:
         adapter, training = recipe.adapter, recipe.training
         what = f"LoRA of rank {adapter.rank} on" if adapter.kind == "lora" else "the whole of"
@@ -54,6 +54,11 @@ def plan(experiment: Experiment, trainable: int | None, output: object = None) -
     if output is not None:
         lines.append(f"output    {output}")
     return lines
+
+
+def warnings(experiment: Experiment) -> list[str]:
+    """What is odd about the data, one line each."""
+    return [*experiment.texts.warnings, *experiment.splits.warnings]
 
 
 def _labels(counts: Mapping[str, int], words: Sequence[str]) -> str:

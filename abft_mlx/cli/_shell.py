@@ -158,7 +158,7 @@ class Commands(TyperGroup):
                 as_json=as_json,
             ) from error
         except MemoryError as error:
-            message = f"out of memory: {error or 'the machine has no more'}"
+            message = f"out of memory: {str(error) or 'the machine has no more'}"
             raise fail(message, 1, kind="MemoryError", as_json=as_json) from error
         except OSError as error:
             if error.errno is None:  # not the operating system's: a bug, or a library's own
