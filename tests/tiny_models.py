@@ -139,6 +139,8 @@ def reference(name: str, *, seed: int = 0, **changes: Any) -> Any:
         settings["rope_parameters"] = {"rope_type": "default", "rope_theta": theta}
     if name == "mistral":
         settings.setdefault("sliding_window", None)
+    if name == "gpt2":
+        settings |= {"bos_token_id": 0, "eos_token_id": 0}
     chosen = transformers.AutoConfig.for_model(name, attn_implementation="eager", **settings)
     model = transformers.AutoModelForCausalLM.from_config(chosen, dtype=torch_.float32)
     generator = torch_.Generator().manual_seed(seed)
