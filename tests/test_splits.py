@@ -97,6 +97,11 @@ def test_splits_and_sampler_are_the_golden_ones(name: str, shared: Path) -> None
     sampler = demonstration_rows(512, 2, len(parts.demonstrations), 4)
     assert [list(row) for row in sampler[:5]] == golden["demo_sampler_k4"]["first5"]
     assert sha256([list(row) for row in sampler]) == golden["demo_sampler_k4"]["sha256"]
+    for part, key in (("training", "calibration"), ("demonstrations", "demonstration")):
+        count = golden[f"test_texts_also_in_{key}"]
+        lines = [line for line in parts.warnings if f"also occur in {part}" in line]
+        assert lines == [f"{count} of 512 {line.partition(' of 512 ')[2]}" for line in lines]
+        assert bool(lines) == bool(count)
 
 
 @given(
@@ -155,12 +160,14 @@ def test_seed_changes_the_parts_and_nothing_else_does() -> None:
 
 
 def test_texts_in_two_parts_are_counted() -> None:
-    same = LabelledTexts(("same",) * 30, (0, 1) * 15, ("a", "b"), "made.csv")
+    same = LabelledTexts(("Same one.", "same  ONE!") * 15, (0, 1) * 15, ("a", "b"), "made.csv")
     warnings = split(same, section(10, 0, 10, 10)).warnings
-    assert warnings == (
+    assert [line.partition(" (")[0] for line in warnings] == [
         "10 of 10 test texts also occur in training",
         "10 of 10 test texts also occur in demonstrations",
-    )
+    ]
+    marks = LabelledTexts(tuple("?" * n for n in range(1, 31)), (0, 1) * 15, ("a", "b"), "made.csv")
+    assert split(marks, section(10, 0, 10, 10)).warnings == ()
 
 
 def test_training_rows_reseed_for_every_prompt() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from abft_mlx.data._rows import MISSING, Row, Table
+from abft_mlx.data._rows import MISSING, Table
 from abft_mlx.data.texts import LabelledTexts
 from abft_mlx.errors import DataError
 
@@ -69,16 +69,15 @@ def check(
     """
     problems = list(table.problems)
     warnings: list[str] = []
-    numbered = list(enumerate(table.rows, 1))
-    values = {number: _label(row.label) for number, row in numbered}
-    space = _Space.of([v for v in values.values() if not isinstance(v, _Bad)], labels, table.names)
+    values = [_label(row.label) for row in table.rows]
+    space = _Space.of([v for v in values if not isinstance(v, _Bad)], labels, table.names)
     if space.problem:
         problems.append((0, space.problem))
     good: list[tuple[str, int, str]] = []
     padded: list[str] = []
     empty = 0
-    for number, row in numbered:
-        text, label = row.text, values[number]
+    for row, label in zip(table.rows, values, strict=True):
+        text = row.text
         found = _text_problems(text)
         blank = isinstance(text, str) and not text.strip()
         if blank and empty_texts != "keep":
@@ -96,11 +95,11 @@ def check(
         if isinstance(row.label, str) and row.label != row.label.strip():
             padded.append(row.place)
         if found:
-            problems.extend((_number(row), f"{row.place}: {line}") for line in found)
+            problems.extend((row.number, f"{row.place}: {line}") for line in found)
         elif index is not None:
             good.append((text, index, row.place))
     if empty and empty_texts == "drop":
-        warnings.append(f"{empty} rows with an empty text were left out")
+        warnings.append(f"rows left out because their text is empty: {empty}")
     if padded:
         warnings.append(f"labels with spaces around them were read without: {_places(padded)}")
     counts = {name: sum(index == i for _, index, _ in good) for i, name in enumerate(space.names)}
@@ -151,7 +150,7 @@ class _Space:
             return cls(names, numbered=not any(_is_whole(name) for name in names))
         distinct = set(values)
         if len(distinct) > MOST_CLASSES:
-            examples = ", ".join(f"{value!r:.30}" for value in sorted(distinct)[:3])
+            examples = ", ".join(_brief(value) for value in sorted(distinct)[:3])
             return cls(
                 (),
                 problem=f"{len(distinct)} distinct labels ({examples}, ...) look like free text "
@@ -176,7 +175,7 @@ class _Space:
         near = difflib.get_close_matches(value.lower(), [n.lower() for n in self.names], n=1)
         guess = f" (did you mean {_original(near[0], self.names)!r}?)" if near else ""
         return (
-            f"label {value!r:.60} is not one of {shown}{guess}; fix the row or add the label to "
+            f"label {_brief(value)} is not one of {shown}{guess}; fix the row or add the label to "
             "data.labels"
         )
 
@@ -209,23 +208,24 @@ def _label(value: Any) -> str | _Bad:
         if not word:
             return _Bad("there is no label")
         return _Bad("the label holds half a character") if _lone_surrogate(word) else word
-    return _Bad(f"the label is a {type(value).__name__}; it must be a word or a whole number")
+    return _Bad(f"the label is {_brief(value)}, which is neither a word nor a whole number")
 
 
 def _text_problems(text: Any) -> list[str]:
     if text is MISSING or text is None:
         return ["there is no text"]
     if not isinstance(text, str):
-        return [f"the text is a {type(text).__name__} ({text!r:.40}); it must be a string"]
+        return [f"the text is {_brief(text)}, which is not a string"]
     return ["the text holds half a character (a lone surrogate)"] if _lone_surrogate(text) else []
+
+
+def _brief(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 40 else f"{shown[:37]}..."
 
 
 def _lone_surrogate(text: str) -> bool:
     return any("\ud800" <= character <= "\udfff" for character in text)
-
-
-def _number(row: Row) -> int:
-    return int(row.place.split()[1])
 
 
 def _few_classes(counts: dict[str, int]) -> list[tuple[int, str]]:

@@ -18,8 +18,9 @@ _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 @dataclass(frozen=True)
 class Row:
-    """One row as read: MISSING where it lacks the column."""
+    """One row as read: its number from 1, where it is, and MISSING where it lacks the column."""
 
+    number: int
     place: str
     text: Any
     label: Any
@@ -118,7 +119,7 @@ def _csv(content: bytes, text: str, label: str) -> Table:
                     )
                 )
             elif where is not None:
-                table.rows.append(Row(place, cells[where[0]], cells[where[1]]))
+                table.rows.append(Row(number, place, cells[where[0]], cells[where[1]]))
     except csv.Error as error:
         table.problems.append(
             (number + 1, f"row {number + 1} (up to line {reader.line_num}): {error}; check quotes")
@@ -171,30 +172,51 @@ def no_column(wanted: str, setting: str, found: Sequence[str]) -> str:
 
 def _jsonl(content: bytes, text: str, label: str) -> Table:
     table = Table()
-    objects: list[tuple[str, dict[str, Any]]] = []
-    found: dict[str, None] = {}
-    number = 0
-    for line_number, line in enumerate(_decode(content, table).split("\n"), 1):
-        if not line.strip():
-            continue
-        number += 1
+    lines = enumerate(_decode(content, table).split("\n"), 1)
+    filled = [(line_number, line) for line_number, line in lines if line.strip()]
+    objects: list[tuple[int, str, Any]] = []
+    for number, (line_number, line) in enumerate(filled, 1):
         place = f"row {number}" if number == line_number else f"row {number} (line {line_number})"
         try:
-            value = json.loads(line)
+            objects.append((number, place, json.loads(line)))
         except (ValueError, RecursionError) as error:
-            reason = error.msg if isinstance(error, json.JSONDecodeError) else "too deep or too big"
-            table.problems.append((number, f"{place}: not JSON ({reason})"))
-            continue
+            table.problems.append((number, f"{place}: not JSON ({_reason(error)})"))
+    return _from_objects(objects, text, label, table)
+
+
+def _json(content: bytes, text: str, label: str) -> Table:
+    """A JSON array of objects, or JSON Lines by another name."""
+    if not content.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
+        return _jsonl(content, text, label)
+    table = Table()
+    try:
+        values = json.loads(_decode(content, table))
+    except (ValueError, RecursionError) as error:
+        line = getattr(error, "lineno", 1)
+        table.problems.append((0, f"line {line}: not JSON ({_reason(error)})"))
+        return table
+    objects = [(number, f"row {number}", value) for number, value in enumerate(values, 1)]
+    if not objects:
+        table.problems.append((0, "the file holds an empty list"))
+    return _from_objects(objects, text, label, table)
+
+
+def _reason(error: Exception) -> str:
+    return error.msg if isinstance(error, json.JSONDecodeError) else "too deep or too big"
+
+
+def _from_objects(values: list[tuple[int, str, Any]], text: str, label: str, table: Table) -> Table:
+    """Rows of JSON objects; what is no object becomes a problem."""
+    objects = [entry for entry in values if isinstance(entry[2], dict)]
+    for number, place, value in values:
         if not isinstance(value, dict):
             table.problems.append((number, f"{place}: not an object with a text and a label"))
-            continue
-        objects.append((place, value))
-        found.update(dict.fromkeys(value))
-    text_name, label_name = pick(text, list(found)), pick(label, list(found))
+    found = list(dict.fromkeys(key for _, _, value in objects for key in value))
+    text_name, label_name = pick(text, found), pick(label, found)
     if text_name is not None and label_name is not None:
         table.rows = [
-            Row(place, value.get(text_name, MISSING), value.get(label_name, MISSING))
-            for place, value in objects
+            Row(number, place, value.get(text_name, MISSING), value.get(label_name, MISSING))
+            for number, place, value in objects
         ]
     elif objects:
         for name, wanted, setting in (
@@ -202,7 +224,7 @@ def _jsonl(content: bytes, text: str, label: str) -> Table:
             (label_name, label, "data.label"),
         ):
             if name is None:
-                table.problems.append((0, no_column(wanted, setting, list(found))))
+                table.problems.append((0, no_column(wanted, setting, found)))
     return table
 
 
@@ -229,7 +251,7 @@ def _parquet(content: bytes, text: str, label: str) -> Table:
         return table
     table.names = _class_names(file.schema_arrow.metadata, chosen[1])
     pairs = zip(data[chosen[0]].to_pylist(), data[chosen[1]].to_pylist(), strict=True)
-    table.rows = [Row(f"row {number}", *pair) for number, pair in enumerate(pairs, 1)]
+    table.rows = [Row(number, f"row {number}", *pair) for number, pair in enumerate(pairs, 1)]
     if not table.rows:
         table.problems.append((0, "the file has columns and no rows"))
     return table
@@ -248,6 +270,7 @@ def _class_names(metadata: dict[bytes, bytes] | None, column: str) -> tuple[str,
 READERS: dict[str, Callable[[bytes, str, str], Table]] = {
     ".jsonl": _jsonl,
     ".ndjson": _jsonl,
+    ".json": _json,
     ".csv": _csv,
     ".tsv": _csv,
     ".parquet": _parquet,

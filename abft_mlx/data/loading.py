@@ -78,7 +78,7 @@ def _builtin(source: str, section: DataSection) -> Report:
     pairs = generated.generate(name, BUILTIN_ROWS, BUILTIN_SEED)
     table = _rows.Table(
         rows=[
-            _rows.Row(f"row {number}", text, labels[label])
+            _rows.Row(number, f"row {number}", text, labels[label])
             for number, (text, label) in enumerate(pairs, 1)
         ]
     )

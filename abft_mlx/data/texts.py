@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -150,11 +151,19 @@ def _fit(wanted: dict[str, int], available: int, least: int, source: str) -> dic
 
 
 def _shared(parts: dict[str, LabelledTexts]) -> list[str]:
-    """A line for each part whose exact texts occur among the test texts as well."""
+    """A line for each part that has texts of the test part, case and punctuation aside."""
     warnings = []
+    asked = [_words(text) for text in parts["test"].texts]
     for part in PARTS[:-1]:
-        known = set(parts[part].texts)
-        count = sum(text in known for text in parts["test"].texts)
+        known = {_words(text) for text in parts[part].texts}
+        count = sum(text in known for text in asked)
         if count:
-            warnings.append(f"{count} of {len(parts['test'])} test texts also occur in {part}")
+            warnings.append(
+                f"{count} of {len(asked)} test texts also occur in {part} (case and punctuation "
+                "aside)"
+            )
     return warnings
+
+
+def _words(text: str) -> str:
+    return re.sub(r"[\W_]+", " ", text.casefold()).strip() or text

@@ -73,8 +73,8 @@ class PromptBuilder:
         self.allow_empty = allow_empty
         self.shortened = 0
         self._texts: dict[str, str] = {}
-        self._heads: dict[str, list[int]] = {}
-        self._tails: dict[tuple[str, bool], list[int]] = {}
+        self._heads: dict[tuple[str, str], list[int]] = {}
+        self._tails: dict[tuple[str, str], list[int]] = {}
         self._start = _start_tokens(tokenizer)
         self._anchor = f"{template.label_prefix} {space.words[0]}"
         self._anchor_tokens = len(self._encode(self._anchor))
@@ -129,18 +129,17 @@ class PromptBuilder:
         return list(self.tokenizer.encode(text, add_special_tokens=False))
 
     def _head(self, text: str, is_query: bool) -> list[int]:
-        head = self.template.instruction + (self.template.query_prefix if is_query else "")
-        if text not in self._heads or is_query:
-            self._heads[text] = self._encode(head + self.template.body(text))
-        return self._heads[text]
+        prefix = self.template.instruction + (self.template.query_prefix if is_query else "")
+        if (text, prefix) not in self._heads:
+            self._heads[text, prefix] = self._encode(prefix + self.template.body(text))
+        return self._heads[text, prefix]
 
     def _tail(self, text: str, is_query: bool) -> list[int]:
-        key = (text, is_query and bool(self.template.query_prefix))
-        if key not in self._tails:
-            prefix = self.template.query_prefix if is_query else ""
-            tail = self.template.label_affix + prefix + self.template.body(text)
-            self._tails[key] = self._encode(self._anchor + tail)[self._anchor_tokens :]
-        return self._tails[key]
+        prefix = self.template.label_affix + (self.template.query_prefix if is_query else "")
+        if (text, prefix) not in self._tails:
+            tail = self._anchor + prefix + self.template.body(text)
+            self._tails[text, prefix] = self._encode(tail)[self._anchor_tokens :]
+        return self._tails[text, prefix]
 
     def _verify(
         self,
@@ -169,10 +168,10 @@ class PromptBuilder:
 
     def _advice(self) -> str:
         """Which piece of the template touches its neighbours, and what to change."""
-        if not self.template.label_affix.endswith("\n"):
-            return f"end prompt.label_affix ({self.template.label_affix!r}) in a line break"
-        if not self.template.input_prefix:
-            return "give prompt.input_prefix a word, so that texts do not touch the label before"
+        if not self.template.label_affix.startswith("\n"):
+            return f"begin prompt.label_affix ({self.template.label_affix!r}) with a line break"
+        if not self.template.label_prefix:
+            return "give prompt.label_prefix a word, such as 'label:'"
         return (
             f"end prompt.label_prefix ({self.template.label_prefix!r}) in another character, or "
             f"change prompt.label_affix ({self.template.label_affix!r})"

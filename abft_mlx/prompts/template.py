@@ -140,8 +140,8 @@ class _Context:
         if ids[: len(self.before)] != self.before:
             raise PromptError(
                 f"prompt.{self.setting} {self.prefix!r} and the label word {word!r} merge in this "
-                "model's vocabulary, so the label has no place of its own: end the prefix in "
-                "another character, such as ':' or '='"
+                "model's vocabulary, so the label has no place of its own: end the prefix in a "
+                "character that the vocabulary does not join to words (':', '=' or '>' perhaps)"
             )
         return ids[len(self.before) :]
 

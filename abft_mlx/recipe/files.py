@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from abft_mlx.errors import OutputError, RecipeError
+from abft_mlx.errors import RecipeError
+from abft_mlx.files import write_text
 from abft_mlx.recipe import _problems, _yaml
 from abft_mlx.recipe.sections import Recipe
 
@@ -94,19 +94,13 @@ def dumps(recipe: Recipe) -> str:
 
 
 def save(recipe: Recipe, path: str | Path) -> None:
-    """Write `dumps` to a temporary name, then rename it.
+    """Write `dumps` to a file, whole or not at all.
 
     Raises:
         OutputError: the file cannot be written.
+        RunError: the disk is full.
     """
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(dumps(recipe), encoding="utf-8")
-        temporary.replace(target)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OutputError(f"{target}: cannot be written ({error.strerror})") from None
+    write_text(Path(path), dumps(recipe))
 
 
 def _parse(text: str, where: str, overrides: Sequence[str]) -> Recipe:

@@ -1,0 +1,249 @@
+"""Data sets of the hub: files fetched once, from the cache after, and read like any other file."""
+
+from __future__ import annotations
+
+import re
+from fnmatch import fnmatch
+from importlib.util import find_spec
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+
+from abft_mlx.data import _rows
+from abft_mlx.data.generator import Generator
+from abft_mlx.errors import DataError, RunError
+from abft_mlx.recipe import DataSection
+
+CONVERTED = "refs/convert/parquet"
+STAICC_LONGEST = 1024
+STAICC_SEED = 42
+_SHARDS = re.compile(r"-(\d+)-of-(\d+)\.")
+_SPLIT_WORDS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing"),
+}
+
+
+def title(section: DataSection) -> str:
+    """The data set for messages: name, configuration, split and revision."""
+    named = [section.source, *([section.config] if section.config else []), section.split]
+    return " ".join(named) + (f"@{section.revision}" if section.revision else "")
+
+
+def read(section: DataSection) -> _rows.Table:
+    """Fetch the files of a split, or find them in the cache, and read them.
+
+    Data sets that were a script have no files of their own; the hub keeps a conversion of them,
+    which is used where no revision is asked for.
+
+    Raises:
+        DataError: no such data set, configuration or split, or no access.
+        RunError: the hub cannot be reached and the cache has no copy.
+    """
+    revisions = [section.revision] if section.revision else [None, CONVERTED]
+    tried = []
+    for revision in revisions:
+        paths = _files(section, revision)
+        if paths:
+            break
+        tried.append(paths)
+    else:
+        if None in tried:
+            raise RunError(
+                f"{title(section)} is not in the local cache and the hub cannot be reached; go "
+                "online once, or name a file"
+            )
+        raise DataError(
+            f"{section.source}: no {', '.join(_rows.READERS)} file in it that can be read; "
+            "download it and name a file of yours"
+        )
+    table = _rows.Table()
+    for path in paths:
+        part = _rows.read(path, section.text, section.label)
+        table.names = table.names or part.names
+        before = f"{path.name} " if len(paths) > 1 else ""
+        offset = len(table.rows)
+        table.problems += [(offset + number, before + line) for number, line in part.problems]
+        table.rows += [
+            _rows.Row(offset + row.number, before + row.place, row.text, row.label)
+            for row in part.rows
+        ]
+    if section.staicc_order:
+        table.rows = staicc_order(table.rows)
+    return table
+
+
+def staicc_order(rows: list[_rows.Row]) -> list[_rows.Row]:
+    """The order in which the StaICC benchmark keeps a data set's rows, long texts left out."""
+    kept = [row for row in rows if not isinstance(row.text, str) or len(row.text) <= STAICC_LONGEST]
+    return [kept[i] for i in Generator(STAICC_SEED).draw(len(kept), len(kept))] if kept else []
+
+
+def _files(section: DataSection, revision: str | None) -> list[Path] | None:
+    """Local paths of the split's files at a revision; None without a network or a copy."""
+    from huggingface_hub import HfApi, errors, hf_hub_download, snapshot_download
+
+    name, at = section.source, f" at revision {revision}" if revision else ""
+    refusals = (errors.RepositoryNotFoundError, errors.RevisionNotFoundError)
+    try:
+        try:
+            siblings = HfApi().dataset_info(name, revision=revision).siblings or []
+        except (*refusals, errors.HFValidationError):
+            raise
+        # No network shows as an exception of the HTTP library, which differs between hub versions.
+        except Exception:
+            folder = Path(
+                snapshot_download(
+                    name, repo_type="dataset", revision=revision, local_files_only=True
+                )
+            )
+            cached = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
+            return [folder / file for file in _of_split(section, cached, _card(folder))]
+        listed = [sibling.rfilename for sibling in siblings]
+
+        def fetch(file: str) -> Path:
+            return Path(hf_hub_download(name, file, repo_type="dataset", revision=revision))
+
+        card = fetch("README.md").parent if "README.md" in listed else None
+        return [fetch(file) for file in _of_split(section, listed, _card(card))]
+    except errors.GatedRepoError:
+        raise DataError(
+            f"{name} is gated: accept its terms on the hub, then run hf auth login"
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise DataError(
+            f"{name!r} is no file here and no data set of the hub that you may read; check the "
+            "name, or run hf auth login if it is private"
+        ) from None
+    except errors.RevisionNotFoundError:
+        if revision == CONVERTED and section.revision is None:
+            return []
+        raise DataError(f"{name} has no revision {revision!r}; check data.revision") from None
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
+        return None
+    except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RunError(f"{name}{at} cannot be fetched from the hub: {reason}; try again") from None
+
+
+def _card(folder: Path | None) -> list[dict[str, Any]]:
+    """The configurations that a data set's card lists."""
+    card = folder / "README.md" if folder else None
+    if card is None or not card.is_file():
+        return []
+    match = re.match(r"---\r?\n(.*?)\r?\n---", card.read_text("utf-8", errors="replace"), re.DOTALL)
+    try:
+        head = yaml.safe_load(match[1]) if match else None
+    except yaml.YAMLError:
+        return []
+    configs = head.get("configs") if isinstance(head, dict) else None
+    return [c for c in configs or [] if isinstance(c, dict) and c.get("data_files")]
+
+
+def _of_split(section: DataSection, listed: list[str], configs: list[dict[str, Any]]) -> list[str]:
+    """The files of every split that is asked for, in order."""
+    data = sorted(file for file in listed if PurePosixPath(file).suffix in _rows.READERS)
+    if not data:
+        return []
+    patterns = _patterns(section, configs)
+    chosen: list[str] = []
+    for split in [part.strip() for part in section.split.split("+")]:
+        if patterns is None:
+            files = _guess(section, data, split)
+        else:
+            wanted = patterns.get(split, [])
+            files = [file for file in data if any(fnmatch(file, one) for one in wanted)]
+        if not files:
+            known = f"; splits are {', '.join(patterns)}" if patterns else ""
+            raise DataError(
+                f"{section.source} has no files for split {split!r}{known}; its data files are "
+                f"{_some(data)}; check data.config and data.split"
+            )
+        _complete(section.source, files)
+        chosen += files
+    return chosen
+
+
+def _patterns(section: DataSection, configs: list[dict[str, Any]]) -> dict[str, list[str]] | None:
+    """File patterns of each split as the card gives them; None without a card."""
+    if not configs:
+        return None
+    named = {str(one.get("config_name", "default")): one for one in configs}
+    defaults = [name for name, one in named.items() if one.get("default")]
+    if section.config is not None:
+        name = section.config
+    elif defaults:
+        name = defaults[0]
+    else:
+        name = next(iter(named)) if len(named) == 1 else "default"
+    if name not in named:
+        asked = f"{name!r} is none of them" if section.config else "none is set"
+        raise DataError(
+            f"{section.source}: data.config must be one of {_some(sorted(named))}; {asked}"
+        )
+    files = named[name]["data_files"]
+    base = str(named[name].get("data_dir") or "").strip("/")
+    entries = files if isinstance(files, list) else [files]
+    found: dict[str, list[str]] = {}
+    for entry in entries:
+        if isinstance(entry, dict):
+            split, paths = str(entry.get("split", "train")), entry.get("path", [])
+        else:
+            split, paths = "train", entry
+        for path in paths if isinstance(paths, list) else [paths]:
+            found.setdefault(split, []).append(f"{base}/{path}" if base else str(path))
+    return found
+
+
+def _guess(section: DataSection, data: list[str], split: str) -> list[str]:
+    """Files whose path holds the configuration and the split; of one kind, Parquet first."""
+    files = data
+    if section.config:
+        files = [f for f in files if section.config in PurePosixPath(f).parts] or [
+            f for f in files if PurePosixPath(f).name.startswith(section.config)
+        ]
+    else:
+        folders = sorted({f.split("/", 1)[0] for f in files if "/" in f} - {"data", "default"})
+        flat = [f for f in files if f.split("/", 1)[0] not in folders]
+        if not flat and len(folders) > 1 and not any(_in_split(f, split) for f in folders):
+            raise DataError(
+                f"{section.source}: data.config must be one of {_some(folders)}; none is set"
+            )
+        files = flat or files
+    chosen = [file for file in files if _in_split(file, split)]
+    if not chosen and split == "train":
+        others = [word for words in _SPLIT_WORDS.values() for word in words]
+        chosen = [file for file in files if not any(_has(file, word) for word in others)]
+    order = [".parquet", *_rows.READERS] if find_spec("pyarrow") else [*_rows.READERS, ".parquet"]
+    for suffix in order:
+        same = [file for file in chosen if file.endswith(suffix)]
+        if same:
+            return same
+    return []
+
+
+def _in_split(file: str, split: str) -> bool:
+    return any(_has(file, word) for word in _SPLIT_WORDS.get(split, (split,)))
+
+
+def _has(file: str, word: str) -> bool:
+    return re.search(rf"(^|[/_.-]){re.escape(word)}([/_.-]|$)", file) is not None
+
+
+def _complete(source: str, files: list[str]) -> None:
+    """Refuse a cache that holds some shards of a split and not others."""
+    for file in files:
+        shard = _SHARDS.search(file)
+        count = int(shard[2]) if shard else 0
+        same = [f for f in files if shard and f"-of-{shard[2]}." in f]
+        if count and len(same) < count:
+            raise RunError(
+                f"{source}: {len(same)} of {count} files of a split are in the local cache and "
+                "the hub cannot be reached; go online once"
+            )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")

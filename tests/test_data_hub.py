@@ -1,0 +1,263 @@
+"""Data sets of the hub, against a server on this machine, then from the cache without it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+from abft_mlx.data import _rows, hub, load
+from abft_mlx.errors import DataError, RunError
+from abft_mlx.recipe import DataSection
+
+SHA = {"main": "a" * 40, hub.CONVERTED: "b" * 40}
+CARD = """---
+configs:
+- config_name: small
+  data_files:
+  - split: train
+    path: small/train-*
+  - split: test
+    path: small/test-*
+- config_name: large
+  data_files: large/*.jsonl
+---
+# words
+"""
+
+
+def jsonl(*pairs: tuple[str, object]) -> bytes:
+    return "".join(json.dumps({"text": t, "label": x}) + "\n" for t, x in pairs).encode()
+
+
+def parquet(pairs: list[tuple[str, int]], names: list[str]) -> bytes:
+    pa = pytest.importorskip("pyarrow", reason="pyarrow (extra data) writes the Parquet file")
+    pq = pytest.importorskip("pyarrow.parquet", reason="pyarrow (extra data) writes it")
+    features = {"label": {"names": names, "_type": "ClassLabel"}, "text": {"dtype": "string"}}
+    table = pa.table({"text": [t for t, _ in pairs], "label": [x for _, x in pairs]})
+    table = table.replace_schema_metadata(
+        {"huggingface": json.dumps({"info": {"features": features}})}
+    )
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    return sink.getvalue().to_pybytes()
+
+
+def repositories() -> dict[tuple[str, str], dict[str, bytes]]:
+    """(name, revision) -> files."""
+    return {
+        ("made/carded", "main"): {
+            "README.md": CARD.encode(),
+            "small/train-00000-of-00002.jsonl": jsonl(("one", 0), ("two", 1)),
+            "small/train-00001-of-00002.jsonl": jsonl(("three", 0), ("", 1)),
+            "small/test-00000-of-00001.jsonl": jsonl(("four", 1)),
+            "large/all.jsonl": jsonl(("five", 0), ("six", 1)),
+        },
+        ("made/plain", "main"): {
+            "train.csv": b"text,label\na,x\nb,y\n",
+            "dev.csv": b"text,label\nc,x\n",
+        },
+        ("made/script", "main"): {"script.py": b"print('never run')"},
+        ("made/script", hub.CONVERTED): {
+            "default/train/0000.parquet": parquet([("p", 1), ("q", 0)], ["low", "high"])
+        },
+    }
+
+
+class Hub(BaseHTTPRequestHandler):
+    """The part of the hub's interface that reading a data set needs."""
+
+    files: dict[tuple[str, str], dict[str, bytes]]
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path = unquote(self.path.partition("?")[0])
+        if path.startswith("/api/datasets/"):
+            owner, name, *rest = path.removeprefix("/api/datasets/").split("/")
+            revision = "/".join(rest[1:]) or "main"
+            found = self.files.get((f"{owner}/{name}", revision))
+            if found is None:
+                known = any(key[0] == f"{owner}/{name}" for key in self.files)
+                return self.fail("RevisionNotFound" if known else "RepoNotFound")
+            siblings = [{"rfilename": file} for file in found]
+            body = {"id": f"{owner}/{name}", "sha": SHA[revision], "siblings": siblings}
+            return self.answer(json.dumps(body).encode(), {})
+        _, _, owner, name, _, rest = path.split("/", 5)
+        for (repository, revision), found in self.files.items():
+            for prefix in (revision, SHA[revision]):
+                content = found.get(rest.removeprefix(f"{prefix}/"))
+                if (
+                    repository == f"{owner}/{name}"
+                    and rest.startswith(prefix)
+                    and content is not None
+                ):
+                    headers = {"ETag": f'"{hash(content)}"', "X-Repo-Commit": SHA[revision]}
+                    return self.answer(content, headers)
+        return self.fail("EntryNotFound")
+
+    def answer(self, body: bytes, headers: dict[str, str], status: int = 200) -> None:
+        self.send_response(status)
+        for key, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def fail(self, code: str) -> None:
+        self.answer(b"{}", {"X-Error-Code": code, "X-Error-Message": code}, 404)
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    Hub.files = repositories()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+PROGRAM = """
+import json, sys
+from abft_mlx.data import report
+from abft_mlx.errors import AbftError
+from abft_mlx.recipe import DataSection
+for values in json.load(sys.stdin):
+    try:
+        found = report(DataSection(**values))
+        texts = found.texts
+        print(json.dumps({
+            "source": found.source, "problems": found.problems,
+            "texts": texts and texts.texts, "labels": texts and texts.labels,
+            "names": texts and texts.names,
+        }))
+    except AbftError as error:
+        print(json.dumps({"error": f"{type(error).__name__}: {error}"}))
+"""
+
+
+def reports(endpoint: str, cache: Path, *sections: dict[str, object]) -> list[dict[str, object]]:
+    """Read data sets in a fresh process: the hub's library looks at its endpoint on import."""
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(cache),
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "NO_PROXY": "*",
+    }
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", PROGRAM],
+        input=json.dumps(sections),
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_read_from_the_hub_then_from_the_cache(endpoint: str, tmp_path: Path) -> None:
+    sections: list[dict[str, object]] = [
+        {"source": "made/carded", "config": "small", "empty_texts": "drop"},
+        {"source": "made/carded", "config": "small"},
+        {"source": "made/carded", "config": "small", "split": "test+train", "empty_texts": "keep"},
+        {"source": "made/carded", "config": "large"},
+        {"source": "made/carded"},
+        {"source": "made/carded", "config": "tiny"},
+        {"source": "made/carded", "config": "small", "split": "dev"},
+        {"source": "made/plain"},
+        {"source": "made/plain", "split": "train+validation"},
+        {"source": "made/script"},
+        {"source": "made/script", "labels": ["no", "yes"]},
+    ]
+    first = reports(
+        endpoint,
+        tmp_path,
+        *sections,
+        {"source": "made/none"},
+        {"source": "made/plain", "revision": "old"},
+    )
+    again = reports("http://127.0.0.1:9", tmp_path, *sections)
+    assert again == first[: len(sections)]
+    dropped, empty, joined, large, unset, unknown, split, plain, both, script, named = again
+    assert dropped["texts"] == ["one", "two", "three"]
+    assert dropped["source"] == "made/carded small train"
+    assert empty["problems"] == [
+        "train-00001-of-00002.jsonl row 2: the text is empty; fix or remove the row, or set "
+        "data.empty_texts: drop"
+    ]
+    assert joined["texts"] == ["four", "one", "two", "three", ""]
+    assert large["texts"] == ["five", "six"]
+    assert "must be one of large, small; none is set" in str(unset["error"])
+    assert "must be one of large, small; 'tiny' is none of them" in str(unknown["error"])
+    assert "no files for split 'dev'; splits are train, test" in str(split["error"])
+    assert (plain["texts"], plain["names"]) == (["a", "b"], ["x", "y"])
+    assert both["texts"] == ["a", "b", "c"]
+    assert (script["names"], script["labels"]) == (["low", "high"], [1, 0])
+    assert named["names"] == ["no", "yes"]
+    assert "DataError: 'made/none' is no file here and no data set of the hub" in str(first[-2])
+    assert "DataError: made/plain has no revision 'old'" in str(first[-1])
+    (missing,) = reports("http://127.0.0.1:9", tmp_path / "other", {"source": "made/plain"})
+    assert "RunError: made/plain train is not in the local cache" in str(missing["error"])
+
+
+def test_half_a_cache_is_refused(endpoint: str, tmp_path: Path) -> None:
+    section: dict[str, object] = {"source": "made/carded", "config": "small", "empty_texts": "keep"}
+    reports(endpoint, tmp_path, section)
+    (shard,) = tmp_path.rglob("train-00001-of-00002.jsonl")
+    shard.unlink()
+    (told,) = reports("http://127.0.0.1:9", tmp_path, section)
+    assert "RunError: made/carded: 1 of 2 files of a split are in the local cache" in str(told)
+
+
+def test_offline_without_a_cache_is_one_line() -> None:
+    with pytest.raises(RunError, match="made/plain train is not in the local cache") as caught:
+        load(DataSection(source="made/plain"))
+    assert "\n" not in str(caught.value)
+
+
+def test_guessing_files_without_a_card() -> None:
+    def guess(files: list[str], **values: object) -> list[str]:
+        section = DataSection.model_validate({"source": "a/b", **values})
+        return hub._of_split(section, files, [])
+
+    assert guess(["all.jsonl"]) == ["all.jsonl"]
+    assert guess(["data/train.jsonl", "data/test.jsonl"], split="test") == ["data/test.jsonl"]
+    assert guess(["x/train/0.jsonl", "y/train/0.jsonl"], config="y") == ["y/train/0.jsonl"]
+    assert guess(["train.csv", "train.jsonl"]) == ["train.jsonl"]
+    assert guess(["constrained.csv", "train.csv"]) == ["train.csv"]
+    with pytest.raises(DataError, match="must be one of x, y; none is set"):
+        guess(["x/train.csv", "y/train.csv"])
+    with pytest.raises(DataError, match="no files for split 'test'"):
+        guess(["train.csv"], split="test")
+    assert guess(["notes.md"]) == []
+
+
+@pytest.mark.parametrize("name", ["rotten_tomatoes", "trec"])
+def test_staicc_order_of_the_source_order_is_the_golden_table(name: str, shared: Path) -> None:
+    table = _rows.read(shared / "data" / f"{name}.jsonl", "text", "label")
+    order = hub.staicc_order([_rows.Row(i, "", "", i) for i in range(len(table.rows))])
+    source = [None] * len(order)
+    for golden, place in zip(table.rows, order, strict=True):
+        source[place.label] = golden
+    if name == "rotten_tomatoes":
+        assert [row.label for row in source] == [1] * 4265 + [0] * 4265
+    long = _rows.Row(0, "", "x" * 1025, 0)
+    assert hub.staicc_order([long, *source]) == table.rows
