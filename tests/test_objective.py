@@ -220,3 +220,21 @@ def test_pid_state_resumes():
         one.update(heads)
     other = PunishController.from_state(one.state())
     assert other.update(11.0) == one.update(11.0)
+
+
+def test_the_prompts_length_is_one_more_than_its_last_position():
+    """A head whose mass lies between the thresholds of n - 1 and n tokens is kept."""
+    n = 12
+    between = (K / (K + math.log(n)) + K / (K + math.log(n - 1))) / 2
+    pattern = np.full((1, 1, n), (1 - between) / (n - K))
+    pattern[..., :K] = between / K
+    got = abft_terms(
+        [mx.array(pattern.astype(np.float32))],
+        mx.array([list(range(K))]),
+        mx.array([[0, 1, 1, 0]]),
+        mx.array([0]),
+        mx.array([n - 1]),
+        punish_weight=0.5,
+        reward_weight=1.0,
+    )
+    assert got.induction_heads.item() == 1

@@ -271,3 +271,26 @@ def test_dropout_draws_anew_in_every_compiled_call():
     mx.random.seed(1)
     twice = [trainer.step.gradients(batches, 0.5)[1].tolist() for _ in range(2)]
     assert twice[0] != twice[1]
+
+
+def test_the_gradient_is_an_average_over_prompts():
+    once, twice = (make_trainer(make_recipe()) for _ in range(2))
+    chosen = make_prompts()[:8]
+    one = once.step.update(plan.micro_batches(chosen, 8), 0.5)
+    two = twice.step.update(plan.micro_batches(chosen * 2, 8), 0.5)
+    assert two.loss == pytest.approx(one.loss, rel=1e-5)
+    assert two.gradient_norm == pytest.approx(one.gradient_norm, rel=1e-4)
+    assert two.tokens == 2 * one.tokens
+
+
+def test_every_update_has_a_random_key_of_its_own():
+    trainer = make_trainer(make_recipe())
+    keys, original = [], trainer.step.update
+
+    def update(*args):
+        keys.append(tuple(mx.random.state[0].tolist()))
+        return original(*args)
+
+    trainer.step.update = update
+    trainer.run()
+    assert len(set(keys)) == 6
