@@ -88,9 +88,7 @@ def default(overrides: Sequence[str] = ()) -> Recipe:
 
 def dumps(recipe: Recipe) -> str:
     """The recipe as YAML, every setting written out."""
-    return yaml.safe_dump(
-        recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100
-    )
+    return _yaml.write(recipe.model_dump(mode="json"))
 
 
 def save(recipe: Recipe, path: str | Path) -> None:
