@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import builtins
+import csv
+import io
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from abft_mlx.data import LabelledTexts, Report, builtin_template, load, report
 from abft_mlx.errors import DataError
@@ -246,6 +251,37 @@ def test_many_problems_are_all_kept_and_shown_in_part(tmp_path: Path) -> None:
     assert (len(shown), shown[-1]) == (21, "and 10 more problems")
     with pytest.raises(DataError, match="and 29 more problems"):
         found.require()
+
+
+@given(
+    st.lists(
+        st.text(
+            st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1
+        ).filter(str.strip),
+        min_size=2,
+        max_size=8,
+    ),
+    st.sampled_from([",", ";", "\t"]),
+    st.sampled_from(["\n", "\r\n"]),
+)
+def test_what_csv_and_json_writers_write_is_read_back(
+    wanted: list[str], mark: str, ending: str
+) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        labels = ["x", "y"] * len(wanted)
+        table = io.StringIO(newline="")
+        # Quotes everywhere: older Pythons write a bare carriage return without them.
+        writer = csv.writer(table, delimiter=mark, lineterminator=ending, quoting=csv.QUOTE_ALL)
+        writer.writerows([("text", "label"), *zip(wanted, labels, strict=False)])
+        objects = [{"text": t, "label": x} for t, x in zip(wanted, labels, strict=False)]
+        lines = ending.join(json.dumps(one, ensure_ascii=False) for one in objects)
+        for file, content in (
+            ("a.csv", table.getvalue()),
+            ("a.jsonl", lines),
+            ("a.json", json.dumps(objects)),
+        ):
+            assert load(write(folder, file, content)).texts == tuple(wanted)
 
 
 def test_report_counts_classes(tmp_path: Path) -> None:
