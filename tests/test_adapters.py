@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mlx.core as mx
 import mlx.nn as nn
-import mlx.optimizers as optim
 import numpy as np
 import pytest
 import tiny_models
@@ -23,27 +22,6 @@ def parameters(model: nn.Module) -> dict[str, np.ndarray]:
         name: np.array(value.astype(mx.float32) if value.dtype == mx.bfloat16 else value)
         for name, value in tree_flatten(model.parameters())
     }
-
-
-def train(model: nn.Module, *, updates: int = 3, rate: float = 1e-2, masked: bool = True) -> None:
-    """A few real Adam updates on a loss of every layer's pattern."""
-    tokens, last = tiny_models.tokens()
-    optimizer = optim.Adam(rate, bias_correction=True)
-    optimizer.init(model.trainable_parameters())
-
-    def loss(model: nn.Module, tokens: mx.array, last: mx.array) -> mx.array:
-        rows = attention.forward(model, tokens, last)[1]
-        return sum(row[:, :, 1].sum() for row in rows if row is not None)
-
-    def step(tokens: mx.array, last: mx.array) -> mx.array:
-        value, gradients = nn.value_and_grad(model, loss)(model, tokens, last)
-        if masked:
-            gradients = adapters.mask_gradients(model, gradients)
-        optimizer.update(model, gradients)
-        return value
-
-    for _ in range(updates):
-        mx.eval(step(tokens, last), model.trainable_parameters(), optimizer.state)
 
 
 def changed(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> set[str]:
@@ -83,7 +61,7 @@ def test_training_changes_w_q_and_w_k_and_nothing_else(name: str, section: Adapt
     before, expected = parameters(model), projection_names(model)
     adapters.attach(model, section)
     start = parameters(model)
-    train(model)
+    tiny_models.train(model)
     after = parameters(model)
     if section.kind == "full":
         assert changed(before, after) == {f"{path}.weight" for path in expected}
@@ -107,7 +85,7 @@ def test_the_v_part_of_a_fused_projection_never_moves(section: AdapterSection) -
         leaf = "lora_b" if section.kind == "lora" else "weight"
         modules = adapters.adapted(model).values()
         before = [np.array(module[leaf]) for module in modules]
-        train(model, masked=masked)
+        tiny_models.train(model, masked=masked)
         pairs = [(old, np.array(m[leaf])) for old, m in zip(before, modules, strict=True)]
         return [(a.T, b.T) for a, b in pairs] if section.kind == "lora" else pairs
 
@@ -130,7 +108,7 @@ def test_a_quantized_base_trains_with_lora(name: str, bits: int) -> None:
     rows = attention.capture(model, tokens, last)
     mx.eval(rows)
     adapters.attach(model, LORA)
-    train(model)
+    tiny_models.train(model)
     after = parameters(model)
     assert changed(before, after) == set()
     trained = attention.capture(model, tokens, last)
@@ -156,7 +134,7 @@ def test_full_training_of_a_bfloat16_base_keeps_small_steps() -> None:
     assert model(tokens).dtype == mx.bfloat16
     module = model.layers[1].self_attn.q_proj
     start = module.weight
-    train(model, updates=1, rate=2e-5)
+    tiny_models.train(model, updates=1, rate=2e-5)
     assert (mx.abs(module.weight - start) > 1e-5).mean().item() > 0.9
     assert all(row.dtype == mx.float32 for row in attention.capture(model, tokens, last))
     assert {value.dtype for value in adapters.tensors(model).values()} == {mx.bfloat16}
@@ -222,7 +200,7 @@ def test_scale_and_merge(section: AdapterSection) -> None:
         tokens, _ = tiny_models.tokens()
         before = model(tokens)
         adapters.attach(model, section)
-        train(model)
+        tiny_models.train(model)
         after = model(tokens)
         assert mx.abs(after - before).max().item() > 1e-2
         adapters.scale(model, 0.5)
@@ -243,7 +221,7 @@ def test_merging_into_a_quantized_base_asks_for_full_precision_layers() -> None:
     nn.quantize(model, group_size=64, bits=4)
     tokens, _ = tiny_models.tokens()
     adapters.attach(model, LORA)
-    train(model)
+    tiny_models.train(model)
     after = model(tokens)
     with pytest.raises(AdapterError, match="dequantize=True"):
         adapters.merge(model)

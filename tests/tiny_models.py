@@ -14,8 +14,11 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import mlx.optimizers as optim
 import pytest
 from mlx.utils import tree_flatten, tree_map_with_path
+
+from abft_mlx import adapters, attention
 
 ARCHITECTURES = ("gpt2", "llama", "mistral", "qwen2", "qwen3")
 VOCABULARY = 96
@@ -171,3 +174,24 @@ def tokens(batch: int = 3, length: int = 24, seed: int = 1) -> tuple[mx.array, m
     ids = mx.random.randint(1, VOCABULARY, (batch, length), key=mx.random.key(seed))
     last = mx.array(lengths) - 1
     return mx.where(mx.arange(length) <= last[:, None], ids, 0), last
+
+
+def train(model: nn.Module, *, updates: int = 3, rate: float = 1e-2, masked: bool = True) -> None:
+    """A few real Adam updates on a loss of every layer's pattern."""
+    ids, last = tokens()
+    optimizer = optim.Adam(rate, bias_correction=True)
+    optimizer.init(model.trainable_parameters())
+
+    def loss(model: nn.Module, ids: mx.array, last: mx.array) -> mx.array:
+        rows = attention.forward(model, ids, last)[1]
+        return sum(row[:, :, 1].sum() for row in rows if row is not None)
+
+    def step(ids: mx.array, last: mx.array) -> mx.array:
+        value, gradients = nn.value_and_grad(model, loss)(model, ids, last)
+        if masked:
+            gradients = adapters.mask_gradients(model, gradients)
+        optimizer.update(model, gradients)
+        return value
+
+    for _ in range(updates):
+        mx.eval(step(ids, last), model.trainable_parameters(), optimizer.state)
