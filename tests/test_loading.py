@@ -1,0 +1,298 @@
+"""Opening models: what is read, and one clear line for each thing that can be wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+import tiny_models
+from mlx.utils import tree_flatten
+
+from abft_mlx import adapters, loading
+from abft_mlx.errors import AdapterError, ModelError, UnsupportedArchitectureError
+from abft_mlx.recipe import AdapterSection
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tiny_models.checkpoint(tmp_path / "model", "llama")
+
+
+@pytest.mark.parametrize("name", tiny_models.ARCHITECTURES)
+def test_a_folder_opens(name: str, tmp_path: Path) -> None:
+    folder = tiny_models.checkpoint(tmp_path, name)
+    loaded = loading.load_model(str(folder))
+    assert (loaded.source, loaded.path) == (str(folder), folder)
+    assert loaded.config["model_type"] == name
+    assert loaded.context_tokens == 256
+    assert not tree_flatten(loaded.model.trainable_parameters())
+    tokens, _ = tiny_models.tokens()
+    assert mx.array_equal(loaded.model(tokens), tiny_models.build(name)(tokens))
+
+
+def test_the_tokenizer_is_the_folders(folder: Path) -> None:
+    loaded = loading.load_model(str(folder))
+    assert loaded.tokenizer.encode("w5 w7", add_special_tokens=False) == [5, 7]
+
+
+def test_an_adapter_comes_along(folder: Path, tmp_path: Path) -> None:
+    model = loading.load_model(str(folder)).model
+    adapters.attach(model, AdapterSection(rank=2))
+    tiny_models.train(model)
+    adapters.save(model, tmp_path / "run")
+    tokens, _ = tiny_models.tokens()
+    again = loading.load_model(str(folder), adapter=tmp_path / "run").model
+    assert mx.abs(again(tokens) - model(tokens)).max().item() <= 1e-5
+    with pytest.raises(AdapterError, match=r"has no adapter_config\.json"):
+        loading.load_model(str(folder), adapter=folder)
+
+
+def set_config(folder: Path, **changes: object) -> None:
+    file = folder / "config.json"
+    settings = json.loads(file.read_text(encoding="utf-8")) | changes
+    file.write_text(json.dumps({k: v for k, v in settings.items() if v is not None}))
+
+
+def no_weights(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def cut_short(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+
+def git_lfs_pointer(folder: Path) -> None:
+    (folder / "model.safetensors").write_text("version https://git-lfs spec/v1\noid sha256:0\n")
+
+
+def missing_shard(folder: Path) -> None:
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def missing_tensor(folder: Path) -> None:
+    weights = dict(tree_flatten(tiny_models.build("llama").parameters()))
+    del weights["model.norm.weight"]
+    mx.save_safetensors(str(folder / "model.safetensors"), weights)
+
+
+def own_code(folder: Path) -> None:
+    (folder / "evil.py").write_text("raise SystemExit('ran')")
+    set_config(folder, model_file="evil.py")
+
+
+FAULTS: list[tuple[Callable[[Path], object], str]] = [
+    (lambda f: (f / "config.json").unlink(), r"has no config\.json"),
+    (lambda f: (f / "config.json").write_text("{"), r"config\.json cannot be read as JSON"),
+    (lambda f: (f / "config.json").write_text("[]"), r"names no model_type"),
+    (lambda f: set_config(f, model_type=None), r"names no model_type"),
+    (lambda f: set_config(f, hidden_size=None), r"cannot be opened as a llama model"),
+    (lambda f: set_config(f, intermediate_size=64), r"cannot be opened as a llama model.*shape"),
+    (no_weights, r"has no model\*\.safetensors \(found pytorch_model\.bin\).*mlx_lm\.convert"),
+    (cut_short, r"is broken: it has \d+ bytes where its header promises \d+; fetch it again"),
+    (git_lfs_pointer, r"is broken: its \d+ bytes do not start with a safetensors header"),
+    (missing_shard, r"lacks 1 of its weight files, model-00001-of-00002\.safetensors first"),
+    (missing_tensor, r"Missing 1 parameters"),
+    (own_code, r"evil\.py"),
+    (lambda f: (f / "tokenizer.json").unlink(), r"has no tokenizer"),
+    (lambda f: (f / "tokenizer.json").write_text("{}"), r"tokenizer in .* cannot be opened"),
+]
+
+
+@pytest.mark.parametrize(("breaking", "message"), FAULTS, ids=[m for _, m in FAULTS])
+def test_a_broken_folder_is_one_clear_line(
+    breaking: Callable[[Path], object], message: str, folder: Path
+) -> None:
+    breaking(folder)
+    with pytest.raises(ModelError, match=message) as caught:
+        loading.load_model(str(folder))
+    assert "\n" not in str(caught.value)
+    assert folder.name in str(caught.value)
+
+
+@pytest.mark.parametrize("model_type", ["no_such_model", "mamba2x"])
+def test_an_architecture_that_mlx_lm_does_not_know(model_type: str, folder: Path) -> None:
+    set_config(folder, model_type=model_type)
+    with pytest.raises(UnsupportedArchitectureError, match=f"'{model_type}'.*llama") as caught:
+        loading.load_model(str(folder))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_architecture_that_has_no_port(folder: Path) -> None:
+    set_config(folder, model_type="seed_oss")
+    with pytest.raises(ModelError):
+        loading.load_model(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("/no/such/folder", "no such folder"),
+        ("./nothing", "no such folder"),
+        ("what is this?", "no such folder"),
+        ("a/b/c", "no such folder"),
+        ("owner/name", "not in the local cache and the hub cannot be reached"),
+    ],
+)
+def test_names_that_lead_nowhere(name: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message) as caught:
+        loading.load_model(name)
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_is_not_a_model(folder: Path) -> None:
+    with pytest.raises(ModelError, match=r"is a file; give the folder"):
+        loading.load_model(str(folder / "model.safetensors"))
+
+
+def test_the_fingerprint_sees_every_change(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = loading.fingerprint(folder)
+    assert first == loading.fingerprint(tiny_models.checkpoint(tmp_path / "copy", "llama"))
+    other = tiny_models.checkpoint(tmp_path / "other", "llama", seed=1)
+    assert loading.fingerprint(other) != first
+    weights = folder / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    second = loading.fingerprint(folder)
+    assert second != first
+    set_config(folder, rope_theta=1.0)
+    assert loading.fingerprint(folder) not in (first, second)
+    assert first.startswith("sha256:")
+    monkeypatch.setattr(loading, "HASHED_WHOLE_BYTES", 1000)
+    sampled = loading.fingerprint(folder)
+    assert sampled.startswith("sha256-sampled:")
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert loading.fingerprint(folder) != sampled, "the last bytes are among the samples"
+
+
+def test_context_tokens() -> None:
+    assert loading.context_tokens({"n_positions": 1024, "n_ctx": 512}) == 1024
+    assert loading.context_tokens({"text_config": {"max_position_embeddings": 8}}) == 8
+    assert loading.context_tokens({}) is None
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub's protocol as one small public model needs, plus two closed ones."""
+
+    files: dict[str, bytes]
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        if "/owner/gated" in path:
+            return self.answer(403, b"{}", {"X-Error-Code": "GatedRepo"})
+        if "/owner/small" not in path:
+            return self.answer(401, b"{}", {"X-Error-Code": "RepoNotFound"})
+        if "/no-such-revision" in path:
+            return self.answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
+        if "/tree/" in path:
+            tree = [
+                {"type": "file", "path": name, "size": len(content), "oid": f"{n:040x}"}
+                for n, (name, content) in enumerate(self.files.items())
+            ]
+            return self.answer(200, json.dumps(tree).encode())
+        if path.startswith("/api/"):
+            siblings = [{"rfilename": name} for name in self.files]
+            info = {"id": "owner/small", "sha": COMMIT, "siblings": siblings}
+            return self.answer(200, json.dumps(info).encode())
+        name = path.rpartition("/")[2]
+        content = self.files[name]
+        etag = f'"{list(self.files).index(name):040x}"'
+        return self.answer(200, content, {"X-Repo-Commit": COMMIT, "ETag": etag})
+
+    def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Keep quiet."""
+
+
+@pytest.fixture
+def hub(folder: Path) -> Iterator[str]:
+    files = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    files["malicious.py"] = b"raise SystemExit('ran')"
+    handler = type("SmallHub", (Hub,), {"files": files})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+SCRIPT = """
+import sys
+from abft_mlx import runtime
+runtime.prepare()
+from abft_mlx import loading
+from abft_mlx.errors import ModelError
+for name in sys.argv[1:]:
+    name, _, revision = name.partition("@")
+    try:
+        loaded = loading.load_model(name, revision or None)
+        files = sorted(path.name for path in loaded.path.iterdir())
+        print(loaded.source, loaded.fingerprint, *files)
+    except ModelError as error:
+        print("ModelError", error)
+"""
+
+
+def ask(names: list[str], cache: Path, **environment: str) -> list[str]:
+    """Lines printed by a fresh process: the hub's address is read when its library is imported."""
+    settings = os.environ | {"HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1"} | environment
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, *names],
+        env=settings,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_a_hub_model_is_fetched_once_and_then_works_offline(
+    hub: str, folder: Path, tmp_path: Path
+) -> None:
+    online = {"HF_ENDPOINT": hub, "HF_HUB_OFFLINE": "0"}
+    names = ["owner/small", "owner/small@no-such-revision", "owner/gated", "owner/absent"]
+    fetched, revision, gated, absent = ask(names, tmp_path / "cache", **online)
+    source, fingerprint, *files = fetched.split()
+    assert source == "owner/small"
+    assert fingerprint == loading.fingerprint(folder)
+    assert "model.safetensors" in files
+    assert "malicious.py" not in files
+    assert "has no revision 'no-such-revision'" in revision
+    assert "is gated" in gated
+    assert "neither a folder here nor a model on the hub" in absent
+    assert ask(["owner/small"], tmp_path / "cache", HF_HUB_OFFLINE="1") == [fetched]
+    # The network is gone but nobody said so: nothing listens at this address.
+    dead = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"}
+    again, lost = ask(["owner/small", "owner/other"], tmp_path / "cache", **dead)
+    assert again == fetched
+    assert "not in the local cache and the hub cannot be reached" in lost
