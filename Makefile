@@ -13,8 +13,8 @@ CREATE = $(UV) venv --quiet --allow-existing --python '$(or $(UV_PYTHON),>=3.10)
 # uv does not read pip's settings.
 INSTALL = $(UV) pip install --quiet --python $(BIN)/python $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS))
 else
-CREATE = $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-INSTALL = $(BIN)/python -m pip install --quiet
+CREATE = $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install -qq --upgrade 'pip>=25.1'
+INSTALL = $(BIN)/python -m pip install -qq
 endif
 
 .PHONY: help setup demo test lint format check clean

@@ -176,6 +176,8 @@ def _outcome(result: RunResult) -> list[str]:
             f"{validation['after']:.1%} after, {validation['best']:.1%} at best "
             f"(update {validation['best_update']})"
         )
+        if validation["best_update"] == 0 and result.experiment.recipe.training.keep_best:
+            lines.append("no update did better than none, so the adapter kept changes nothing")
     lines.append(f"adapter in {result.output}; mlx-lm loads it with --adapter-path")
     lines.append(f"next: {_report.command('eval', '--adapter', result.output)}")
     return lines

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 # Plain lines fill logs: about this many of them a run.
 _PLAIN_LINES = 16
 _RECENT_UPDATES = 8
+# Narrower terminals get the facts without a bar.
+_WIDE_COLUMNS = 104
 
 
 class Display(Protocol):
@@ -121,12 +123,10 @@ def _bar(total: int) -> Iterator[Display]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    progress = Progress(
-        BarColumn(bar_width=16),
-        MofNCompleteColumn(),
-        TextColumn("{task.description}"),
-        console=Console(file=sys.stderr, highlight=False),
-    )
+    console = Console(file=sys.stderr, highlight=False)
+    wide = console.width >= _WIDE_COLUMNS
+    columns = (MofNCompleteColumn(), TextColumn("{task.description}"))
+    progress = Progress(*((BarColumn(bar_width=16),) if wide else ()), *columns, console=console)
     rates = _Rates(total)
     task = progress.add_task("", total=total)
 
@@ -134,6 +134,8 @@ def _bar(total: int) -> Iterator[Display]:
         def update(self, update: Update) -> None:
             rates.add(update)
             text = _facts(update, rates) + f"  {duration(rates.seconds_left(update.step))} left"
+            if not wide:
+                text = text.replace("induction heads", "heads")
             progress.update(task, completed=update.step, description=text)
             if update.validation_accuracy is not None:
                 progress.console.print(
