@@ -60,6 +60,18 @@ def test_csv_as_spreadsheets_write_it(tmp_path: Path) -> None:
     assert texts.warnings == ("labels with spaces around them were read without: row 2 (line 4)",)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", "text,label\na,x\nb,y\n"),
+        ("a.jsonl", '{"text": "a", "label": "x"}\n{"text": "b", "label": "y"}'),
+        ("a.json", '[{"text": "a", "label": "x"}, {"text": "b", "label": "y"}]'),
+    ],
+)
+def test_a_byte_order_mark_is_no_part_of_the_file(tmp_path: Path, name: str, content: str) -> None:
+    assert rows(load(write(tmp_path, name, f"\ufeff{content}"))) == [("a", "x"), ("b", "y")]
+
+
 @pytest.mark.parametrize(("name", "mark"), [("a.csv", ";"), ("a.csv", "\t"), ("a.tsv", "\t")])
 def test_csv_with_other_delimiters(tmp_path: Path, name: str, mark: str) -> None:
     section = write(tmp_path, name, f"text{mark}label\na, b{mark}x\nc{mark}y\n")

@@ -218,6 +218,21 @@ def test_read_from_the_hub_then_from_the_cache(endpoint: str, tmp_path: Path) ->
     assert "RunError: made/plain train is not in the local cache" in str(missing["error"])
 
 
+def test_problems_of_several_files_keep_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [tmp_path / "one.csv", tmp_path / "two.csv"]
+    for path in paths:
+        path.write_text("text,label\n,x\n,x\n")
+    monkeypatch.setattr(hub, "_files", lambda _section, _revision: paths)
+    with pytest.raises(DataError) as caught:
+        load(DataSection(source="made/two"))
+    places = [line.partition(":")[0] for line in caught.value.problems]
+    assert places == [
+        f"{n}.csv row {row} (line {row + 1})" for n in ("one", "two") for row in (1, 2)
+    ]
+
+
 def test_half_a_cache_is_refused(endpoint: str, tmp_path: Path) -> None:
     section: dict[str, object] = {"source": "made/carded", "config": "small", "empty_texts": "keep"}
     reports(endpoint, tmp_path, section)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -188,5 +189,11 @@ def test_fingerprint_depends_on_content_alone() -> None:
     assert (
         one.fingerprint() == LabelledTexts(one.texts, one.labels, one.names, "else").fingerprint()
     )
-    assert one.fingerprint() != one.subset(range(9)).fingerprint()
+    others = [
+        one.subset(range(9)),
+        replace(one, labels=one.labels[::-1]),
+        replace(one, names=("class 1", "class 0")),
+        replace(one, texts=one.texts[::-1]),
+    ]
+    assert one.fingerprint() not in {other.fingerprint() for other in others}
     assert one.class_counts() == {"class 0": 5, "class 1": 5}
