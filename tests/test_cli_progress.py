@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -53,6 +54,13 @@ def test_a_log_gets_every_validation(capsys: pytest.CaptureFixture[str]) -> None
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
     assert lines[1].endswith("validation 50.0%")
+
+
+def test_a_slow_run_is_not_silent_for_long(capsys: pytest.CaptureFixture[str]) -> None:
+    slow = [replace(update(step), seconds=25.0) for step in range(1, 10)]
+    shown(Shell(as_json=False), 1600, *slow)
+    steps = [line.split()[1] for line in capsys.readouterr().err.splitlines()]
+    assert steps == ["1/1600", "4/1600", "7/1600"]
 
 
 def test_quiet_gets_nothing(capsys: pytest.CaptureFixture[str]) -> None:

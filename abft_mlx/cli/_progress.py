@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 from collections import deque
 from collections.abc import Iterator
@@ -13,8 +14,9 @@ from abft_mlx.cli._shell import Shell
 if TYPE_CHECKING:
     from abft_mlx.trainer import Update
 
-# Plain lines fill logs: about this many of them a run.
+# Plain lines fill logs: about this many of them a run, more only where updates are slow.
 _PLAIN_LINES = 16
+_LONGEST_SILENCE_SECONDS = 60.0
 _RECENT_UPDATES = 8
 # Narrower terminals get the facts without a bar.
 _WIDE_COLUMNS = 104
@@ -71,20 +73,24 @@ def _facts(update: Update, rates: _Rates) -> str:
 
 
 class _Lines:
-    """One plain line for every few updates, the first, the last and every validation."""
+    """One plain line for every few updates, for the first, the last and every validation."""
 
     def __init__(self, total: int) -> None:
         self._total = total
         self._every = max(1, total // _PLAIN_LINES)
         self._rates = _Rates(total)
+        self._silent_seconds = math.inf
 
     def update(self, update: Update) -> None:
         """Show one update."""
         self._rates.add(update)
+        self._silent_seconds += update.seconds
         step = update.step
         validated = update.validation_accuracy is not None
-        if not (step in (1, self._total) or step % self._every == 0 or validated):
+        due = self._silent_seconds >= _LONGEST_SILENCE_SECONDS
+        if not (due or step == self._total or step % self._every == 0 or validated):
             return
+        self._silent_seconds = 0.0
         width = len(str(self._total))
         line = f"update {step:>{width}}/{self._total}  {_facts(update, self._rates)}"
         if step < self._total:

@@ -1,0 +1,86 @@
+"""How flags become fields of a recipe, and how runs get their folder's name."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from abft_mlx import api, recipe
+from abft_mlx.cli import _options, _report
+from abft_mlx.errors import UsageError
+
+
+def opened(**flags: object) -> recipe.Recipe:
+    return _options.open_recipe(None, _options.overrides(**flags))  # type: ignore[arg-type]
+
+
+def test_every_flag_reaches_its_field() -> None:
+    found = opened(
+        model="m", data="d.csv", text_column="body", label_column="kind", labels="a, b,c",
+        training=3, evaluation=4,
+    )  # fmt: skip
+    assert found.model == "m"
+    assert (found.data.source, found.data.text, found.data.label) == ("d.csv", "body", "kind")
+    assert found.data.labels == ["a", "b", "c"]
+    assert (found.training.seed, found.evaluation.seed) == (3, 4)
+
+
+def test_no_flag_changes_nothing() -> None:
+    assert opened() == recipe.Recipe()
+
+
+@pytest.mark.parametrize("name", ["no", "007", "a: b #c", 'q"u\\o.csv', "données 😀", "{x}"])
+def test_values_are_taken_as_they_stand(name: str) -> None:
+    found = opened(data=name, labels=f"{name.replace(',', '')},other")
+    assert found.data.source == name
+    assert found.data.labels == [name, "other"]
+
+
+def test_set_has_the_last_word() -> None:
+    assert opened(training=3, settings=["training.seed=9"]).training.seed == 9
+
+
+@pytest.mark.parametrize("labels", ["one", "a,,b", ","])
+def test_labels_that_name_no_classes(labels: str) -> None:
+    with pytest.raises(UsageError, match="does not name two classes or more"):
+        _options.overrides(labels=labels)
+
+
+def test_flags_override_a_named_recipe() -> None:
+    changed = _options.open_recipe("demo", _options.overrides(training=9))
+    assert changed.training.seed == 9
+    assert changed.prompt == recipe.load("demo").prompt
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        (["name=my run!"], "my-run"),
+        (["data.source=/tmp/some mails.csv"], "some-mails"),
+        (["data.source=owner/set"], "set"),
+        (["data.source='...'"], "run"),
+    ],
+)
+def test_run_folders_are_named_by_recipe_or_data_and_time(
+    overrides: list[str], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "strftime", lambda _format: "20261124-131500")
+    found = api.default_output(recipe.default(overrides))
+    assert found == Path("runs") / f"{name}-20261124-131500"
+
+
+def test_commands_to_copy_are_quoted() -> None:
+    assert _report.command("eval", "--adapter", Path("a b")) == "abft-mlx eval --adapter 'a b'"
+
+
+@pytest.mark.parametrize(("rate", "filled"), [(0.0, 0), (0.5, 15), (1.0, 30), (1.5, 30)])
+def test_bars(rate: float, filled: int) -> None:
+    assert _report.bar(rate) == "█" * filled + "░" * (30 - filled)
+
+
+def test_confusion_of_many_labels_is_left_out() -> None:
+    names = [f"label{index}" for index in range(13)]
+    assert _report.confusion(names, [[0] * 13] * 13) is None
+    assert _report.confusion(names[:12], [[0] * 12] * 12) is not None

@@ -1,0 +1,51 @@
+"""What the README says is there: links, rooms in order, commands and their flags."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from cli_support import invoke
+from test_imports import ROOMS
+
+LATER_ROOMS = {"analysis", "exchange"}
+
+
+@pytest.fixture(scope="module")
+def readme(checkout: Path) -> str:
+    return (checkout / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/LOG.md"])
+def test_links_lead_somewhere(name: str, checkout: Path) -> None:
+    page = checkout / name
+    targets = re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8"))
+    missing = [
+        target
+        for target in targets
+        if not target.startswith("https://") and not (page.parent / target).exists()
+    ]
+    assert not missing
+
+
+def test_rooms_are_listed_in_their_order(readme: str, checkout: Path) -> None:
+    listed = re.findall(r"^\| \[`(\w+)/?`\]\(abft_mlx/", readme, flags=re.MULTILINE)
+    there = [room for room in ROOMS if room not in LATER_ROOMS]
+    assert listed == there
+    package = {
+        path.stem
+        for path in (checkout / "abft_mlx").iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").is_file()
+    }
+    assert package - {"__init__"} == set(there)
+
+
+def test_commands_and_flags_exist(readme: str) -> None:
+    commands = set(re.findall(r"abft-mlx ([a-z]+)", readme))
+    assert commands == {"demo", "finetune", "eval", "recipes", "doctor"}
+    for command in commands:
+        lines = [line for line in readme.splitlines() if f"abft-mlx {command}" in line]
+        page = invoke(command, "--help").stdout
+        for flag in set(re.findall(r"--[a-z-]+", "\n".join(lines))):
+            assert flag in page, f"abft-mlx {command} has no {flag}"
