@@ -36,12 +36,12 @@ def test_ties_go_to_the_lowest_label():
 
 
 def test_calibration_error_by_hand():
-    """Confidences .95, .95 (one right), .65 (right), 1.0 (right).
+    """Confidences .95, .95 (both right), .65 (right), 1.0 (wrong).
 
     Bin .9-1: three prompts, accuracy 2/3, confidence .9667; bin .6-.7: accuracy 1, confidence .65.
     """
     probabilities = np.array([[0.95, 0.05], [0.95, 0.05], [0.35, 0.65], [1.0, 0.0]])
-    gold = np.array([0, 1, 1, 0])
+    gold = np.array([0, 0, 1, 1])
     want = 3 / 4 * abs(2 / 3 - 2.9 / 3) + 1 / 4 * 0.35
     assert metrics.expected_calibration_error(probabilities, gold) == pytest.approx(want)
 

@@ -145,7 +145,7 @@ class StopHereError(Exception):
 
 @pytest.mark.parametrize("stop_after", [2, 3, 5])
 def test_a_resumed_run_ends_bit_for_bit_as_an_undisturbed_one(tmp_path, stop_after):
-    changes = ("adapter.dropout=0.2", "training.validate_every=2")
+    changes = ("adapter.dropout=0.2", "training.validate_every=2", "objective.filter=true")
 
     def run(name, stop=None):
         folder = RunFolder(tmp_path / name)
@@ -165,6 +165,7 @@ def test_a_resumed_run_ends_bit_for_bit_as_an_undisturbed_one(tmp_path, stop_aft
         return trained(trainer.model), trainer.progress, folder.metrics()
 
     want, progress, lines = run("whole")
+    assert len({one["A"] for one in lines}) > 2
     with pytest.raises(StopHereError):
         run("cut", stop=stop_after)
     got, resumed, resumed_lines = run("cut")

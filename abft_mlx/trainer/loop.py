@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
-from mlx.utils import tree_flatten, tree_map
+from mlx.utils import tree_flatten
 
 from abft_mlx import adapters, runtime
 from abft_mlx.errors import OutputError
@@ -186,7 +186,7 @@ class Trainer:
             progress.best_accuracy = accuracy
             progress.best_update = progress.updates
             if self.recipe.training.keep_best:
-                self._best = tree_map(mx.array, self.model.trainable_parameters())
+                self._best = self.model.trainable_parameters()
         return accuracy
 
     def _save(self, folder: RunFolder) -> None:
