@@ -317,8 +317,8 @@ def test_training_prompts_take_the_last_row_as_query() -> None:
 
 def test_evaluation_prompts_run_repeat_after_repeat() -> None:
     shown, asked, builder = made(30), made(7), builder_for(gpt2())
-    prompts = evaluation_prompts(builder, shown, asked, 5, 3, 4, seed=42)
-    sampler = demonstration_rows(5, 3, 30, 4, seed=42)
+    prompts = evaluation_prompts(builder, shown, asked, 5, 3, 4, seed=7)
+    sampler = demonstration_rows(5, 3, 30, 4, seed=7)
     assert len(prompts) == 15
     for repeat in range(3):
         for query in range(5):
