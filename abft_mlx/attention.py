@@ -162,8 +162,10 @@ def instrument(model: nn.Module) -> Iterator[Recorder]:
         yield recorder
     finally:
         with _swap:
-            for module, original, _ in swaps:
+            for module, original, hooked in swaps:
                 module.__class__ = original
+                # Classes live until the garbage collector runs; they must not keep the rows.
+                hooked.__call__.__globals__[SEAM] = original.__call__.__globals__[SEAM]
 
 
 def _hooked(kind: type, recorder: Recorder, layer: int, name: str) -> type:

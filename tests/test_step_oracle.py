@@ -91,7 +91,7 @@ def torch_loss(torch: Any, model: Any, batch: Batch, filtered: bool) -> tuple[An
 
 
 def step(model: nn.Module, batch: Batch, filtered: bool) -> tuple[float, int, dict[str, mx.array]]:
-    """Our loss, kept heads and masked gradients, through a compiled function as in training."""
+    """Our loss, kept heads and masked gradients."""
 
     def loss(model: nn.Module, batch: Batch) -> tuple[mx.array, mx.array]:
         rows = attention.forward(model, batch.tokens, batch.last)[1]
@@ -107,11 +107,8 @@ def step(model: nn.Module, batch: Batch, filtered: bool) -> tuple[float, int, di
         )
         return terms.loss, terms.induction_heads
 
-    def compiled(*arrays: mx.array) -> Any:
-        (value, heads), gradients = nn.value_and_grad(model, loss)(model, Batch(*arrays))
-        return value, heads, adapters.mask_gradients(model, gradients)
-
-    value, heads, gradients = mx.compile(compiled, inputs=[model.state])(*batch)
+    (value, heads), gradients = nn.value_and_grad(model, loss)(model, batch)
+    gradients = adapters.mask_gradients(model, gradients)
     return value.item(), int(heads.item()), dict(tree_flatten(gradients))
 
 
