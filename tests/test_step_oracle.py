@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
+import mlx.optimizers as optim
 import numpy as np
 import pytest
 import tiny_models
@@ -21,6 +22,8 @@ from mlx_lm.utils import load_model
 from abft_mlx import adapters, attention, ports
 from abft_mlx.objective import abft_terms
 from abft_mlx.recipe import AdapterSection
+from abft_mlx.trainer.plan import MicroBatch
+from abft_mlx.trainer.step import Step
 
 RELATIVE = 1e-4
 SCALE, RANK = 3.0, 4
@@ -173,3 +176,48 @@ def test_full_step_equals_pytorch(name: str, tmp_path: Path) -> None:
             wanted = wanted.T  # transformers keeps it (inputs, outputs)
             wanted[2 * wanted.shape[1] :] = 0
         assert relative(np.array(value), wanted) <= RELATIVE, key
+
+
+def micro_batch(batch: Batch, rows: list[int], weights: list[int]) -> MicroBatch:
+    """Some of a batch's prompts; weight 0 marks one that only fills the shape."""
+    tokens, last, positions, labels, gold = (np.array(array)[rows] for array in batch)
+    return MicroBatch(tokens, last, positions, labels, gold, np.array(weights, np.float32))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_three_updates_of_the_trainer_equal_pytorchs_adam(name: str, tmp_path: Path) -> None:
+    """Micro-batches, averaging, V masked, Adam with bias correction: parameters after 3 updates."""
+    torch = tiny_models.torch()
+    reference = tiny_models.reference(name).requires_grad_(False)
+    model, _ = load_model(tiny_models.save_reference(reference, tmp_path, name))
+    batch = batch_for(model)
+    adapters.attach(model, AdapterSection(rank=RANK, scale=SCALE), seed=3)
+    start = randomize_lora(model)
+    theirs = {key: torch.tensor(value, requires_grad=True) for key, value in start.items()}
+    for path in adapters.adapted(model):
+        a, b = theirs[f"{path}.lora_a"], theirs[f"{path}.lora_b"]
+        reference.get_submodule(torch_name(path)).register_forward_hook(
+            lambda _module, inputs, output, a=a, b=b: output + SCALE * (inputs[0] @ a @ b)
+        )
+    masks = {key: torch.tensor(np.array(v)) for key, v in adapters.gradient_mask(model).items()}
+    torch_optimizer = torch.optim.Adam(theirs.values(), lr=1e-3)
+    ours = Step(
+        model, optim.Adam(1e-3, bias_correction=True), reward_weight=REWARD, use_filter=False
+    )
+    cut = [micro_batch(batch, [0, 2, 3], [1, 1, 1]), micro_batch(batch, [1, 0, 0], [1, 0, 0])]
+    mx.disable_compile()
+    try:
+        for _ in range(3):
+            torch_optimizer.zero_grad()
+            loss, _heads = torch_loss(torch, reference, batch, filtered=False)
+            (loss / len(batch.gold)).backward()
+            for key, mask in masks.items():
+                theirs[key].grad *= mask
+            torch_optimizer.step()
+            totals = ours.update(cut, PUNISH)
+            assert abs(totals.loss - loss.item() / 4) <= RELATIVE * abs(loss.item() / 4)
+    finally:
+        mx.enable_compile()
+    for key, value in tree_flatten(model.trainable_parameters()):
+        moved, expected = np.array(value) - start[key], theirs[key].detach().numpy() - start[key]
+        assert relative(moved, expected) <= 1e-3, key
