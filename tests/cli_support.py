@@ -7,11 +7,10 @@ import random
 from pathlib import Path
 
 import mlx.core as mx
-from click.testing import Result
 from made_tokenizers import gpt2
 from mlx.utils import tree_flatten
 from mlx_lm.models.llama import Model, ModelArgs
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from abft_mlx.cli import app
 
