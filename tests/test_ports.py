@@ -117,13 +117,13 @@ def test_an_unknown_architecture_is_one_line_that_names_those_known() -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_model_that_only_looks_like_a_llama_is_not_guessed() -> None:
-    class Model(llama.Model):
-        """Not mlx-lm's: its forward pass could be anything."""
-
-    settings = llama.ModelArgs.from_dict(tiny_models.config("llama"))
+@pytest.mark.parametrize("module", [__name__, "llama", "somebody.models.llama"])
+def test_a_model_that_only_looks_like_a_llama_is_not_guessed(module: str) -> None:
+    """Not mlx-lm's code: its forward pass could be anything."""
+    kind = type("Model", (llama.Model,), {"__module__": module})
+    model = kind(llama.ModelArgs.from_dict(tiny_models.config("llama")))
     with pytest.raises(UnsupportedArchitectureError, match="is not supported"):
-        ports.port_for(Model(settings))
+        ports.port_for(model)
 
 
 def test_a_model_without_an_output_head_is_one_clear_line() -> None:

@@ -213,9 +213,13 @@ def test_three_updates_of_the_trainer_equal_pytorchs_adam(name: str, tmp_path: P
             (loss / len(batch.gold)).backward()
             for key, mask in masks.items():
                 theirs[key].grad *= mask
+            norm = (
+                torch.stack([value.grad.square().sum() for value in theirs.values()]).sum() ** 0.5
+            )
             torch_optimizer.step()
             totals = ours.update(cut, PUNISH)
             assert abs(totals.loss - loss.item() / 4) <= RELATIVE * abs(loss.item() / 4)
+            assert abs(totals.gradient_norm - norm.item()) <= RELATIVE * norm.item()
     finally:
         mx.enable_compile()
     for key, value in tree_flatten(model.trainable_parameters()):
