@@ -203,7 +203,12 @@ def test_scale_and_merge(section: AdapterSection) -> None:
         tiny_models.train(model)
         after = model(tokens)
         assert mx.abs(after - before).max().item() > 1e-2
+        path, module = next(iter(adapters.adapted(model).items()))
+        inputs = mx.eye(64)
+        base = ports.resolve(tiny_models.build(name), path)(inputs)
+        change = module(inputs) - base
         adapters.scale(model, 0.5)
+        assert mx.allclose(module(inputs) - base, change / 2, atol=1e-5)
         half = model(tokens)
         assert mx.abs(half - after).max().item() > 1e-3
         assert mx.abs(half - before).max().item() > 1e-3
