@@ -14,6 +14,7 @@ from abft_mlx.errors import OutputError, RunError
 from abft_mlx.objective import PunishController
 from abft_mlx.prompts import Prompt
 from abft_mlx.trainer import RunFolder, Trainer, plan
+from abft_mlx.trainer.step import Step
 
 K = 3
 
@@ -256,8 +257,10 @@ def test_folder_overwrites_only_when_told(folder):
     assert list(folder.path.iterdir()) == []
 
 
-def test_dropout_draws_anew_in_every_compiled_call():
+@pytest.mark.parametrize("compiled", [False, True])
+def test_dropout_draws_anew_in_every_call(compiled):
     trainer = make_trainer(make_recipe("adapter.dropout=0.5"))
+    trainer.step = make_step(trainer, compiled)
     adapters.train_mode(trainer.model)
     batches = plan.micro_batches(make_prompts()[:8], 8)
     # lora_b starts at zero, which would hide what dropout does to lora_a's side.
@@ -272,6 +275,24 @@ def test_dropout_draws_anew_in_every_compiled_call():
     mx.random.seed(1)
     twice = [trainer.step.gradients(batches, 0.5)[1].tolist() for _ in range(2)]
     assert twice[0] != twice[1]
+
+
+def make_step(trainer, compiled):
+    return Step(
+        trainer.model, trainer.optimizer, reward_weight=1.0, use_filter=False, compiled=compiled
+    )
+
+
+def test_a_compiled_step_is_the_plain_one():
+    trainers = [make_trainer(make_recipe()) for _ in range(2)]
+    batches = plan.micro_batches(make_prompts()[:8], 4)
+    steps = [
+        make_step(one, compiled) for one, compiled in zip(trainers, (True, False), strict=True)
+    ]
+    for _ in range(2):
+        totals = [step.update(batches, 0.5) for step in steps]
+        assert totals[0].loss == pytest.approx(totals[1].loss, rel=1e-5)
+        assert totals[0].gradient_norm == pytest.approx(totals[1].gradient_norm, rel=1e-4)
 
 
 def test_the_gradient_is_an_average_over_prompts():

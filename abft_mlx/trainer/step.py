@@ -1,4 +1,4 @@
-"""One optimizer update: compiled value-and-gradient over micro-batches, accumulated exactly."""
+"""One optimizer update: value and gradient over micro-batches, compiled and accumulated exactly."""
 
 from __future__ import annotations
 
@@ -50,6 +50,7 @@ class Step:
         reward_weight: B.
         use_filter: whether heads must pass the induction-head filter.
         max_gradient_norm: clip the averaged gradient to this L2 norm, or None.
+        compiled: compile value and gradient into one graph; None compiles on a GPU only.
     """
 
     def __init__(
@@ -60,15 +61,17 @@ class Step:
         reward_weight: float,
         use_filter: bool,
         max_gradient_norm: float | None = None,
+        compiled: bool | None = None,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
         self.max_gradient_norm = max_gradient_norm
         self.shapes: set[tuple[int, int]] = set()
-        self._value_and_grad = self._compiled(reward_weight, use_filter)
+        self.compiled = mx.default_device() == mx.Device(mx.gpu) if compiled is None else compiled
+        self._value_and_grad = self._build(reward_weight, use_filter)
         optimizer.init(model.trainable_parameters())
 
-    def _compiled(self, reward_weight: float, use_filter: bool) -> Callable[..., tuple]:
+    def _build(self, reward_weight: float, use_filter: bool) -> Callable[..., tuple]:
         model = self.model
 
         def loss(parameters: Tree, batch: dict[str, mx.array], punish_weight: mx.array) -> tuple:
@@ -93,6 +96,9 @@ class Step:
             terms, gradients = value_and_grad(parameters, batch, punish_weight)
             return mx.stack(terms), gradients
 
+        # A CPU gains nothing: MLX runs a C++ compiler there, most of a minute on a new machine.
+        if not self.compiled:
+            return run
         # Dropout draws from the random state, so it must be an input and an output of the graph.
         return mx.compile(run, inputs=[mx.random.state], outputs=[mx.random.state])
 
