@@ -98,32 +98,38 @@ def tokenizer(merges: int = 512) -> Tokenizer:
     return result
 
 
-def word_vectors(made: Tokenizer, dimensions: int = 48, lines: int = 3000) -> np.ndarray:
-    """A unit vector for each word from the company it keeps in unlabelled texts of every family.
+def word_vectors(
+    made: Tokenizer, dimensions: int = 48, lines: int = 3000
+) -> tuple[np.ndarray, np.ndarray]:
+    """What unlabelled texts of every family tell of a word: the company it keeps, how common it is.
 
-    Positive pointwise mutual information of words that share a text, and its leading
-    eigenvectors; zero for tokens that stand in no text.
+    Company: leading eigenvectors of the positive pointwise mutual information of words that share
+    a text, a unit vector for each word, zero for tokens that stand in no text.
 
     Returns:
-        (V, dimensions) float32.
+        company (V, dimensions) and commonness (V,) float32, from 0, as common as a class's words or
+        less, to 1, about twenty times as common or more.
     """
     ids = made.get_vocab()
     together = np.zeros((len(ids), len(ids)))
+    counts = np.zeros(len(ids))
     for name in TASKS:
         for text, _ in generate(name, lines, 1):
             present = sorted({ids["Ġ" + word] for word in text.split()})
             together[np.ix_(present, present)] += 1.0
+            counts[present] += 1.0
     np.fill_diagonal(together, 0.0)
     single = together.sum(axis=1)
     used = np.flatnonzero(single)
-    counts = together[np.ix_(used, used)]
     expected = np.outer(single[used], single[used]) / single.sum()
-    information = np.log(np.maximum(counts, 1e-9) / expected)
+    information = np.log(np.maximum(together[np.ix_(used, used)], 1e-9) / expected)
     found = np.linalg.eigh(np.maximum(information, 0.0))[1][:, -dimensions:]
     found /= np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-9)
-    result = np.zeros((len(ids), dimensions), np.float32)
-    result[used] = found
-    return result
+    company = np.zeros((len(ids), dimensions), np.float32)
+    company[used] = found
+    usual = np.median(counts[used])
+    common = np.clip(np.log(np.maximum(counts, 1.0) / usual) / np.log(20.0), 0.0, 1.0)
+    return company, common.astype(np.float32)
 
 
 def save_tokenizer(made: Tokenizer, folder: Path, context_tokens: int) -> None:

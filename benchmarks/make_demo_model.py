@@ -32,7 +32,7 @@ INDUCERS = {1: (0, 1), 2: (0, 1)}
 STAGES = (
     Stage(150, 16, 64, words=(1, 1), lexicon=(1, 1)),
     Stage(100, 8, 88, words=(2, 4), lexicon=(1, 3)),
-    Stage(700, 7, 120, lexicon=(2, 8), invented=0.3, unlabelled=0.05),
+    Stage(500, 7, 120, lexicon=(2, 8), invented=0.3, unlabelled=0.05),
     Stage(150, 7, 120, lexicon=(2, 8), invented=0.3, unlabelled=0.05, supervision=(1.0, 0.0)),
     Stage(150, 7, 120, lexicon=(2, 8), invented=0.3, unlabelled=0.05, supervision=(0.0, 0.0)),
 )
@@ -63,7 +63,9 @@ def configuration(vocabulary: int, width: int, layers: int, heads: int) -> dict:
     }
 
 
-def initialise(model: Model, std: float, vectors: mx.array, company: float) -> None:
+def initialise(
+    model: Model, std: float, vectors: mx.array, frequent: mx.array, company: float
+) -> None:
     """Weights from which matching and copying are a short way off.
 
     Above the first layer a head's keys start as its queries, so that like attends to like; values
@@ -76,7 +78,8 @@ def initialise(model: Model, std: float, vectors: mx.array, company: float) -> N
     known = (mx.abs(vectors).sum(axis=1, keepdims=True) > 0).astype(mx.float32) * company
     words = mx.sqrt(1 - known * known) * own + known * shared
     model._common = mx.random.normal((width,)) * (0.5 * std)
-    model.model.embed_tokens.weight = words * std + model._common
+    often = frequent[:, None] * mx.random.normal((width,))
+    model.model.embed_tokens.weight = (words + often) * std + model._common
     model.lm_head.weight = words * 0.1
     common = model._common / mx.linalg.norm(model._common, stream=mx.cpu)
     without = mx.eye(width) - common[:, None] * common[None, :]
@@ -86,7 +89,7 @@ def initialise(model: Model, std: float, vectors: mx.array, company: float) -> N
             a.q_proj.weight = mx.random.normal(a.q_proj.weight.shape) * 0.05
             a.k_proj.weight = mx.random.normal(a.k_proj.weight.shape) * 0.05
         else:
-            a.q_proj.weight = mx.concatenate([orthogonal(width) for _ in range(a.n_heads)])
+            a.q_proj.weight = 1.5 * mx.concatenate([orthogonal(width) for _ in range(a.n_heads)])
             a.k_proj.weight = mx.array(a.q_proj.weight)
         rotations = mx.concatenate([orthogonal(width) for _ in range(a.n_heads)])
         a.v_proj.weight = rotations @ without
@@ -167,7 +170,7 @@ def losses(model: Model, batch: dict, weight: mx.array, language: float):
             right = ((at_asker @ patterns[index][:, head]) * batch["inducer"]).sum(-1)
             copying -= (mx.log(right + 1e-6) * answered).sum() / answers
             mass = (right * answered).sum() / answers
-    total = label + language * text + weight * (0.25 * looking + copying)
+    total = label + language * text + weight * (0.5 * looking + copying)
     return total, (label, text, looking, copying, accuracy, mass)
 
 
@@ -245,7 +248,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--std", type=float, default=0.2)
-    parser.add_argument("--company", type=float, default=0.35)
+    parser.add_argument("--company", type=float, default=0.5)
     parser.add_argument("--language", type=float, default=0.1)
     parser.add_argument("--smoke", action="store_true", help="two tiny steps a stage, for tests")
     chosen = parser.parse_args()
@@ -254,7 +257,8 @@ def main() -> None:
     mx.random.seed(chosen.seed)
     model = Model(ModelArgs.from_dict(settings))
     corpus = Corpus(made, chosen.seed, chosen.width)
-    initialise(model, chosen.std, mx.array(word_vectors(made)), chosen.company)
+    company, common = (mx.array(each) for each in word_vectors(made))
+    initialise(model, chosen.std, company, common, chosen.company)
     size = sum(v.size for _, v in tree_flatten(model.parameters()))
     print(f"vocabulary {made.get_vocab_size()}, {size} parameters", flush=True)
     stages = [replace(stage, steps=2) if chosen.smoke else stage for stage in STAGES]
