@@ -149,3 +149,19 @@ def test_the_script_gives_the_same_model_for_the_same_seed(tmp_path: Path, check
         weights.append((tmp_path / name / "model.safetensors").read_bytes())
     assert weights[0] == weights[1]
     assert weights[0] != weights[2]
+
+
+def test_held_out_labels_stand_in_no_training_sequence(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(checkout / "benchmarks"))
+    demo_corpus = pytest.importorskip("demo_corpus")
+    made = demo_corpus.tokenizer(merges=8)
+    held_out = {made.get_vocab()["Ġ" + w] for name in HELD_OUT for w in TASKS[name].labels}
+    corpus = demo_corpus.Corpus(made, 0)
+    stage = demo_corpus.Stage(1, 7, 120, lexicon=(2, 8), invented=0.3, unlabelled=0.3)
+    for _ in range(10):
+        batch = corpus.batch(stage, 16)
+        assert not held_out & set(batch["tokens"].ravel().tolist())
+        at_label = np.take_along_axis(batch["tokens"], batch["label"], axis=1)
+        assert np.array_equal(at_label * (batch["item"] > 0), batch["label_target"])
