@@ -1,0 +1,162 @@
+"""The whole line on the bundled model: recipe in, run folder and measured accuracy out."""
+
+import json
+
+import mlx.core as mx
+import mlx_lm
+import numpy as np
+import pytest
+
+from abft_mlx import experiment, loading
+from abft_mlx import recipe as recipes
+from abft_mlx.errors import OutputError, RecipeError
+
+SMALL = (
+    "training.examples=24",
+    "training.updates=3",
+    "training.prompts_per_update=8",
+    "training.checkpoint_every=1",
+    "evaluation.queries=24",
+    "evaluation.repeats=1",
+)
+
+
+def small(*changes):
+    return recipes.load("demo", [*SMALL, *changes])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "demo"
+    return experiment.finetune(small(), folder)
+
+
+def test_the_run_folder_holds_the_contract(run):
+    names = {one.name for one in run.output.iterdir()}
+    assert names == {
+        "adapters.safetensors", "adapter_config.json", "recipe.yaml", "metrics.jsonl", "run.json",
+        "checkpoint",
+    }  # fmt: skip
+    facts = json.loads((run.output / "run.json").read_text())
+    assert facts["finished"] is True
+    assert facts["totals"]["updates"] == 3
+    assert facts["totals"]["seen_examples"] == 24
+    assert facts["model"]["fingerprint"].startswith("sha256:")
+    assert facts["data"]["rows"]["test"] == 512
+    assert {"mlx", "mlx-lm", "abft-mlx", "python"} <= facts["versions"].keys()
+    lines = [json.loads(line) for line in (run.output / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert facts["totals"]["tokens"] == sum(line["tokens"] for line in lines)
+    assert run.adapter_bytes == (run.output / "adapters.safetensors").stat().st_size
+
+
+def test_no_local_path_travels_with_the_adapter(run):
+    config = (run.output / "adapter_config.json").read_text()
+    assert "/" not in config.replace("</", "")
+    assert str(run.output.parent).encode() not in (run.output / "adapters.safetensors").read_bytes()
+
+
+def test_the_runs_own_recipe_reproduces_it_bit_for_bit(run, tmp_path):
+    again = experiment.finetune(recipes.load(str(run.output / "recipe.yaml")), tmp_path / "again")
+    for name in ("adapters.safetensors", "adapter_config.json", "recipe.yaml"):
+        assert (again.output / name).read_bytes() == (run.output / name).read_bytes()
+
+
+def test_stock_mlx_lm_loads_the_adapter_and_gives_our_logits(run):
+    ours = run.experiment
+    stock, _ = mlx_lm.load(str(loading.find("demo")), adapter_path=str(run.output))
+    base, _ = mlx_lm.load(str(loading.find("demo")))
+    moved = 0.0
+    for prompt in ours.test_prompts()[:6]:
+        tokens = mx.array([prompt.token_ids])
+        want = stock(tokens)[0, -1]
+        got = ours.loaded.model(tokens)[0, -1]
+        np.testing.assert_allclose(got, want, atol=1e-4)
+        moved = max(moved, mx.abs(want - base(tokens)[0, -1]).max().item())
+    assert moved > 1e-3
+
+
+def test_probabilities_equal_the_whole_models_prompt_by_prompt(run):
+    """Oracle: stock model, no padding, whole vocabulary, softmax over the label tokens alone."""
+    ours = run.experiment
+    stock, _ = mlx_lm.load(str(loading.find("demo")), adapter_path=str(run.output))
+    chosen = ours.test_prompts()
+    got = ours.measure(chosen)
+    right, mass = 0, 0.0
+    for prompt in chosen:
+        logits = np.array(stock(mx.array([prompt.token_ids]))[0, -1], dtype=np.float64)
+        few = logits[list(ours.space.token_ids)]
+        probabilities = np.exp(few - few.max()) / np.exp(few - few.max()).sum()
+        right += int(probabilities.argmax() == prompt.gold)
+        mass += probabilities[prompt.gold]
+    assert got["accuracy"] == right / len(chosen)
+    assert got["true_label_probability"] == pytest.approx(mass / len(chosen), abs=1e-5)
+    assert sum(map(sum, got["confusion"])) == len(chosen)
+
+
+def test_evaluate_gives_the_contract_with_and_without_adapter(run):
+    plain = experiment.evaluate(small())
+    assert {"schema", "model", "adapter", "data", "k", "prompts", "methods"} <= plain.keys()
+    assert (plain["schema"], plain["model"], plain["adapter"], plain["k"]) == (1, "demo", None, 4)
+    assert "base" not in plain
+    with_adapter = experiment.evaluate(small(), run.output)
+    assert with_adapter["base"] == plain["methods"]
+    assert with_adapter["methods"]["vanilla"] == run.experiment.measure(
+        run.experiment.test_prompts()
+    )
+    assert with_adapter["methods"] != with_adapter["base"]
+    json.dumps(with_adapter, allow_nan=False)
+
+
+class StopHereError(Exception):
+    pass
+
+
+def test_an_interrupted_run_resumes_to_the_same_adapter(run, tmp_path):
+    def stop(update):
+        if update.step == 2:
+            raise StopHereError
+
+    with pytest.raises(StopHereError):
+        experiment.finetune(small(), tmp_path / "cut", on_update=stop)
+    assert json.loads((tmp_path / "cut" / "run.json").read_text())["finished"] is False
+    resumed = experiment.resume(tmp_path / "cut")
+    assert resumed.progress.updates == 3
+    name = "adapters.safetensors"
+    assert (tmp_path / "cut" / name).read_bytes() == (run.output / name).read_bytes()
+
+
+def test_a_folder_in_use_is_refused_before_anything_is_opened(run):
+    with pytest.raises(OutputError, match="--resume to continue it, --overwrite to replace it"):
+        experiment.finetune(small("model=no-such/model"), run.output)
+    with pytest.raises(OutputError, match="holds no run"):
+        experiment.resume(run.output.parent)
+
+
+def test_validation_needs_rows(tmp_path):
+    with pytest.raises(RecipeError, match=r"data\.validation_rows is 0"):
+        experiment.finetune(small("training.validate_every=1"), tmp_path / "run")
+
+
+def test_validation_is_measured_and_recorded(tmp_path):
+    recipe = small(
+        "training.validate_every=2", "data.validation_rows=40", "training.validation_prompts=50"
+    )
+    result = experiment.finetune(recipe, tmp_path / "run")
+    assert [step for step, _ in result.progress.validations] == [0, 2, 3]
+    chosen = result.experiment.validation_prompts()
+    assert len(chosen) == 50
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())["validation"]
+    assert facts["prompts"] == 50
+    assert facts["before"] == result.progress.validations[0][1]
+    kept = dict(result.progress.validations)[facts["kept_update"]]
+    assert kept == facts["best"] == result.experiment.measure(chosen)["accuracy"]
+
+
+def test_training_never_sees_test_or_demonstration_texts(run):
+    splits = run.experiment.splits
+    rows = [set(rows) for rows in splits.rows.values()]
+    assert sum(map(len, rows)) == len(set().union(*rows))
+    known = set(splits.training.texts)
+    assert not known & set(splits.test.texts)
+    assert not known & set(splits.demonstrations.texts)
