@@ -289,7 +289,7 @@ def evaluate(
         The document of DESIGN.md, section 5. ``methods`` describes the model with the adapter
         where there is one; ``base`` then holds the same without it.
     """
-    experiment = prepare(recipe)
+    experiment = prepare(recipe, adapter)
     chosen = experiment.test_prompts()
     document: dict[str, Any] = {
         "schema": SCHEMA,
@@ -301,13 +301,10 @@ def evaluate(
         "k": recipe.prompt.demonstrations,
         "prompts": len(chosen),
     }
-    base = {"vanilla": experiment.measure(chosen, on_progress)}
-    if adapter is None:
-        document["methods"] = base
-        return document
-    adapters.load(experiment.loaded.model, Path(adapter))
     document["methods"] = {"vanilla": experiment.measure(chosen, on_progress)}
-    document["base"] = base
+    if adapter is not None:
+        adapters.detach(experiment.loaded.model)
+        document["base"] = {"vanilla": experiment.measure(chosen, on_progress)}
     return document
 
 
