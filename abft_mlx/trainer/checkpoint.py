@@ -10,8 +10,8 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
-from abft_mlx.errors import OutputError
-from abft_mlx.files import replacing
+from abft_mlx.errors import OutputError, RunError
+from abft_mlx.files import replacing, write_failure
 
 FILE_NAME = "state.safetensors"
 SCHEMA = 1
@@ -37,7 +37,10 @@ class Checkpoint:
 
 def save(folder: Path, checkpoint: Checkpoint) -> None:
     """Write the checkpoint into ``folder``, replacing an older one."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_failure(folder, error) from error
     arrays: dict[str, mx.array] = {}
     for prefix, tree in (
         ("trainable", checkpoint.trainable),
@@ -46,8 +49,12 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
     ):
         arrays.update({f"{prefix}/{name}": value for name, value in tree_flatten(tree)})
     metadata = {"schema": str(SCHEMA), "facts": json.dumps(checkpoint.facts)}
-    with replacing(folder / FILE_NAME) as temporary:
-        mx.save_safetensors(str(temporary), arrays, metadata=metadata)
+    path = folder / FILE_NAME
+    with replacing(path) as temporary:
+        try:
+            mx.save_safetensors(str(temporary), arrays, metadata=metadata)
+        except RuntimeError as error:
+            raise RunError(f"{path}: cannot be written ({error}); the last one stays") from error
 
 
 def load(folder: Path) -> Checkpoint:
