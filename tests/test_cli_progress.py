@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from abft_mlx.cli import _progress
+from abft_mlx.cli import _progress, _report
 from abft_mlx.cli._shell import Shell
 from abft_mlx.trainer import Update
 
@@ -108,3 +109,25 @@ def test_durations(seconds: float, text: str) -> None:
 )
 def test_sizes(count: float, text: str) -> None:
     assert _progress.size(count) == text
+
+
+@pytest.mark.parametrize(
+    ("started", "on_path", "shown"),
+    [
+        ("{here}/.venv/bin/abft-mlx", None, ".venv/bin/abft-mlx eval 'a run'"),
+        ("/opt/venv/bin/abft-mlx", None, "/opt/venv/bin/abft-mlx eval 'a run'"),
+        ("{here}/.venv/bin/abft-mlx", "/usr/bin/abft-mlx", "abft-mlx eval 'a run'"),
+        ("cli.py", None, "abft-mlx eval 'a run'"),
+    ],
+)
+def test_the_next_command_can_be_copied(
+    started: str,
+    on_path: str | None,
+    shown: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", [started.format(here=tmp_path)])
+    monkeypatch.setattr("shutil.which", lambda _name: on_path)
+    assert _report.command("eval", "a run") == shown

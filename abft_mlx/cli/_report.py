@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import shlex
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,6 +14,7 @@ if TYPE_CHECKING:
 
     from abft_mlx.experiment import Experiment
 
+PROGRAM = "abft-mlx"
 _CLASSES_SHOWN = 12
 _MEASURES = {
     "accuracy": "accuracy",
@@ -114,5 +118,14 @@ def confusion(names: Sequence[str], counts: Sequence[Sequence[int]]) -> Table | 
 
 
 def command(*words: object) -> str:
-    """A command to copy: its words quoted for a shell."""
-    return shlex.join(["abft-mlx", *map(str, words)])
+    """A command to copy: its words quoted for a shell, the program as this shell finds it."""
+    return shlex.join([_program(), *map(str, words)])
+
+
+def _program() -> str:
+    """``abft-mlx``, or the path that it was started by where PATH does not lead to it."""
+    started = Path(sys.argv[0])
+    if started.name != PROGRAM or shutil.which(PROGRAM):
+        return PROGRAM
+    here = Path.cwd()
+    return str(started.relative_to(here) if started.is_relative_to(here) else started)
