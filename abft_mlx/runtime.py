@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 BLAS_VARIABLE = "ABFT_MLX_BLAS"
+CACHE_SHARE = 0.25
 
 
 @dataclass
@@ -112,6 +113,9 @@ def prepare() -> BlasChoice:
 def use_wired_memory() -> int | None:
     """Let MLX wire as much memory as the Mac recommends, so weights are not paged out.
 
+    MLX's cache of freed buffers is bounded to a share of that, so that batches of many shapes do
+    not fill the unified memory.
+
     Returns:
         The previous limit in bytes, or None where there is no Metal device.
     """
@@ -119,7 +123,9 @@ def use_wired_memory() -> int | None:
 
     if not mx.metal.is_available():
         return None
-    return int(mx.set_wired_limit(mx.device_info()["max_recommended_working_set_size"]))
+    recommended = int(mx.device_info()["max_recommended_working_set_size"])
+    mx.set_cache_limit(int(recommended * CACHE_SHARE))
+    return int(mx.set_wired_limit(recommended))
 
 
 def peak_memory_bytes() -> int:

@@ -150,3 +150,24 @@ def test_peak_memory_starts_anew() -> None:
     assert runtime.peak_memory_bytes() >= 4 * 2**20
     runtime.reset_peak_memory()
     assert runtime.peak_memory_bytes() < 4 * 2**20
+
+
+def test_a_mac_wires_its_memory_and_bounds_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Metal is not here, so its calls are noted down."""
+    import mlx.core as mx
+
+    asked: dict[str, int] = {}
+    monkeypatch.setattr(mx.metal, "is_available", lambda: True)
+    monkeypatch.setattr(mx, "device_info", lambda: {"max_recommended_working_set_size": 4000})
+    monkeypatch.setattr(mx, "set_cache_limit", lambda limit: asked.update(cache=limit) or 0)
+    monkeypatch.setattr(mx, "set_wired_limit", lambda limit: asked.update(wired=limit) or 7)
+    assert runtime.use_wired_memory() == 7
+    assert asked == {"wired": 4000, "cache": 1000}
+
+
+def test_without_metal_no_limit_is_touched(monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlx.core as mx
+
+    monkeypatch.setattr(mx.metal, "is_available", lambda: False)
+    monkeypatch.setattr(mx, "set_wired_limit", lambda _limit: pytest.fail("touched"))
+    assert runtime.use_wired_memory() is None
