@@ -1,9 +1,9 @@
 """Train a small base on the real texts: ``make_real_base.py --data ../shared/data --output DIR``.
 
-The weights stay out of the repository. Needs torch (``pip install 'abft-mlx[bench]'``); runs on a
-GPU where torch sees one. In-context labels come only from data sets that are not left out, and
+The weights stay out of the repository. Needs torch and scipy (the ``dev`` extra); runs on a GPU
+where torch sees one. In-context labels come only from data sets that are not left out, and
 attention is supervised while the base is made: readers look at an item's own text, inducers at
-the labels of earlier items of the same class.
+the labels of earlier items of the same class. A checkpoint is written every 200 updates.
 """
 
 from __future__ import annotations
@@ -252,6 +252,8 @@ def train(base: Base, corpus: Corpus, chosen: argparse.Namespace, save) -> None:
                     raise SystemExit("the loss is no longer finite")
             if done % 200 == 0:
                 save()
+            if done == chosen.stop:
+                return
 
 
 def write(base: Base, settings: dict, made, folder: Path) -> None:
@@ -285,7 +287,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of the JSONL files")
     parser.add_argument("--output", type=Path, required=True, help="outside the repository")
-    parser.add_argument("--leave-out", nargs="*", default=["trec", "subjective", "sst2"])
+    parser.add_argument(
+        "--leave-out",
+        nargs="*",
+        choices=real_corpus.SETS,
+        default=["trec", "subjective", "sst2"],
+        help="sets whose labels, and whose kin's, are never shown",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--merges", type=int, default=5500)
     parser.add_argument("--width", type=int, default=128)
@@ -299,6 +307,7 @@ def main() -> None:
     parser.add_argument("--std", type=float, default=0.2)
     parser.add_argument("--company", type=float, default=0.7)
     parser.add_argument("--longer", type=float, default=1.0, help="multiplies every stage")
+    parser.add_argument("--stop", type=int, help="updates after which to stop, mid-schedule")
     parser.add_argument("--threads", type=int, default=1)
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
