@@ -1,6 +1,6 @@
 """Train a small base on the real texts: ``make_real_base.py --data ../shared/data --output DIR``.
 
-The weights stay out of the repository. Needs torch and scipy (the ``dev`` extra); runs on a GPU
+The weights stay out of the repository. Needs torch and scipy (the ``bench`` extra); runs on a GPU
 where torch sees one. In-context labels come only from data sets that are not left out, and
 attention is supervised while the base is made: readers look at an item's own text, inducers at
 the labels of earlier items of the same class. A checkpoint is written every 200 updates.

@@ -144,9 +144,14 @@ class StopHereError(Exception):
     pass
 
 
-@pytest.mark.parametrize("stop_after", [2, 3, 5])
-def test_a_resumed_run_ends_bit_for_bit_as_an_undisturbed_one(tmp_path, stop_after):
-    changes = ("adapter.dropout=0.2", "training.validate_every=2", "objective.filter=true")
+@pytest.mark.parametrize(("stop_after", "kind"), [(2, "lora"), (3, "lora"), (5, "full")])
+def test_a_resumed_run_ends_bit_for_bit_as_an_undisturbed_one(tmp_path, stop_after, kind):
+    changes = (
+        f"adapter.kind={kind}",
+        "adapter.dropout=0.2",
+        "training.validate_every=2",
+        "objective.filter=true",
+    )
 
     def run(name, stop=None):
         folder = RunFolder(tmp_path / name)
