@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
@@ -143,11 +143,11 @@ class PunishController:
         self.older_heads, self.previous_heads = self.previous_heads, induction_heads
         return self.punish_weight
 
-    def state(self) -> dict[str, float | int | bool]:
+    def state(self) -> dict[str, Any]:
         """Everything that a resumed run needs, as plain numbers."""
         return asdict(self)
 
     @classmethod
-    def from_state(cls, state: dict[str, float | int | bool]) -> PunishController:
+    def from_state(cls, state: dict[str, Any]) -> PunishController:
         """Rebuild a controller from :meth:`state`."""
-        return cls(**state)  # type: ignore[arg-type]
+        return cls(**state)

@@ -78,6 +78,24 @@ def terms(case, A=0.5, B_=1.0, **options):
     )
 
 
+def loss_of_scores(case):
+    """Scores of every layer to the loss, with A = .5 and B = 1."""
+    _, positions, labels, gold, last = case
+
+    def loss(scores):
+        return abft_terms(
+            [mx.softmax(one, axis=-1) for one in scores],
+            mx.array(positions),
+            mx.array(labels),
+            mx.array(gold),
+            mx.array(last),
+            punish_weight=0.5,
+            reward_weight=1.0,
+        ).loss
+
+    return loss
+
+
 @pytest.mark.parametrize("use_filter", [True, False])
 @pytest.mark.parametrize(("A", "B_"), [(0.5, 1.0), (0.0, 1.0), (0.5, 0.0), (2.0, 0.3)])
 def test_loss_and_head_count_equal_float64(case, A, B_, use_filter):
@@ -90,21 +108,9 @@ def test_loss_and_head_count_equal_float64(case, A, B_, use_filter):
 
 
 def test_gradient_equals_finite_differences(case):
-    rows, positions, labels, gold, last = case
+    rows, positions, _, _, last = case
 
-    def loss(scores):
-        patterns = [mx.softmax(one, axis=-1) for one in scores]
-        return abft_terms(
-            patterns,
-            mx.array(positions),
-            mx.array(labels),
-            mx.array(gold),
-            mx.array(last),
-            punish_weight=0.5,
-            reward_weight=1.0,
-        ).loss
-
-    gradients = mx.grad(loss)([mx.array(one.astype(np.float32)) for one in rows])
+    gradients = mx.grad(loss_of_scores(case))([mx.array(one.astype(np.float32)) for one in rows])
     rng = np.random.default_rng(0)
     step = 1e-5
     for layer, gradient in enumerate(gradients):
@@ -122,21 +128,9 @@ def test_gradient_equals_finite_differences(case):
 
 
 def test_no_gradient_where_the_filter_drops_a_head(case):
-    rows, positions, labels, gold, last = case
-    flat = [np.where(one < -1e8, one, 0.0) for one in rows]
+    flat = [np.where(one < -1e8, one, 0.0) for one in case[0]]
 
-    def loss(scores):
-        return abft_terms(
-            [mx.softmax(one, axis=-1) for one in scores],
-            mx.array(positions),
-            mx.array(labels),
-            mx.array(gold),
-            mx.array(last),
-            punish_weight=0.5,
-            reward_weight=1.0,
-        ).loss
-
-    gradients = mx.grad(loss)([mx.array(one.astype(np.float32)) for one in flat])
+    gradients = mx.grad(loss_of_scores(case))([mx.array(one.astype(np.float32)) for one in flat])
     assert all(mx.abs(one).max().item() == 0 for one in gradients)
 
 
