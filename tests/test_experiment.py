@@ -7,7 +7,7 @@ import mlx_lm
 import numpy as np
 import pytest
 
-from abft_mlx import experiment, loading
+from abft_mlx import data, experiment, loading
 from abft_mlx import recipe as recipes
 from abft_mlx.errors import OutputError, RecipeError
 
@@ -126,6 +126,29 @@ def test_an_interrupted_run_resumes_to_the_same_adapter(run, tmp_path):
     assert (tmp_path / "cut" / name).read_bytes() == (run.output / name).read_bytes()
 
 
+def test_resuming_with_another_recipe_or_version_is_refused(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    experiment.finetune(small(), folder)
+    recipe = (folder / "recipe.yaml").read_text()
+    (folder / "recipe.yaml").write_text(
+        recipe.replace("learning_rate: 0.001", "learning_rate: 0.1")
+    )
+    with pytest.raises(OutputError, match="another recipe, model, data or version"):
+        experiment.resume(folder)
+    (folder / "recipe.yaml").write_text(recipe)
+    monkeypatch.setattr(experiment, "_versions", lambda: {"abft-mlx": "0.0.1"})
+    with pytest.raises(OutputError, match="another recipe, model, data or version"):
+        experiment.resume(folder)
+
+
+def test_the_training_seed_chooses_where_lora_a_starts(run, tmp_path):
+    other = experiment.finetune(small("training.seed=1"), tmp_path / "run")
+    mine, theirs = (mx.load(str(one.output / "adapters.safetensors")) for one in (run, other))
+    for name in mine:
+        if name.endswith("lora_a"):  # three updates at 1e-3 move it by hundredths of that
+            assert mx.abs(mine[name] - theirs[name]).max().item() > 0.05
+
+
 def test_a_folder_in_use_is_refused_before_anything_is_opened(run):
     with pytest.raises(OutputError, match="--resume to continue it, --overwrite to replace it"):
         experiment.finetune(small("model=no-such/model"), run.output)
@@ -146,6 +169,10 @@ def test_validation_is_measured_and_recorded(tmp_path):
     assert [step for step, _ in result.progress.validations] == [0, 2, 3]
     chosen = result.experiment.validation_prompts()
     assert len(chosen) == 50
+    splits = result.experiment.splits
+    rows = data.demonstration_rows(40, 2, len(splits.training), 4, recipe.training.seed)[41]
+    shown = [splits.training.pairs()[row] for row in rows]
+    assert chosen[41] == result.experiment.builder.build(shown, *splits.validation.pairs()[1])
     facts = json.loads((tmp_path / "run" / "run.json").read_text())["validation"]
     assert facts["prompts"] == 50
     assert facts["before"] == result.progress.validations[0][1]
