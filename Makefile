@@ -52,6 +52,7 @@ ifeq ($(UV),)
 endif
 	@echo "setting up $(VENV), once"
 	@$(BIN)/python -c '' 2>/dev/null || { $(CREATE); }
+	@$(or $(PREPARE),true)
 	@$(INSTALL) -e .
 	@$(MAKE) --no-print-directory -s _blas
 	@touch $@
