@@ -13,7 +13,9 @@ CREATE = $(UV) venv --quiet --allow-existing --python '$(or $(UV_PYTHON),>=3.10)
 # uv does not read pip's settings.
 INSTALL = $(UV) pip install --quiet --python $(BIN)/python $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS))
 else
-CREATE = $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install -qq --upgrade 'pip>=25.1'
+CREATE = $(PYTHON) -m venv $(VENV)
+# Dependency groups need pip 25.1, which a ./.venv made earlier may lack.
+PREPARE = $(BIN)/python -m pip install -qq --upgrade 'pip>=25.1'
 INSTALL = $(BIN)/python -m pip install -qq
 endif
 
