@@ -81,7 +81,7 @@ class Experiment:
             self.builder,
             self.splits.demonstrations,
             self.splits.test,
-            min(section.queries, len(self.splits.test)),
+            section.queries,
             section.repeats,
             self.recipe.prompt.demonstrations,
             section.seed,

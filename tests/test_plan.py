@@ -19,10 +19,10 @@ def test_micro_batches_hold_every_prompt_once_in_one_shape_per_width():
     seen = []
     for one in cut:
         for row in np.flatnonzero(one.weights):
-            length = one.last[row] + 1
-            assert one.token_ids[row, :length].tolist() == list(range(1, length + 1))
-            assert not one.token_ids[row, length:].any()
-            assert one.gold[row] == length
+            length = one.batch.last[row] + 1
+            assert one.batch.tokens[row, :length].tolist() == list(range(1, length + 1))
+            assert not one.batch.tokens[row, length:].any()
+            assert one.batch.gold[row] == length
             seen.append(int(length))
     assert sorted(seen) == sorted(len(one.token_ids) for one in prompts)
     assert sum(one.tokens for one in cut) == sum(seen)

@@ -8,22 +8,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from paper_sets import SETS as PAPER
 
 from abft_mlx import data, recipe
 from abft_mlx.recipe import Recipe
 
 FOLDER = Path(__file__).parent.parent / "recipes"
 FILES = sorted(path for path in FOLDER.rglob("*") if path.is_file())
-PAPER = (
-    "sst2",
-    "rotten_tomatoes",
-    "financial_phrasebank",
-    "sst5",
-    "trec",
-    "subjective",
-    "tweet_eval_emotion",
-    "tweet_eval_hate",
-)
 
 
 def test_the_folder_holds_recipes_alone_and_all_are_shipped() -> None:

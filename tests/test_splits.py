@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from paper_sets import SETS
 
 from abft_mlx.data import (
     Generator,
@@ -23,17 +24,6 @@ from abft_mlx.data import (
 )
 from abft_mlx.errors import DataError
 from abft_mlx.recipe import DataSection
-
-SETS = (
-    "sst2",
-    "rotten_tomatoes",
-    "financial_phrasebank",
-    "sst5",
-    "trec",
-    "subjective",
-    "tweet_eval_emotion",
-    "tweet_eval_hate",
-)
 
 
 def sha256(value: object) -> str:

@@ -21,6 +21,7 @@ from mlx_lm.utils import load_model
 
 from abft_mlx import adapters, attention, ports
 from abft_mlx.objective import abft_terms
+from abft_mlx.prompts import PromptBatch
 from abft_mlx.recipe import AdapterSection
 from abft_mlx.trainer.plan import MicroBatch
 from abft_mlx.trainer.step import Step
@@ -181,7 +182,8 @@ def test_full_step_equals_pytorch(name: str, tmp_path: Path) -> None:
 def micro_batch(batch: Batch, rows: list[int], weights: list[int]) -> MicroBatch:
     """Some of a batch's prompts; weight 0 marks one that only fills the shape."""
     tokens, last, positions, labels, gold = (np.array(array)[rows] for array in batch)
-    return MicroBatch(tokens, last, positions, labels, gold, np.array(weights, np.float32))
+    padded = PromptBatch(tokens, last, positions, labels, gold, np.array(rows))
+    return MicroBatch(padded, np.array(weights, np.float32))
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])

@@ -4,6 +4,7 @@ from abft_mlx.prompts.batching import (
     PromptBatch,
     batches,
     evaluation_prompts,
+    pad,
     training_prompts,
 )
 from abft_mlx.prompts.builder import Prompt, PromptBuilder
@@ -18,5 +19,6 @@ __all__ = [
     "batches",
     "evaluation_prompts",
     "label_space",
+    "pad",
     "training_prompts",
 ]

@@ -63,12 +63,13 @@ def batches(
         longest = len(prompts[order[0]].token_ids)
         width = -(-longest // bucket_tokens) * bucket_tokens
         size = max(1, min(max_tokens // width, max_prompts or len(order)))
-        made.append(_pad(prompts, order[:size], width))
+        made.append(pad(prompts, order[:size], width))
         del order[:size]
     return made
 
 
-def _pad(prompts: Sequence[Prompt], rows: Sequence[int], width: int) -> PromptBatch:
+def pad(prompts: Sequence[Prompt], rows: Sequence[int], width: int) -> PromptBatch:
+    """One batch of the prompts at these rows, which may occur again, padded to T = width."""
     tokens = np.full((len(rows), width), PADDING_TOKEN, dtype=np.int32)
     for index, row in enumerate(rows):
         tokens[index, : len(prompts[row].token_ids)] = prompts[row].token_ids

@@ -9,33 +9,25 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
-from abft_mlx.prompts import Prompt
+from abft_mlx.prompts import Prompt, PromptBatch, pad
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Prompts of one micro-batch, right-padded; rows of weight 0 only fill the shape.
+    """Prompts of one micro-batch; rows of weight 0 only fill the shape.
 
     Attributes:
-        token_ids: (B, T) int32.
-        last: (B,) int32 index of each prompt's last token.
-        label_positions: (B, K) int32.
-        demonstration_labels: (B, K) int32.
-        gold: (B,) int32.
+        batch: B right-padded prompts.
         weights: (B,) float32, 1 for a prompt and 0 for filling.
     """
 
-    token_ids: np.ndarray
-    last: np.ndarray
-    label_positions: np.ndarray
-    demonstration_labels: np.ndarray
-    gold: np.ndarray
+    batch: PromptBatch
     weights: np.ndarray
 
     @property
     def shape(self) -> tuple[int, int]:
         """(B, T)."""
-        return self.token_ids.shape[0], self.token_ids.shape[1]
+        return self.batch.tokens.shape[0], self.batch.tokens.shape[1]
 
     @property
     def prompts(self) -> int:
@@ -45,35 +37,23 @@ class MicroBatch:
     @property
     def tokens(self) -> int:
         """Tokens of the prompts that count, padding left out."""
-        return int(((self.last + 1) * self.weights).sum())
+        return int(((self.batch.last + 1) * self.weights).sum())
 
     def arrays(self) -> dict[str, mx.array]:
         """The same as MLX arrays, by the names that the step uses."""
-        return {
-            "tokens": mx.array(self.token_ids),
-            "last": mx.array(self.last),
-            "label_positions": mx.array(self.label_positions),
-            "demonstration_labels": mx.array(self.demonstration_labels),
-            "gold": mx.array(self.gold),
-            "weights": mx.array(self.weights),
-        }
+        names = ("tokens", "last", "label_positions", "demonstration_labels", "gold")
+        arrays = {name: mx.array(getattr(self.batch, name)) for name in names}
+        return {**arrays, "weights": mx.array(self.weights)}
 
 
-def _padded(prompts: Sequence[Prompt], rows: int, bucket_tokens: int) -> MicroBatch:
-    longest = max(len(one.token_ids) for one in prompts)
-    width = -(-longest // bucket_tokens) * bucket_tokens
-    filled = [*prompts, *[prompts[-1]] * (rows - len(prompts))]
-    token_ids = np.zeros((rows, width), dtype=np.int32)
-    for row, one in enumerate(filled):
-        token_ids[row, : len(one.token_ids)] = one.token_ids
-    return MicroBatch(
-        token_ids=token_ids,
-        last=np.array([one.last for one in filled], dtype=np.int32),
-        label_positions=np.array([one.label_positions for one in filled], dtype=np.int32),
-        demonstration_labels=np.array([one.demonstration_labels for one in filled], dtype=np.int32),
-        gold=np.array([one.gold for one in filled], dtype=np.int32),
-        weights=(np.arange(rows) < len(prompts)).astype(np.float32),
-    )
+def _filled(prompts: Sequence[Prompt], chosen: list[int], rows: int, width: int) -> MicroBatch:
+    filling = [chosen[-1]] * (rows - len(chosen))
+    weights = (np.arange(rows) < len(chosen)).astype(np.float32)
+    return MicroBatch(pad(prompts, chosen + filling, width), weights)
+
+
+def _width(longest_tokens: int, bucket_tokens: int) -> int:
+    return -(-longest_tokens // bucket_tokens) * bucket_tokens
 
 
 def micro_batches(
@@ -93,10 +73,14 @@ def micro_batches(
     Returns:
         Micro-batches, shortest first.
     """
-    ordered = sorted(prompts, key=lambda one: len(one.token_ids))
-    rows = min(rows, len(ordered))
-    chunks = [ordered[start : start + rows] for start in range(0, len(ordered), rows)]
-    return [_padded(chunk, rows, bucket_tokens) for chunk in chunks]
+    order = sorted(range(len(prompts)), key=lambda row: len(prompts[row].token_ids))
+    rows = min(rows, len(order))
+    cut = []
+    for start in range(0, len(order), rows):
+        chosen = order[start : start + rows]
+        width = _width(len(prompts[chosen[-1]].token_ids), bucket_tokens)
+        cut.append(_filled(prompts, chosen, rows, width))
+    return cut
 
 
 def rows_within(budget_tokens: int, longest_tokens: int, prompts: int, bucket_tokens: int) -> int:
@@ -108,7 +92,7 @@ def rows_within(budget_tokens: int, longest_tokens: int, prompts: int, bucket_to
         prompts: prompts in one update; never more rows than these.
         bucket_tokens: what widths are rounded up to.
     """
-    width = -(-longest_tokens // bucket_tokens) * bucket_tokens
+    width = _width(longest_tokens, bucket_tokens)
     rows = 1
     while rows * 2 * width <= budget_tokens and rows * 2 <= prompts:
         rows *= 2
