@@ -18,6 +18,7 @@ from abft_mlx import adapters, attention, data, evaluation, loading, prompts, ru
 from abft_mlx import recipe as recipes
 from abft_mlx.errors import RecipeError
 from abft_mlx.induction import HeadCensus
+from abft_mlx.task import Task, open_task
 from abft_mlx.trainer import Progress, RunFolder, Trainer, Update
 
 SCHEMA = 1
@@ -30,62 +31,55 @@ class Experiment:
     Attributes:
         recipe: the resolved recipe.
         loaded: model, tokenizer and what is known of them.
-        texts: all labelled texts.
-        splits: their disjoint parts.
-        space: labels, their words and their tokens.
-        builder: makes prompts; counts the texts it shortened.
+        task: what is measured, and trained on unless there is a mixture.
+        mixture: the tasks that are trained on at once, if the recipe names several.
     """
 
     recipe: recipes.Recipe
     loaded: loading.Loaded
-    texts: data.LabelledTexts
-    splits: data.Splits
-    space: prompts.LabelSpace
-    builder: prompts.PromptBuilder
+    task: Task
+    mixture: tuple[Task, ...] = ()
+
+    @property
+    def texts(self) -> data.LabelledTexts:
+        """All labelled texts of the task."""
+        return self.task.texts
+
+    @property
+    def splits(self) -> data.Splits:
+        """The task's disjoint parts."""
+        return self.task.splits
+
+    @property
+    def space(self) -> prompts.LabelSpace:
+        """The task's labels, their words and their tokens."""
+        return self.task.space
+
+    @property
+    def builder(self) -> prompts.PromptBuilder:
+        """Makes the task's prompts; counts the texts it shortened."""
+        return self.task.builder
 
     def training_prompts(self) -> list[prompts.Prompt]:
-        """The training prompts: k + 1 rows of the training split each, the last one the query."""
+        """The training prompts: k + 1 rows of the training split each, the last one the query.
+
+        A mixture's prompts come from its tasks in turn, ``training.examples`` in all.
+        """
         training = self.recipe.training
-        return prompts.training_prompts(
-            self.builder,
-            self.splits.training,
-            training.examples,
-            self.recipe.prompt.demonstrations,
-            training.seed,
-        )
+        if not self.mixture:
+            return self.task.training_prompts(training)
+        each = -(-training.examples // len(self.mixture))
+        share = training.model_copy(update={"examples": each})
+        made = [task.training_prompts(share) for task in self.mixture]
+        return [one for turn in zip(*made, strict=True) for one in turn][: training.examples]
 
     def validation_prompts(self) -> list[prompts.Prompt]:
         """Queries from the validation split, demonstrations from the training split."""
-        training = self.recipe.training
-        validation = self.splits.validation
-        if not len(validation):
-            raise RecipeError(
-                f"training.validate_every is {training.validate_every}, but data.validation_rows "
-                "is 0; set data.validation_rows to, say, 256, or training.validate_every to 0"
-            )
-        queries = min(len(validation), training.validation_prompts)
-        return prompts.evaluation_prompts(
-            self.builder,
-            self.splits.training,
-            validation,
-            queries,
-            -(-training.validation_prompts // queries),
-            self.recipe.prompt.demonstrations,
-            training.seed,
-        )[: training.validation_prompts]
+        return self.task.validation_prompts(self.recipe.training)
 
     def test_prompts(self) -> list[prompts.Prompt]:
         """The fixed, seeded prompts of an evaluation."""
-        section = self.recipe.evaluation
-        return prompts.evaluation_prompts(
-            self.builder,
-            self.splits.demonstrations,
-            self.splits.test,
-            section.queries,
-            section.repeats,
-            self.recipe.prompt.demonstrations,
-            section.seed,
-        )
+        return self.task.test_prompts(self.recipe.evaluation)
 
     def measure(
         self,
@@ -147,20 +141,23 @@ def prepare(recipe: recipes.Recipe, adapter: str | Path | None = None) -> Experi
         UsageError: the first thing that is wrong, in one line.
     """
     recipe = recipes.resolve(recipe)
-    texts = data.load(recipe.data)
-    splits = data.split(texts, recipe.data, recipe.prompt.demonstrations)
+    sections = [recipes.task(recipe), *recipe.mixture]
+    for section in sections[1:]:
+        if section.prompt.demonstrations != recipe.prompt.demonstrations:
+            raise RecipeError(
+                f"mixture: {section.name} has {section.prompt.demonstrations} demonstrations, the "
+                f"recipe {recipe.prompt.demonstrations}; give all tasks of a mixture the same"
+            )
+    # Texts first: a model may have to be downloaded.
+    texts = [data.load(section.data) for section in sections]
+    for section, read in zip(sections, texts, strict=True):
+        data.split(read, section.data, section.prompt.demonstrations)
     loaded = loading.load_model(recipe.model, recipe.revision, adapter=adapter)
-    template = prompts.Template.from_section(recipe.prompt)
-    space = prompts.label_space(loaded.tokenizer, template, texts.names, recipe.prompt.label_words)
-    builder = prompts.PromptBuilder(
-        loaded.tokenizer,
-        template,
-        space,
-        max_text_tokens=recipe.prompt.max_text_tokens,
-        context_tokens=loaded.context_tokens,
-        allow_empty=recipe.data.empty_texts == "keep",
+    task, *mixture = (
+        open_task(section, read, loaded.tokenizer, loaded.context_tokens)
+        for section, read in zip(sections, texts, strict=True)
     )
-    return Experiment(recipe, loaded, texts, splits, space, builder)
+    return Experiment(recipe, loaded, task, tuple(mixture))
 
 
 def train(

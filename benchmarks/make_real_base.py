@@ -13,6 +13,7 @@ import json
 import math
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -20,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
 import real_corpus
+import real_texts
 import torch
 from real_corpus import Corpus, Stage
 from tokenizers import Tokenizer
@@ -214,6 +216,15 @@ def take(rows: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     return rows.gather(1, places[..., None].expand(-1, -1, rows.shape[-1]))
 
 
+def with_share(stage: Stage, real: float) -> Stage:
+    """The stage with this share of sequences from real labels, where it has any."""
+    if "real" not in stage.kinds:
+        return stage
+    others = (1 - real) / (1 - stage.kinds["real"])
+    kinds = {n: real if n == "real" else w * others for n, w in stage.kinds.items()}
+    return replace(stage, kinds=kinds)
+
+
 def train(base: Base, corpus: Corpus, chosen: argparse.Namespace, save) -> None:
     device = next(base.parameters()).device
     wordy = [base.model.embed_tokens.weight, base.lm_head.weight]
@@ -222,7 +233,10 @@ def train(base: Base, corpus: Corpus, chosen: argparse.Namespace, save) -> None:
     optimiser = torch.optim.Adam(groups, lr=chosen.rate, betas=(0.9, 0.98), fused=True)
     unseen = torch.zeros(corpus.size, device=device)
     unseen[corpus.reserved] = -1e9
-    stages = [(n, s, max(1, round(s.steps * chosen.longer))) for n, s in enumerate(STAGES)]
+    stages = [
+        (n, with_share(s, chosen.real_share), max(1, round(s.steps * chosen.longer)))
+        for n, s in enumerate(STAGES)
+    ]
     total = sum(steps for _, _, steps in stages)
     done, start = 0, time.time()
     sums = np.zeros(6)
@@ -290,7 +304,7 @@ def main() -> None:
     parser.add_argument(
         "--leave-out",
         nargs="*",
-        choices=real_corpus.SETS,
+        choices=real_texts.SETS,
         default=["trec", "subjective", "sst2"],
         help="sets whose labels, and whose kin's, are never shown",
     )
@@ -306,13 +320,14 @@ def main() -> None:
     parser.add_argument("--language", type=float, default=0.1)
     parser.add_argument("--std", type=float, default=0.2)
     parser.add_argument("--company", type=float, default=0.7)
+    parser.add_argument("--real-share", type=float, default=MIX["real"], help="of real labels")
     parser.add_argument("--longer", type=float, default=1.0, help="multiplies every stage")
     parser.add_argument("--stop", type=int, help="updates after which to stop, mid-schedule")
     parser.add_argument("--threads", type=int, default=1)
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     torch.manual_seed(chosen.seed)
-    sets = real_corpus.read(chosen.data, print)
+    sets = real_texts.read(chosen.data, print)
     made = real_corpus.tokenizer(sets, chosen.merges)
     corpus = Corpus(sets, made, chosen.leave_out, chosen.seed)
     print("in-context labels from", ", ".join(one.name for one in corpus.labelled))

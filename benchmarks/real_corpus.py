@@ -1,4 +1,4 @@
-"""What the real-text base reads: the paper's texts without their test rows, and a tokenizer."""
+"""In-context tasks over real texts, for the real-text base, and its tokenizer."""
 
 from __future__ import annotations
 
@@ -6,97 +6,14 @@ import json
 import random
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
+from real_texts import KIN, Real
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from abft_mlx import data, recipe
-
 END = "<|end_of_text|>"
-SETS = (
-    "sst2",
-    "rotten_tomatoes",
-    "financial_phrasebank",
-    "sst5",
-    "trec",
-    "subjective",
-    "tweet_eval_emotion",
-    "tweet_eval_hate",
-)
-# Sets whose labels say the same about the same sentences: leaving one out leaves out its kin.
-KIN = {
-    "sst2": ("rotten_tomatoes", "sst5"),
-    "sst5": ("rotten_tomatoes", "sst2"),
-    "rotten_tomatoes": ("sst2", "sst5"),
-    "subjective": ("rotten_tomatoes",),
-}
 OPENERS = ("sentence", "review", "question", "tweet", "text", "input", "item", "note", "example")
 ASKERS = ("label", "class", "category", "type", "answer", "topic", "group", "kind")
-
-
-def fold(text: str) -> str:
-    """A text without case and punctuation."""
-    return re.sub(r"[\W_]+", " ", text.casefold()).strip()
-
-
-@dataclass
-class Real:
-    """One data set without the texts of any test part.
-
-    Attributes:
-        name: of the shipped recipe.
-        texts: stripped, at most 1024 characters.
-        labels: class of each text.
-        words: the label words of the paper.
-        opener: what stands before a text, without its colon.
-        asker: what asks for the label, without its colon.
-    """
-
-    name: str
-    texts: list[str]
-    labels: list[int]
-    words: tuple[str, ...]
-    opener: str
-    asker: str
-    tokens: list[np.ndarray] = field(default_factory=list)
-
-
-def read(folder: Path, log) -> list[Real]:
-    """All sets, without test rows and without texts that fold to the same as a test text."""
-    opened = []
-    for name in SETS:
-        chosen = recipe.load(
-            name,
-            [
-                f"data.source={json.dumps(str(folder / f'{name}.jsonl'))}",
-                "data.text=text",
-                "data.label=label",
-            ],
-        )
-        texts = data.load(chosen.data)
-        opened.append((name, chosen, texts, data.split(texts, chosen.data)))
-    forbidden = {fold(text) for _, _, _, splits in opened for text in splits.test.texts}
-    result = []
-    for name, chosen, texts, splits in opened:
-        test = set(splits.rows["test"])
-        rows = [row for row in range(len(texts)) if row not in test and fold(texts.texts[row])]
-        kept = [row for row in rows if fold(texts.texts[row]) not in forbidden]
-        log(
-            f"{name}: {len(texts)} rows, {len(test)} of the test part left out, "
-            f"{len(rows) - len(kept)} more because they equal a test text of some set"
-        )
-        result.append(
-            Real(
-                name,
-                [" ".join(texts.texts[row].split()) for row in kept],
-                [texts.labels[row] for row in kept],
-                texts.names,
-                chosen.prompt.input_prefix.strip(" :"),
-                chosen.prompt.label_prefix.strip(" :"),
-            )
-        )
-    return result
 
 
 def tokenizer(sets: list[Real], merges: int) -> Tokenizer:
@@ -293,7 +210,7 @@ class Corpus:
         if kind == "real":
             one = chance.choice(self.labelled)
             classes = chance.sample(range(len(one.words)), chance.randint(2, len(one.words)))
-            rows = chance.sample(range(len(one.tokens)), 400)
+            rows = chance.sample(one.shown, min(400, len(one.shown)))
             pools = [[one.tokens[r] for r in rows if one.labels[r] == c] for c in classes]
             pools = [[text[: self.TEXT_TOKENS] for text in pool] for pool in pools]
             return [pool for pool in pools if len(pool) > 2], one

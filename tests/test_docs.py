@@ -9,7 +9,7 @@ import pytest
 from cli_support import invoke
 from test_imports import ROOMS
 
-LATER_ROOMS = {"analysis", "exchange"}
+LATER_ROOMS = {"study", "analysis", "exchange"}
 
 
 @pytest.fixture(scope="module")

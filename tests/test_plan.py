@@ -8,7 +8,7 @@ from abft_mlx.trainer import plan
 
 
 def prompt(length, gold=0):
-    return Prompt(tuple(range(1, length + 1)), (1, 3), (0, 1), gold)
+    return Prompt(tuple(range(1, length + 1)), (1, 3), (0, 1), gold, 3)
 
 
 def test_micro_batches_hold_every_prompt_once_in_one_shape_per_width():

@@ -264,7 +264,7 @@ def test_a_map_may_leave_labels_as_they_are() -> None:
 
 
 def prompt(length: int, k: int = 2) -> Prompt:
-    return Prompt(tuple(range(1, length + 1)), tuple(range(k)), (1,) * k, length % 2)
+    return Prompt(tuple(range(1, length + 1)), tuple(range(k)), (1,) * k, length % 2, 3)
 
 
 @given(

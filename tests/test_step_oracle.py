@@ -182,7 +182,7 @@ def test_full_step_equals_pytorch(name: str, tmp_path: Path) -> None:
 def micro_batch(batch: Batch, rows: list[int], weights: list[int]) -> MicroBatch:
     """Some of a batch's prompts; weight 0 marks one that only fills the shape."""
     tokens, last, positions, labels, gold = (np.array(array)[rows] for array in batch)
-    padded = PromptBatch(tokens, last, positions, labels, gold, np.array(rows))
+    padded = PromptBatch(tokens, last, positions, labels, gold, gold, np.array(rows))
     return MicroBatch(padded, np.array(weights, np.float32))
 
 

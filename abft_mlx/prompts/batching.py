@@ -25,6 +25,7 @@ class PromptBatch:
         label_positions: (B, K).
         demonstration_labels: (B, K) class numbers.
         gold: (B,) class numbers.
+        target: (B,) tokens of the gold labels.
         rows: (B,) where each prompt was in the sequence that was batched.
     """
 
@@ -33,6 +34,7 @@ class PromptBatch:
     label_positions: NDArray[np.int32]
     demonstration_labels: NDArray[np.int32]
     gold: NDArray[np.int32]
+    target: NDArray[np.int32]
     rows: NDArray[np.int32]
 
     def __len__(self) -> int:
@@ -80,6 +82,7 @@ def pad(prompts: Sequence[Prompt], rows: Sequence[int], width: int) -> PromptBat
         label_positions=_table([prompt.label_positions for prompt in chosen]),
         demonstration_labels=_table([prompt.demonstration_labels for prompt in chosen]),
         gold=np.array([prompt.gold for prompt in chosen], dtype=np.int32),
+        target=np.array([prompt.target for prompt in chosen], dtype=np.int32),
         rows=np.array(rows, dtype=np.int32),
     )
 

@@ -19,12 +19,14 @@ class Prompt:
         label_positions: K positions, of each demonstration's label token.
         demonstration_labels: K class numbers.
         gold: the query's class number.
+        target: the token of the gold label.
     """
 
     token_ids: tuple[int, ...]
     label_positions: tuple[int, ...]
     demonstration_labels: tuple[int, ...]
     gold: int
+    target: int
 
     @property
     def last(self) -> int:
@@ -116,7 +118,7 @@ class PromptBuilder:
                 "prompt.demonstrations"
             )
         self._verify(texts, labels, query, ids, where)
-        return Prompt(tuple(ids), tuple(positions), labels, gold)
+        return Prompt(tuple(ids), tuple(positions), labels, gold, self.space.token_ids[gold])
 
     def text(self, demonstrations: Sequence[tuple[str, int]], query: str) -> str:
         """The prompt that `build` assembles, as text without special tokens."""

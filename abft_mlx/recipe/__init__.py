@@ -1,25 +1,34 @@
 """The typed recipe of a run: the sole home of every default; load, override, save."""
 
-from abft_mlx.recipe.files import default, dumps, find, load, loads, save, shipped
+from abft_mlx.recipe.files import default, dumps, find, load, loads, save, shipped, studies
 from abft_mlx.recipe.sections import (
     AdapterSection,
     DataSection,
     EvaluationSection,
+    Method,
     ObjectiveSection,
     PromptSection,
+    Protocol,
     Recipe,
+    TaskSection,
     TrainingSection,
+    VariantsSection,
     resolve,
+    task,
 )
 
 __all__ = [
     "AdapterSection",
     "DataSection",
     "EvaluationSection",
+    "Method",
     "ObjectiveSection",
     "PromptSection",
+    "Protocol",
     "Recipe",
+    "TaskSection",
     "TrainingSection",
+    "VariantsSection",
     "default",
     "dumps",
     "find",
@@ -28,4 +37,6 @@ __all__ = [
     "resolve",
     "save",
     "shipped",
+    "studies",
+    "task",
 ]

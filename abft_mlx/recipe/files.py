@@ -11,9 +11,10 @@ from pydantic import ValidationError
 
 from abft_mlx.errors import RecipeError
 from abft_mlx.files import write_text
-from abft_mlx.recipe import _problems, _yaml
+from abft_mlx.recipe import _problems, _yaml, tasks
 from abft_mlx.recipe.sections import Recipe
 
+_STUDIES = "studies/"
 _SUFFIXES = (".yaml", ".yml")
 
 
@@ -23,7 +24,17 @@ def shipped() -> dict[str, Path]:
     for folder in (package / "_recipes", package.parent / "recipes"):
         if folder.is_dir():
             found = sorted(folder.rglob("*.yaml"))
-            return {path.relative_to(folder).with_suffix("").as_posix(): path for path in found}
+            names = {path.relative_to(folder).with_suffix("").as_posix(): path for path in found}
+            return {name: path for name, path in names.items() if not name.startswith(_STUDIES)}
+    return {}
+
+
+def studies() -> dict[str, Path]:
+    """The studies that come with the package, by name without their folder."""
+    package = Path(__file__).resolve().parent.parent
+    for folder in (package / "_recipes" / _STUDIES, package.parent / "recipes" / _STUDIES):
+        if folder.is_dir():
+            return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
     return {}
 
 
@@ -67,13 +78,21 @@ def load(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: no such recipe, not YAML, an unknown key or a value that cannot be used.
     """
     path = find(name_or_path)
+    return _parse(read(path), str(path), overrides)
+
+
+def read(path: Path) -> str:
+    """A YAML file's text.
+
+    Raises:
+        RecipeError: it cannot be read, or is not UTF-8.
+    """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8") from None
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read ({error.strerror})") from None
-    return _parse(text, str(path), overrides)
 
 
 def loads(text: str, overrides: Sequence[str] = (), *, where: str = "recipe") -> Recipe:
@@ -101,7 +120,12 @@ def save(recipe: Recipe, path: str | Path) -> None:
     write_text(Path(path), dumps(recipe))
 
 
-def _parse(text: str, where: str, overrides: Sequence[str]) -> Recipe:
+def parse(text: str, where: str) -> dict[str, Any]:
+    """The map that a YAML text holds.
+
+    Raises:
+        RecipeError: not YAML, or not a map.
+    """
     try:
         values = _yaml.parse(text)
     except yaml.MarkedYAMLError as error:
@@ -114,6 +138,11 @@ def _parse(text: str, where: str, overrides: Sequence[str]) -> Recipe:
         values = {}
     if not isinstance(values, dict):
         raise RecipeError(f"{where}: a recipe is a map of sections, this is {values!r:.60}")
+    return values
+
+
+def _parse(text: str, where: str, overrides: Sequence[str]) -> Recipe:
+    values = parse(text, where)
     # A section of which every line is commented out is null in YAML: it means the defaults.
     values = {
         key: {} if value is None and key in _problems.sections() else value
@@ -127,10 +156,18 @@ def _parse(text: str, where: str, overrides: Sequence[str]) -> Recipe:
 
 
 def _validate(values: dict[str, Any], where: str) -> Recipe:
+    values = tasks.expand(values, _task_map, where)
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
         raise RecipeError(f"{where}: {_problems.describe(error)}") from None
+
+
+def _task_map(name: str) -> dict[str, Any]:
+    """What a recipe says of its task: the parts that a mixture or a transfer takes from it."""
+    path = find(name)
+    values = parse(read(path), str(path))
+    return {"name": name, **{k: values[k] for k in tasks.PARTS if values.get(k) is not None}}
 
 
 def _override(text: str) -> tuple[str, list[str], Any]:

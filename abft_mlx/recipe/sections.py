@@ -6,6 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
+Method = Literal["vanilla", "zero_shot", "contextual", "domain", "batch", "hidden", "knn"]
+Protocol = Literal["accuracy", "robustness", "bias", "unseen", "transfer"]
+
 LORA_LEARNING_RATE = 1e-4
 FULL_LEARNING_RATE = 2e-5
 
@@ -27,6 +30,7 @@ def _as_name(value: Any) -> Any:
 Int = Annotated[int, BeforeValidator(_no_flag)]
 Number = Annotated[float, BeforeValidator(_no_flag), Field(allow_inf_nan=False)]
 Name = Annotated[str, BeforeValidator(_as_name)]
+Pair = tuple[str, str]
 
 
 class Section(BaseModel):
@@ -124,8 +128,37 @@ class PromptSection(Section):
         return prefix
 
 
+class VariantsSection(Section):
+    """Other wordings of the prompt; with the prompt's own, three levels of each of four pieces."""
+
+    instruction: Pair = Field(
+        default=("Classify the following text. ", "Decide which label fits the text. "),
+        description="Two other values of prompt.instruction.",
+    )
+    input_prefix: Pair = Field(
+        default=("sentence: ", "input: "), description="Two other values of prompt.input_prefix."
+    )
+    label_prefix: Pair = Field(
+        default=("class:", "Label:"), description="Two other values of prompt.label_prefix."
+    )
+    label_affix: Pair = Field(
+        default=(" ", "\t"), description="Two other values of prompt.label_affix."
+    )
+
+
+class TaskSection(Section):
+    """Labelled texts with the words around them."""
+
+    name: str = Field(min_length=1, description="What reports call this task.")
+    data: DataSection = Field(default_factory=DataSection, description="Labelled texts.")
+    prompt: PromptSection = Field(default_factory=PromptSection, description="Prompts.")
+    variants: VariantsSection = Field(
+        default_factory=VariantsSection, description="Other wordings of the prompt."
+    )
+
+
 class AdapterSection(Section):
-    """What is trained: LoRA on W_Q and W_K, or these weights themselves."""
+    """What is trained: LoRA on W_Q and W_K, or these weights themselves; the LM head if asked."""
 
     kind: Literal["lora", "full"] = Field(
         default="lora", description="lora, or full for W_Q and W_K themselves as in the paper."
@@ -139,6 +172,11 @@ class AdapterSection(Section):
         default=None, min_length=1, description="Layer numbers from 0; null means every layer."
     )
 
+    head: bool = Field(
+        default=False,
+        description="Train the LM head, too, in full; for end_to_end, as the paper's baseline.",
+    )
+
     @field_validator("layers")
     @classmethod
     def _layer_numbers(cls, layers: list[int] | None) -> list[int] | None:
@@ -148,7 +186,13 @@ class AdapterSection(Section):
 
 
 class ObjectiveSection(Section):
-    """Equation 1 of the paper and its controller."""
+    """Equation 1 of the paper and its controller, or end-to-end fine-tuning to compare with."""
+
+    kind: Literal["abft", "end_to_end"] = Field(
+        default="abft",
+        description="abft, or end_to_end: cross-entropy of the label token at the last position; "
+        "the other settings of this section then do nothing.",
+    )
 
     punish: Number = Field(
         default=0.5, ge=0, description="A0: weight of attention on labels other than the gold one."
@@ -205,6 +249,35 @@ class EvaluationSection(Section):
     )
     batch_tokens: Int = Field(default=16384, ge=1, description="Tokens in a forward pass.")
     seed: Int = Field(default=42, ge=0, description="Seed of the choice of demonstrations.")
+    protocols: list[Protocol] = Field(
+        default=["accuracy"],
+        min_length=1,
+        description="What is measured: accuracy, robustness, bias, unseen, transfer.",
+    )
+    methods: list[Method] = Field(
+        default=["vanilla"],
+        min_length=1,
+        description="Ways to predict: vanilla, zero_shot, contextual, domain, batch, hidden, knn.",
+    )
+    calibration_prompts: Int = Field(
+        default=512, ge=1, description="Prompts of contextual and domain calibration."
+    )
+    anchor_prompts: Int = Field(
+        default=128, ge=1, description="Prompts of hidden calibration and kNN-prompting."
+    )
+    bootstrap_samples: Int = Field(
+        default=1000, ge=0, description="Resamples behind each 95% interval; 0 leaves them out."
+    )
+    compat: bool = Field(
+        default=False,
+        description="Repeat the faults of the StaICC benchmark (probabilities softmaxed twice, "
+        "GLER's x values) to compare with numbers that were published with them.",
+    )
+    transfer: list[TaskSection] = Field(
+        default=[],
+        description="Other tasks to measure on; a recipe's name or file, or a map with name, data "
+        "and prompt.",
+    )
 
 
 class Recipe(Section):
@@ -220,12 +293,26 @@ class Recipe(Section):
     revision: str | None = Field(default=None, description="Branch, tag or commit of the model.")
     data: DataSection = Field(default_factory=DataSection, description="Labelled texts.")
     prompt: PromptSection = Field(default_factory=PromptSection, description="Prompts.")
+    variants: VariantsSection = Field(
+        default_factory=VariantsSection, description="Other wordings of the prompt."
+    )
+    mixture: list[TaskSection] = Field(
+        default=[],
+        description="Train on these tasks at once, in turn, and measure on data; entries as for "
+        "evaluation.transfer. A list under data: is a mixture, measured on its first task.",
+    )
     adapter: AdapterSection = Field(default_factory=AdapterSection, description="Trained part.")
     objective: ObjectiveSection = Field(default_factory=ObjectiveSection, description="The loss.")
     training: TrainingSection = Field(default_factory=TrainingSection, description="Training.")
     evaluation: EvaluationSection = Field(
         default_factory=EvaluationSection, description="Evaluation."
     )
+
+
+def task(recipe: Recipe) -> TaskSection:
+    """The task that a recipe measures on, and trains on unless it names a mixture."""
+    name = recipe.name or recipe.data.source
+    return TaskSection(name=name, data=recipe.data, prompt=recipe.prompt, variants=recipe.variants)
 
 
 def resolve(recipe: Recipe) -> Recipe:

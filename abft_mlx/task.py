@@ -1,0 +1,147 @@
+"""A task: labelled texts in their parts, label words as tokens, and the prompts made of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from abft_mlx import data, prompts
+from abft_mlx.errors import RecipeError
+from abft_mlx.recipe import EvaluationSection, TaskSection, TrainingSection
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a recipe says of its data and prompts, opened and checked against a tokenizer.
+
+    Attributes:
+        section: data, prompt and variants as the recipe has them.
+        texts: all labelled texts.
+        splits: their disjoint parts.
+        template: the prompt's own wording.
+        space: labels, their words and their tokens.
+        builder: makes prompts; counts the texts it shortened.
+        tokenizer: the model's.
+        context_tokens: the longest prompt the model was made for, or None.
+    """
+
+    section: TaskSection
+    texts: data.LabelledTexts
+    splits: data.Splits
+    template: prompts.Template
+    space: prompts.LabelSpace
+    builder: prompts.PromptBuilder
+    tokenizer: Any
+    context_tokens: int | None
+
+    @property
+    def name(self) -> str:
+        """What reports call the task."""
+        return self.section.name
+
+    @property
+    def demonstrations(self) -> int:
+        """Demonstrations in a prompt, k."""
+        return self.section.prompt.demonstrations
+
+    def builder_for(
+        self, template: prompts.Template | None = None, *, allow_empty: bool = False
+    ) -> prompts.PromptBuilder:
+        """A prompt builder with another wording, or one that lets an empty query pass.
+
+        Raises:
+            PromptError: a label word is not one token in that wording.
+        """
+        wording = template or self.template
+        space = self.space
+        if template is not None:
+            words = dict(zip(space.names, space.words, strict=True))
+            space = prompts.label_space(self.tokenizer, wording, space.names, words)
+        return prompts.PromptBuilder(
+            self.tokenizer,
+            wording,
+            space,
+            max_text_tokens=self.section.prompt.max_text_tokens,
+            context_tokens=self.context_tokens,
+            allow_empty=allow_empty or self.section.data.empty_texts == "keep",
+        )
+
+    def training_prompts(self, training: TrainingSection) -> list[prompts.Prompt]:
+        """The training prompts: k + 1 rows of the training split each, the last one the query."""
+        return prompts.training_prompts(
+            self.builder,
+            self.splits.training,
+            training.examples,
+            self.demonstrations,
+            training.seed,
+        )
+
+    def validation_prompts(self, training: TrainingSection) -> list[prompts.Prompt]:
+        """Queries from the validation split, demonstrations from the training split."""
+        validation = self.splits.validation
+        if not len(validation):
+            raise RecipeError(
+                f"training.validate_every is {training.validate_every}, but data.validation_rows "
+                "is 0; set data.validation_rows to, say, 256, or training.validate_every to 0"
+            )
+        queries = min(len(validation), training.validation_prompts)
+        return prompts.evaluation_prompts(
+            self.builder,
+            self.splits.training,
+            validation,
+            queries,
+            -(-training.validation_prompts // queries),
+            self.demonstrations,
+            training.seed,
+        )[: training.validation_prompts]
+
+    def test_queries(self, evaluation: EvaluationSection) -> int:
+        """Distinct test queries of an evaluation; prompt i has query i modulo this."""
+        return min(evaluation.queries, len(self.splits.test))
+
+    def test_prompts(self, evaluation: EvaluationSection) -> list[prompts.Prompt]:
+        """The fixed, seeded prompts of an evaluation."""
+        return prompts.evaluation_prompts(
+            self.builder,
+            self.splits.demonstrations,
+            self.splits.test,
+            evaluation.queries,
+            evaluation.repeats,
+            self.demonstrations,
+            evaluation.seed,
+        )
+
+    def with_test(self, test: data.LabelledTexts) -> Task:
+        """The same task with other test texts."""
+        return replace(self, splits=replace(self.splits, test=test))
+
+
+def open_task(
+    section: TaskSection,
+    texts: data.LabelledTexts,
+    tokenizer: Any,
+    context_tokens: int | None = None,
+) -> Task:
+    """Divide a task's texts and fit its words to a tokenizer.
+
+    Args:
+        section: data, prompt and variants.
+        texts: what ``data.load(section.data)`` read.
+        tokenizer: anything with ``encode(text, add_special_tokens=False)`` and ``decode``.
+        context_tokens: longer prompts are refused.
+
+    Raises:
+        UsageError: the first thing that is wrong, in one line.
+    """
+    splits = data.split(texts, section.data, section.prompt.demonstrations)
+    template = prompts.Template.from_section(section.prompt)
+    space = prompts.label_space(tokenizer, template, texts.names, section.prompt.label_words)
+    builder = prompts.PromptBuilder(
+        tokenizer,
+        template,
+        space,
+        max_text_tokens=section.prompt.max_text_tokens,
+        context_tokens=context_tokens,
+        allow_empty=section.data.empty_texts == "keep",
+    )
+    return Task(section, texts, splits, template, space, builder, tokenizer, context_tokens)
