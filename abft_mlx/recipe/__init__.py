@@ -1,6 +1,6 @@
 """The typed recipe of a run: the sole home of every default; load, override, save."""
 
-from abft_mlx.recipe.files import default, dumps, find, load, loads, save, shipped, studies
+from abft_mlx.recipe.files import change, default, dumps, find, load, loads, save, shipped, studies
 from abft_mlx.recipe.sections import (
     AdapterSection,
     DataSection,
@@ -29,6 +29,7 @@ __all__ = [
     "TaskSection",
     "TrainingSection",
     "VariantsSection",
+    "change",
     "default",
     "dumps",
     "find",

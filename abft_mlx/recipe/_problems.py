@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from typing import get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -35,40 +36,47 @@ def is_text(path: Sequence[str]) -> bool:
     return field is not None and field.annotation in (str, str | None)
 
 
-def describe(error: ValidationError) -> str:
-    """The first problem in a line, and how many more there are."""
-    problems = _distinct(error.errors(include_url=False))
+def describe(error: ValidationError, root: type[BaseModel] = Recipe) -> str:
+    """The first problem in a line, and how many more there are.
+
+    Args:
+        error: what pydantic found.
+        root: the model that was validated.
+    """
+    problems = _distinct(error.errors(include_url=False), root)
     more = len(problems) - 1
     return problems[0] + (f" (and {more} more: {'; '.join(problems[1:])})" if more else "")
 
 
-def _distinct(details: list[ErrorDetails]) -> list[str]:
+def _distinct(details: list[ErrorDetails], root: type[BaseModel]) -> list[str]:
     """One line for each setting, though a union reports every one of its members."""
     lines: dict[str, str] = {}
     for detail in details:
-        path, model = _place(detail["loc"])
-        lines.setdefault(path, _line(path, model, detail))
+        path, model = _place(detail["loc"], root)
+        lines.setdefault(path, _line(path, model, root, detail))
     return list(lines.values())
 
 
-def _place(loc: tuple[int | str, ...]) -> tuple[str, type[BaseModel]]:
+def _place(loc: tuple[int | str, ...], root: type[BaseModel]) -> tuple[str, type[BaseModel]]:
     """The setting's path without pydantic's names for union members, and the model it is in."""
-    model: type[BaseModel] = Recipe
+    model = root
     keys: list[str] = []
     for item in loc:
         keys.append(str(item))
-        field = model.model_fields.get(str(item))
-        inner = _model(field.annotation) if field else None
+        if isinstance(item, int):  # an entry of a list of models
+            continue
+        field = model.model_fields.get(item)
+        inner = (_model(field.annotation) or _entry(field.annotation)) if field else None
         if inner is None:
             break
         model = inner
     return ".".join(keys), model
 
 
-def _line(path: str, model: type[BaseModel], detail: ErrorDetails) -> str:
+def _line(path: str, model: type[BaseModel], root: type[BaseModel], detail: ErrorDetails) -> str:
     key = path.rpartition(".")[2]
     if detail["type"] == "extra_forbidden":
-        near = closest(key, model.model_fields) or _elsewhere(key)
+        near = closest(key, model.model_fields) or (_elsewhere(key) if root is Recipe else None)
         hint = f"did you mean {near}?" if near else f"known are {', '.join(model.model_fields)}"
         return f"unknown key {path} (value {_short(detail['input'])}); {hint}"
     message = detail["msg"].removeprefix("Value error, ")
@@ -95,6 +103,11 @@ def _model(annotation: object) -> type[BaseModel] | None:
     return (
         annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
     )
+
+
+def _entry(annotation: object) -> type[BaseModel] | None:
+    """The model that a list of models holds."""
+    return _model(get_args(annotation)[0]) if get_origin(annotation) is list else None
 
 
 def _short(value: object) -> str:

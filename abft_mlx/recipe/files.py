@@ -120,8 +120,13 @@ def save(recipe: Recipe, path: str | Path) -> None:
     write_text(Path(path), dumps(recipe))
 
 
-def parse(text: str, where: str) -> dict[str, Any]:
+def parse(text: str, where: str, what: str = "a recipe is a map of sections") -> dict[str, Any]:
     """The map that a YAML text holds.
+
+    Args:
+        text: one YAML document.
+        where: what to call it in an error.
+        what: what should have been there.
 
     Raises:
         RecipeError: not YAML, or not a map.
@@ -137,7 +142,7 @@ def parse(text: str, where: str) -> dict[str, Any]:
     if values is None:
         values = {}
     if not isinstance(values, dict):
-        raise RecipeError(f"{where}: a recipe is a map of sections, this is {values!r:.60}")
+        raise RecipeError(f"{where}: {what}, this is {values!r:.60}")
     return values
 
 
@@ -148,10 +153,23 @@ def _parse(text: str, where: str, overrides: Sequence[str]) -> Recipe:
         key: {} if value is None and key in _problems.sections() else value
         for key, value in values.items()
     }
-    recipe = _validate(values, where)
+    return change(_validate(values, where), overrides)
+
+
+def change(recipe: Recipe, overrides: Sequence[str], where: str = "--set") -> Recipe:
+    """A recipe with overrides applied, one after the other.
+
+    Args:
+        recipe: what to change.
+        overrides: as for `load`.
+        where: what to call an override in an error.
+
+    Raises:
+        RecipeError: an override cannot be read, or sets an unknown key or a value of no use.
+    """
     for override in overrides:
-        key, path, value = _override(override)
-        recipe = _validate(_put(recipe.model_dump(), path, value), f"--set {key}")
+        key, path, value = _override(override, where)
+        recipe = _validate(_put(recipe.model_dump(), path, value), f"{where} {key}")
     return recipe
 
 
@@ -170,18 +188,18 @@ def _task_map(name: str) -> dict[str, Any]:
     return {"name": name, **{k: values[k] for k in tasks.PARTS if values.get(k) is not None}}
 
 
-def _override(text: str) -> tuple[str, list[str], Any]:
+def _override(text: str, where: str) -> tuple[str, list[str], Any]:
     key, equals, raw = text.partition("=")
     key = key.strip()
     path = key.split(".", 2)
     if not equals or not all(path):
-        raise RecipeError(f"--set {text!r}: write section.key=value, e.g. training.updates=16")
+        raise RecipeError(f"{where} {text!r}: write section.key=value, e.g. training.updates=16")
     if _problems.is_text(path) and not raw.lstrip().startswith(("'", '"')):
         return key, path, None if raw.strip() in ("null", "~") else raw
     try:
         return key, path, _yaml.parse(raw)
     except (yaml.YAMLError, ValueError):
-        raise RecipeError(f"--set {key}: {raw!r} is not a YAML value; quote it") from None
+        raise RecipeError(f"{where} {key}: {raw!r} is not a YAML value; quote it") from None
 
 
 def _put(values: dict[str, Any], path: list[str], value: Any) -> dict[str, Any]:
