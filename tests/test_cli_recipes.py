@@ -19,11 +19,11 @@ def test_list_names_every_recipe() -> None:
     assert result.stderr == ""
 
 
-def test_list_as_json(checkout: Path) -> None:
+def test_list_as_json() -> None:
     result = invoke("recipes", "list", "--json")
     assert result.exit_code == 0
     recipes = {one["name"]: one for one in document(result)["recipes"]}
-    assert set(recipes) == {path.stem for path in (checkout / "recipes").glob("*.yaml")}
+    assert set(recipes) == set(recipe.shipped())
     assert recipes["demo"]["model"] == "demo"
     assert Path(recipes["demo"]["path"]).is_file()
 

@@ -11,15 +11,17 @@ import yaml
 from paper_sets import SETS as PAPER
 
 from abft_mlx import data, recipe
+from abft_mlx.data.generated import DEMO_TASK, TASKS
 from abft_mlx.recipe import Recipe
 
 FOLDER = Path(__file__).parent.parent / "recipes"
-FILES = sorted(path for path in FOLDER.rglob("*") if path.is_file())
+ALL = sorted(path for path in FOLDER.rglob("*") if path.is_file())
+FILES = [path for path in ALL if FOLDER / "studies" not in path.parents]
 
 
 def test_the_folder_holds_recipes_alone_and_all_are_shipped() -> None:
     assert FILES
-    assert {path.suffix for path in FILES} == {".yaml"}
+    assert {path.suffix for path in ALL} == {".yaml"}
     names = {path.relative_to(FOLDER).with_suffix("").as_posix() for path in FILES}
     assert names == set(recipe.shipped())
     assert {"demo", "your-data", *PAPER} <= names
@@ -72,11 +74,21 @@ def test_paper_recipes_are_the_papers(name: str, shared: Path) -> None:
     assert list(texts.class_counts().values()) == list(facts["class_histogram"].values())
 
 
-def test_demo_recipe_uses_the_tasks_own_template() -> None:
-    one = recipe.load("demo")
-    assert (one.model, one.data.source) == ("demo", "demo")
-    for key, value in data.builtin_template("demo").items():
+GENERATED = {path.stem: f"generated/{path.stem}" for path in FOLDER.glob("generated/*.yaml")}
+
+
+@pytest.mark.parametrize(("task", "name"), [("demo", "demo"), *sorted(GENERATED.items())])
+def test_generated_recipes_use_the_tasks_own_template(task: str, name: str) -> None:
+    one = recipe.load(name)
+    assert (one.model, one.data.source) == ("demo", task)
+    for key, value in data.builtin_template(task).items():
         assert getattr(one.prompt, key) == value
+    assert one.training == recipe.load("demo").training
+
+
+def test_every_held_out_generated_task_has_a_recipe() -> None:
+    held_out = {name for name, task in TASKS.items() if task.held_out}
+    assert set(GENERATED) == held_out - {DEMO_TASK}
 
 
 def test_your_data_shows_every_setting_at_its_default() -> None:
