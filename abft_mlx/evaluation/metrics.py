@@ -1,7 +1,13 @@
 """What label probabilities are worth: accuracy, macro-F1, calibration, confusion.
 
 Letters: N prompts, C labels. The values are the protocol's (protocol.md, section 3) without its
-known faults: probabilities are used as they are, never put through a second softmax.
+faults. ``compat=True`` repeats the two faults of the StaICC benchmark, for a comparison with
+numbers that were published with them; accuracy, macro-F1 and confusion have none:
+
+- unless every row sums to exactly 1.0 in floating point, which among many prompts practically never
+  happens, all rows go through a second softmax before the true label's probability and the
+  calibration error are taken from them;
+- a confidence of exactly 1.0 falls in no bin of the calibration error.
 """
 
 from __future__ import annotations
@@ -11,6 +17,20 @@ from typing import Any
 import numpy as np
 
 BINS = 10
+
+
+def softmax(values: np.ndarray) -> np.ndarray:
+    """Softmax over the last axis, in float64.
+
+    Args:
+        values: (..., C).
+
+    Returns:
+        (..., C) float64.
+    """
+    shifted = np.asarray(values, dtype=np.float64)
+    powers = np.exp(shifted - shifted.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
 
 
 def predictions(probabilities: np.ndarray) -> np.ndarray:
@@ -51,61 +71,119 @@ def confusion(probabilities: np.ndarray, gold: np.ndarray) -> np.ndarray:
     return counts
 
 
-def macro_f1(probabilities: np.ndarray, gold: np.ndarray) -> float:
-    """Unweighted mean over labels of the harmonic mean of precision and recall.
+def f1_of_confusion(counts: np.ndarray) -> np.ndarray:
+    """Macro-F1 of counts of gold label (row) against predicted label (column).
 
     A label that is neither gold nor predicted anywhere counts as 0, as the protocol has it.
+
+    Args:
+        counts: (..., C, C), not negative.
+
+    Returns:
+        (...) float64.
+    """
+    right = np.diagonal(counts, axis1=-2, axis2=-1).astype(np.float64)
+    either = counts.sum(axis=-2) + counts.sum(axis=-1)
+    each = np.divide(2 * right, either, out=np.zeros_like(right), where=either > 0)
+    return each.mean(axis=-1)
+
+
+def macro_f1(probabilities: np.ndarray, gold: np.ndarray) -> float:
+    """Unweighted mean over labels of the harmonic mean of precision and recall.
 
     Args:
         probabilities: (N, C).
         gold: (N,) label indices.
     """
-    counts = confusion(probabilities, gold).astype(np.float64)
-    right = np.diag(counts)
-    either = counts.sum(axis=0) + counts.sum(axis=1)
-    return float(np.mean(np.divide(2 * right, either, out=np.zeros_like(right), where=either > 0)))
+    return float(f1_of_confusion(confusion(probabilities, gold)))
 
 
-def true_label_probability(probabilities: np.ndarray, gold: np.ndarray) -> float:
+def as_staicc(probabilities: np.ndarray) -> np.ndarray:
+    """What StaICC takes probabilities for: themselves, or their softmax (see the module).
+
+    Args:
+        probabilities: (N, C).
+
+    Returns:
+        (N, C) float64.
+    """
+    # Added up one by one, as Python does: NumPy's sum may round otherwise.
+    sums = np.cumsum(probabilities, axis=1)[:, -1]
+    return probabilities if np.all(sums == 1.0) else softmax(probabilities)
+
+
+def true_label_probability(
+    probabilities: np.ndarray, gold: np.ndarray, *, compat: bool = False
+) -> float:
     """Mean probability of the gold label.
 
     Args:
         probabilities: (N, C).
         gold: (N,) label indices.
+        compat: repeat StaICC's second softmax.
     """
-    return float(np.mean(probabilities[np.arange(len(gold)), gold]))
+    seen = as_staicc(probabilities) if compat else probabilities
+    return float(np.mean(seen[np.arange(len(gold)), gold]))
 
 
-def expected_calibration_error(probabilities: np.ndarray, gold: np.ndarray) -> float:
-    """ECE over ten equal bins of the highest probability, weighted by prompts.
+def calibration_gaps(
+    probabilities: np.ndarray, gold: np.ndarray, *, compat: bool = False
+) -> np.ndarray:
+    """By how much each prompt's bin of the calibration error gains from it.
 
-    Bins are [low, high), and the last one holds 1.0 too (the protocol drops it).
+    Summed over prompts, the absolute values of these sums, summed over bins and divided by N, are
+    the calibration error; so any resample of the prompts has one without binning them anew.
 
     Args:
         probabilities: (N, C).
         gold: (N,) label indices.
+        compat: repeat StaICC's faults.
+
+    Returns:
+        (N, BINS) float64: right (1 or 0) minus confidence in the bin of the highest probability,
+        0 elsewhere.
     """
-    confidence = probabilities.max(axis=1)
-    right = predictions(probabilities) == gold
-    bins = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
-    error = 0.0
-    for one in np.unique(bins):
-        inside = bins == one
-        error += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
-    return float(error)
+    seen = as_staicc(probabilities) if compat else probabilities
+    confidence = seen.max(axis=1)
+    # Compared with the edges themselves: confidence * 10 can round up over an edge.
+    bins = np.searchsorted(np.arange(BINS + 1) / BINS, confidence, side="right") - 1
+    gaps = np.zeros((len(gold), BINS + 1))
+    gaps[np.arange(len(gold)), bins] = (predictions(seen) == gold) - confidence
+    if not compat:
+        gaps[:, BINS - 1] += gaps[:, BINS]
+    return gaps[:, :BINS]
 
 
-def summary(probabilities: np.ndarray, gold: np.ndarray) -> dict[str, Any]:
+def expected_calibration_error(
+    probabilities: np.ndarray, gold: np.ndarray, *, compat: bool = False
+) -> float:
+    """ECE over ten equal bins of the highest probability, weighted by prompts.
+
+    Bins are [low, high), and the last one holds 1.0 too.
+
+    Args:
+        probabilities: (N, C).
+        gold: (N,) label indices.
+        compat: repeat StaICC's faults: a second softmax, and 1.0 in no bin.
+    """
+    gaps = calibration_gaps(probabilities, gold, compat=compat)
+    return float(np.abs(gaps.sum(axis=0)).sum() / len(gold))
+
+
+def summary(probabilities: np.ndarray, gold: np.ndarray, *, compat: bool = False) -> dict[str, Any]:
     """The metrics of one method, as eval's JSON holds them (DESIGN.md, section 5).
 
     Args:
         probabilities: (N, C), rows that sum to 1.
         gold: (N,) label indices.
+        compat: repeat the faults of the StaICC benchmark.
     """
     return {
         "accuracy": accuracy(probabilities, gold),
         "macro_f1": macro_f1(probabilities, gold),
-        "expected_calibration_error": expected_calibration_error(probabilities, gold),
-        "true_label_probability": true_label_probability(probabilities, gold),
+        "expected_calibration_error": expected_calibration_error(
+            probabilities, gold, compat=compat
+        ),
+        "true_label_probability": true_label_probability(probabilities, gold, compat=compat),
         "confusion": confusion(probabilities, gold).tolist(),
     }

@@ -12,7 +12,9 @@ import mlx.nn as nn
 import numpy as np
 
 from abft_mlx import ports
-from abft_mlx.prompts import LabelSpace, Prompt, batches
+from abft_mlx.evaluation.metrics import softmax
+from abft_mlx.evaluation.outputs import hidden_at_last, hidden_batches
+from abft_mlx.prompts import LabelSpace, Prompt
 
 
 def label_logits(model: nn.Module, tokens: mx.array, last: mx.array, labels: mx.array) -> mx.array:
@@ -29,10 +31,7 @@ def label_logits(model: nn.Module, tokens: mx.array, last: mx.array, labels: mx.
     Returns:
         (B, C) float32.
     """
-    port = ports.port_for(model)
-    hidden = port.hidden(model, tokens)
-    at_last = mx.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
-    return port.logits(model, at_last, labels)
+    return ports.port_for(model).logits(model, hidden_at_last(model, tokens, last), labels)
 
 
 def label_probabilities(
@@ -55,15 +54,24 @@ def label_probabilities(
     Returns:
         (N, C) float64, in the order of ``prompts``.
     """
-    labels = mx.array(space.token_ids)
-    probabilities = np.zeros((len(prompts), len(space.token_ids)))
-    done = 0
-    for batch in batches(prompts, max_tokens=batch_tokens):
-        logits = label_logits(model, mx.array(batch.tokens), mx.array(batch.last), labels)
-        values = np.array(logits, dtype=np.float64)
-        values = np.exp(values - values.max(axis=1, keepdims=True))
-        probabilities[batch.rows] = values / values.sum(axis=1, keepdims=True)
-        done += len(batch.rows)
-        if on_progress is not None:
-            on_progress(done, len(prompts))
+    probabilities = np.zeros((len(prompts), len(space)))
+    for rows, hidden in hidden_batches(
+        model, prompts, batch_tokens=batch_tokens, on_progress=on_progress
+    ):
+        probabilities[rows] = probabilities_of_hidden(model, hidden, space)
     return probabilities
+
+
+def probabilities_of_hidden(model: nn.Module, hidden: mx.array, space: LabelSpace) -> np.ndarray:
+    """Softmax over the label tokens' logits, from hidden states at the last position.
+
+    Args:
+        model: a loaded model.
+        hidden: (N, width), after the final norm.
+        space: the labels.
+
+    Returns:
+        (N, C) float64.
+    """
+    logits = ports.port_for(model).logits(model, hidden, mx.array(space.token_ids))
+    return softmax(np.array(logits))
