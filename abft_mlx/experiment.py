@@ -33,12 +33,14 @@ class Experiment:
         loaded: model, tokenizer and what is known of them.
         task: what is measured, and trained on unless there is a mixture.
         mixture: the tasks that are trained on at once, if the recipe names several.
+        others: the tasks that the transfer protocol measures on.
     """
 
     recipe: recipes.Recipe
     loaded: loading.Loaded
     task: Task
     mixture: tuple[Task, ...] = ()
+    others: tuple[Task, ...] = ()
 
     @property
     def texts(self) -> data.LabelledTexts:
@@ -96,6 +98,21 @@ class Experiment:
         )
         return evaluation.summary(probabilities, np.array([one.gold for one in chosen]))
 
+    def measure_all(self, on_progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
+        """What the recipe's evaluation section asks for, of the model as it is now.
+
+        Returns:
+            Parts of eval's JSON: ``methods``, ``comparisons``, ``robustness`` and so on.
+        """
+        return evaluation.measure(
+            self.loaded.model,
+            self.task,
+            self.recipe.evaluation,
+            trained=self.mixture or (self.task,),
+            others=self.others,
+            on_progress=on_progress,
+        )
+
     def census(self, chosen: list[prompts.Prompt]) -> HeadCensus:
         """What every head does with the label tokens of some prompts."""
         census = HeadCensus()
@@ -141,23 +158,30 @@ def prepare(recipe: recipes.Recipe, adapter: str | Path | None = None) -> Experi
         UsageError: the first thing that is wrong, in one line.
     """
     recipe = recipes.resolve(recipe)
-    sections = [recipes.task(recipe), *recipe.mixture]
-    for section in sections[1:]:
+    for section in recipe.mixture:
         if section.prompt.demonstrations != recipe.prompt.demonstrations:
             raise RecipeError(
                 f"mixture: {section.name} has {section.prompt.demonstrations} demonstrations, the "
                 f"recipe {recipe.prompt.demonstrations}; give all tasks of a mixture the same"
             )
+    others = recipe.evaluation.transfer if "transfer" in recipe.evaluation.protocols else []
+    if not others and "transfer" in recipe.evaluation.protocols:
+        raise RecipeError(
+            "protocol transfer measures on other tasks and evaluation.transfer is empty; name "
+            "recipes of other tasks there, or with --transfer"
+        )
+    sections = [recipes.task(recipe), *recipe.mixture, *others]
     # Texts first: a model may have to be downloaded.
     texts = [data.load(section.data) for section in sections]
     for section, read in zip(sections, texts, strict=True):
         data.split(read, section.data, section.prompt.demonstrations)
     loaded = loading.load_model(recipe.model, recipe.revision, adapter=adapter)
-    task, *mixture = (
+    task, *more = (
         open_task(section, read, loaded.tokenizer, loaded.context_tokens)
         for section, read in zip(sections, texts, strict=True)
     )
-    return Experiment(recipe, loaded, task, tuple(mixture))
+    count = len(recipe.mixture)
+    return Experiment(recipe, loaded, task, tuple(more[:count]), tuple(more[count:]))
 
 
 def train(
@@ -283,11 +307,12 @@ def evaluate(
         on_progress: told how many prompts of how many are done, of one measurement at a time.
 
     Returns:
-        The document of DESIGN.md, section 5. ``methods`` describes the model with the adapter
-        where there is one; ``base`` then holds the same without it.
+        The document of DESIGN.md, section 5. Its parts describe the model with the adapter where
+        there is one; ``base`` then holds the same parts without it, and ``comparisons`` also every
+        method against itself without the adapter.
     """
     experiment = prepare(recipe, adapter)
-    chosen = experiment.test_prompts()
+    section = recipe.evaluation
     document: dict[str, Any] = {
         "schema": SCHEMA,
         "model": recipe.model,
@@ -296,12 +321,18 @@ def evaluate(
         "labels": list(experiment.space.names),
         "label_words": list(experiment.space.words),
         "k": recipe.prompt.demonstrations,
-        "prompts": len(chosen),
+        "prompts": experiment.task.test_queries(section) * section.repeats,
+        "seed": section.seed,
+        "compat": section.compat,
     }
-    document["methods"] = {"vanilla": experiment.measure(chosen, on_progress)}
+    document |= experiment.measure_all(on_progress)
     if adapter is not None:
         adapters.detach(experiment.loaded.model)
-        document["base"] = {"vanilla": experiment.measure(chosen, on_progress)}
+        document["base"] = experiment.measure_all(on_progress)
+        if "methods" in document:
+            document["comparisons"] += evaluation.against_base(
+                document["methods"], document["base"]["methods"]
+            )
     return document
 
 

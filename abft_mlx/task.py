@@ -99,6 +99,16 @@ class Task:
         """Distinct test queries of an evaluation; prompt i has query i modulo this."""
         return min(evaluation.queries, len(self.splits.test))
 
+    def test_rows(self, evaluation: EvaluationSection) -> list[tuple[int, ...]]:
+        """For every test prompt its K rows of the demonstration split, in order."""
+        return data.demonstration_rows(
+            self.test_queries(evaluation),
+            evaluation.repeats,
+            len(self.splits.demonstrations),
+            self.demonstrations,
+            evaluation.seed,
+        )
+
     def test_prompts(self, evaluation: EvaluationSection) -> list[prompts.Prompt]:
         """The fixed, seeded prompts of an evaluation."""
         return prompts.evaluation_prompts(

@@ -100,11 +100,17 @@ def test_evaluate_gives_the_contract_with_and_without_adapter(run):
     assert (plain["schema"], plain["model"], plain["adapter"], plain["k"]) == (1, "demo", None, 4)
     assert "base" not in plain
     with_adapter = experiment.evaluate(small(), run.output)
-    assert with_adapter["base"] == plain["methods"]
-    assert with_adapter["methods"]["vanilla"] == run.experiment.measure(
-        run.experiment.test_prompts()
+    assert with_adapter["base"]["methods"] == plain["methods"]
+    measured = run.experiment.measure(run.experiment.test_prompts())
+    assert measured.items() <= with_adapter["methods"]["vanilla"].items()
+    assert with_adapter["methods"] != plain["methods"]
+    right, base = (
+        np.array(list(one["methods"]["vanilla"]["right"])) == "1" for one in (with_adapter, plain)
     )
-    assert with_adapter["methods"] != with_adapter["base"]
+    (paired,) = with_adapter["comparisons"]
+    assert (paired["first"], paired["second"]) == ("vanilla", "base.vanilla")
+    assert paired["only_first"] == int((right & ~base).sum())
+    assert paired["only_second"] == int((base & ~right).sum())
     json.dumps(with_adapter, allow_nan=False)
 
 

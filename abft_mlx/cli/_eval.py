@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from abft_mlx.cli import _options, _progress, _report
+from abft_mlx.cli import _options, _progress, _protocols, _report
 from abft_mlx.cli._options import (
     Data,
     Json,
@@ -19,6 +19,7 @@ from abft_mlx.cli._options import (
     Set,
     TextColumn,
 )
+from abft_mlx.cli._protocols import Compat, Methods, Protocols, Transfer
 from abft_mlx.cli._shell import Shell
 from abft_mlx.errors import UsageError
 
@@ -46,6 +47,10 @@ def evaluate(
             show_default="42",
         ),
     ] = None,
+    protocol: Protocols = None,
+    methods: Methods = None,
+    transfer: Transfer = None,
+    compat: Compat = False,
     settings: Set = None,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -54,13 +59,14 @@ def evaluate(
 
     Name a recipe, or give --adapter RUN to use the run's own, or give --model and --data.
     """
+    asked = _protocols.changes(protocol, methods, transfer, compat)
     changes = _options.overrides(
         model=model,
         data=data,
         text_column=text_column,
         label_column=label_column,
         labels=labels,
-        settings=settings,
+        settings=[*asked, *(settings or ())],
         evaluation=seed,
     )
     named = recipe
@@ -106,13 +112,26 @@ def _show(shell: Shell, document: dict[str, Any]) -> None:
     renamed = [f"{name} as {word.strip()!r}" for name, word in pairs if word.strip() != name]
     if renamed:
         shell.say(f"labels in prompts: {', '.join(renamed)}")
-    rows = {"base model": document["base"]["vanilla"]} if "base" in document else {}
+    if "methods" in document:
+        _accuracy(shell, document)
+    _protocols.show(shell, document)
+
+
+def _accuracy(shell: Shell, document: dict[str, Any]) -> None:
+    names = document["labels"]
+    rows = {}
+    if "base" in document:
+        rows = {_row("base model", n): m for n, m in document["base"]["methods"].items()}
     last = "with adapter" if "base" in document else "model"
-    rows[last] = document["methods"]["vanilla"]
+    rows |= {_row(last, n): m for n, m in document["methods"].items()}
     shell.tell(f"{document['prompts']:,} prompts with {document['k']} demonstrations")
     shell.show(_report.measures(rows))
     for name, method in rows.items():
-        table = _report.confusion(names, method["confusion"])
+        table = None if len(rows) > 2 else _report.confusion(names, method["confusion"])
         if table is not None:
             shell.tell("", f"{name}, prompts:")
             shell.show(table)
+
+
+def _row(state: str, method: str) -> str:
+    return state if method == "vanilla" else f"{state}, {method.replace('_', '-')}"

@@ -90,10 +90,17 @@ def measures(rows: Mapping[str, Mapping[str, Any]]) -> Table:
 
     table = Table(box=None, pad_edge=False)
     table.add_column("")
-    for heading in _MEASURES.values():
+    with_interval = any("interval" in method for method in rows.values())
+    for key, heading in _MEASURES.items():
         table.add_column(heading, justify="right")
+        if with_interval and key == "accuracy":
+            table.add_column("95% interval", justify="right")
     for name, method in rows.items():
-        table.add_row(name, *(f"{method[key]:.1%}" for key in _MEASURES))
+        cells = [f"{method[key]:.1%}" for key in _MEASURES]
+        if with_interval:
+            low, high = method.get("interval", {}).get("accuracy", (None, None))
+            cells.insert(1, "" if low is None else f"{low:.1%}–{high:.1%}")
+        table.add_row(name, *cells)
     return table
 
 

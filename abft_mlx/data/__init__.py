@@ -3,7 +3,7 @@
 from abft_mlx.data._check import Report
 from abft_mlx.data.generator import Generator, demonstration_rows, training_rows
 from abft_mlx.data.loading import builtin_tasks, builtin_template, load, report
-from abft_mlx.data.texts import LabelledTexts, Splits, split
+from abft_mlx.data.texts import LabelledTexts, Splits, fold, split
 
 __all__ = [
     "Generator",
@@ -13,6 +13,7 @@ __all__ = [
     "builtin_tasks",
     "builtin_template",
     "demonstration_rows",
+    "fold",
     "load",
     "report",
     "split",

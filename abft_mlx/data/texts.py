@@ -153,9 +153,9 @@ def _fit(wanted: dict[str, int], available: int, least: int, source: str) -> dic
 def _shared(parts: dict[str, LabelledTexts]) -> list[str]:
     """A line for each part that has texts of the test part, case and punctuation aside."""
     warnings = []
-    asked = [_words(text) for text in parts["test"].texts]
+    asked = [fold(text) for text in parts["test"].texts]
     for part in PARTS[:-1]:
-        known = {_words(text) for text in parts[part].texts}
+        known = {fold(text) for text in parts[part].texts}
         count = sum(text in known for text in asked)
         if count:
             warnings.append(
@@ -165,5 +165,6 @@ def _shared(parts: dict[str, LabelledTexts]) -> list[str]:
     return warnings
 
 
-def _words(text: str) -> str:
+def fold(text: str) -> str:
+    """A text without case and punctuation, to find the same sentence in another data set."""
     return re.sub(r"[\W_]+", " ", text.casefold()).strip() or text

@@ -1,12 +1,15 @@
 """How good a classifier a prompted model is."""
 
+from abft_mlx.evaluation.comparisons import against_base, right_answers
 from abft_mlx.evaluation.intervals import bootstrap_interval, intervals, mcnemar
 from abft_mlx.evaluation.methods import entry, probabilities_of, report, zero_shot_prompts
 from abft_mlx.evaluation.metrics import summary
 from abft_mlx.evaluation.outputs import hidden_states, vocabulary_logits
 from abft_mlx.evaluation.probabilities import label_logits, label_probabilities
+from abft_mlx.evaluation.suite import measure
 
 __all__ = [
+    "against_base",
     "bootstrap_interval",
     "entry",
     "hidden_states",
@@ -14,8 +17,10 @@ __all__ = [
     "label_logits",
     "label_probabilities",
     "mcnemar",
+    "measure",
     "probabilities_of",
     "report",
+    "right_answers",
     "summary",
     "vocabulary_logits",
     "zero_shot_prompts",

@@ -1,0 +1,38 @@
+"""Comparing measurements of the same prompts that were kept as ``right`` strings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from abft_mlx.evaluation.intervals import mcnemar
+
+
+def right_answers(method: Mapping[str, Any]) -> np.ndarray:
+    """Which prompts a measured method got right, (N,) bool, from its ``right`` string."""
+    return np.frombuffer(method["right"].encode("ascii"), dtype=np.uint8) == ord("1")
+
+
+def against_base(
+    with_adapter: Mapping[str, Mapping[str, Any]], base: Mapping[str, Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """The paired test of every method against itself without the adapter.
+
+    Args:
+        with_adapter: ``methods`` of eval's JSON.
+        base: ``base.methods`` of eval's JSON, on the same prompts.
+
+    Returns:
+        Entries for ``comparisons``; the second is called ``base.METHOD``.
+    """
+    return [
+        {
+            "first": name,
+            "second": f"base.{name}",
+            **mcnemar(right_answers(method), right_answers(base[name])),
+        }
+        for name, method in with_adapter.items()
+        if name in base
+    ]

@@ -1,0 +1,66 @@
+"""Everything that a recipe asks to be measured of a model, in one document."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import mlx.nn as nn
+import numpy as np
+
+from abft_mlx.evaluation import methods
+from abft_mlx.evaluation.bias import bias
+from abft_mlx.evaluation.robustness import robustness
+from abft_mlx.evaluation.transfer import transfer
+from abft_mlx.evaluation.unseen import unseen
+from abft_mlx.recipe import EvaluationSection
+from abft_mlx.task import Task
+
+
+def measure(
+    model: nn.Module,
+    task: Task,
+    section: EvaluationSection,
+    *,
+    trained: Sequence[Task] = (),
+    others: Sequence[Task] = (),
+    on_progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Measure a model as it is now.
+
+    Args:
+        model: a loaded model, with an adapter or without.
+        task: what it is measured on.
+        section: protocols, methods and sizes.
+        trained: the tasks whose training texts transfer must not ask for; ``task`` if none.
+        others: the tasks that the transfer protocol measures on.
+        on_progress: told how many prompts of how many are done, of one measurement at a time.
+
+    Returns:
+        The parts of eval's JSON that describe the model, one for each protocol asked for:
+        ``methods`` and ``comparisons`` (accuracy), ``robustness``, ``bias``, ``unseen``,
+        ``transfer``.
+    """
+    document: dict[str, Any] = {}
+    wanted = set(section.protocols)
+    if wanted & {"accuracy", "bias"}:
+        asked = section
+        if "accuracy" not in wanted:
+            asked = section.model_copy(update={"methods": ["vanilla"]})
+        elif "bias" in wanted and "vanilla" not in section.methods:
+            asked = section.model_copy(update={"methods": ["vanilla", *section.methods]})
+        prompts = task.test_prompts(section)
+        gold = np.array([one.gold for one in prompts])
+        groups = np.arange(len(prompts)) % task.test_queries(section)
+        found = methods.probabilities_of(model, task, prompts, asked, on_progress)
+        if "accuracy" in wanted:
+            document |= methods.report(found, gold, groups, section)
+        if "bias" in wanted:
+            document["bias"] = bias(model, task, section, found["vanilla"], gold, on_progress)
+    if "robustness" in wanted:
+        document["robustness"] = robustness(model, task, section, on_progress)
+    if "unseen" in wanted:
+        document["unseen"] = unseen(model, task, section, on_progress)
+    if "transfer" in wanted:
+        document["transfer"] = transfer(model, others, trained or (task,), section, on_progress)
+    return document
