@@ -27,6 +27,14 @@ def _as_name(value: Any) -> Any:
     return value
 
 
+def _no_trailing_space(prefix: str) -> str:
+    if prefix.endswith(" "):
+        raise ValueError(
+            "it ends in a space, which belongs to the label that follows: leave it out"
+        )
+    return prefix
+
+
 Int = Annotated[int, BeforeValidator(_no_flag)]
 Number = Annotated[float, BeforeValidator(_no_flag), Field(allow_inf_nan=False)]
 Name = Annotated[str, BeforeValidator(_as_name)]
@@ -120,12 +128,8 @@ class PromptSection(Section):
 
     @field_validator("label_prefix")
     @classmethod
-    def _no_trailing_space(cls, prefix: str) -> str:
-        if prefix.endswith(" "):
-            raise ValueError(
-                "it ends in a space, which belongs to the label that follows: leave it out"
-            )
-        return prefix
+    def _without_space(cls, prefix: str) -> str:
+        return _no_trailing_space(prefix)
 
 
 class VariantsSection(Section):
@@ -144,6 +148,11 @@ class VariantsSection(Section):
     label_affix: Pair = Field(
         default=(" ", "\t"), description="Two other values of prompt.label_affix."
     )
+
+    @field_validator("label_prefix")
+    @classmethod
+    def _without_space(cls, prefixes: Pair) -> Pair:
+        return _no_trailing_space(prefixes[0]), _no_trailing_space(prefixes[1])
 
 
 class TaskSection(Section):
