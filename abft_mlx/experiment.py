@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import platform
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from abft_mlx import adapters, attention, data, evaluation, loading, prompts, runtime
+from abft_mlx import adapters, attention, data, evaluation, facts, loading, prompts, runtime
 from abft_mlx import recipe as recipes
 from abft_mlx.errors import RecipeError
 from abft_mlx.induction import HeadCensus
 from abft_mlx.task import Task, open_task
 from abft_mlx.trainer import Progress, RunFolder, Trainer, Update
-
-SCHEMA = 1
 
 
 @dataclass(frozen=True)
@@ -61,6 +55,11 @@ class Experiment:
     def builder(self) -> prompts.PromptBuilder:
         """Makes the task's prompts; counts the texts it shortened."""
         return self.task.builder
+
+    @property
+    def trained_tasks(self) -> tuple[Task, ...]:
+        """What training prompts are made of: the mixture, or the task."""
+        return self.mixture or (self.task,)
 
     def training_prompts(self) -> list[prompts.Prompt]:
         """The training prompts: k + 1 rows of the training split each, the last one the query.
@@ -108,7 +107,7 @@ class Experiment:
             self.loaded.model,
             self.task,
             self.recipe.evaluation,
-            trained=self.mixture or (self.task,),
+            trained=self.trained_tasks,
             others=self.others,
             on_progress=on_progress,
         )
@@ -215,7 +214,7 @@ def train(
     if not resume:
         folder.create(overwrite=overwrite)
         recipes.save(recipe, folder.path / "recipe.yaml")
-        folder.write_run(_facts(experiment, model))
+        folder.write_run(_facts(experiment))
     trainable = adapters.trainable_parameters(model)
     if on_prepared is not None:
         on_prepared(experiment, trainable)
@@ -226,7 +225,7 @@ def train(
         folder=folder,
         validate=lambda: experiment.measure(validation)["accuracy"],
         on_update=on_update,
-        fingerprint=_fingerprint(experiment),
+        fingerprint=facts.fingerprint(recipe, experiment.loaded, experiment.trained_tasks),
     )
     progress = trainer.run(resume=resume)
     adapters.save(model, folder.path, base_model=recipe.model)
@@ -242,9 +241,9 @@ def train(
         "micro_batch_prompts": trainer.rows,
         "compiled_shapes": sorted(trainer.step.shapes),
     }
-    facts = {**_facts(experiment, model), "finished": True, "totals": totals}
+    written = {**_facts(experiment), "finished": True, "totals": totals}
     if progress.validations:
-        facts["validation"] = {
+        written["validation"] = {
             "prompts": len(validation),
             "before": progress.validations[0][1],
             "after": progress.validations[-1][1],
@@ -252,7 +251,7 @@ def train(
             "best_update": progress.best_update,
             "kept_update": progress.best_update if recipe.training.keep_best else progress.updates,
         }
-    folder.write_run(facts)
+    folder.write_run(written)
     return RunResult(experiment, progress, folder.path, trainable, adapter_bytes)
 
 
@@ -314,7 +313,7 @@ def evaluate(
     experiment = prepare(recipe, adapter)
     section = recipe.evaluation
     document: dict[str, Any] = {
-        "schema": SCHEMA,
+        "schema": facts.SCHEMA,
         "model": recipe.model,
         "adapter": None if adapter is None else str(adapter),
         "data": recipe.data.source,
@@ -336,47 +335,7 @@ def evaluate(
     return document
 
 
-def _versions() -> dict[str, str]:
-    packages = ("abft-mlx", "mlx", "mlx-lm", "numpy")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
-
-
-def _facts(experiment: Experiment, model: Any) -> dict[str, Any]:
-    recipe, splits = experiment.recipe, experiment.splits
-    return {
-        "schema": SCHEMA,
-        "finished": False,
-        "versions": _versions(),
-        "platform": platform.platform(),
-        "device": runtime.device_description(),
-        "model": {
-            "source": recipe.model,
-            "revision": recipe.revision,
-            "fingerprint": experiment.loaded.fingerprint,
-        },
-        "data": {
-            "source": recipe.data.source,
-            "fingerprint": experiment.texts.fingerprint(),
-            "classes": experiment.texts.class_counts(),
-            "rows": {name: len(rows) for name, rows in splits.rows.items()},
-        },
-        "labels": dict(zip(experiment.space.names, experiment.space.words, strict=True)),
-        "shortened_texts": experiment.builder.shortened,
-        "seeds": {
-            "data": recipe.data.seed,
-            "training": recipe.training.seed,
-            "evaluation": recipe.evaluation.seed,
-        },
-        "trainable_parameters": adapters.trainable_parameters(model),
-    }
-
-
-def _fingerprint(experiment: Experiment) -> str:
-    """What a checkpoint must have been made with to be continued."""
-    facts = {
-        "recipe": recipes.dumps(experiment.recipe),
-        "model": experiment.loaded.fingerprint,
-        "data": experiment.texts.fingerprint(),
-        "versions": _versions(),
-    }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+def _facts(experiment: Experiment) -> dict[str, Any]:
+    return facts.of_run(
+        experiment.recipe, experiment.loaded, experiment.task, experiment.trained_tasks
+    )

@@ -204,7 +204,7 @@ def test_eval_speaks_to_people(run: Path) -> None:
     lines = result.stdout.splitlines()
     assert "labels in prompts: not spam as 'not'" in lines
     assert "6 prompts with 2 demonstrations" in lines
-    assert any(line.startswith("base model ") and line.count("%") == 4 for line in lines)
+    assert any(line.startswith("base model ") and line.count("%") == 6 for line in lines)
     assert any(line.startswith("with adapter ") for line in lines)
     assert sum(line.startswith("gold \\ predicted") for line in lines) == 2
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from abft_mlx import data, experiment, loading
+from abft_mlx import facts as run_facts
 from abft_mlx import recipe as recipes
 from abft_mlx.errors import OutputError, RecipeError
 
@@ -142,7 +143,7 @@ def test_resuming_with_another_recipe_or_version_is_refused(tmp_path, monkeypatc
     with pytest.raises(OutputError, match="another recipe, model, data or version"):
         experiment.resume(folder)
     (folder / "recipe.yaml").write_text(recipe)
-    monkeypatch.setattr(experiment, "_versions", lambda: {"abft-mlx": "0.0.1"})
+    monkeypatch.setattr(run_facts, "versions", lambda: {"abft-mlx": "0.0.1"})
     with pytest.raises(OutputError, match="another recipe, model, data or version"):
         experiment.resume(folder)
 

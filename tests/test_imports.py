@@ -23,6 +23,7 @@ ROOMS = (
     "loading",
     "trainer",
     "evaluation",
+    "facts",
     "experiment",
     "study",
     "analysis",

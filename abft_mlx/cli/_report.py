@@ -45,10 +45,14 @@ def plan(experiment: Experiment, trainable: int | None, output: object = None) -
     if trainable is not None:
         adapter, training = recipe.adapter, recipe.training
         what = f"LoRA of rank {adapter.rank} on" if adapter.kind == "lora" else "the whole of"
+        what += " W_Q and W_K" + (", and the LM head" if adapter.head else "")
+        how = ", end to end" if recipe.objective.kind == "end_to_end" else ""
+        if experiment.mixture:
+            how += f", on {', '.join(task.name for task in experiment.mixture)}"
         lines.append(
-            f"training  {trainable:,} parameters, {what} W_Q and W_K: {training.updates} updates "
+            f"training  {trainable:,} parameters, {what}: {training.updates} updates "
             f"of {training.prompts_per_update} prompts with {recipe.prompt.demonstrations} "
-            "demonstrations"
+            f"demonstrations{how}"
         )
     if experiment.builder.shortened:
         lines.append(

@@ -1,0 +1,83 @@
+"""What a run was made with: versions, device, fingerprints of model and data, seeds, sizes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+from abft_mlx import adapters, loading, runtime
+from abft_mlx import recipe as recipes
+from abft_mlx.task import Task
+
+SCHEMA = 1
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide what a run computes."""
+    packages = ("abft-mlx", "mlx", "mlx-lm", "numpy")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def of_run(
+    recipe: recipes.Recipe, loaded: loading.Loaded, task: Task, trained: Sequence[Task]
+) -> dict[str, Any]:
+    """The facts of ``run.json`` that are known before training.
+
+    Args:
+        recipe: the resolved recipe.
+        loaded: the model, its adapter attached.
+        task: what is measured.
+        trained: what training prompts are made of.
+    """
+    facts = {
+        "schema": SCHEMA,
+        "finished": False,
+        "versions": versions(),
+        "platform": platform.platform(),
+        "device": runtime.device_description(),
+        "model": {
+            "source": recipe.model,
+            "revision": recipe.revision,
+            "fingerprint": loaded.fingerprint,
+        },
+        "data": {"source": recipe.data.source, **_data(task)},
+        "labels": dict(zip(task.space.names, task.space.words, strict=True)),
+        "shortened_texts": _shortened([task, *trained]),
+        "seeds": {
+            "data": recipe.data.seed,
+            "training": recipe.training.seed,
+            "evaluation": recipe.evaluation.seed,
+        },
+        "trainable_parameters": adapters.trainable_parameters(loaded.model),
+    }
+    if recipe.mixture:
+        facts["mixture"] = {one.name: _data(one) for one in trained}
+    return facts
+
+
+def _shortened(tasks: Sequence[Task]) -> int:
+    builders = {id(one.builder): one.builder for one in tasks}
+    return sum(builder.shortened for builder in builders.values())
+
+
+def _data(task: Task) -> dict[str, Any]:
+    return {
+        "fingerprint": task.texts.fingerprint(),
+        "classes": task.texts.class_counts(),
+        "rows": {name: len(rows) for name, rows in task.splits.rows.items()},
+    }
+
+
+def fingerprint(recipe: recipes.Recipe, loaded: loading.Loaded, trained: Sequence[Task]) -> str:
+    """What a checkpoint must have been made with to be continued."""
+    facts = {
+        "recipe": recipes.dumps(recipe),
+        "model": loaded.fingerprint,
+        "data": [one.texts.fingerprint() for one in trained],
+        "versions": versions(),
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
