@@ -1,7 +1,11 @@
-"""Metrics against scikit-learn and against counting by hand."""
+"""Metrics against scikit-learn, against counting by hand, and StaICC's faults written out."""
+
+import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sklearn import metrics as sk
 
 from abft_mlx.evaluation import metrics
@@ -15,15 +19,19 @@ def case():
     return probabilities, gold
 
 
-def test_accuracy_f1_and_confusion_equal_scikit_learn(case):
-    probabilities, gold = case
+@given(st.integers(2, 6), st.integers(1, 60), st.integers(0, 10**6))
+def test_accuracy_f1_and_confusion_equal_scikit_learn(labels, n, seed):
+    """Few prompts and many labels: some label is often neither gold nor predicted."""
+    rng = np.random.default_rng(seed)
+    probabilities = rng.dirichlet([0.3] * labels, size=n)
+    gold = rng.integers(0, labels, n)
     predicted = probabilities.argmax(axis=1)
     got = metrics.summary(probabilities, gold)
-    labels = list(range(4))
+    names = list(range(labels))
     assert got["accuracy"] == pytest.approx(sk.accuracy_score(gold, predicted))
-    want = sk.f1_score(gold, predicted, average="macro", labels=labels, zero_division=0)
+    want = sk.f1_score(gold, predicted, average="macro", labels=names, zero_division=0)
     assert got["macro_f1"] == pytest.approx(want)
-    assert got["confusion"] == sk.confusion_matrix(gold, predicted, labels=labels).tolist()
+    assert got["confusion"] == sk.confusion_matrix(gold, predicted, labels=names).tolist()
 
 
 def test_macro_f1_counts_an_absent_label_as_zero():
@@ -31,8 +39,22 @@ def test_macro_f1_counts_an_absent_label_as_zero():
     assert metrics.macro_f1(probabilities, np.array([0, 1])) == pytest.approx(2 / 3)
 
 
+def test_macro_f1_of_many_tables_at_once(case):
+    probabilities, gold = case
+    halves = [slice(0, 150), slice(150, 400)]
+    tables = np.stack([metrics.confusion(probabilities[h], gold[h]) for h in halves])
+    want = [metrics.macro_f1(probabilities[h], gold[h]) for h in halves]
+    np.testing.assert_allclose(metrics.f1_of_confusion(tables), want)
+
+
 def test_ties_go_to_the_lowest_label():
     assert metrics.predictions(np.array([[0.5, 0.5], [0.2, 0.8]])).tolist() == [0, 1]
+
+
+def test_softmax_of_large_values():
+    np.testing.assert_allclose(
+        metrics.softmax(np.array([[1e4, 1e4 - math.log(3)]])), [[0.75, 0.25]]
+    )
 
 
 def test_calibration_error_by_hand():
@@ -46,7 +68,94 @@ def test_calibration_error_by_hand():
     assert metrics.expected_calibration_error(probabilities, gold) == pytest.approx(want)
 
 
+def literal_ece(probabilities, gold, *, last_holds_one):
+    """protocol.md, section 3, with nothing vectorised."""
+    error = 0.0
+    for number in range(10):
+        low, high = number / 10, (number + 1) / 10
+        inside = [
+            (max(row), int(np.argmax(row) == label))
+            for row, label in zip(probabilities.tolist(), gold, strict=True)
+            if low <= max(row) < high or (last_holds_one and number == 9 and max(row) == 1.0)
+        ]
+        if inside:
+            confidence = sum(one for one, _ in inside) / len(inside)
+            right = sum(one for _, one in inside) / len(inside)
+            error += len(inside) / len(gold) * abs(right - confidence)
+    return error
+
+
+def test_calibration_error_in_every_bin(case):
+    probabilities, gold = case
+    for labels in (2, 4):
+        some = probabilities[:, :labels] / probabilities[:, :labels].sum(axis=1, keepdims=True)
+        right = np.minimum(gold, labels - 1)
+        want = literal_ece(some, right, last_holds_one=True)
+        assert metrics.expected_calibration_error(some, right) == pytest.approx(want)
+
+
+@pytest.mark.parametrize("edge", range(6, 10))
+def test_calibration_bins_at_their_edges(edge):
+    """A confidence on an edge belongs above it; the next smaller number, below."""
+    on, under = edge / 10, math.nextafter(edge / 10, 0)
+    probabilities = np.array([[on, 1 - on], [under, 1 - under]])
+    gaps = metrics.calibration_gaps(probabilities, np.array([1, 0]))
+    assert np.flatnonzero(gaps[0]).tolist() == [edge]
+    assert np.flatnonzero(gaps[1]).tolist() == [edge - 1]
+    assert gaps.sum() == pytest.approx(1 - on - under)
+
+
 def test_true_label_probability(case):
     probabilities, gold = case
     want = np.mean([row[label] for row, label in zip(probabilities, gold, strict=True)])
     assert metrics.true_label_probability(probabilities, gold) == pytest.approx(want)
+
+
+def again(probabilities):
+    """The second softmax, by hand."""
+    powers = [[math.exp(value) for value in row] for row in probabilities.tolist()]
+    return np.array([[one / sum(row) for one in row] for row in powers])
+
+
+def test_compat_softmaxes_twice_for_likelihood_and_calibration_only(case):
+    probabilities, gold = case
+    right, faulty = (metrics.summary(probabilities, gold, compat=flag) for flag in (False, True))
+    twice = again(probabilities)
+    want = np.mean([row[label] for row, label in zip(twice, gold, strict=True)])
+    assert faulty["true_label_probability"] == pytest.approx(want)
+    want = literal_ece(twice, gold, last_holds_one=False)
+    assert faulty["expected_calibration_error"] == pytest.approx(want)
+    for name in ("true_label_probability", "expected_calibration_error"):
+        assert abs(faulty[name] - right[name]) > 0.01
+    for name in ("accuracy", "macro_f1", "confusion"):
+        assert faulty[name] == right[name]
+
+
+def test_compat_caps_the_confidence_of_two_classes():
+    """protocol.md: two-class confidence is capped at 0.731."""
+    probabilities = np.array([[1.0, 0.0], [0.3, 0.7 + 1e-9]])
+    got = metrics.true_label_probability(probabilities, np.array([0, 1]), compat=True)
+    assert got == pytest.approx((1 / (1 + math.exp(-1)) + 1 / (1 + math.exp(-0.4))) / 2)
+
+
+def test_compat_believes_rows_that_sum_to_exactly_one_and_drops_certainty():
+    """All rows sum to 1.0, so there is no second softmax, and confidence 1.0 is in no bin."""
+    probabilities = np.array([[1.0, 0.0], [1.0, 0.0], [0.25, 0.75], [0.5, 0.5]])
+    gold = np.array([0, 1, 1, 0])
+    assert metrics.true_label_probability(probabilities, gold, compat=True) == 2.25 / 4
+    got = metrics.expected_calibration_error(probabilities, gold, compat=True)
+    assert got == pytest.approx((0.25 + 0.5) / 4)
+    got = metrics.expected_calibration_error(probabilities, gold)
+    assert got == pytest.approx(2 / 4 * 0.5 + (0.25 + 0.5) / 4)
+
+
+def test_compat_adds_a_row_up_from_left_to_right():
+    """NumPy adds eight numbers in another order, and its sum may be 1.0 where Python's is not."""
+    rng = np.random.default_rng(0)
+    rows = rng.dirichlet([1.0] * 9, size=2000)
+    left_to_right = np.zeros(len(rows))
+    for column in rows.T:
+        left_to_right = left_to_right + column
+    differing = rows[(rows.sum(axis=1) == 1.0) & (left_to_right != 1.0)]
+    assert len(differing)
+    assert not np.array_equal(metrics.as_staicc(differing), differing)
