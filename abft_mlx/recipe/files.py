@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from abft_mlx.errors import RecipeError
 from abft_mlx.files import write_text
-from abft_mlx.recipe import _problems, _yaml, tasks
+from abft_mlx.recipe import _yaml, problems, tasks
 from abft_mlx.recipe.sections import Recipe
 
 _STUDIES = "studies/"
@@ -58,7 +58,7 @@ def find(name_or_path: str | Path) -> Path:
         raise RecipeError(f"{name} is a folder without a recipe.yaml; give the recipe's file")
     if path.suffix in _SUFFIXES:
         raise RecipeError(f"{name}: no such file; `abft-mlx recipes list` names those that ship")
-    near = _problems.closest(name, recipes)
+    near = problems.closest(name, recipes)
     hint = f"did you mean {near}? " if near else ""
     raise RecipeError(
         f"no recipe is called {name!r}: {hint}Shipped are {', '.join(recipes) or 'none'}; "
@@ -107,7 +107,12 @@ def default(overrides: Sequence[str] = ()) -> Recipe:
 
 def dumps(recipe: Recipe) -> str:
     """The recipe as YAML, every setting written out."""
-    return _yaml.write(recipe.model_dump(mode="json"))
+    return to_yaml(recipe.model_dump(mode="json"))
+
+
+def to_yaml(values: dict[str, Any]) -> str:
+    """A map as YAML that `parse` reads back, and YAML 1.1 alike."""
+    return _yaml.write(values)
 
 
 def save(recipe: Recipe, path: str | Path) -> None:
@@ -150,7 +155,7 @@ def _parse(text: str, where: str, overrides: Sequence[str]) -> Recipe:
     values = parse(text, where)
     # A section of which every line is commented out is null in YAML: it means the defaults.
     values = {
-        key: {} if value is None and key in _problems.sections() else value
+        key: {} if value is None and key in problems.sections() else value
         for key, value in values.items()
     }
     return change(_validate(values, where), overrides)
@@ -178,7 +183,7 @@ def _validate(values: dict[str, Any], where: str) -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise RecipeError(f"{where}: {_problems.describe(error)}") from None
+        raise RecipeError(f"{where}: {problems.describe(error)}") from None
 
 
 def _task_map(name: str) -> dict[str, Any]:
@@ -194,7 +199,7 @@ def _override(text: str, where: str) -> tuple[str, list[str], Any]:
     path = key.split(".", 2)
     if not equals or not all(path):
         raise RecipeError(f"{where} {text!r}: write section.key=value, e.g. training.updates=16")
-    if _problems.is_text(path) and not raw.lstrip().startswith(("'", '"')):
+    if problems.is_text(path) and not raw.lstrip().startswith(("'", '"')):
         return key, path, None if raw.strip() in ("null", "~") else raw
     try:
         return key, path, _yaml.parse(raw)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
-from typing import get_args, get_origin
+from typing import Annotated, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -79,6 +79,8 @@ def _line(path: str, model: type[BaseModel], root: type[BaseModel], detail: Erro
         near = closest(key, model.model_fields) or (_elsewhere(key) if root is Recipe else None)
         hint = f"did you mean {near}?" if near else f"known are {', '.join(model.model_fields)}"
         return f"unknown key {path} (value {_short(detail['input'])}); {hint}"
+    if detail["type"] == "missing":
+        return f"{path} is missing"
     message = detail["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     if isinstance(detail["input"], bool):
@@ -107,7 +109,10 @@ def _model(annotation: object) -> type[BaseModel] | None:
 
 def _entry(annotation: object) -> type[BaseModel] | None:
     """The model that a list of models holds."""
-    return _model(get_args(annotation)[0]) if get_origin(annotation) is list else None
+    if get_origin(annotation) is not list:
+        return None
+    inner = get_args(annotation)[0]
+    return _model(get_args(inner)[0] if get_origin(inner) is Annotated else inner)
 
 
 def _short(value: object) -> str:

@@ -1,0 +1,296 @@
+"""``abft-mlx study``: a grid of models, tasks, methods and seeds, and its table."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from abft_mlx.cli import _progress, _report
+from abft_mlx.cli._options import Json, Quiet
+from abft_mlx.cli._shell import Shell
+from abft_mlx.errors import UsageError
+
+if TYPE_CHECKING:
+    from abft_mlx.study import Cell, Outcome, Study
+    from abft_mlx.trainer import Update
+
+
+def study(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="STUDY", help="A study that ships with abft-mlx, or a .yaml file of your own."
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="The study's folder: one file for each cell, then table and figures.",
+            show_default="runs/study-NAME",
+        ),
+    ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Run part I of N, from 1, e.g. on one of N machines that share DIR.",
+            show_default=False,
+        ),
+    ] = None,
+    only_list: Annotated[
+        bool, typer.Option("--list", help="List the cells and what is done of them; run nothing.")
+    ] = False,
+    retry_failed: Annotated[
+        bool,
+        typer.Option(
+            "--retry-failed/--no-retry-failed", help="Run cells that failed before once more."
+        ),
+    ] = True,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Run what is left of a study; when nothing is, write its table and figures.
+
+    Started again, it goes on where it stopped. A cell that fails is reported at the end and does
+    not stop the others. Under mlx.launch each process takes its part.
+    """
+    shell = Shell(as_json=as_json, quiet=quiet)
+    part = None if shard is None else parse_shard(shard)
+    with shell.speaking():
+        if only_list:
+            document = _list(shell, name, output, part)
+        else:
+            outcome, document = _run(shell, name, output, part, retry_failed=retry_failed)
+            _tell(shell, outcome)
+    shell.document(document)
+    if not only_list and document["failed"]:
+        raise typer.Exit(1)
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """The two numbers of ``I/N``.
+
+    Raises:
+        UsageError: they are not numbers with 1 <= I <= N.
+    """
+    match = re.fullmatch(r"\s*(\d+)\s*/\s*(\d+)\s*", text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise UsageError(f"--shard {text!r}: write I/N with I from 1 to N, e.g. 2/3")
+    return int(match[1]), int(match[2])
+
+
+def _open(name: str, output: Path | None) -> tuple[Study, Path]:
+    from abft_mlx import runtime
+
+    runtime.prepare()
+    from abft_mlx import study as studies
+
+    opened = studies.load(name)
+    return opened, output or Path("runs") / f"study-{studies.cell_id(opened.name)}"
+
+
+def _list(
+    shell: Shell, name: str, output: Path | None, part: tuple[int, int] | None
+) -> dict[str, Any]:
+    from rich.table import Table
+
+    opened, folder = _open(name, output)
+    from abft_mlx import study as studies
+
+    found = studies.cells(opened)
+    held = studies.Store(folder).check(found)
+    table = Table(box=None, pad_edge=False)
+    for heading in ("cell", "status"):
+        table.add_column(heading, overflow="fold")
+    rows = []
+    for cell in studies.shard(found, *(part or (1, 1))):
+        document = held.get(cell.id, {})
+        row = {
+            "id": cell.id,
+            "model": cell.model,
+            "task": cell.task,
+            "method": cell.method,
+            "seed": cell.seed,
+            "sweep": cell.sweep,
+            "status": document.get("status", "left"),
+        }
+        if document.get("error"):
+            row["error"] = document["error"]
+        rows.append(row)
+        table.add_row(cell.id, str(row["status"]))
+    if not shell.as_json:
+        shell.show(table)
+        done = sum(row["status"] == "done" for row in rows)
+        shell.say("", f"{len(rows):,} cells, {done:,} of them done in {folder}")
+    return {"schema": 1, "study": opened.name, "output": str(folder), "cells": rows}
+
+
+def _run(
+    shell: Shell,
+    name: str,
+    output: Path | None,
+    part: tuple[int, int] | None,
+    *,
+    retry_failed: bool,
+) -> tuple[Outcome, dict[str, Any]]:
+    opened, folder = _open(name, output)
+    from abft_mlx import runtime, study
+
+    runtime.use_wired_memory()
+    part = _part(part)
+    begun = time.perf_counter()
+    try:
+        with Follow(shell) as follow:
+            outcome = study.run(
+                opened,
+                folder,
+                part=part,
+                retry_failed=retry_failed,
+                report=_write_reports,
+                watcher=follow,
+            )
+    except KeyboardInterrupt:
+        words = ["--output", folder] if output else []
+        if part != (1, 1) and not _launched():
+            words += ["--shard", f"{part[0]}/{part[1]}"]
+        shell.tell(f"to go on: {_report.command('study', name, *words)}")
+        raise
+    document = {
+        "schema": 1,
+        "study": opened.name,
+        "output": str(folder),
+        "shard": list(part),
+        "cells": outcome.total,
+        "ran": outcome.ran,
+        "done": len(outcome.done),
+        "failed": [{"id": key, "error": error} for key, error in outcome.failed.items()],
+        "left": len(outcome.left),
+        "reports": [str(path) for path in outcome.reports],
+        "seconds": time.perf_counter() - begun,
+    }
+    return outcome, document
+
+
+def _part(given: tuple[int, int] | None) -> tuple[int, int]:
+    """This process's part: as given, or its rank under mlx.launch."""
+    import mlx.core as mx
+
+    group = mx.distributed.init()
+    if group.size() == 1:
+        return given or (1, 1)
+    if given is not None:
+        raise UsageError(
+            f"--shard {given[0]}/{given[1]}: mlx.launch runs {group.size()} processes, each of "
+            "which takes its part; leave --shard out"
+        )
+    return group.rank() + 1, group.size()
+
+
+def _launched() -> bool:
+    import mlx.core as mx
+
+    return mx.distributed.init().size() > 1
+
+
+def _write_reports(folder: Path, opened: Study, cells: list[dict[str, Any]]) -> list[Path]:
+    from abft_mlx import analysis
+
+    write = getattr(analysis, "write_study", None)
+    return write(folder, opened, cells) if write else []
+
+
+def _tell(shell: Shell, outcome: Outcome) -> None:
+    """The table, then what failed."""
+    tables = [path for path in outcome.reports if path.name == "table.md"]
+    if not shell.as_json:
+        for path in tables:
+            shell.tell("", path.read_text(encoding="utf-8").rstrip("\n"), "")
+    for path in outcome.reports:
+        shell.say(f"wrote {path}")
+    if outcome.left:
+        shell.say(
+            f"{len(outcome.left):,} of {outcome.total:,} cells are left to other shards; the call "
+            "that finds all of them done writes the table"
+        )
+    for name, error in outcome.failed.items():
+        print(f"failed: {name}: {error}", file=sys.stderr)
+    if outcome.failed:
+        print(
+            f"error: {len(outcome.failed):,} of {outcome.total:,} cells failed; the same command "
+            "runs them again",
+            file=sys.stderr,
+        )
+
+
+class Follow(contextlib.ExitStack):
+    """Shows which cell of how many runs, and inside it updates and prompts."""
+
+    def __init__(self, shell: Shell) -> None:
+        super().__init__()
+        self._shell = shell
+        self._begun = time.perf_counter()
+        self._updates: _progress.Display | None = None
+        self._prompts: _progress.ProgressCallback | None = None
+
+    def planned(self, left: int, held: int, total: int) -> None:
+        """Say how much there is to do."""
+        self._say(
+            f"{total:,} cells, {left:,} to run now" + (f" ({held:,} are not)" if held else "")
+        )
+
+    def begin(self, number: int, left: int, cell: Cell) -> None:
+        """Name the cell, and guess how long it all takes from the cells so far."""
+        line = f"cell {number}/{left}  {cell.id}"
+        if number > 1:
+            each = (time.perf_counter() - self._begun) / (number - 1)
+            line += f"  about {_progress.duration(each * (left - number + 1))} left"
+        self._say(line)
+
+    def training(self, updates: int) -> None:
+        """Start the display of updates."""
+        self.close()
+        self._updates = self.enter_context(_progress.updates(self._shell, updates))
+
+    def update(self, update: Update) -> None:
+        """Show one update."""
+        if self._updates is not None:
+            self._updates.update(update)
+
+    def measuring(self) -> None:
+        """Start the display of prompts, if it is not there."""
+        if self._prompts is None:
+            self.close()
+            self._prompts = self.enter_context(_progress.prompts(self._shell, "prompts"))
+
+    def prompts(self, done: int, total: int) -> None:
+        """Show how many prompts are measured."""
+        if self._prompts is not None:
+            self._prompts(done, total)
+
+    def end(self, cell: Cell, document: dict[str, Any]) -> None:
+        """Say what the cell came to."""
+        del cell
+        self.close()
+        took = _progress.duration(document["seconds"])
+        if document["error"]:
+            self._say(f"  failed after {took}: {document['error']}")
+            return
+        method = document["evaluation"].get("methods", {}).get("vanilla")
+        accuracy = f", accuracy {method['accuracy']:.1%}" if method else ""
+        self._say(f"  done in {took}{accuracy}")
+
+    def close(self) -> None:
+        """End the display that is on."""
+        self._updates = self._prompts = None
+        super().close()
+
+    def _say(self, line: str) -> None:
+        if not self._shell.quiet:
+            print(line, file=sys.stderr, flush=True)
