@@ -1,7 +1,7 @@
-"""The ABFT loss (arXiv 2505.14233, equation 1) and the PID law that steers its punish weight.
+"""The losses: ABFT (arXiv 2505.14233, equation 1) with its PID law, and end-to-end fine-tuning.
 
 Arrays in, scalars out; no model in sight. Letters: B prompts, H query heads, T tokens,
-K demonstrations.
+K demonstrations, V vocabulary.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Terms(NamedTuple):
     """Sums over prompts and kept heads, all scalars; divide by the number of prompts.
 
     Attributes:
-        loss: A · punish + B · reward.
+        loss: A · punish + B · reward, or end-to-end fine-tuning's cross-entropy.
         punish: attention on labels other than the gold one.
         reward: one minus the attention on labels equal to the gold one.
         induction_heads: kept heads.
@@ -87,6 +87,52 @@ def abft_terms(
         reward = reward + (kept * (1 - (attention * right).sum(axis=-1))).sum()
         heads = heads + kept.sum()
     return Terms(punish_weight * punish + reward_weight * reward, punish, reward, heads)
+
+
+def end_to_end_terms(
+    logits: mx.array,
+    target: mx.array,
+    rows: Sequence[mx.array | None],
+    label_positions: mx.array,
+    demonstration_labels: mx.array,
+    gold: mx.array,
+    last: mx.array,
+    *,
+    prompt_weights: mx.array | None = None,
+) -> Terms:
+    """Cross-entropy of the label token over the whole vocabulary, summed over prompts.
+
+    What the heads do meanwhile is measured as :func:`abft_terms` does with the filter on, and has
+    no part in the loss or its gradient.
+
+    Args:
+        logits: (B, V) float32, at each prompt's last position only.
+        target: (B,) token of each query's gold label.
+        rows: as :func:`abft_terms`.
+        label_positions: (B, K).
+        demonstration_labels: (B, K).
+        gold: (B,).
+        last: (B,).
+        prompt_weights: (B,) factor of each prompt, 0 for rows that only fill a batch; default 1.
+
+    Returns:
+        The loss, and the measured parts.
+    """
+    heads = abft_terms(
+        [None if pattern is None else mx.stop_gradient(pattern) for pattern in rows],
+        label_positions,
+        demonstration_labels,
+        gold,
+        last,
+        punish_weight=0.0,
+        reward_weight=0.0,
+        prompt_weights=prompt_weights,
+    )
+    right = mx.take_along_axis(logits, target[:, None], axis=1)[:, 0]
+    surprise = mx.logsumexp(logits, axis=1) - right
+    if prompt_weights is not None:
+        surprise = surprise * prompt_weights
+    return heads._replace(loss=surprise.sum())
 
 
 @dataclass

@@ -17,41 +17,78 @@ def prompts(n):
     return [Prompt(tokens, (5, 9, 20, 33), (0, 1, 0, 1), 0, 3)] * n
 
 
-def trainer(*changes):
+def trainer(*changes, **sizes):
     recipe = recipes.resolve(recipes.default(["adapter.rank=4", *changes]))
-    model = tiny_models.build("llama", hidden_size=256, intermediate_size=1024)
+    sizes = sizes or {"hidden_size": 256, "intermediate_size": 1024}
+    model = tiny_models.build("llama", **sizes)
     adapters.attach(model, recipe.adapter)
     return Trainer(model, prompts(32), recipe)
 
 
+def peak(n, work):
+    mx.clear_cache()
+    runtime.reset_peak_memory()
+    work(plan.micro_batches(prompts(n), n), 0.5)
+    return runtime.peak_memory_bytes()
+
+
 def test_a_steps_peak_grows_as_estimated_within_a_factor_of_two():
     one = trainer()
-
-    def peak(n):
-        mx.clear_cache()
-        runtime.reset_peak_memory()
-        one.step.gradients(plan.micro_batches(prompts(n), n), 0.5)
-        return runtime.peak_memory_bytes()
-
-    peak(4)
-    measured = (peak(24) - peak(8)) / (16 * LENGTH)
+    peak(4, one.step.gradients)
+    measured = (peak(24, one.step.gradients) - peak(8, one.step.gradients)) / (16 * LENGTH)
     estimate = memory.bytes_per_token(one.model, LENGTH)
     assert measured / 2 < estimate < measured * 2
 
 
-def test_the_budget_shrinks_with_the_machine_and_keeps_a_floor(monkeypatch):
-    model = trainer().model
-    needed = memory.bytes_per_token(model, LENGTH)
-    weights = sum(v.nbytes for v in _arrays(model))
+LARGE = {"vocab_size": 40000, "hidden_size": 64, "intermediate_size": 128}
+END_TO_END = ("objective.kind=end_to_end", "training.micro_batch_tokens=64")
 
-    def tokens(room):
-        total = int((weights + room) / memory.MEMORY_SHARE)
+
+def test_a_vocabulary_of_logits_is_accounted_for():
+    """Measured as the difference that the vocabulary makes; the layers are the same."""
+
+    def measured(vocabulary):
+        one = trainer(*END_TO_END, **LARGE | {"vocab_size": vocabulary})
+        peak(4, one.step.gradients)
+        return (peak(24, one.step.gradients) - peak(8, one.step.gradients)) / 16
+
+    def estimated(vocabulary):
+        model = trainer(**LARGE | {"vocab_size": vocabulary}).model
+        assert memory.bytes_per_prompt(model, "abft") == 0
+        return memory.bytes_per_prompt(model, "end_to_end")
+
+    grown = measured(200000) - measured(40000)
+    assert grown / 2 < estimated(200000) - estimated(40000) < grown * 2
+
+
+def test_a_heads_gradient_and_moments_are_accounted_for():
+    one = trainer(*END_TO_END, "adapter.head=true", **LARGE)
+    weights = sum(value.nbytes for value in _arrays(one.model))
+    peak(1, one.step.update)
+    extra = peak(1, one.step.update) - weights
+    estimate = memory.training_bytes(one.model)
+    assert estimate / 1.2 < extra < estimate * 1.2
+    plain = trainer(*END_TO_END, **LARGE)
+    assert memory.training_bytes(plain.model) < estimate / 100
+
+
+def test_the_budget_shrinks_with_the_machine_and_keeps_a_floor(monkeypatch):
+    model = trainer("adapter.head=true", **LARGE).model
+    needed = memory.bytes_per_token(model, LENGTH)
+    taken = sum(v.nbytes for v in _arrays(model)) + memory.training_bytes(model)
+
+    def tokens(room, objective="abft"):
+        total = int((taken + room) / memory.MEMORY_SHARE)
         monkeypatch.setattr(mx, "device_info", lambda: {"max_recommended_working_set_size": total})
-        return memory.micro_batch_tokens(model, LENGTH)
+        return memory.micro_batch_tokens(model, LENGTH, objective)
 
     assert tokens(1000 * needed) == pytest.approx(1000, abs=2)
+    per_prompt = memory.bytes_per_prompt(model, "end_to_end")
+    room = 20 * (LENGTH * needed + per_prompt)
+    assert tokens(room, "end_to_end") == pytest.approx(20 * LENGTH, abs=2)
+    assert tokens(room) > 20 * LENGTH
     assert tokens(10**12) == memory.CPU_TOKENS
-    assert tokens(-weights) == memory.SMALLEST_TOKENS
+    assert tokens(-taken) == memory.SMALLEST_TOKENS
 
 
 def test_a_recipe_may_fix_the_micro_batch():

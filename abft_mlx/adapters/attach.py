@@ -1,4 +1,4 @@
-"""Putting an adapter on W_Q and W_K of a loaded model, and taking it off again."""
+"""Putting an adapter on W_Q, W_K and the LM head of a loaded model, and taking it off again."""
 
 from __future__ import annotations
 
@@ -8,36 +8,14 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_unflatten
 from mlx_lm.tuner.lora import LoRALinear
 
+from abft_mlx.adapters.layers import FullLinear, put_back, put_full, put_lora
 from abft_mlx.errors import AdapterError
 from abft_mlx.ports import Projection, base_linear, output_dims, port_for, resolve
 
 if TYPE_CHECKING:
     from abft_mlx.recipe import AdapterSection
-
-
-@dataclass(frozen=True)
-class Original:
-    """A projection's weight as it was before training, (outputs, inputs)."""
-
-    weight: mx.array
-
-
-class FullLinear(nn.Linear):
-    """A linear layer whose weight trains in float32 and is used in the input's own type.
-
-    Steps of 2e-5 would be rounded away in a bfloat16 weight. Parameter names stay those of
-    ``nn.Linear``. ``original`` is no parameter: it is what :func:`detach` puts back.
-    """
-
-    original: Original
-
-    def __call__(self, x: mx.array) -> mx.array:
-        """Apply the layer: (..., inputs) to (..., outputs)."""
-        y = x @ self["weight"].astype(x.dtype).T
-        return y + self["bias"] if "bias" in self else y
 
 
 @dataclass(frozen=True)
@@ -80,7 +58,10 @@ def targets(model: nn.Module, layers: list[int] | None = None) -> list[Target]:
 
 
 def adapted(model: nn.Module) -> dict[str, nn.Module]:
-    """Full path to module for every projection that carries an adapter, in the model's order."""
+    """Full path to module for every layer that carries an adapter, in the model's order.
+
+    These are projections of W_Q and W_K and, where it trains, the LM head.
+    """
     return {
         path: module
         for path, module in sorted(model.named_modules(), key=lambda item: _natural(item[0]))
@@ -95,29 +76,43 @@ def _natural(path: str) -> list[tuple[int, str]]:
 def attach(model: nn.Module, section: AdapterSection, *, seed: int = 0) -> None:
     """Freeze a model and make W_Q and W_K trainable: through LoRA layers, or their weights.
 
+    With ``section.head`` the LM head's own weight trains, too, in float32 whatever the base has.
+
     The start depends on ``seed`` alone, not on MLX's global random state. LoRA layers start in
     evaluation mode, so that dropout does nothing until :func:`train_mode`.
 
     Args:
         model: a loaded model without an adapter.
-        section: kind, rank, scale, dropout and layers.
+        section: kind, rank, scale, dropout, layers and head.
         seed: of the random ``lora_a``; ``lora_b`` starts at zero.
 
     Raises:
         AdapterError: the model has an adapter already, kind "full" on a quantized base, layers
-            that do not exist, or a rank larger than a projection.
+            that do not exist, a rank larger than a projection, or a head that is an embedding.
     """
     if adapted(model):
         raise AdapterError("this model already carries an adapter; detach() it first")
     chosen = targets(model, None if section.layers is None else list(section.layers))
+    head = _trainable_head(model) if section.head else None
     if section.kind == "full":
         _check_full(model, chosen)
-        model.freeze()
-        for target in chosen:
-            make_full(resolve(model, target.path))
-        return
-    _check_rank(model, chosen, section.rank)
+    else:
+        _check_rank(model, chosen, section.rank)
     model.freeze()
+    if head is not None:
+        put_full(model, head, head=True)
+    if section.kind == "full":
+        for target in chosen:
+            put_full(model, target.path)
+    else:
+        _put_started_lora(model, chosen, section, seed)
+    mx.eval(model.trainable_parameters())
+
+
+def _put_started_lora(
+    model: nn.Module, chosen: list[Target], section: AdapterSection, seed: int
+) -> None:
+    # A layer's start does not depend on which other layers train.
     every = {target.path: n for n, target in enumerate(targets(model))}
     keys = mx.random.split(mx.random.key(seed), len(every))
     for target in chosen:
@@ -126,7 +121,17 @@ def attach(model: nn.Module, section: AdapterSection, *, seed: int = 0) -> None:
         lora.lora_a = mx.random.uniform(
             -bound, bound, lora.lora_a.shape, key=keys[every[target.path]]
         )
-    mx.eval(model.trainable_parameters())
+
+
+def _trainable_head(model: nn.Module) -> str:
+    """Path of the LM head, which must be a linear layer of its own."""
+    path = port_for(model).head_path(model)
+    if not isinstance(resolve(model, path), nn.Linear | nn.QuantizedLinear):
+        raise AdapterError(
+            f"adapter.head: this model's LM head is its embedding ({path}), so training it would "
+            "change the inputs, too; set adapter.head to false"
+        )
+    return path
 
 
 def _check_full(model: nn.Module, chosen: list[Target]) -> None:
@@ -162,31 +167,10 @@ def input_dims(module: nn.Module) -> int:
     return packed * 32 // linear.bits if "scales" in linear else packed
 
 
-def put_lora(model: nn.Module, path: str, rank: int, scale: float, dropout: float) -> LoRALinear:
-    """Wrap one linear layer in mlx-lm's LoRA layer, in evaluation mode."""
-    lora = LoRALinear.from_base(resolve(model, path), r=rank, scale=scale, dropout=dropout)
-    lora.eval()
-    model.update_modules(tree_unflatten([(path, lora)]))
-    return lora
-
-
-def make_full(linear: nn.Linear) -> None:
-    """Make one plain linear layer's weight trainable, in float32."""
-    linear.__class__ = FullLinear
-    linear.original = Original(linear.weight)
-    linear.weight = linear.weight.astype(mx.float32)
-    linear.unfreeze(keys=["weight"], recurse=False)
-
-
 def detach(model: nn.Module) -> None:
     """Take the adapter off: the base's own weights are back, and everything is frozen."""
     for path, module in adapted(model).items():
-        if isinstance(module, LoRALinear):
-            model.update_modules(tree_unflatten([(path, module.linear)]))
-        else:
-            module.weight = module.original.weight
-            module.__class__ = nn.Linear
-            del module.original
+        put_back(model, path, module)
     model.freeze()
 
 

@@ -37,7 +37,7 @@ def gradient_mask(model: nn.Module) -> dict[str, mx.array]:
 
 
 def mask_gradients(model: nn.Module, gradients: Any) -> Any:
-    """Zero the gradients of everything that is not W_Q or W_K.
+    """Zero the gradients of the V parts of fused projections, leaving W_Q, W_K and the LM head.
 
     A zero gradient from the first step on leaves Adam's moments at zero, so the V part stays
     bit-identical. Weight decay would move it.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_unflatten
 from mlx_lm.tuner.lora import LoRALinear
 
 from abft_mlx.adapters.attach import adapted
+from abft_mlx.adapters.layers import is_quantized, put
 from abft_mlx.errors import AdapterError
 
 
@@ -31,7 +31,7 @@ def merge(model: nn.Module, *, dequantize: bool = False) -> None:
     """Put the adapter's change into the weights themselves; the model then carries no adapter.
 
     The sum is rounded to the base's type. Re-quantizing it would lose a small adapter, so a
-    quantized base is refused unless its W_Q and W_K may become full-precision layers.
+    quantized base is refused unless what the adapter trains may become full-precision layers.
 
     Args:
         model: a model with an adapter.
@@ -41,23 +41,27 @@ def merge(model: nn.Module, *, dequantize: bool = False) -> None:
         AdapterError: no adapter, or a quantized base without ``dequantize``.
     """
     modules = _some(model)
-    quantized = [p for p, m in modules.items() if "linear" in m and "scales" in m.linear]
+    quantized = [path for path, module in modules.items() if is_quantized(module)]
     if quantized and not dequantize:
         raise AdapterError(
             f"{quantized[0]} is quantized, and quantizing the merged weight again would lose part "
             "of the adapter; pass dequantize=True, or keep the adapter beside the base"
         )
     for path, module in modules.items():
-        if isinstance(module, LoRALinear):
-            merged = module.fuse(dequantize=True)
-        else:
-            module.weight = module.weight.astype(module.original.weight.dtype)
-            module.__class__ = nn.Linear
-            del module.original
-            continue
-        model.update_modules(tree_unflatten([(path, merged)]))
+        put(model, path, _merged(module))
     model.freeze()
     mx.eval(model.parameters())
+
+
+def _merged(module: nn.Module) -> nn.Module:
+    """The plain linear layer that an adapter's layer amounts to."""
+    if isinstance(module, LoRALinear):
+        return module.fuse(dequantize=True)
+    plain = nn.Linear(1, 1, bias=False)
+    plain.weight = module.weight.astype(module.original.weight.dtype)
+    if "bias" in module:
+        plain.bias = module.bias
+    return plain
 
 
 def _some(model: nn.Module) -> dict[str, nn.Module]:

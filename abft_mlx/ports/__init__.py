@@ -4,7 +4,16 @@ A port is data. :func:`port_for` finds the one that describes a loaded model, or
 architectures have one.
 """
 
-from abft_mlx.ports.port import HeadShape, Port, Projection, base_linear, has, output_dims, resolve
+from abft_mlx.ports.port import (
+    HeadShape,
+    Port,
+    Projection,
+    base_linear,
+    has,
+    head_rows,
+    output_dims,
+    resolve,
+)
 from abft_mlx.ports.registry import PORTS, architecture, heads, port_for, supported
 
 __all__ = [
@@ -15,6 +24,7 @@ __all__ = [
     "architecture",
     "base_linear",
     "has",
+    "head_rows",
     "heads",
     "output_dims",
     "port_for",

@@ -128,15 +128,31 @@ class Port:
         Returns:
             (outputs,) bool for a fused projection, None where all of them are.
         """
-        shape = self.head_shape(layer)
-        if not projection.parts or shape is None:
+        if not projection.parts or self.head_shape(layer) is None:
             return None
-        width = {
-            "q": shape.n_heads * shape.head_dim,
-            "k": shape.n_kv_heads * shape.head_dim,
-            "v": shape.n_kv_heads * shape.head_dim,
-        }
-        return np.concatenate([np.full(width[part], part != "v") for part in projection.parts])
+        parts = self.part_outputs(layer, projection)
+        outputs = np.ones(max(one.stop for one in parts.values()), dtype=bool)
+        if "v" in parts:
+            outputs[parts["v"]] = False
+        return outputs
+
+    def part_outputs(self, layer: nn.Module, projection: Projection) -> dict[str, slice]:
+        """Where queries, keys and values lie among a projection's outputs.
+
+        Returns:
+            "q", "k" or "v", those that the projection makes, to its outputs.
+        """
+        shape = self.head_shape(layer)
+        if shape is None:
+            return {}
+        heads = {"q": shape.n_heads, "k": shape.n_kv_heads, "v": shape.n_kv_heads}
+        found: dict[str, slice] = {}
+        start = 0
+        for part in projection.parts or (projection.role,):
+            stop = start + heads[part] * shape.head_dim
+            found[part] = slice(start, stop)
+            start = stop
+        return found
 
     def hidden(self, model: nn.Module, tokens: mx.array) -> mx.array:
         """Hidden state after the final norm, which the output head reads.
@@ -168,6 +184,8 @@ class Port:
             whole = head.as_linear(hidden) if hasattr(head, "as_linear") else head(hidden)
             return whole.astype(mx.float32)
         ids = token_ids if isinstance(token_ids, mx.array) else mx.array(list(token_ids))
+        if "lora_a" in head:
+            return head(hidden).astype(mx.float32)[..., ids]
         weight = head_rows(head, ids).astype(mx.float32)
         picked = hidden.astype(mx.float32) @ weight.T
         bias = head.get("bias")
@@ -175,33 +193,40 @@ class Port:
 
     def head(self, model: nn.Module) -> nn.Module:
         """The output head: a linear layer, or the embedding it is tied to."""
+        return resolve(model, self.head_path(model))
+
+    def head_path(self, model: nn.Module) -> str:
+        """Full dotted path of the output head, or of the embedding it is tied to."""
         for path in self.heads:
             if has(model, path):
-                return resolve(model, path)
+                return path
         raise ModelError(
             f"this {self.architectures[0]} model has no output head at {' or '.join(self.heads)}; "
             "load a causal language model"
         )
 
 
-def head_rows(head: nn.Module, token_ids: mx.array) -> mx.array:
+def head_rows(head: nn.Module, token_ids: mx.array | None = None) -> mx.array:
     """The head's weights for some tokens.
 
     Args:
         head: a linear layer or embedding, plain or quantized.
-        token_ids: (C,) rows wanted.
+        token_ids: (C,) rows wanted; None for all.
 
     Returns:
-        (C, width).
+        (C, width), or (V, width).
     """
-    rows = head.weight[token_ids]
+
+    def chosen(array: mx.array) -> mx.array:
+        return array if token_ids is None else array[token_ids]
+
     if "scales" not in head:
-        return rows
+        return chosen(head.weight)
     biases = head.get("biases")
     return mx.dequantize(
-        rows,
-        scales=head.scales[token_ids],
-        biases=None if biases is None else biases[token_ids],
+        chosen(head.weight),
+        scales=chosen(head.scales),
+        biases=None if biases is None else chosen(biases),
         group_size=head.group_size,
         bits=head.bits,
         mode=head.mode,

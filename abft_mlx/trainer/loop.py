@@ -48,7 +48,7 @@ class Progress:
 
 
 class Trainer:
-    """Runs ABFT on a model that has adapters attached.
+    """Runs ABFT, or end-to-end fine-tuning, on a model that has adapters attached.
 
     Args:
         model: a loaded model, adapters attached, everything else frozen.
@@ -83,9 +83,12 @@ class Trainer:
         self._best: Any = None
         objective, training = recipe.objective, recipe.training
         assert training.learning_rate is not None, "the recipe must be resolved"
+        # End to end, equation 1 is only measured: both its weights are 0.
+        supervised = objective.kind == "abft"
+        self.reward_weight = objective.reward if supervised else 0.0
         self.controller = PunishController(
-            objective.punish,
-            enabled=objective.pid,
+            objective.punish if supervised else 0.0,
+            enabled=objective.pid and supervised,
             cp=objective.cp,
             ci=objective.ci,
             cd=objective.cd,
@@ -95,12 +98,15 @@ class Trainer:
         self.step = Step(
             model,
             self.optimizer,
-            reward_weight=objective.reward,
+            reward_weight=self.reward_weight,
             use_filter=objective.filter,
+            objective=objective.kind,
             max_gradient_norm=training.max_gradient_norm,
         )
         longest = max(len(one.token_ids) for one in prompts)
-        budget = training.micro_batch_tokens or memory.micro_batch_tokens(model, longest)
+        budget = training.micro_batch_tokens or memory.micro_batch_tokens(
+            model, longest, objective.kind
+        )
         self.rows = plan.rows_within(budget, longest, training.prompts_per_update, BUCKET_TOKENS)
 
     def run(self, *, resume: bool = False) -> Progress:
@@ -160,7 +166,7 @@ class Trainer:
             reward=totals.reward,
             induction_heads=totals.induction_heads,
             A=punish_weight,
-            B=self.recipe.objective.reward,
+            B=self.reward_weight,
             learning_rate=float(self.optimizer.learning_rate.item()),
             tokens=totals.tokens,
             seconds=seconds,

@@ -6,7 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from abft_mlx import ports, runtime
+from abft_mlx import adapters, ports, runtime
 
 # More tokens than these bring no speed: a CPU's caches are small, a GPU is busy by then.
 CPU_TOKENS = 4096
@@ -31,17 +31,54 @@ def bytes_per_token(model: nn.Module, longest_tokens: int) -> int:
     return 4 * per_layer * len(shapes)
 
 
-def micro_batch_tokens(model: nn.Module, longest_tokens: int) -> int:
+def bytes_per_prompt(model: nn.Module, objective: str) -> int:
+    """Rough bytes that a step keeps per prompt whatever its length.
+
+    End-to-end fine-tuning has logits over the vocabulary at the last position, their exponentials
+    and their gradient, all float32.
+
+    Args:
+        model: a loaded model.
+        objective: "abft" or "end_to_end".
+    """
+    if objective != "end_to_end":
+        return 0
+    return 3 * 4 * ports.output_dims(ports.port_for(model).head(model))
+
+
+def training_bytes(model: nn.Module) -> int:
+    """Bytes that training keeps beside the model's parameters, whatever the batch.
+
+    For every trainable number: Adam's two moments, its gradient, and while an update is worked
+    out two more. Weights that train in full stand beside the base's own, which
+    :func:`adapters.detach` needs.
+
+    Args:
+        model: a loaded model, adapters attached.
+    """
+    trainable = sum(one.nbytes for _, one in tree_flatten(model.trainable_parameters()))
+    originals = sum(
+        one.nbytes
+        for layer in adapters.adapted(model).values()
+        if isinstance(layer, adapters.FullLinear)
+        for _, one in tree_flatten(layer.original.module.parameters())
+    )
+    return 5 * trainable + originals
+
+
+def micro_batch_tokens(model: nn.Module, longest_tokens: int, objective: str = "abft") -> int:
     """Tokens of one micro-batch that fit beside the weights, padding included.
 
     Args:
         model: a loaded model, adapters attached.
         longest_tokens: longest prompt of the run.
+        objective: "abft" or "end_to_end".
     """
     weights = sum(one.nbytes for _, one in tree_flatten(model.parameters()))
     on_gpu = mx.default_device() == mx.Device(mx.gpu)
     info = mx.device_info()
     memory = int(info.get("max_recommended_working_set_size", runtime.machine_memory_bytes()))
-    room = max(0.0, memory * MEMORY_SHARE - weights)
-    fitting = int(room / bytes_per_token(model, longest_tokens))
+    room = max(0.0, memory * MEMORY_SHARE - weights - training_bytes(model))
+    per_prompt = bytes_per_prompt(model, objective)
+    fitting = int(room / (bytes_per_token(model, longest_tokens) + per_prompt / longest_tokens))
     return max(SMALLEST_TOKENS, min(fitting, GPU_TOKENS if on_gpu else CPU_TOKENS))

@@ -41,7 +41,7 @@ class MicroBatch:
 
     def arrays(self) -> dict[str, mx.array]:
         """The same as MLX arrays, by the names that the step uses."""
-        names = ("tokens", "last", "label_positions", "demonstration_labels", "gold")
+        names = ("tokens", "last", "label_positions", "demonstration_labels", "gold", "target")
         arrays = {name: mx.array(getattr(self.batch, name)) for name in names}
         return {**arrays, "weights": mx.array(self.weights)}
 

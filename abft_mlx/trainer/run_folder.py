@@ -10,7 +10,7 @@ from typing import Any
 from abft_mlx import files
 from abft_mlx.errors import OutputError
 
-ADAPTER_FILES = ("adapters.safetensors", "adapter_config.json")
+ADAPTER_FILES = ("adapters.safetensors", "adapter_config.json", "lora.safetensors")
 OWN_FILES = ("recipe.yaml", "metrics.jsonl", "run.json", "checkpoint")
 
 
@@ -21,12 +21,13 @@ class Update:
     Attributes:
         step: optimizer updates done, from 1.
         seen_examples: prompts seen so far, repeats counted.
-        loss: equation 1, averaged over the update's prompts.
-        punish: its first term without A.
+        loss: equation 1, averaged over the update's prompts; end to end, the cross-entropy of the
+            label token.
+        punish: equation 1's first term without A.
         reward: its second term without B.
         induction_heads: heads above the filter, averaged over the update's prompts.
-        A: the punish weight that this update used.
-        B: the reward weight.
+        A: the punish weight that this update used; 0 end to end.
+        B: the reward weight; 0 end to end.
         learning_rate: of this update.
         tokens: prompt tokens in this update, padding left out.
         seconds: wall-clock seconds of this update.

@@ -5,19 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_map
 
-from abft_mlx import adapters, attention
+from abft_mlx import adapters, attention, ports
 from abft_mlx.errors import RunError
-from abft_mlx.objective import abft_terms
+from abft_mlx.objective import Terms, abft_terms, end_to_end_terms
 from abft_mlx.trainer.plan import MicroBatch
 
 Tree = Any
+Objective = Literal["abft", "end_to_end"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Totals:
     """One update's sums, each divided by its number of prompts.
 
     Attributes:
-        loss: A · punish + B · reward.
+        loss: A · punish + B · reward, or the cross-entropy of the label token.
         punish: attention on wrong labels, summed over kept heads.
         reward: one minus attention on right labels, summed over kept heads.
         induction_heads: kept heads.
@@ -42,13 +43,15 @@ class Totals:
 
 
 class Step:
-    """Computes gradients of equation 1 and applies them.
+    """Computes gradients of equation 1, or of end-to-end fine-tuning's loss, and applies them.
 
     Args:
         model: a loaded model with adapters attached; everything else frozen.
         optimizer: an MLX optimizer.
         reward_weight: B.
         use_filter: whether heads must pass the induction-head filter.
+        objective: "abft", or "end_to_end", for which the punish weight, ``reward_weight`` and
+            ``use_filter`` do nothing.
         max_gradient_norm: clip the averaged gradient to this L2 norm, or None.
         compiled: compile value and gradient into one graph; None compiles on a GPU only.
     """
@@ -60,6 +63,7 @@ class Step:
         *,
         reward_weight: float,
         use_filter: bool,
+        objective: Objective = "abft",
         max_gradient_norm: float | None = None,
         compiled: bool | None = None,
     ) -> None:
@@ -68,33 +72,46 @@ class Step:
         self.max_gradient_norm = max_gradient_norm
         self.shapes: set[tuple[int, int]] = set()
         self.compiled = mx.default_device() == mx.Device(mx.gpu) if compiled is None else compiled
-        self._value_and_grad = self._build(reward_weight, use_filter)
+        self._value_and_grad = self._build(objective, reward_weight, use_filter)
         optimizer.init(model.trainable_parameters())
 
-    def _build(self, reward_weight: float, use_filter: bool) -> Callable[..., tuple]:
-        model = self.model
+    def _build(
+        self, objective: Objective, reward_weight: float, use_filter: bool
+    ) -> Callable[..., tuple]:
+        model, port = self.model, ports.port_for(self.model)
 
-        def loss(parameters: Tree, batch: dict[str, mx.array], punish_weight: mx.array) -> tuple:
-            model.update(parameters)
-            _, rows = attention.forward(model, batch["tokens"], batch["last"])
-            terms = abft_terms(
-                rows,
-                batch["label_positions"],
-                batch["demonstration_labels"],
-                batch["gold"],
-                batch["last"],
+        def terms(batch: dict[str, mx.array], punish_weight: mx.array) -> Terms:
+            last = batch["last"]
+            hidden, rows = attention.forward(model, batch["tokens"], last)
+            seen = (rows, batch["label_positions"], batch["demonstration_labels"], batch["gold"])
+            if objective == "end_to_end":
+                # (B, V) logits: the head never sees the other positions.
+                at_last = mx.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+                return end_to_end_terms(
+                    port.logits(model, at_last),
+                    batch["target"],
+                    *seen,
+                    last,
+                    prompt_weights=batch["weights"],
+                )
+            return abft_terms(
+                *seen,
+                last,
                 punish_weight=punish_weight,
                 reward_weight=reward_weight,
                 use_filter=use_filter,
                 prompt_weights=batch["weights"],
             )
-            return terms.loss, terms.punish, terms.reward, terms.induction_heads
+
+        def loss(parameters: Tree, batch: dict[str, mx.array], punish_weight: mx.array) -> tuple:
+            model.update(parameters)
+            return tuple(terms(batch, punish_weight))
 
         value_and_grad = mx.value_and_grad(loss)
 
         def run(parameters: Tree, batch: dict[str, mx.array], punish_weight: mx.array) -> tuple:
-            terms, gradients = value_and_grad(parameters, batch, punish_weight)
-            return mx.stack(terms), gradients
+            values, gradients = value_and_grad(parameters, batch, punish_weight)
+            return mx.stack(values), gradients
 
         # A CPU gains nothing: MLX runs a C++ compiler there, most of a minute on a new machine.
         if not self.compiled:

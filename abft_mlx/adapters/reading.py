@@ -1,0 +1,225 @@
+"""Reading adapter folders, ours and mlx-lm's, and putting them on a model that they fit."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from abft_mlx.adapters.attach import detach, input_dims, train_mode
+from abft_mlx.adapters.files import CONFIG, FACTORS, WEIGHTS
+from abft_mlx.adapters.headers import read_header
+from abft_mlx.adapters.layers import put_full, put_lora
+from abft_mlx.errors import AdapterError
+from abft_mlx.ports import base_linear, has, output_dims, port_for, resolve
+
+PROBLEMS_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Folder:
+    """An adapter folder's contents, read and understood but not yet fitted to a model.
+
+    Attributes:
+        path: the folder.
+        kind: "lora" where it holds LoRA tensors, with or without a head, or "full".
+        scale: of the LoRA tensors.
+        dropout: of the LoRA layers.
+        keys: layers that the configuration names.
+        files: where its tensors are: file to the names taken from it.
+        shapes: tensor name to shape.
+    """
+
+    path: Path
+    kind: str
+    scale: float
+    dropout: float
+    keys: tuple[str, ...]
+    files: dict[str, tuple[str, ...]]
+    shapes: dict[str, tuple[int, ...]]
+
+    @property
+    def modules(self) -> list[str]:
+        """Paths of the layers that the adapter changes, in the files' order."""
+        return list(dict.fromkeys(name.rpartition(".")[0] for name in self.shapes))
+
+    def tensors(self) -> dict[str, mx.array]:
+        """Name to tensor, read from the files."""
+        found: dict[str, mx.array] = {}
+        for file, names in self.files.items():
+            loaded: Any = mx.load(str(self.path / file))
+            found.update({name: loaded[name] for name in names})
+        mx.eval(found)
+        return found
+
+
+def read(folder: str | Path) -> Folder:
+    """Read an adapter folder's configuration and tensor names, without loading tensors.
+
+    Raises:
+        AdapterError: not an adapter folder, files that are broken, or another program's format.
+    """
+    folder = Path(folder)
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise AdapterError(
+                f"{folder} has no {name}; give a folder that abft-mlx finetune or mlx-lm wrote"
+            )
+    try:
+        written = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise AdapterError(f"{folder / CONFIG} cannot be read as JSON: {error}") from error
+    if not isinstance(written, dict) or "peft_type" in written:
+        what = "a PEFT adapter" if isinstance(written, dict) else "not a table"
+        raise AdapterError(f"{folder / CONFIG} is {what}; give an mlx-lm adapter folder")
+    kind = written.get("fine_tune_type", "lora")
+    shapes = _shapes(folder / WEIGHTS)
+    if kind not in ("lora", "full"):
+        raise AdapterError(
+            f"{folder / CONFIG}: fine_tune_type {kind!r} is not supported; use lora or full"
+        )
+    files = {WEIGHTS: tuple(shapes)}
+    if kind == "full" and (folder / FACTORS).is_file():
+        # The weights are for stock mlx-lm; what was trained is the LoRA tensors and the head.
+        factors = _shapes(folder / FACTORS)
+        merged = {f"{name.rpartition('.')[0]}.weight" for name in factors}
+        files = {
+            FACTORS: tuple(factors),
+            WEIGHTS: tuple(name for name in shapes if name not in merged),
+        }
+        shapes = factors | {name: shapes[name] for name in files[WEIGHTS]}
+        kind = "lora"
+    if kind == "full":
+        return Folder(folder, kind, 1.0, 0.0, (), files, shapes)
+    parameters: Any = written.get("lora_parameters")
+    try:
+        scale, dropout = float(parameters["scale"]), float(parameters.get("dropout", 0.0))
+        keys = tuple(map(str, parameters.get("keys") or ()))
+        if not (math.isfinite(scale) and 0 <= dropout < 1):
+            raise ValueError
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise AdapterError(
+            f"{folder / CONFIG}: lora_parameters {parameters!r} needs a number scale and a dropout "
+            "of 0 up to 1"
+        ) from error
+    return Folder(folder, kind, scale, dropout, keys, files, shapes)
+
+
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Tensor name to shape, of a safetensors file that is whole."""
+    try:
+        return {name: tuple(entry["shape"]) for name, entry in read_header(path).items()}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise AdapterError(f"{path} is broken: {error}; train or copy it again") from error
+
+
+def fitting(model: nn.Module, folder: str | Path) -> Folder:
+    """Read an adapter folder and check every name and shape against a model.
+
+    Raises:
+        AdapterError: the folder cannot be read, or tensors do not fit: one message names all.
+    """
+    adapter = read(folder)
+    problems = _misfits(model, adapter)
+    if problems:
+        shown = problems[:PROBLEMS_SHOWN]
+        more = [f"and {len(problems) - len(shown)} more"] if len(problems) > len(shown) else []
+        raise AdapterError(
+            f"{adapter.path} does not fit this model ({len(problems)} mismatches): "
+            + "; ".join(shown + more)
+            + "; use the base model that it was trained on"
+        )
+    return adapter
+
+
+def load(model: nn.Module, folder: str | Path) -> None:
+    """Put a saved adapter on a model, in place of any that it carries; ready to use or to train.
+
+    Reads what :func:`save` and mlx-lm's LoRA training write. A trained LM head takes the place of
+    the base's, quantized or not. Nothing changes on an error.
+
+    Args:
+        model: a loaded base model.
+        folder: an adapter or run folder.
+
+    Raises:
+        AdapterError: the folder cannot be read, or tensors do not fit: one message names all.
+    """
+    adapter = fitting(model, folder)
+    loaded = adapter.tensors()
+    head = port_for(model).head_path(model)
+    detach(model)
+    for path in adapter.modules:
+        if f"{path}.weight" in loaded:
+            full = put_full(model, path, head=path == head)
+            full.weight = loaded[f"{path}.weight"].astype(mx.float32)
+        else:
+            rank = adapter.shapes[f"{path}.lora_a"][1]
+            lora = put_lora(model, path, rank, adapter.scale, adapter.dropout)
+            lora.lora_a = loaded[f"{path}.lora_a"].astype(mx.float32)
+            lora.lora_b = loaded[f"{path}.lora_b"].astype(mx.float32)
+    train_mode(model, False)
+
+
+def _misfits(model: nn.Module, adapter: Folder) -> list[str]:
+    """Every name and shape of an adapter that the model has no place for."""
+    if not adapter.shapes:
+        return [f"{WEIGHTS} holds no tensors"]
+    head = port_for(model).head_path(model)
+    problems = []
+    ranks: dict[str, int] = {}
+    for name, shape in sorted(adapter.shapes.items()):
+        path, _, leaf = name.rpartition(".")
+        leaves = ("weight",) if adapter.kind == "full" else ("lora_a", "lora_b")
+        module = resolve(model, path) if path and has(model, path) else None
+        linear = None if module is None else _base(module)
+        if not isinstance(linear, nn.Linear | nn.QuantizedLinear):
+            problems.append(f"{name}: the model has no linear layer {path!r}")
+            continue
+        if leaf not in leaves and not (path == head and leaf == "weight"):
+            problems.append(f"{name}: not a {adapter.kind} tensor ({' or '.join(leaves)})")
+            continue
+        if leaf == "weight" and "scales" in linear and path != head:
+            problems.append(f"{name}: the model's {path} is quantized")
+            continue
+        outputs, inputs = output_dims(linear), input_dims(linear)
+        rank = shape[1 if leaf == "lora_a" else 0] if len(shape) == 2 else 0
+        expected = {
+            "weight": (outputs, inputs),
+            "lora_a": (inputs, rank),
+            "lora_b": (rank, outputs),
+        }[leaf]
+        if tuple(shape) != expected:
+            problems.append(f"{name}: shape {tuple(shape)}, the model needs {expected}")
+        elif leaf != "weight" and ranks.setdefault(path, rank) != rank:
+            problems.append(f"{path}: lora_a has rank {ranks[path]}, lora_b {rank}")
+    if adapter.kind == "lora":
+        problems += _unpaired(adapter)
+    return problems
+
+
+def _base(module: nn.Module) -> nn.Module:
+    """The base's own layer, without what an adapter put in its place."""
+    original = getattr(module, "original", None)
+    return base_linear(module if original is None else original.module)
+
+
+def _unpaired(adapter: Folder) -> list[str]:
+    """Tensors that are missing: a half of a pair, or all of a layer that the keys name."""
+    paths = {n.rpartition(".")[0] for n in adapter.shapes if not n.endswith(".weight")}
+    missing = [
+        f"{path}.{leaf}: missing from {WEIGHTS}"
+        for path in sorted(paths)
+        for leaf in ("lora_a", "lora_b")
+        if f"{path}.{leaf}" not in adapter.shapes
+    ]
+    return missing + [
+        f"{key}: named in {CONFIG}, but {WEIGHTS} has no tensors for it"
+        for key in adapter.keys
+        if key not in paths and not any(path.endswith(f".{key}") for path in paths)
+    ]
