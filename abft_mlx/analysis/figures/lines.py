@@ -1,0 +1,41 @@
+"""Lines with bands, which several figures are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from abft_mlx.analysis.figures import style
+
+
+def line(
+    axes: Any,
+    index: int,
+    x: np.ndarray,
+    y: np.ndarray,
+    low: np.ndarray | None,
+    high: np.ndarray | None,
+    label: str,
+    *,
+    markers: bool = True,
+) -> None:
+    """One series, with a band where it has both ends.
+
+    Args:
+        axes: a matplotlib Axes.
+        index: number of the series, which chooses colour, marker and dashes.
+        x: (X,).
+        y: (X,).
+        low: (X,) lower ends, or None.
+        high: (X,) upper ends, or None.
+        label: for the legend.
+        markers: mark every point.
+    """
+    colour = style.colour(index)
+    axes.plot(
+        x, y, color=colour, marker=style.marker(index) if markers else None, markersize=4,
+        linestyle=("-", "--", "-.", ":")[index % 4], label=label,
+    )  # fmt: skip
+    if low is not None and high is not None:
+        axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
