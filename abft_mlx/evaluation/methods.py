@@ -5,7 +5,7 @@ Letters: N prompts, C labels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -13,6 +13,7 @@ import mlx.nn as nn
 import numpy as np
 
 from abft_mlx.evaluation import calibration
+from abft_mlx.evaluation._progress import Progress, part
 from abft_mlx.evaluation.intervals import intervals, mcnemar
 from abft_mlx.evaluation.metrics import predictions, summary
 from abft_mlx.evaluation.outputs import hidden_states, vocabulary_logits
@@ -21,7 +22,6 @@ from abft_mlx.prompts import Prompt
 from abft_mlx.recipe import EvaluationSection
 from abft_mlx.task import Task
 
-OnProgress = Callable[[int, int], None]
 BASE = "vanilla"
 _ANCHORED = ("hidden", "knn")
 
@@ -48,7 +48,7 @@ def probabilities_of(
     task: Task,
     prompts: Sequence[Prompt],
     section: EvaluationSection,
-    on_progress: OnProgress | None = None,
+    on_progress: Progress | None = None,
 ) -> dict[str, np.ndarray]:
     """Label probabilities of the test prompts by every method of a section.
 
@@ -198,7 +198,7 @@ class _Passes:
         task: Task,
         section: EvaluationSection,
         total: int,
-        on_progress: OnProgress | None,
+        on_progress: Progress | None,
     ) -> None:
         self.model = model
         self.space = task.space
@@ -214,7 +214,7 @@ class _Passes:
             prompts,
             self.space,
             batch_tokens=self.batch_tokens,
-            on_progress=self._tick,
+            on_progress=part(self.on_progress, self.done, self.total),
         )
         self.done += len(prompts)
         return found
@@ -231,12 +231,7 @@ class _Passes:
             prompts,
             batch_tokens=self.batch_tokens,
             each=read,
-            on_progress=self._tick,
+            on_progress=part(self.on_progress, self.done, self.total),
         )
         self.done += len(prompts)
         return found, states
-
-    def _tick(self, done: int, total: int) -> None:
-        del total
-        if self.on_progress is not None:
-            self.on_progress(self.done + done, self.total)
