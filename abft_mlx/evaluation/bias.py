@@ -28,7 +28,7 @@ RATES = (0.0, 0.25, 0.5, 0.75, 1.0)
 COMPAT_CORRECTNESS = (1.0, 0.75, 0.25, -0.5, -1.5)
 
 
-def domain_queries(texts: Sequence[str], n: int, words: int = WORDS, seed: int = 42) -> list[str]:
+def domain_queries(texts: Sequence[str], n: int, words: int, seed: int = 42) -> list[str]:
     """N queries of random words, in the words of the domain but without its sense.
 
     As in the benchmark, one generator runs through all queries.
@@ -129,7 +129,7 @@ def prior_prompts(task: Task, section: EvaluationSection) -> tuple[list[Prompt],
     builder = task.builder_for(allow_empty=True)
     pool = task.splits.demonstrations.pairs()
     sets = [[pool[row] for row in rows] for rows in task.test_rows(section)]
-    words = domain_queries(task.splits.demonstrations.texts, len(sets), seed=section.seed)
+    words = domain_queries(task.splits.demonstrations.texts, len(sets), WORDS, section.seed)
     contextual = [
         builder.build(shown, "", 0, where=f"contextual-bias prompt {i}")
         for i, shown in enumerate(sets)

@@ -15,7 +15,7 @@ from abft_mlx.evaluation.intervals import bootstrap_interval
 from abft_mlx.evaluation.metrics import predictions
 from abft_mlx.evaluation.probabilities import label_probabilities
 from abft_mlx.evaluation.variants import variant_prompts
-from abft_mlx.prompts import evaluation_prompts
+from abft_mlx.prompts import Prompt, evaluation_prompts
 from abft_mlx.recipe import EvaluationSection
 from abft_mlx.task import Task
 
@@ -34,6 +34,24 @@ def modal_shares(predicted: np.ndarray) -> np.ndarray:
     """
     counts = [(predicted == label).sum(axis=0) for label in range(int(predicted.max()) + 1)]
     return np.max(counts, axis=0) / len(predicted)
+
+
+def redrawn_prompts(task: Task, section: EvaluationSection) -> list[Prompt]:
+    """Eight prompts for each of the first test rows; query q in set r is prompt q + Q · r.
+
+    Args:
+        task: 128 of its test rows are asked, or as many as there are.
+        section: ``queries`` limits them further; ``seed`` chooses the demonstrations.
+    """
+    return evaluation_prompts(
+        task.builder,
+        task.splits.demonstrations,
+        task.splits.test,
+        min(QUERIES, section.queries),
+        SETS,
+        task.demonstrations,
+        section.seed,
+    )
 
 
 def robustness(
@@ -60,15 +78,7 @@ def robustness(
         consistency (resampling queries) unless ``bootstrap_samples`` is 0.
     """
     worded = variant_prompts(task, section)
-    redrawn = evaluation_prompts(
-        task.builder,
-        task.splits.demonstrations,
-        task.splits.test,
-        min(QUERIES, section.queries),
-        SETS,
-        task.demonstrations,
-        section.seed,
-    )
+    redrawn = redrawn_prompts(task, section)
     total = sum(len(prompts) for _, prompts in worded) + len(redrawn)
     measured = [(builder.space, prompts) for builder, prompts in worded]
     measured.append((task.space, redrawn))

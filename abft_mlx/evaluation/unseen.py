@@ -51,19 +51,18 @@ def unseen_rows(
     generator = Generator(seed)
     pool, again = len(labels), k > len(labels)
     rows = [tuple(generator.draw(pool, k, again)) for _ in range(len(gold) * repeats)]
+    others = {one: [i for i in range(pool) if labels[i] != one] for one in sorted(set(gold))}
     for i, row in enumerate(rows):
         label = gold[i % len(gold)]
         if all(labels[one] != label for one in row):
             continue
-        others = [one for one in range(pool) if labels[one] != label]
-        if len(others) < (1 if again else k):
-            raise ValueError(f"{len(others)} of {pool} rows are not of label {label}")
-        tries = (
-            (pool / len(others)) ** k if again else math.comb(pool, k) / math.comb(len(others), k)
-        )
+        left = len(others[label])
+        if left < (1 if again else k):
+            raise ValueError(f"{left} of {pool} rows are not of label {label}")
+        tries = (pool / left) ** k if again else math.comb(pool, k) / math.comb(left, k)
         while any(labels[one] == label for one in row):
             if tries > LONGEST_SEARCH:
-                row = tuple(others[one] for one in generator.draw(len(others), k, again))
+                row = tuple(others[label][one] for one in generator.draw(left, k, again))
             else:
                 row = tuple(generator.draw(pool, k, again))
         rows[i] = row
