@@ -1,0 +1,320 @@
+"""End-to-end fine-tuning against PyTorch on the same weights, and through the whole trainer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.optimizers as optim
+import numpy as np
+import pytest
+import tiny_models
+from mlx.utils import tree_flatten
+from mlx_lm.utils import load_model
+from test_step_oracle import (
+    RANK,
+    RELATIVE,
+    SCALE,
+    Batch,
+    batch_for,
+    randomize_lora,
+    relative,
+    torch_loss,
+    torch_name,
+)
+from test_trainer import make_prompts, make_recipe, same, trained
+
+from abft_mlx import adapters, attention, ports
+from abft_mlx.objective import abft_terms, end_to_end_terms
+from abft_mlx.prompts import PromptBatch
+from abft_mlx.recipe import AdapterSection
+from abft_mlx.trainer import RunFolder, Trainer, plan
+from abft_mlx.trainer.plan import MicroBatch
+from abft_mlx.trainer.step import Step
+
+TARGET = [7, 90, 7, 31]
+HEAD = "lm_head.weight"
+CASES = [(name, False) for name in tiny_models.ARCHITECTURES]
+CASES += [(name, True) for name in ("llama", "mistral", "qwen3")]
+
+
+class Pair:
+    """One tiny model here and in PyTorch, with the same LoRA and, if asked for, a trained head."""
+
+    def __init__(self, name: str, folder: Path, *, head: bool) -> None:
+        self.torch = tiny_models.torch()
+        self.reference = tiny_models.reference(name).requires_grad_(False)
+        self.model, _ = load_model(tiny_models.save_reference(self.reference, folder, name))
+        self.batch = batch_for(self.model)
+        adapters.attach(self.model, AdapterSection(rank=RANK, scale=SCALE, head=head), seed=3)
+        lora = {
+            path: one
+            for path, one in adapters.adapted(self.model).items()
+            if not isinstance(one, adapters.FullLinear)
+        }
+        self.start = self._randomized(head)
+        self.theirs = {
+            key: self.torch.tensor(value, requires_grad=True) for key, value in self.start.items()
+        }
+        for path in lora:
+            a, b = self.theirs[f"{path}.lora_a"], self.theirs[f"{path}.lora_b"]
+            self.reference.get_submodule(torch_name(path)).register_forward_hook(
+                lambda _module, inputs, output, a=a, b=b: output + SCALE * (inputs[0] @ a @ b)
+            )
+        if head:
+            weight = self.theirs[HEAD]
+            self.reference.lm_head.register_forward_hook(
+                lambda _module, inputs, _output: inputs[0] @ weight.T
+            )
+        self.masks = {
+            key: self.torch.tensor(np.array(value))
+            for key, value in adapters.gradient_mask(self.model).items()
+        }
+
+    def _randomized(self, head: bool) -> dict[str, np.ndarray]:
+        if not head:
+            return randomize_lora(self.model)
+        trained_head = self.model.lm_head
+        # randomize_lora knows LoRA layers alone.
+        self.model.lm_head = trained_head.original.module
+        randomize_lora(self.model)
+        self.model.lm_head = trained_head
+        tree = tree_flatten(self.model.trainable_parameters())
+        return {name: np.array(value) for name, value in tree}
+
+    def loss(self) -> Any:
+        """Cross-entropy of the target tokens at the last positions, averaged over prompts."""
+        torch, last = self.torch, self.batch.last.tolist()
+        tokens = torch.tensor(np.array(self.batch.tokens).astype(np.int64))
+        mask = (torch.arange(tokens.shape[1]) <= torch.tensor(last)[:, None]).long()
+        logits = self.reference(input_ids=tokens, attention_mask=mask, use_cache=False).logits
+        at_last = torch.stack([logits[row, end] for row, end in enumerate(last)])
+        return torch.nn.functional.cross_entropy(at_last, torch.tensor(TARGET))
+
+    def step(self, rate: float = 1e-3, **options: Any) -> Step:
+        optimizer = optim.Adam(rate, bias_correction=True)
+        options = {"reward_weight": 1.3, "use_filter": False, "objective": "end_to_end"} | options
+        return Step(self.model, optimizer, **options)
+
+
+def micro_batch(batch: Batch, rows: list[int], weights: list[int]) -> MicroBatch:
+    """Some of a batch's prompts; weight 0 marks one that only fills the shape."""
+    arrays = [np.array(array)[rows] for array in batch]
+    padded = PromptBatch(*arrays, target=np.array(TARGET)[rows], rows=np.array(rows))
+    return MicroBatch(padded, np.array(weights, np.float32))
+
+
+def cut(batch: Batch) -> list[MicroBatch]:
+    return [micro_batch(batch, [0, 2, 3], [1, 1, 1]), micro_batch(batch, [1, 0, 0], [1, 0, 0])]
+
+
+@pytest.mark.parametrize(("name", "head"), CASES)
+def test_loss_and_gradients_equal_pytorchs(name: str, head: bool, tmp_path: Path) -> None:
+    pair = Pair(name, tmp_path, head=head)
+    expected = pair.loss()
+    (4 * expected).backward()
+    gradients, terms = pair.step().gradients(cut(pair.batch), punish_weight=0.7)
+    gradients = dict(tree_flatten(adapters.mask_gradients(pair.model, gradients)))
+    assert abs(terms[0].item() / 4 - expected.item()) <= RELATIVE * expected.item()
+    assert set(gradients) == set(pair.theirs)
+    assert (HEAD in gradients) is head
+    for key, value in gradients.items():
+        wanted = pair.theirs[key].grad
+        if key in pair.masks:
+            wanted = wanted * pair.masks[key]
+        assert np.linalg.norm(wanted) > 1e-5, f"{key}: nothing to compare"
+        assert relative(np.array(value), wanted.numpy()) <= RELATIVE, key
+
+
+@pytest.mark.parametrize(("name", "head"), [("gpt2", False), ("llama", False), ("llama", True)])
+def test_three_updates_equal_pytorchs_adam(name: str, head: bool, tmp_path: Path) -> None:
+    pair = Pair(name, tmp_path, head=head)
+    theirs = pair.torch.optim.Adam(pair.theirs.values(), lr=1e-3)
+    ours = pair.step()
+    for _ in range(3):
+        theirs.zero_grad()
+        loss = pair.loss()
+        loss.backward()
+        for key, mask in pair.masks.items():
+            pair.theirs[key].grad *= mask
+        theirs.step()
+        totals = ours.update(cut(pair.batch), 0.7)
+        assert abs(totals.loss - loss.item()) <= RELATIVE * loss.item()
+    for key, value in tree_flatten(pair.model.trainable_parameters()):
+        moved = np.array(value) - pair.start[key]
+        expected = pair.theirs[key].detach().numpy() - pair.start[key]
+        assert relative(moved, expected) <= 1e-3, key
+
+
+def test_heads_are_measured_with_the_filter_and_without_gradient(tmp_path: Path) -> None:
+    pair = Pair("llama", tmp_path, head=True)
+    _, kept = torch_loss(pair.torch, pair.reference, pair.batch, filtered=True)
+    total = 4 * sum(shape.n_heads for shape in ports.heads(pair.model) if shape)
+    assert 0 < kept < total
+    totals = pair.step(use_filter=False).update(cut(pair.batch), 0.7)
+    assert totals.induction_heads == kept / 4
+    assert totals.punish > 0
+    assert totals.reward > 0
+
+
+def test_the_terms_by_hand() -> None:
+    """Two prompts, three tokens, one of them filling the batch; equation 1 as abft_terms has it."""
+    logits = mx.array([[1.0, 2.0, -1.0], [300.0, 0.0, 5.0]])
+    pattern = mx.random.uniform(shape=(2, 4, 6), key=mx.random.key(0))
+    where = (mx.array([[0, 2], [1, 4]]), mx.array([[0, 1], [1, 1]]), mx.array([1, 0]))
+    last = mx.array([5, 4])
+    weights = mx.array([1.0, 0.5])
+    got = end_to_end_terms(
+        logits, mx.array([1, 2]), [pattern, None], *where, last, prompt_weights=weights
+    )
+    first = -np.log(np.exp(2) / np.exp([1.0, 2.0, -1.0]).sum())
+    assert got.loss.item() == pytest.approx(first + 0.5 * 295.0, rel=1e-6)
+    seen = abft_terms(
+        [pattern, None], *where, last, punish_weight=1, reward_weight=1, prompt_weights=weights
+    )
+    assert [one.item() for one in got[1:]] == [one.item() for one in seen[1:]]
+    whole = end_to_end_terms(logits, mx.array([1, 2]), [pattern, None], *where, last)
+    assert whole.loss.item() == pytest.approx(first + 295.0, rel=1e-6)
+    gradient = mx.grad(
+        lambda rows: end_to_end_terms(logits, mx.array([1, 2]), [rows], *where, last).loss
+    )
+    assert not mx.any(gradient(pattern)).item()
+
+
+def test_the_head_sees_the_last_positions_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = Pair("llama", tmp_path, head=True)
+    shapes = []
+    call = type(pair.model.lm_head).__call__
+
+    def watched(self: Any, x: mx.array) -> mx.array:
+        shapes.append(x.shape)
+        return call(self, x)
+
+    monkeypatch.setattr(type(pair.model.lm_head), "__call__", watched)
+    pair.step().update(cut(pair.batch), 0.7)
+    assert shapes == [(3, 64), (3, 64)]
+
+
+END_TO_END = ("objective.kind=end_to_end", "objective.filter=true", "adapter.head=true")
+
+
+def make_trainer(
+    *changes: str, folder: RunFolder | None = None, bits: int | None = None, **options: Any
+) -> Trainer:
+    recipe = make_recipe(*END_TO_END, *changes)
+    model = tiny_models.build("llama")
+    if bits is not None:
+        tiny_models.nn.quantize(model, group_size=64, bits=bits)
+    adapters.attach(model, recipe.adapter, seed=recipe.training.seed)
+    return Trainer(model, make_prompts(), recipe, folder=folder, **options)
+
+
+def test_the_target_goes_through_the_trainer() -> None:
+    """All prompts of make_prompts want token 3: its probability must rise."""
+    trainer = make_trainer("training.updates=12", "training.examples=24")
+    seen: list[Any] = []
+    trainer.on_update = seen.append
+    arrays = plan.micro_batches(make_prompts()[:5], 4)[1].arrays()
+    assert arrays["target"].tolist() == [3, 3, 3, 3]
+
+    def surprise() -> float:
+        batch = plan.micro_batches(make_prompts()[:8], 8)[0].arrays()
+        logits = trainer.model(batch["tokens"])
+        at_last = mx.take_along_axis(logits, batch["last"][:, None, None], axis=1)[:, 0]
+        return float(-mx.log(mx.softmax(at_last, axis=1)[:, 3]).mean())
+
+    before = surprise()
+    progress = trainer.run()
+    assert surprise() < before / 2
+    assert progress.updates == 12
+    assert seen[-1].loss < seen[0].loss / 2
+    assert {(one.A, one.B) for one in seen} == {(0.0, 0.0)}
+    assert all(one.induction_heads > 0 for one in seen)
+
+
+def test_the_controller_and_the_attention_settings_do_nothing() -> None:
+    changes = ("objective.punish=3", "objective.reward=0", "objective.filter=false")
+    runs = []
+    for one in ((), changes):
+        trainer = make_trainer(*one)
+        trainer.run()
+        runs.append(trained(trainer.model))
+    assert HEAD in runs[0]
+    assert same(*runs)
+
+
+def test_only_w_q_w_k_and_the_head_move() -> None:
+    trainer = make_trainer()
+    before = {n: np.array(v) for n, v in tree_flatten(trainer.model.parameters())}
+    trainer.run()
+    after = {n: np.array(v) for n, v in tree_flatten(trainer.model.parameters())}
+    moved = {name for name in after if not np.array_equal(after[name], before[name])}
+    lora = {name for name in after if name.rsplit(".", 1)[-1] in ("lora_a", "lora_b")}
+    assert moved == lora | {HEAD}
+
+
+class StopHereError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+def test_a_resumed_run_ends_bit_for_bit_as_an_undisturbed_one(
+    tmp_path: Path, bits: int | None
+) -> None:
+    def run(name: str, stop: int | None = None) -> dict[str, np.ndarray]:
+        folder = RunFolder(tmp_path / name)
+        resume = folder.path.exists()
+        if not resume:
+            folder.create()
+
+        def on_update(update: Any) -> None:
+            if update.step == stop:
+                raise StopHereError
+
+        trainer = make_trainer(
+            "adapter.dropout=0.2", folder=folder, bits=bits, on_update=on_update, fingerprint="x"
+        )
+        trainer.run(resume=resume)
+        return trained(trainer.model)
+
+    whole = run("whole")
+    with pytest.raises(StopHereError):
+        run("cut", stop=3)
+    assert same(run("cut"), whole)
+    assert HEAD in whole
+
+
+def test_a_compiled_step_is_the_plain_one() -> None:
+    batches = plan.micro_batches(make_prompts()[:8], 4)
+    totals = []
+    for compiled in (True, False):
+        trainer = make_trainer()
+        step = Step(
+            trainer.model,
+            trainer.optimizer,
+            reward_weight=0.0,
+            use_filter=True,
+            objective="end_to_end",
+            compiled=compiled,
+        )
+        totals.append([step.update(batches, 0.0) for _ in range(2)])
+    for one, other in zip(*totals, strict=True):
+        assert one.loss == pytest.approx(other.loss, rel=1e-5)
+        assert one.gradient_norm == pytest.approx(other.gradient_norm, rel=1e-4)
+
+
+def test_abft_with_a_trainable_head_leaves_the_head_alone() -> None:
+    """Equation 1 does not read the logits: the head's gradient is exactly zero."""
+    recipe = make_recipe("adapter.head=true")
+    model = tiny_models.build("llama")
+    tokens, last = tiny_models.tokens()
+    adapters.attach(model, recipe.adapter)
+    before = np.array(model.lm_head.weight)
+    rows = attention.capture(model, tokens, last)
+    Trainer(model, make_prompts(), recipe).run()
+    assert np.array_equal(before, np.array(model.lm_head.weight))
+    moved = attention.capture(model, tokens, last)
+    assert not mx.array_equal(rows[-1], moved[-1])
