@@ -149,7 +149,11 @@ def test_seed_changes_the_demonstrations_of_both() -> None:
 
 def test_a_wording_that_makes_no_prompt_is_named() -> None:
     task = small_task.task(variants={"label_affix": ["bot ", "\t"]})
-    with pytest.raises(PromptError, match=r"^template 1 of variants \(.*label_affix 'bot '\): ."):
+    told = (
+        r"^template 1 of variants \(input_prefix 'sentence: ', label_prefix 'class:', "
+        r"label_affix 'bot '\): .*merges"
+    )
+    with pytest.raises(PromptError, match=told):
         variant_prompts(task, small_task.settings())
 
 
