@@ -202,8 +202,7 @@ def _launched() -> bool:
 def _write_reports(folder: Path, opened: Study, cells: list[dict[str, Any]]) -> list[Path]:
     from abft_mlx import analysis
 
-    write = getattr(analysis, "write_study", None)
-    return write(folder, opened, cells) if write else []
+    return analysis.write_study(folder, opened, cells)
 
 
 def _tell(shell: Shell, outcome: Outcome) -> None:
@@ -242,7 +241,7 @@ class Follow(contextlib.ExitStack):
     def planned(self, left: int, held: int, total: int) -> None:
         """Say how much there is to do."""
         self._say(
-            f"{total:,} cells, {left:,} to run now" + (f" ({held:,} are not)" if held else "")
+            f"{total:,} cells: {left:,} to run now, {held:,} done before or left to other shards"
         )
 
     def begin(self, number: int, left: int, cell: Cell) -> None:

@@ -1,11 +1,11 @@
 """Studies: models x tasks x methods x seeds, one file for each cell, resumed where they stopped."""
 
-from abft_mlx.study.cells import Cell, cell_id, cells, shard
 from abft_mlx.study.methods import UNTRAINED, built_in
-from abft_mlx.study.run_cell import Tools, Watcher, run_cell
+from abft_mlx.study.plan import Cell, cell_id, cells, shard
 from abft_mlx.study.runner import Outcome, StudyWatcher, run
 from abft_mlx.study.sections import MethodEntry, ModelEntry, Study, TaskEntry, find, load, loads
 from abft_mlx.study.store import Store, read
+from abft_mlx.study.work import Tools, Watcher, run_cell
 
 __all__ = [
     "UNTRAINED",

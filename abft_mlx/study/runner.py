@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from abft_mlx.errors import AbftError
-from abft_mlx.study.cells import Cell, cells, shard
-from abft_mlx.study.run_cell import Silent, Tools, Watcher, heading, run_cell
+from abft_mlx.study.plan import Cell, cells, shard
 from abft_mlx.study.sections import Study
 from abft_mlx.study.store import DONE, FAILED, Store
+from abft_mlx.study.work import Silent, Tools, Watcher, heading, run_cell
 
 Report = Callable[[Path, Study, list[dict[str, Any]]], list[Path]]
 
@@ -101,8 +101,7 @@ def run(
     """
     store, watcher = Store(Path(output)), watcher or SilentStudy()
     every = cells(study)
-    store.create(study)
-    held = store.check(every)
+    held = store.open(study, every)
     mine = shard(every, *part)
     retried = (FAILED,) if retry_failed else ()
     todo = [cell for cell in mine if cell.id not in held or held[cell.id].get("status") in retried]

@@ -13,7 +13,7 @@ from abft_mlx import files
 from abft_mlx.errors import OutputError, RecipeError
 from abft_mlx.recipe import Recipe
 from abft_mlx.recipe.files import parse, to_yaml
-from abft_mlx.study.cells import Cell
+from abft_mlx.study.plan import Cell
 from abft_mlx.study.sections import Study
 
 DONE, FAILED = "done", "failed"
@@ -42,19 +42,24 @@ class Store:
         """Where a cell's adapter is kept."""
         return self.path / "adapters" / cell.id
 
-    def create(self, study: Study) -> None:
-        """Make the folder and write the study into it.
+    def open(self, study: Study, found: Sequence[Cell]) -> dict[str, dict[str, Any]]:
+        """Make the folder and write the study into it, unless it belongs to another.
+
+        Returns:
+            The documents that lie here, by id; see `check`.
 
         Raises:
-            OutputError: it holds another study, or cannot be written.
+            OutputError: it holds another study or cells of another, or cannot be written.
         """
         self._check_name(study)
+        held = self.check(found)
         try:
             self.cells.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise files.write_failure(self.path, error) from error
         text = to_yaml(study.model_dump(mode="json", exclude_defaults=True))
         files.write_text(self.path / STUDY_FILE, text)
+        return held
 
     def _check_name(self, study: Study) -> None:
         path = self.path / STUDY_FILE

@@ -19,7 +19,7 @@ from abft_mlx import adapters, data, experiment, files, runtime
 from abft_mlx.errors import RunError
 from abft_mlx.experiment import Experiment, RunResult
 from abft_mlx.recipe import Recipe
-from abft_mlx.study.cells import Cell, cell_id
+from abft_mlx.study.plan import Cell, cell_id
 from abft_mlx.trainer import Update
 from abft_mlx.trainer.run_folder import ADAPTER_FILES
 
@@ -330,11 +330,12 @@ def _check_splits(opened: Experiment) -> None:
 
 
 def _copy_adapter(folder: Path, keep: Path) -> None:
+    shutil.rmtree(keep, ignore_errors=True)
     try:
-        keep.mkdir(parents=True, exist_ok=True)
+        keep.mkdir(parents=True)
     except OSError as error:
         raise files.write_failure(keep, error) from error
-    for name in ADAPTER_FILES:
+    for name in (one for one in ADAPTER_FILES if (folder / one).exists()):
         with files.replacing(keep / name) as temporary:
             shutil.copyfile(folder / name, temporary)
 
