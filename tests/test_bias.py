@@ -178,12 +178,32 @@ def test_bias_equals_a_model_asked_prompt_by_prompt() -> None:
     mistaken = [1, 0.75, 0.25, -0.5, -1.5]
     assert compat["gler"] == pytest.approx(stats.linregress(mistaken, accuracies).slope)
     assert abs(compat["gler"] - found["gler"]) > 1e-3
-    for key, mean in (("contextual", empty.mean(axis=0)), ("domain", words.mean(axis=0))):
-        again = np.exp(mean) / np.exp(mean).sum()
-        either = [stats.entropy(mean), stats.entropy(again)]  # by how the float32 sum rounds
-        assert min(abs(compat[f"{key}_entropy"] - one) for one in either) < 1e-5
     for key in ("posterior_kl", "gler_accuracy", "maximum_entropy"):
         assert compat[key] == found[key]
+
+
+def test_both_entropies_follow_compat(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = np.array([0.9, 0.1 + 2**-40, 0.0])  # no rounding of the mean makes these sum to 1
+
+    def same(_: Any, prompts: list[Any], *__: Any, **___: Any) -> np.ndarray:
+        return np.tile(row, (len(prompts), 1))
+
+    monkeypatch.setattr(module, "label_probabilities", same)
+    task, gold = small_task.task(), np.array(small_task.task().splits.test.labels * 2)
+    for compat, wanted in ((False, row), (True, np.exp(row) / np.exp(row).sum())):
+        found = bias(None, task, small_task.settings(compat=compat), np.tile(row, (24, 1)), gold)
+        for key in ("contextual_entropy", "domain_entropy"):
+            assert found[key] == pytest.approx(stats.entropy(wanted), abs=1e-9)
+
+
+def test_words_and_demonstrations_follow_the_seed() -> None:
+    task, pool = small_task.task(), small_task.task().splits.demonstrations
+    for seed in (42, 43):
+        _, domain = prior_prompts(task, small_task.settings(seed=seed))
+        shown = [pool.pairs()[i] for i in HandGenerator(seed).draw(range(20), 2)]
+        query = domain_queries(pool.texts, 1, 128, seed)[0]
+        wanted = small_task.written(task.template, shown, query)
+        assert task.tokenizer.decode(domain[0].token_ids) == wanted
 
 
 def test_a_model_that_copies_follows_wrong_labels_all_the_way(

@@ -128,6 +128,9 @@ def test_the_protocols_numbers_of_queries_unless_fewer(monkeypatch: pytest.Monke
         section = small_task.settings(queries=queries, repeats=1)
         found = robustness(None, large, section, lambda *done: told.append(done))
         counts[queries] = [found[part]["queries"] for part in ("template", "demonstrations")]
+        for part in found.values():
+            share = large.splits.test.labels[: part["queries"]].count(0) / part["queries"]
+            assert part["accuracy"] == pytest.approx([share] * len(part["accuracy"]))
     assert counts == {512: [100, 128], 110: [100, 110], 30: [30, 30]}
     assert (9 * 100 + 8 * 128, 9 * 100 + 8 * 128) in told
 

@@ -54,8 +54,6 @@ def unseen_rows(
     others = {one: [i for i in range(pool) if labels[i] != one] for one in sorted(set(gold))}
     for i, row in enumerate(rows):
         label = gold[i % len(gold)]
-        if all(labels[one] != label for one in row):
-            continue
         left = len(others[label])
         if left < (1 if again else k):
             raise ValueError(f"{left} of {pool} rows are not of label {label}")
