@@ -9,6 +9,9 @@ from typing import Any
 
 _ASSET = Path(__file__).resolve().parent.parent / "assets" / "paper_targets.json"
 
+# What the paper compares with under the name of a checkpoint instead of a method.
+_CHECKPOINTS = ("PICL", "MetaICL")
+
 
 class Paper:
     """The tables of arXiv 2505.14233, by the names that studies use.
@@ -28,7 +31,7 @@ class Paper:
     def model(self, name: str, source: str) -> str | None:
         """What the paper calls a model, by the study's name for it or where it comes from."""
         ids = self.facts["model_ids"]
-        if name in ids:
+        if name in ids or any(name == f"{one} {end}" for one in ids for end in _CHECKPOINTS):
             return name
         return next((known for known, one in ids.items() if one == source), None)
 
@@ -45,12 +48,18 @@ class Paper:
         """Sort key: the paper's order, then others by name."""
         known = list(self.facts["model_ids"])
         called = self.model(name, source)
+        called = next((one for one in known if called and called.startswith(one)), None)
         return (known.index(called) if called else len(known), name)
 
     def row(self, model: str | None, method: str) -> dict[str, Any]:
         """The table's entry for a model and method; empty where it has none."""
         if self.table is None or model is None:
             return {}
+        for checkpoint in _CHECKPOINTS:
+            if model.endswith(f" {checkpoint}"):
+                model = model.removesuffix(f" {checkpoint}")
+                # A published checkpoint, prompted plainly, is the paper's row of that name.
+                method = checkpoint.lower() if method == "vanilla" else ""
         return self.facts.get(self.table, {}).get(model, {}).get(method, {})
 
     def accuracy(self, model: str | None, method: str, task: str) -> float | None:

@@ -67,7 +67,6 @@ def table_md(document: dict[str, Any]) -> str:
 def accuracy(found: Sequence[Measurement], paper: Paper) -> str:
     """Models and methods against tasks."""
     columns = tasks(found)
-    published = paper.table in ("table1", "table2", "table4")
     header = [
         "model",
         "method",
@@ -75,7 +74,7 @@ def accuracy(found: Sequence[Measurement], paper: Paper) -> str:
         *(f"{paper.task(task)} (n = {_prompts(found, task)})" for task in columns),
         "mean",
         "95% interval",
-        *(["paper's mean"] if published else []),
+        "paper's mean",
         "over vanilla",
         "p",
     ]
@@ -97,11 +96,7 @@ def accuracy(found: Sequence[Measurement], paper: Paper) -> str:
                 *(_task_cell(some, means, task, paper, called) for task in columns),
                 percent(mean, _spread(some)) if complete else NOTHING,
                 interval(average(some)) if complete else NOTHING,
-                *(
-                    [beside(mean, paper.average(called, first.method, columns)) or NOTHING]
-                    if published
-                    else []
-                ),
+                beside(mean, paper.average(called, first.method, columns)) or NOTHING,
                 _against(against, len(columns)),
                 p_value(against.p_value) if against else NOTHING,
             ]

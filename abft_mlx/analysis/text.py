@@ -57,7 +57,15 @@ def quantity(value: float | None, digits: int = 3) -> str:
 
 
 def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A Markdown table, bars in cells escaped."""
+    """A Markdown table, bars in cells escaped; the paper's columns only where they hold numbers."""
+    lines = list(lines)
+    kept = [
+        index
+        for index, name in enumerate(header)
+        if not name.startswith("paper") or any(line[index] != NOTHING for line in lines)
+    ]
+    header = [header[index] for index in kept]
+    lines = [[line[index] for index in kept] for line in lines]
     made = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for line in lines:
         cells = (" ".join(str(one).split()).replace("|", "\\|") for one in line)

@@ -213,6 +213,8 @@ def _tell(shell: Shell, outcome: Outcome) -> None:
             shell.tell("", path.read_text(encoding="utf-8").rstrip("\n"), "")
     for path in outcome.reports:
         shell.say(f"wrote {path}")
+    for note in getattr(outcome.reports, "notes", ()):
+        shell.say(f"note: {note}")
     if outcome.left:
         shell.say(
             f"{len(outcome.left):,} of {outcome.total:,} cells are left to other shards; the call "
