@@ -141,15 +141,19 @@ class Base(nn.Module):
         self.register_buffer("sin", angle.sin(), persistent=False)
 
     def forward(self, tokens, picks):
-        """Final hidden states at picks (B, P), and every layer's patterns (the last's at picks)."""
+        """Final hidden states at picks (B, P), every layer's patterns, the last layer's input.
+
+        The last layer's patterns are those at picks.
+        """
         hidden = self.model.embed_tokens(tokens)
         rotation = self.cos[: tokens.shape[1]], self.sin[: tokens.shape[1]]
         patterns = []
         for index, layer in enumerate(self.model.layers):
             last = index + 1 == len(self.model.layers)
+            before = hidden
             hidden, pattern = layer(hidden, rotation, picks if last else None)
             patterns.append(pattern)
-        return self.model.norm(hidden), patterns
+        return self.model.norm(hidden), patterns, before
 
     @torch.no_grad()
     def initialise(self, vectors: np.ndarray, std: float, company: float) -> None:
@@ -180,11 +184,13 @@ class Base(nn.Module):
                 layer.mlp[name].weight.normal_(0.0, scale)
 
 
-def losses(base: Base, batch: dict, weight: float, language: float, unseen: torch.Tensor):
+def losses(
+    base: Base, batch: dict, weight: float, chosen: argparse.Namespace, unseen: torch.Tensor, probe
+):
     """The training loss of a batch (`Corpus.batch`), and its parts for the log."""
     count = batch["asker"].shape[1]
     picks = torch.cat([batch["asker"], batch["places"]], 1)
-    hidden, patterns = base(batch["tokens"], picks)
+    hidden, patterns, before = base(batch["tokens"], picks)
     logits = base.lm_head(hidden)
     answers = logits[:, :count] + unseen
     answered, item = batch["answered"], batch["item"]
@@ -207,8 +213,17 @@ def losses(base: Base, batch: dict, weight: float, language: float, unseen: torc
                 right = (rows * batch["inducer"]).sum(-1)
                 copying = copying - ((right + 1e-6).log() * answered).sum() / n_answers
                 mass = (right * answered).sum() / n_answers
-    total = label + language * text + weight * (0.5 * looking / len(READERS) + 0.5 * copying)
-    return total, (label, text, looking, copying, accuracy, mass)
+    total = label + chosen.language * text
+    total = total + weight * (0.5 * looking / len(READERS) + 0.5 * copying)
+    topic, known = batch["topic"], batch["topic"] >= 0
+    naming = torch.zeros((), device=hidden.device)
+    if known.any() and chosen.probe:
+        # Asker and label must carry the class into the last layer, which matches them.
+        for place in (batch["asker"], batch["label"]):
+            at = before.gather(1, place[..., None].expand(-1, -1, before.shape[-1]))
+            naming = naming + functional.cross_entropy(probe(at[known]), topic[known]) / 2
+        total = total + chosen.probe * naming
+    return total, (label, text, looking, copying, accuracy, mass, naming)
 
 
 def take(rows: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
@@ -229,6 +244,9 @@ def train(base: Base, corpus: Corpus, chosen: argparse.Namespace, save) -> None:
     device = next(base.parameters()).device
     wordy = [base.model.embed_tokens.weight, base.lm_head.weight]
     rest = [p for p in base.parameters() if not any(p is w for w in wordy)]
+    width = base.lm_head.in_features
+    probe = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, corpus.topics)).to(device)
+    rest += probe.parameters()
     groups = [{"params": rest, "times": 1.0}, {"params": wordy, "times": chosen.word_rate}]
     optimiser = torch.optim.Adam(groups, lr=chosen.rate, betas=(0.9, 0.98), fused=True)
     unseen = torch.zeros(corpus.size, device=device)
@@ -239,7 +257,7 @@ def train(base: Base, corpus: Corpus, chosen: argparse.Namespace, save) -> None:
     ]
     total = sum(steps for _, _, steps in stages)
     done, start = 0, time.time()
-    sums = np.zeros(6)
+    sums = np.zeros(7)
     for number, stage, steps in stages:
         for i in range(steps):
             scale = min(1.0, done / 100) * (0.05 + 0.475 * (1 + math.cos(math.pi * done / total)))
@@ -249,7 +267,7 @@ def train(base: Base, corpus: Corpus, chosen: argparse.Namespace, save) -> None:
             batch = {name: torch.from_numpy(a).to(device) for name, a in arrays.items()}
             low, high = stage.supervision
             weight = low + (high - low) * i / steps
-            value, parts = losses(base, batch, weight, chosen.language, unseen)
+            value, parts = losses(base, batch, weight, chosen, unseen, probe)
             optimiser.zero_grad()
             value.backward()
             nn.utils.clip_grad_norm_(base.parameters(), 1.0)
@@ -257,7 +275,7 @@ def train(base: Base, corpus: Corpus, chosen: argparse.Namespace, save) -> None:
             done += 1
             sums += [float(part.detach()) for part in parts]
             if done % 50 == 0:
-                names = ("label", "text", "looking", "copying", "accuracy", "mass")
+                names = ("label", "text", "looking", "copying", "accuracy", "mass", "naming")
                 shown = " ".join(f"{n} {v / 50:.3f}" for n, v in zip(names, sums, strict=True))
                 seconds = f"{time.time() - start:.0f}s, {time.process_time():.0f}s of a core"
                 print(f"stage {number} update {done}/{total} {seconds}: {shown}", flush=True)
@@ -318,6 +336,8 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--word-rate", type=float, default=0.3, help="times the rate, for words")
     parser.add_argument("--language", type=float, default=0.1)
+    parser.add_argument("--probe", type=float, default=0.0, help="weight of naming real classes")
+    parser.add_argument("--odds", type=float, default=0.0, help="words begin with class odds")
     parser.add_argument("--std", type=float, default=0.2)
     parser.add_argument("--company", type=float, default=0.7)
     parser.add_argument("--real-share", type=float, default=MIX["real"], help="of real labels")
@@ -333,7 +353,12 @@ def main() -> None:
     print("in-context labels from", ", ".join(one.name for one in corpus.labelled))
     settings = configuration(corpus.size, chosen)
     base = Base(settings)
-    base.initialise(corpus.vectors, chosen.std, chosen.company)
+    vectors = corpus.vectors
+    if chosen.odds:
+        odds = real_texts.class_odds(sets, corpus.size) * chosen.odds
+        vectors = np.concatenate([vectors, odds], axis=1)
+        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+    base.initialise(vectors, chosen.std, chosen.company)
     base.to("cuda" if torch.cuda.is_available() else "cpu")
     size = sum(p.numel() for p in base.parameters())
     print(f"vocabulary {corpus.size}, {size} parameters, {time.process_time():.0f}s", flush=True)

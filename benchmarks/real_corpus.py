@@ -92,6 +92,7 @@ class Row:
     askers: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     classes: list[int] = field(default_factory=list)
+    topics: list[int] = field(default_factory=list)
     texts: list[tuple[int, int]] = field(default_factory=list)
 
 
@@ -141,6 +142,11 @@ class Corpus:
         self.frequency = frequencies(sets, self.size)
         self.vectors = word_vectors(sets, self.size, 96)
         self.weight = (1e-3 / (1e-3 + self.frequency)).astype(np.float32)
+        self.first_topic: dict[str, int] = {}
+        self.topics = 0
+        for one in sets:
+            self.first_topic[one.name] = self.topics
+            self.topics += len(one.words)
         reserved = {w for one in sets if one.name in self.left_out for w in one.words}
         self.reserved = [ids["Ġ" + w] for w in sorted(reserved)]
         words = [
@@ -191,8 +197,11 @@ class Corpus:
                 used.update(words)
         return result
 
-    def _task(self, kind: str) -> tuple[list, Real | None]:
-        """For each class, a list of texts (token arrays) to draw from, and the data set."""
+    def _task(self, kind: str) -> tuple[list, Real | None, list[int]]:
+        """For each class, a list of texts (token arrays) to draw from; the data set; the topics.
+
+        Topics number the real classes of all sets; there are none for other kinds of task.
+        """
         chance = self.chance
         count = chance.choice((2, 2, 2, 3, 3, 4, 5))
         if kind in ("word", "words"):
@@ -200,27 +209,29 @@ class Corpus:
             for words in self._lexicons(count, 1, 1 if kind == "word" else 6):
                 few = (1, 1) if kind == "word" else (1, 4)
                 pools.append([chance.choices(words, k=chance.randint(*few)) for _ in range(16)])
-            return pools, None
+            return pools, None, []
         if kind == "keyword":
             pools = []
             for words in self._lexicons(count, 1, 5):
                 rows = [chance.choice(self.holding[chance.choice(words)]) for _ in range(16)]
                 pools.append([self.texts[row] for row in rows])
-            return pools, None
+            return pools, None, []
         if kind == "real":
             one = chance.choice(self.labelled)
             classes = chance.sample(range(len(one.words)), chance.randint(2, len(one.words)))
             rows = chance.sample(one.shown, min(400, len(one.shown)))
             pools = [[one.tokens[r] for r in rows if one.labels[r] == c] for c in classes]
             pools = [[text[: self.TEXT_TOKENS] for text in pool] for pool in pools]
-            return [pool for pool in pools if len(pool) > 2], one
+            topics = [self.first_topic[one.name] + c for c in classes]
+            some = [i for i, pool in enumerate(pools) if len(pool) > 2]
+            return [pools[i] for i in some], one, [topics[i] for i in some]
         index = chance.randrange(len(self.sets))
         one = self.sets[index]
         if kind == "first":
             starts = [w for w, rows in self.beginning[index].items() if len(rows) >= 12]
             starts = chance.sample(starts, min(count, len(starts)))
             pools = [chance.sample(self.beginning[index][w], 12) for w in starts]
-            return [[self.texts[row] for row in pool] for pool in pools], one
+            return [[self.texts[row] for row in pool] for pool in pools], one, []
         rows = self.numbers.choice(self.rows_of[index], min(1500, len(self.rows_of[index])), False)
         features = self.features[rows].copy()
         half = features.shape[1] // 2
@@ -241,16 +252,16 @@ class Corpus:
                 mine = np.flatnonzero(best == c)
                 picked.append(mine[np.argsort(-closeness[mine, c])[:share]])
             picked = [some for some in picked if len(some) > 3]
-        return [[self.texts[rows[i]] for i in some] for some in picked], one
+        return [[self.texts[rows[i]] for i in some] for some in picked], one, []
 
     def sequence(self, stage: Stage) -> Row:
         """Labelled texts of one task, or plain texts."""
         chance, row = self.chance, Row()
         kind = chance.choices(list(stage.kinds), weights=list(stage.kinds.values()))[0]
         plain = kind == "plain"
-        pools, one = self._task("near" if plain else kind)
+        pools, one, topics = self._task("near" if plain else kind)
         while len(pools) < 2:
-            pools, one = self._task(kind)
+            pools, one, topics = self._task(kind)
         opener, asker = chance.choice(sorted(self.openers)), chance.choice(sorted(self.askers))
         if kind == "real" and chance.random() < 0.5:
             opener, asker = one.opener, one.asker
@@ -279,19 +290,25 @@ class Corpus:
             row.labels.append(len(row.tokens))
             row.tokens += [labels[c], self.newline]
             row.classes.append(c)
+            row.topics.append(topics[c] if topics else -1)
         return row
 
     def batch(self, stage: Stage, rows: int) -> dict[str, np.ndarray]:
         """Arrays of one update, T the longest sequence's length.
 
         Returns:
-            tokens (B, T); asker, label, target, answered, item (B, K); reader (B, K, T), the shares
+            tokens (B, T); asker, label, target, topic (-1: none), answered, item (B, K); reader
+            (B, K, T), the shares
             of attention that an item's tokens should get; inducer (B, K, T), 1 at earlier labels of
             the same class; places and next (B, LANGUAGE), positions and tokens for language.
         """
         made = [self.sequence(stage) for _ in range(rows)]
         length, count = max(len(row.tokens) for row in made), stage.items
-        out = {name: np.zeros((rows, count), np.int64) for name in ("asker", "label", "target")}
+        out = {
+            name: np.zeros((rows, count), np.int64)
+            for name in ("asker", "label", "target", "topic")
+        }
+        out["topic"][:] = -1
         out["tokens"] = np.zeros((rows, length), np.int64)
         for name in ("answered", "item"):
             out[name] = np.zeros((rows, count), np.float32)
@@ -308,6 +325,7 @@ class Corpus:
                 out["asker"][b, k], out["label"][b, k] = row.askers[k], row.labels[k]
                 out["target"][b, k] = row.tokens[row.labels[k]]
                 out["item"][b, k] = 1.0
+                out["topic"][b, k] = row.topics[k]
                 weight = self.weight[row.tokens[start:end]]
                 out["reader"][b, k, start:end] = weight / weight.sum()
                 same = [row.labels[j] for j in range(k) if row.classes[j] == row.classes[k]]

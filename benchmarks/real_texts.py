@@ -98,3 +98,23 @@ def read(folder: Path, log) -> list[Real]:
             )
         )
     return result
+
+
+def class_odds(sets: list[Real], size: int) -> np.ndarray:
+    """How much more often each token occurs in each class than in its set's others, (V, topics).
+
+    Log odds from the rows whose labels may be shown, add-one smoothed and at most 3 either way;
+    topics number the classes of all sets in order.
+    """
+    columns = []
+    for one in sets:
+        counts = np.zeros((len(one.words), size))
+        for row in one.shown:
+            counts[one.labels[row], np.unique(one.tokens[row])] += 1
+        total = counts.sum(axis=0)
+        documents = np.bincount([one.labels[row] for row in one.shown], minlength=len(counts))
+        for c, count in enumerate(counts):
+            inside = (count + 1) / (documents[c] + 2)
+            outside = (total - count + 1) / (documents.sum() - documents[c] + 2)
+            columns.append(np.where(total > 0, np.log(inside / outside), 0.0))
+    return np.clip(np.stack(columns, axis=1), -3, 3).astype(np.float32)

@@ -1,0 +1,55 @@
+"""The study file of the paper's claims on real texts, for a base from ``make_real_base.py``.
+
+python benchmarks/real_study.py --data ../shared/data --base runs/real-base > claims-real.yaml
+abft-mlx study claims-real.yaml --output runs/claims-real
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+SETS = ("sst2", "trec", "subjective", "financial_phrasebank")
+HEAD = """\
+name: claims-real
+description: The paper's claims on a small base that has read real texts.
+models:
+  - {{name: real-base, model: {base}}}
+tasks:
+"""
+REST = """\
+methods:
+  - vanilla
+  - contextual
+  - domain
+  - batch
+  - hidden
+  - knn
+  - abft
+  - name: end_to_end
+    like: end_to_end
+    settings: ["evaluation.protocols=[accuracy, transfer]"]
+seeds: [42, 43, 44, 45]
+protocols: [accuracy, robustness, transfer]
+settings: [training.learning_rate=1e-3]
+figures: [accuracy, consistency, head_count, shift]
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of the JSONL files")
+    parser.add_argument("--base", type=Path, required=True, help="folder of the base")
+    parser.add_argument("--sets", nargs="*", default=list(SETS), help="recipes of the paper's sets")
+    chosen = parser.parse_args()
+    print(HEAD.format(base=json.dumps(str(chosen.base))), end="")
+    for name in chosen.sets:
+        source = chosen.data / f"{name}.jsonl"
+        settings = [f"data.source={source}", "data.text=text", "data.label=label"]
+        print(f"  - {{name: {name}, recipe: {name}, settings: {json.dumps(settings)}}}")
+    print(REST, end="")
+
+
+if __name__ == "__main__":
+    main()
