@@ -103,7 +103,7 @@ def end_to_end_terms(
     """Cross-entropy of the label token over the whole vocabulary, summed over prompts.
 
     What the heads do meanwhile is measured as :func:`abft_terms` does with the filter on, and has
-    no part in the loss or its gradient.
+    no part in the loss, so none in its gradient.
 
     Args:
         logits: (B, V) float32, at each prompt's last position only.
@@ -119,7 +119,7 @@ def end_to_end_terms(
         The loss, and the measured parts.
     """
     heads = abft_terms(
-        [None if pattern is None else mx.stop_gradient(pattern) for pattern in rows],
+        rows,
         label_positions,
         demonstration_labels,
         gold,

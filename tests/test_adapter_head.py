@@ -181,6 +181,9 @@ def test_full_precision_of_a_bfloat16_base(tmp_path: Path) -> None:
     assert saved["model.layers.1.self_attn.q_proj.weight"].dtype == mx.bfloat16
     stock, _ = mlx_lm.load(str(base), adapter_path=str(tmp_path / "run"))
     assert difference(stock(tokens), logits) <= 1e-5
+    ours, _ = load_model(base)
+    adapters.load(ours, tmp_path / "run")
+    assert mx.array_equal(ours(tokens), logits)
 
 
 def test_what_the_files_hold(tmp_path: Path) -> None:
@@ -255,6 +258,24 @@ def test_a_quantized_base(bits: int, tmp_path: Path) -> None:
     assert not adapters.adapted(model)
     assert type(model.lm_head) is nn.Linear
     assert difference(model(tokens), expected) <= 1e-4
+
+
+def test_a_base_of_which_only_the_head_is_quantized(tmp_path: Path) -> None:
+    model = tiny_models.build("llama")
+    nn.quantize(model, 64, 4, class_predicate=lambda path, _: path == HEAD)
+    quantized = model.lm_head
+    adapters.attach(model, LORA)
+    train(model)
+    tokens, _ = tiny_models.tokens()
+    expected = model(tokens)
+    adapters.save(model, tmp_path / "run")
+    assert set(mx.load(str(tmp_path / "run" / adapters.WEIGHTS))) == set(adapters.tensors(model))
+    adapters.detach(model)
+    assert model.lm_head is quantized
+    adapters.load(model, tmp_path / "run")
+    assert mx.array_equal(model(tokens), expected)
+    with pytest.raises(AdapterError, match="lm_head is quantized"):
+        adapters.merge(model)
 
 
 @pytest.mark.parametrize("kind", SECTIONS)

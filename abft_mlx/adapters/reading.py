@@ -177,7 +177,7 @@ def _misfits(model: nn.Module, adapter: Folder) -> list[str]:
         path, _, leaf = name.rpartition(".")
         leaves = ("weight",) if adapter.kind == "full" else ("lora_a", "lora_b")
         module = resolve(model, path) if path and has(model, path) else None
-        linear = None if module is None else _base(module)
+        linear = None if module is None else base_linear(module)
         if not isinstance(linear, nn.Linear | nn.QuantizedLinear):
             problems.append(f"{name}: the model has no linear layer {path!r}")
             continue
@@ -201,12 +201,6 @@ def _misfits(model: nn.Module, adapter: Folder) -> list[str]:
     if adapter.kind == "lora":
         problems += _unpaired(adapter)
     return problems
-
-
-def _base(module: nn.Module) -> nn.Module:
-    """The base's own layer, without what an adapter put in its place."""
-    original = getattr(module, "original", None)
-    return base_linear(module if original is None else original.module)
 
 
 def _unpaired(adapter: Folder) -> list[str]:
