@@ -9,7 +9,7 @@ import pytest
 from cli_support import invoke
 from test_imports import ROOMS
 
-LATER_ROOMS = {"study", "analysis", "exchange"}
+LATER_ROOMS = {"exchange"}
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +17,9 @@ def readme(checkout: Path) -> str:
     return (checkout / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/LOG.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/LOG.md", "docs/studies.md"]
+)
 def test_links_lead_somewhere(name: str, checkout: Path) -> None:
     page = checkout / name
     targets = re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8"))
@@ -43,7 +45,7 @@ def test_rooms_are_listed_in_their_order(readme: str, checkout: Path) -> None:
 
 def test_commands_and_flags_exist(readme: str) -> None:
     commands = set(re.findall(r"abft-mlx ([a-z]+)", readme))
-    assert commands == {"demo", "finetune", "eval", "recipes", "doctor"}
+    assert commands == {"demo", "finetune", "eval", "study", "recipes", "doctor"}
     for command in commands:
         lines = [line for line in readme.splitlines() if f"abft-mlx {command}" in line]
         page = invoke(command, "--help").stdout
