@@ -289,6 +289,7 @@ def test_a_shard_does_not_get_one_task_alone() -> None:
     text = GRID.replace("seeds: [1, 2]", f"seeds: {list(range(16))}")
     for n in (1, 2):
         tasks = Counter(cell.task for cell in study.shard(study.cells(study.loads(text)), n, 2))
+        assert len(tasks) == 2
         assert min(tasks.values()) >= 5
 
 

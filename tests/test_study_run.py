@@ -38,6 +38,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+MODELS = "models: [demo, {name: again, model: demo}]"
+
+
 def failing(wrong: Callable[[str], BaseException | None]) -> study.Tools:
     """Tools that cannot open the tasks for which ``wrong`` has an error."""
 
@@ -234,13 +237,16 @@ def test_a_full_disk_stops_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_an_interruption_loses_the_running_cell_alone(tmp_path: Path) -> None:
-    def stop(name: str) -> BaseException | None:
-        return KeyboardInterrupt() if "purpose" in name else None
+    class Stop(SilentStudy):
+        def update(self, update: Any) -> None:
+            assert update.step == 1
+            assert list((tmp_path / "s" / "running").iterdir())
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        study.run(study.loads(text("[vanilla]")), tmp_path / "s", tools=failing(stop))
-    assert [cell["id"] for cell in study.read(tmp_path / "s")] == NAMES[:1]
-    assert not list((tmp_path / "s").glob("running/*"))
+        study.run(study.loads(text()), tmp_path / "s", watcher=Stop())
+    assert [cell["id"] for cell in study.read(tmp_path / "s")] == NAMES[:2]
+    assert not list((tmp_path / "s" / "running").iterdir())
 
 
 def test_shards_together_are_the_study(whole: Path, tmp_path: Path) -> None:
@@ -253,12 +259,17 @@ def test_shards_together_are_the_study(whole: Path, tmp_path: Path) -> None:
 
 
 def test_a_shard_reports_its_own_failures_until_all_is_done(tmp_path: Path) -> None:
-    opened, folder = study.loads(text("[vanilla]")), tmp_path / "s"
-    mine = [[c.id for c in study.shard(study.cells(opened), n, 2)] for n in (1, 2)]
+    opened, folder = (
+        study.loads(text("[vanilla]").replace("models: [demo]", MODELS)),
+        tmp_path / "s",
+    )
+    mine = [[c.id for c in study.shard(study.cells(opened), n, 3)] for n in (1, 2, 3)]
     bad = failing(lambda _: RunError("no"))
-    assert study.run(opened, folder, part=(1, 2), tools=bad).failed == {mine[0][0]: "no"}
-    last = study.run(opened, folder, part=(2, 2))
-    assert (last.ran, last.failed) == (mine[1], {mine[0][0]: "no"})
+    first = dict.fromkeys(mine[0], "no")
+    assert study.run(opened, folder, part=(1, 3), tools=bad).failed == first
+    assert study.run(opened, folder, part=(2, 3)).failed == {}
+    last = study.run(opened, folder, part=(3, 3), report=report)
+    assert (last.ran, last.failed, bool(last.reports)) == (mine[2], first, True)
 
 
 def test_adapters_are_kept_if_asked(tmp_path: Path) -> None:

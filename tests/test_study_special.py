@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from study_support import text
 
-from abft_mlx import experiment, study
+from abft_mlx import adapters, experiment, study
 from abft_mlx.errors import RunError
-from abft_mlx.study.work import _best, _check_splits
+from abft_mlx.study.work import _MEASURES, _best, _check_splits
 
 FEW = "training.learning_rate=0.05, objective.filter=false, training.validation_prompts=8"
 
@@ -76,6 +76,34 @@ def test_an_extrapolation_is_chosen_on_validation(tmp_path: Path) -> None:
     assert len(set(found["test"]["true_label_probability"])) == 3
     norms = [sum(cells[name]["shift"]["q"]) for name in ("rows", "far")]
     assert norms[1] == pytest.approx(found["chosen"] * norms[0], rel=1e-4)
+
+
+def test_test_prompts_have_no_say_in_the_factor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    factors: list[float] = []
+
+    def combine(model: Any, strengths: Any) -> None:
+        factors.append(strengths[0][1])
+        adapters.combine(model, strengths)
+
+    def measure(_: Any, chosen: list[Any], __: Any) -> dict[str, float]:
+        accuracy = {6: {0: 0.5, 1: 0.6, 2: 0.7}, 8: {0: 0.9, 1: 0.8, 2: 0.1}}
+        rest = dict.fromkeys(_MEASURES, 0.5)
+        return {**rest, "accuracy": accuracy[len(chosen)][factors[-1]]}
+
+    monkeypatch.setattr(experiment.Experiment, "measure", measure)
+    opened = one_task(
+        "[{like: extrapolate, factors: [0, 1, 2], settings: [training.validation_prompts=6]}]"
+    )
+    outcome = study.run(opened, tmp_path / "s", tools=study.Tools(combine=combine))
+    assert outcome.failed == {}
+    (cell,) = study.read(tmp_path / "s")
+    found = cell["extrapolation"]
+    assert found["validation"]["accuracy"] == [0.5, 0.6, 0.7]
+    assert found["test"]["accuracy"] == [0.9, 0.8, 0.1]
+    assert found["chosen"] == 2
+    assert factors == [0, 1, 2, 0, 1, 2, 1, 2]
 
 
 def test_the_factor_nearest_to_one_wins_a_tie() -> None:

@@ -70,7 +70,8 @@ def test_more_cells_and_other_descriptions_are_no_change(whole: Path) -> None:
 
 def test_files_that_are_no_cells_are_refused(whole: Path, tmp_path: Path) -> None:
     opened = study.loads(text("[vanilla]"))
-    for content in ('{"id": "x"', "[]", '{"id": "x", "status": "done"}', "\xff"):
+    wrong = f'{{"id": "{NAMES[0]}", "status": "half"}}'
+    for content in ('{"id": "x"', "[]", '{"id": "x", "status": "done"}', wrong, "\xff"):
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         (folder / "cells").mkdir(parents=True)
         (folder / "cells" / f"{NAMES[0]}.json").write_text(content, encoding="latin-1")
