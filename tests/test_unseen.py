@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -87,9 +88,9 @@ def unbalanced(common: int) -> LabelledTexts:
 
 
 def test_too_few_other_labels_is_one_clear_error() -> None:
-    task = small_task.task(whole=unbalanced(58))
+    task = small_task.task(whole=unbalanced(56))
     others = task.splits.demonstrations.labels.count(1)
-    assert others < 2
+    assert others == 1
     with pytest.raises(DataError) as raised:
         unseen(None, task, small_task.settings())
     assert str(raised.value) == (
@@ -97,6 +98,22 @@ def test_too_few_other_labels_is_one_clear_error() -> None:
         "unseen-label prompts need 2 of them: add rows of other labels, lower "
         "prompt.demonstrations, or leave unseen out of evaluation.protocols"
     )
+
+
+def test_just_enough_other_labels_are_enough() -> None:
+    """Two demonstrations from the only two rows; or four from a pool of three, with repetition."""
+    spread = small_task.task(whole=unbalanced(55))
+    assert spread.splits.demonstrations.labels.count(1) == 2
+    assert spread.splits.test.labels.count(0)
+    for prompt in unseen_prompts(spread, small_task.settings()):
+        assert prompt.gold not in prompt.demonstration_labels
+    task = small_task.task(prompt={"demonstrations": 4})
+    pool = task.splits.demonstrations
+    rows = [pool.labels.index(label) for label in range(3)]
+    splits = replace(task.splits, demonstrations=pool.subset(rows))
+    for prompt in unseen_prompts(replace(task, splits=splits), small_task.settings()):
+        assert len(prompt.demonstration_labels) == 4
+        assert prompt.gold not in prompt.demonstration_labels
 
 
 def by_hand(task: Any, model: Any) -> dict[str, np.ndarray]:
@@ -162,10 +179,10 @@ def test_a_model_that_copies_gets_no_unseen_label_right(monkeypatch: pytest.Monk
 
 
 def test_prompts_have_the_test_prompts_queries_and_true_labels() -> None:
-    task, section = small_task.task(), small_task.settings()
+    task, section = small_task.task(), small_task.settings(seed=43)
     pool = task.splits.demonstrations
     made = unseen_prompts(task, section)
-    rows = unseen_rows(pool.labels, task.splits.test.labels, 2, 2)
+    rows = unseen_rows(pool.labels, task.splits.test.labels, 2, 2, 43)
     assert [prompt.gold for prompt in made] == [one.gold for one in task.test_prompts(section)]
     for prompt, row in zip(made, rows, strict=True):
         assert prompt.demonstration_labels == tuple(pool.labels[i] for i in row)
