@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import claim_rules as rules
 import numpy as np
-from claim_types import Finding, Study, scope, seeded
+from claim_types import END_TO_END, Finding, Study, scope, seeded
 
 from abft_mlx.analysis.comparison import compare
 from abft_mlx.analysis.measurements import Measurement, of_task, tasks
@@ -14,7 +14,6 @@ from abft_mlx.analysis.statistics import Estimate, Interval, bootstrap, differen
 from abft_mlx.analysis.text import gain
 
 CALIBRATIONS = ("contextual", "domain", "batch", "hidden", "knn")
-END_TO_END = ("end_to_end", "end_to_end_qk")
 
 
 def _difference(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import claim_rules as rules
 import numpy as np
-from claim_types import Finding, Study, scope
+from claim_types import END_TO_END, Finding, Study, scope
 
 from abft_mlx.analysis.special import planes
 from abft_mlx.analysis.statistics import over_runs
@@ -61,17 +61,21 @@ def flattens(study: Study) -> list[Finding]:
 
 def basin(study: Study) -> list[Finding]:
     """The barrier between ABFT's weights and end-to-end's."""
-    some = [
-        one for one in planes(study.document)
-        if one.model == study.model and one.axes == ("abft", "end_to_end")
-    ]  # fmt: skip
-    made = rules.barrier(some) if some else None
-    if made is None:
-        return []
-    depth, t = made
-    names = list(dict.fromkeys(one.task for one in some))
-    text = f"barrier {gain(depth)} points, at {1 - t:g} ABFT + {t:g} end-to-end"
-    return [Finding(rules.one_basin(depth), text, scope(names, len(some), some[0].prompts))]
+    found = []
+    for method in END_TO_END:
+        some = [
+            one
+            for one in planes(study.document)
+            if one.model == study.model and one.axes == ("abft", method)
+        ]
+        made = rules.barrier(some) if some else None
+        if made is not None:
+            depth, t = made
+            names = list(dict.fromkeys(one.task for one in some))
+            text = f"barrier {gain(depth)} points, at {1 - t:g} ABFT + {t:g} end-to-end"
+            of = scope(names, len(some), some[0].prompts)
+            found.append(Finding(rules.one_basin(depth), text, of, method))
+    return found
 
 
 def layers(study: Study) -> list[Finding]:

@@ -10,6 +10,8 @@ import claim_rules as rules
 
 from abft_mlx.analysis.measurements import Measurement, of_task, tasks
 
+END_TO_END = ("end_to_end", "end_to_end_qk")
+
 
 @dataclass(frozen=True)
 class Study:

@@ -91,7 +91,7 @@ def page(documents: Sequence[dict[str, Any]], command: str) -> str:
         if plain:
             parts += [f"### {document['name']}", accuracy(plain, Paper())]
         if failed:
-            parts.append(f"{failed} cells of {document['name']} failed.")
+            parts.append(f"{failed} cell{'' if failed == 1 else 's'} of {document['name']} failed.")
     return "\n\n".join(part.rstrip() for part in parts) + "\n"
 
 

@@ -89,8 +89,10 @@ def _published_plane(
     for figure in ("figure7", "figure9"):
         by_task = paper.facts[figure].get(called, {})
         entry = by_task.get(task) or by_task.get("any")
-        if entry and set(axes) <= set(entry):
-            keys = ("untrained", *axes, "mixed")
+        # The paper's end-to-end row is comparable with training W_Q and W_K alone, too.
+        methods = [axis.removesuffix("_qk") for axis in axes]
+        if entry and set(methods) <= set(entry):
+            keys = ("untrained", *methods, "mixed")
             named = zip(("base", "first", "second", "best"), keys, strict=True)
             return {role: entry[key] / 100 for role, key in named}
     return None
