@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_task import HandGenerator
 
-from abft_mlx.data import LabelledTexts, demonstration_rows
+from abft_mlx.data import Generator, LabelledTexts, demonstration_rows
 from abft_mlx.errors import DataError
 from abft_mlx.evaluation import unseen as module
 from abft_mlx.evaluation.intervals import intervals
@@ -63,8 +63,17 @@ def test_no_demonstration_has_the_querys_label(
         assert gold[i % len(gold)] not in {labels[j] for j in row}
 
 
-def test_a_rare_label_is_found_at_once() -> None:
+def test_a_rare_label_is_found_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """4 of 3,000 rows without the label: redrawing would take 3 million million draws."""
+    draws: list[int] = []
+
+    class Counting(Generator):
+        def draw(self, *asked: Any) -> list[int]:
+            draws.append(1)
+            assert len(draws) <= 4 + 3, "it goes on drawing"
+            return super().draw(*asked)
+
+    monkeypatch.setattr(module, "Generator", Counting)
     labels = [0] * 2996 + [1] * 4
     rows = unseen_rows(labels, [0, 1], 2, 4)
     assert [set(rows[i]) for i in (0, 2)] == [{2996, 2997, 2998, 2999}] * 2
