@@ -3,12 +3,14 @@
     python benchmarks/claims.py runs/claims-generated* --output docs/claims.md
 
 Every verdict follows from an interval by the rule that stands beside it; nothing is judged by hand.
-Folders are those of ``abft-mlx study``; what is read of them is ``study.json``.
+Folders are those of ``abft-mlx study``; what is read of them is ``study.json``, which may be given
+itself, compressed (``gzip -n``) or not. ``docs/claims/`` holds those of the page as it stands.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import sys
 from collections.abc import Sequence
@@ -36,7 +38,8 @@ def read(folder: Path) -> dict[str, Any]:
     """
     path = folder / "study.json" if folder.is_dir() else folder
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
+        return json.loads(gzip.decompress(content) if path.suffix == ".gz" else content)
     except FileNotFoundError:
         raise SystemExit(f"{path}: no such file; abft-mlx study writes it") from None
     except (OSError, ValueError) as error:
@@ -126,7 +129,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     where = f" --output {chosen.output.name}" if chosen.output else ""
     if chosen.output and chosen.output.parent.name:
         where = f" --output {chosen.output.parent.name}/{chosen.output.name}"
-    names = " ".join(f"runs/{folder.name}" for folder in chosen.folders)
+    names = " ".join(
+        f"runs/{folder.name}" if folder.is_absolute() else str(folder) for folder in chosen.folders
+    )
     text = page(documents, f"{_FORWARD} {names}{where}")
     if chosen.output is None:
         print(text, end="")
