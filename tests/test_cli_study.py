@@ -168,7 +168,7 @@ def test_a_real_interrupt_ends_the_process_with_130(tmp_path: Path, checkout: Pa
             assert time.monotonic() < end
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
     finally:
         process.kill()
     assert process.returncode == 130
