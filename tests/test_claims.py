@@ -182,6 +182,11 @@ class TestInside:
             for method, pairs in (("abft", held), ("no_pid", without))
             for seed, (start, end) in enumerate(pairs)
         ]
+        # Other weights' runs say nothing of the paper's.
+        cells += [
+            {**one, "id": f"{one['id']}x", "sweep": {"objective.punish": 2}, "run": run([5.0, 1.0])}
+            for one in cells
+        ]
         assert verdicts(claims, cells, 9) == [verdict]
 
     def test_drift(self, rules: ModuleType) -> None:
