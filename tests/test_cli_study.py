@@ -160,7 +160,14 @@ def test_a_real_interrupt_ends_the_process_with_130(tmp_path: Path, checkout: Pa
     long = text("[vanilla, abft]").replace("training.updates=2", "training.updates=20000")
     path.write_text(long, encoding="utf-8")
     words = [sys.executable, str(checkout / "cli.py"), "study", str(path), "--output", str(folder)]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        words,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Tests run in the background inherit an ignored SIGINT, and so would this process.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         end = time.monotonic() + 600
         while not list(folder.glob("running/*abft*/metrics.jsonl")):
@@ -168,7 +175,7 @@ def test_a_real_interrupt_ends_the_process_with_130(tmp_path: Path, checkout: Pa
             assert time.monotonic() < end
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=120)
     finally:
         process.kill()
     assert process.returncode == 130
