@@ -157,12 +157,7 @@ def prepare(recipe: recipes.Recipe, adapter: str | Path | None = None) -> Experi
         UsageError: the first thing that is wrong, in one line.
     """
     recipe = recipes.resolve(recipe)
-    for section in recipe.mixture:
-        if section.prompt.demonstrations != recipe.prompt.demonstrations:
-            raise RecipeError(
-                f"mixture: {section.name} has {section.prompt.demonstrations} demonstrations, the "
-                f"recipe {recipe.prompt.demonstrations}; give all tasks of a mixture the same"
-            )
+    recipes.check_mixture(recipe.prompt.demonstrations, recipe.mixture)
     others = recipe.evaluation.transfer if "transfer" in recipe.evaluation.protocols else []
     if not others and "transfer" in recipe.evaluation.protocols:
         raise RecipeError(

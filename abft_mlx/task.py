@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from abft_mlx import data, prompts
@@ -120,10 +120,6 @@ class Task:
             self.demonstrations,
             evaluation.seed,
         )
-
-    def with_test(self, test: data.LabelledTexts) -> Task:
-        """The same task with other test texts."""
-        return replace(self, splits=replace(self.splits, test=test))
 
 
 def open_task(

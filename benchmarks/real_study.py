@@ -30,6 +30,10 @@ methods:
   - name: end_to_end
     like: end_to_end
     settings: ["evaluation.protocols=[accuracy, transfer]"]
+  - {name: no_pid, like: no_pid, settings: ["evaluation.protocols=[accuracy]"]}
+  - {name: no_filter, like: no_filter, settings: ["evaluation.protocols=[accuracy]"]}
+  - {name: no_punish, like: no_punish, settings: ["evaluation.protocols=[accuracy]"]}
+  - {name: no_reward, like: no_reward, settings: ["evaluation.protocols=[accuracy]"]}
 seeds: [42, 43, 44, 45]
 protocols: [accuracy, robustness, transfer]
 settings: [training.learning_rate=1e-3]

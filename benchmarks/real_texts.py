@@ -10,17 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from abft_mlx import data, recipe
+from abft_mlx.analysis.paper import Paper
 
-SETS = (
-    "sst2",
-    "rotten_tomatoes",
-    "financial_phrasebank",
-    "sst5",
-    "trec",
-    "subjective",
-    "tweet_eval_emotion",
-    "tweet_eval_hate",
-)
+SETS = tuple(Paper().facts["tasks"])
 # Sets whose labels say the same about the same sentences: leaving one out leaves out its kin.
 KIN = {
     "sst2": ("rotten_tomatoes", "sst5"),

@@ -16,7 +16,6 @@ from abft_mlx.evaluation import bias as module
 from abft_mlx.evaluation.bias import (
     bias,
     correctness,
-    domain_queries,
     entropy,
     posterior_kl,
     prior_prompts,
@@ -24,6 +23,7 @@ from abft_mlx.evaluation.bias import (
     wrong_label_prompts,
     wrong_labels,
 )
+from abft_mlx.evaluation.calibration import domain_queries
 
 
 def test_entropy_by_hand_and_by_scipy() -> None:

@@ -8,11 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from abft_mlx import recipe
+from abft_mlx import recipe, study
 from abft_mlx.analysis import figure_names
 from abft_mlx.analysis.paper import Paper
-
-study = pytest.importorskip("abft_mlx.study")
 
 FOLDER = Path(__file__).parent.parent / "recipes" / "studies"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))

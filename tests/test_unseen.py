@@ -164,6 +164,30 @@ def test_metrics_equal_a_model_asked_prompt_by_prompt() -> None:
     assert [done for done, _ in told] == sorted(done for done, _ in told)
 
 
+def test_known_probabilities_are_used_and_not_measured_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    task, model = small_task.task(), small_task.model()
+    asked: list[int] = []
+    measure = module.label_probabilities
+
+    def counting(model: Any, prompts: Any, *rest: Any, **options: Any) -> np.ndarray:
+        asked.append(len(prompts))
+        return measure(model, prompts, *rest, **options)
+
+    monkeypatch.setattr(module, "label_probabilities", counting)
+    plain = unseen(model, task, small_task.settings())
+    assert asked == [48, 12]
+    asked.clear()
+    known = np.eye(3)[[1] * 24]
+    found = unseen(model, task, small_task.settings(), None, known)
+    assert asked == [24, 12]
+    gold = np.array([task.splits.test.labels[i % 12] for i in range(24)])
+    assert found["random"]["accuracy"] == np.mean(gold == 1)
+    for name in ("unseen", "zero_shot"):
+        assert found[name]["right"] == plain[name]["right"]
+
+
 def test_compat_and_intervals_follow_the_section() -> None:
     task, model = small_task.task(), small_task.model()
     plain = unseen(model, task, small_task.settings(bootstrap_samples=0))

@@ -9,12 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from abft_mlx.analysis.paper import Paper
+from abft_mlx.study.methods import PREDICTING, UNTRAINED
 
 SCHEMA = 1
-UNTRAINED = "untrained"
-PREDICTING = ("vanilla", "zero_shot", "contextual", "domain", "batch", "hidden", "knn")
-"""Ways of predicting that train nothing."""
-
 METHODS = (
     *PREDICTING,
     "picl",

@@ -93,9 +93,6 @@ class Extrapolation:
         chosen: the factor that the validation prompts chose.
         validation_prompts: prompts that chose it.
         test_prompts: prompts behind ``test``.
-        right_unscaled: right answers on the test prompts at factor 1, N characters or none.
-        right_chosen: the same at the chosen factor.
-        queries: distinct test queries.
     """
 
     model: str
@@ -107,9 +104,6 @@ class Extrapolation:
     chosen: float
     validation_prompts: int
     test_prompts: int
-    right_unscaled: str
-    right_chosen: str
-    queries: int
 
     def at(self, factor: float) -> float | None:
         """Test accuracy at a factor that was tried."""
@@ -122,7 +116,6 @@ def extrapolations(document: dict[str, Any]) -> Iterator[Extrapolation]:
     for cell in document["cells"]:
         made = cell.get("extrapolation")
         if made:
-            prompts = int(made["test"]["prompts"])
             yield Extrapolation(
                 model=cell["model"],
                 task=cell["task"],
@@ -132,12 +125,5 @@ def extrapolations(document: dict[str, Any]) -> Iterator[Extrapolation]:
                 test=np.array(made["test"]["accuracy"], dtype=np.float64),
                 chosen=float(made["chosen"]),
                 validation_prompts=int(made["validation"]["prompts"]),
-                test_prompts=prompts,
-                right_unscaled=_right(made.get("unscaled")),
-                right_chosen=_right(cell["evaluation"]),
-                queries=prompts // max(1, int(cell["repeats"])),
+                test_prompts=int(made["test"]["prompts"]),
             )
-
-
-def _right(parts: dict[str, Any] | None) -> str:
-    return str((((parts or {}).get("methods") or {}).get("vanilla") or {}).get("right", ""))

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from abft_mlx.evaluation.intervals import mcnemar
+from abft_mlx.evaluation import mcnemar, right_answers
+from abft_mlx.evaluation.intervals import ends
 
 SAMPLES = 2000
 SEED = 42
-LEVEL = 0.95
 Z = 1.959963984540054
 
 HOW = (
@@ -52,7 +52,7 @@ def share_right(right: str, queries: int) -> np.ndarray:
     Returns:
         (Q,) float64 in [0, 1].
     """
-    values = np.frombuffer(right.encode("ascii"), dtype=np.uint8) - ord("0")
+    values = right_answers(right)
     if queries < 1 or len(values) % queries:
         queries = len(values)
     return values.reshape(-1, queries).mean(axis=0)
@@ -123,9 +123,7 @@ def _seed_weights(random: np.random.Generator, seeds: int, samples: int) -> np.n
 
 
 def _percentiles(mean: float, drawn: np.ndarray) -> Estimate:
-    tail = (1 - LEVEL) / 2
-    low, high = np.quantile(drawn, [tail, 1 - tail])
-    return Estimate(mean, float(low), float(high))
+    return Estimate(mean, *ends(drawn))
 
 
 @dataclass(frozen=True)
@@ -172,5 +170,5 @@ def pooled_mcnemar(first: Sequence[str], second: Sequence[str]) -> float:
     Returns:
         The p value; 1 where both answer alike.
     """
-    right = [np.array([one == "1" for one in "".join(texts)]) for texts in (first, second)]
+    right = [right_answers("".join(texts)) for texts in (first, second)]
     return float(mcnemar(*right)["p_value"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -74,7 +73,9 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what lies 
 
 def override(key: str, value: Any) -> str:
     """``key=value`` as the recipe reads it; a JSON string is a YAML string whatever it holds."""
-    return f"{key}={json.dumps(value, ensure_ascii=False)}"
+    from abft_mlx import recipe
+
+    return recipe.override(key, value)
 
 
 def overrides(

@@ -15,7 +15,7 @@ import numpy as np
 
 from abft_mlx.data import Generator
 from abft_mlx.evaluation._progress import Progress
-from abft_mlx.evaluation.calibration import random_words
+from abft_mlx.evaluation.calibration import domain_queries
 from abft_mlx.evaluation.metrics import accuracy, softmax
 from abft_mlx.evaluation.probabilities import label_probabilities
 from abft_mlx.prompts import Prompt
@@ -26,21 +26,6 @@ WORDS = 128
 RATES = (0.0, 0.25, 0.5, 0.75, 1.0)
 # What the benchmark regresses on by mistake: it subtracts the growing rates from one another.
 COMPAT_CORRECTNESS = (1.0, 0.75, 0.25, -0.5, -1.5)
-
-
-def domain_queries(texts: Sequence[str], n: int, words: int, seed: int = 42) -> list[str]:
-    """N queries of random words, in the words of the domain but without its sense.
-
-    As in the benchmark, one generator runs through all queries.
-
-    Args:
-        texts: where the words come from; the benchmark takes the demonstration split.
-        n: queries.
-        words: words of a query.
-        seed: 42 is StaICC's.
-    """
-    generator = Generator(seed)
-    return [random_words(generator, texts, words) for _ in range(n)]
 
 
 def wrong_labels(

@@ -56,6 +56,21 @@ def random_words(generator: Generator, texts: Sequence[str], count: int) -> str:
     return " ".join(words)
 
 
+def domain_queries(texts: Sequence[str], n: int, words: int, seed: int = 42) -> list[str]:
+    """N queries of random words, in the words of the domain but without its sense.
+
+    As in the benchmark, one generator runs through all queries.
+
+    Args:
+        texts: where the words come from.
+        n: queries.
+        words: words of a query.
+        seed: 42 is StaICC's.
+    """
+    generator = Generator(seed)
+    return [random_words(generator, texts, words) for _ in range(n)]
+
+
 def contextual_prompts(task: Task, n: int, seed: int = 42) -> list[Prompt]:
     """Prompts that ask for the label of nothing: K demonstrations and an empty query.
 
@@ -81,8 +96,7 @@ def domain_prompts(task: Task, n: int, seed: int = 42) -> list[Prompt]:
     Raises:
         PromptError: a prompt cannot be built.
     """
-    generator, texts = Generator(seed), task.splits.training.texts
-    queries = [random_words(generator, texts, DOMAIN_WORDS) for _ in range(n)]
+    queries = domain_queries(task.splits.training.texts, n, DOMAIN_WORDS, seed)
     return _asking(task, queries, seed, "domain calibration")
 
 

@@ -10,9 +10,9 @@ import numpy as np
 from abft_mlx.evaluation.intervals import mcnemar
 
 
-def right_answers(method: Mapping[str, Any]) -> np.ndarray:
-    """Which prompts a measured method got right, (N,) bool, from its ``right`` string."""
-    return np.frombuffer(method["right"].encode("ascii"), dtype=np.uint8) == ord("1")
+def right_answers(right: str) -> np.ndarray:
+    """Which prompts were answered rightly, (N,) bool, from a method's ``right`` string."""
+    return np.frombuffer(right.encode("ascii"), dtype=np.uint8) == ord("1")
 
 
 def against_base(
@@ -31,7 +31,7 @@ def against_base(
         {
             "first": name,
             "second": f"base.{name}",
-            **mcnemar(right_answers(method), right_answers(base[name])),
+            **mcnemar(right_answers(method["right"]), right_answers(base[name]["right"])),
         }
         for name, method in with_adapter.items()
         if name in base

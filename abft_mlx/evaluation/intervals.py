@@ -38,8 +38,7 @@ def bootstrap_interval(
         Low and high end.
     """
     means = _resampled(np.asarray(values, dtype=np.float64)[:, None], groups, samples, seed, _mean)
-    low, high = _ends(means, level)
-    return low, high
+    return ends(means, level)
 
 
 def intervals(
@@ -88,7 +87,7 @@ def intervals(
         "true_label_probability": (seen[rows, gold][:, None], _mean),
     }
     return {
-        name: list(_ends(_resampled(table, groups, samples, seed, statistic), LEVEL))
+        name: list(ends(_resampled(table, groups, samples, seed, statistic)))
         for name, (table, statistic) in asked.items()
     }
 
@@ -156,6 +155,7 @@ def _mean(sums: np.ndarray, size: np.ndarray) -> np.ndarray:
     return sums[:, 0] / size
 
 
-def _ends(values: np.ndarray, level: float) -> tuple[float, float]:
+def ends(values: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
+    """Low and high end of the middle share of some resamples' values."""
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

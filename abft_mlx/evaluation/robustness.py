@@ -15,7 +15,7 @@ from abft_mlx.evaluation.intervals import bootstrap_interval
 from abft_mlx.evaluation.metrics import predictions
 from abft_mlx.evaluation.probabilities import label_probabilities
 from abft_mlx.evaluation.variants import variant_prompts
-from abft_mlx.prompts import Prompt, evaluation_prompts
+from abft_mlx.prompts import Prompt
 from abft_mlx.recipe import EvaluationSection
 from abft_mlx.task import Task
 
@@ -43,15 +43,8 @@ def redrawn_prompts(task: Task, section: EvaluationSection) -> list[Prompt]:
         task: 128 of its test rows are asked, or as many as there are.
         section: ``queries`` limits them further; ``seed`` chooses the demonstrations.
     """
-    return evaluation_prompts(
-        task.builder,
-        task.splits.demonstrations,
-        task.splits.test,
-        min(QUERIES, section.queries),
-        SETS,
-        task.demonstrations,
-        section.seed,
-    )
+    size = {"queries": min(QUERIES, section.queries), "repeats": SETS}
+    return task.test_prompts(section.model_copy(update=size))
 
 
 def robustness(

@@ -42,6 +42,7 @@ def measure(
         ``transfer``.
     """
     document: dict[str, Any] = {}
+    vanilla = None
     wanted = set(section.protocols)
     if wanted & {"accuracy", "bias"}:
         asked = section
@@ -53,6 +54,7 @@ def measure(
         gold = np.array([one.gold for one in prompts])
         groups = np.arange(len(prompts)) % task.test_queries(section)
         found = methods.probabilities_of(model, task, prompts, asked, on_progress)
+        vanilla = found.get("vanilla")
         if "accuracy" in wanted:
             document |= methods.report(found, gold, groups, section)
         if "bias" in wanted:
@@ -60,7 +62,7 @@ def measure(
     if "robustness" in wanted:
         document["robustness"] = robustness(model, task, section, on_progress)
     if "unseen" in wanted:
-        document["unseen"] = unseen(model, task, section, on_progress)
+        document["unseen"] = unseen(model, task, section, on_progress, vanilla)
     if "transfer" in wanted:
         document["transfer"] = transfer(model, others, trained or (task,), section, on_progress)
     return document

@@ -111,6 +111,7 @@ def unseen(
     task: Task,
     section: EvaluationSection,
     on_progress: Progress | None = None,
+    vanilla: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Metrics with the protocol's demonstrations, with unseen labels, and with none.
 
@@ -119,6 +120,7 @@ def unseen(
         task: what is asked.
         section: size, seed, batch size, bootstrap samples, compat.
         on_progress: told how many prompts of how many are done.
+        vanilla: (N, C) probabilities of the test prompts, if they are known.
 
     Returns:
         ``random`` (the test prompts), ``unseen`` and ``zero_shot``, each the metrics of N prompts
@@ -131,7 +133,8 @@ def unseen(
     hidden = unseen_prompts(task, section)
     random = task.test_prompts(section)
     alone = zero_shot_prompts(task, section)
-    total = 2 * len(random) + len(alone)
+    unknown = random if vanilla is None else []
+    total = len(unknown) + len(hidden) + len(alone)
 
     def measure(prompts: list[Prompt], before: int) -> np.ndarray:
         return label_probabilities(
@@ -142,8 +145,10 @@ def unseen(
             on_progress=part(on_progress, before, total),
         )
 
-    seen, other = np.split(measure(random + hidden, 0), 2)
-    without = np.tile(measure(alone, 2 * len(random)), (section.repeats, 1))
+    together = measure(unknown + hidden, 0)
+    seen = together[: len(unknown)] if vanilla is None else vanilla
+    other = together[len(unknown) :]
+    without = np.tile(measure(alone, len(unknown) + len(hidden)), (section.repeats, 1))
     gold = np.array([prompt.gold for prompt in random])
     groups = np.arange(len(gold)) % len(alone)
     return {

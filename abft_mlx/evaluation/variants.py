@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from abft_mlx.errors import PromptError
-from abft_mlx.prompts import Prompt, PromptBuilder, Template, evaluation_prompts
+from abft_mlx.prompts import Prompt, PromptBuilder, Template
 from abft_mlx.recipe import EvaluationSection, TaskSection
 from abft_mlx.task import Task
 
@@ -60,19 +60,13 @@ def variant_prompts(
     Raises:
         PromptError: a template makes no usable prompt; the message says which, and its wording.
     """
+    size = {"queries": min(QUERIES, section.queries), "repeats": 1}
+    asked = section.model_copy(update=size)
     made = []
     for number, template in enumerate(templates(task.section)):
         try:
             builder = task.builder_for(template)
-            prompts = evaluation_prompts(
-                builder,
-                task.splits.demonstrations,
-                task.splits.test,
-                min(QUERIES, section.queries),
-                1,
-                task.demonstrations,
-                section.seed,
-            )
+            prompts = replace(task, builder=builder).test_prompts(asked)
         except PromptError as error:
             message = f"template {number} of variants ({_told(number, template)}): {error}"
             raise PromptError(message) from error

@@ -1,6 +1,17 @@
 """The typed recipe of a run: the sole home of every default; load, override, save."""
 
-from abft_mlx.recipe.files import change, default, dumps, find, load, loads, save, shipped, studies
+from abft_mlx.recipe.files import (
+    change,
+    default,
+    dumps,
+    find,
+    load,
+    loads,
+    override,
+    save,
+    shipped,
+    studies,
+)
 from abft_mlx.recipe.sections import (
     AdapterSection,
     DataSection,
@@ -16,6 +27,7 @@ from abft_mlx.recipe.sections import (
     resolve,
     task,
 )
+from abft_mlx.recipe.tasks import check_mixture
 
 __all__ = [
     "AdapterSection",
@@ -30,11 +42,13 @@ __all__ = [
     "TrainingSection",
     "VariantsSection",
     "change",
+    "check_mixture",
     "default",
     "dumps",
     "find",
     "load",
     "loads",
+    "override",
     "resolve",
     "save",
     "shipped",

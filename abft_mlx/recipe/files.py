@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,11 @@ def _parse(text: str, where: str, overrides: Sequence[str]) -> Recipe:
         for key, value in values.items()
     }
     return change(_validate(values, where), overrides)
+
+
+def override(key: str, value: Any) -> str:
+    """``key=value`` as overrides are read; a JSON string is a YAML string whatever it holds."""
+    return f"{key}={json.dumps(value, ensure_ascii=False)}"
 
 
 def change(recipe: Recipe, overrides: Sequence[str], where: str = "--set") -> Recipe:

@@ -78,7 +78,7 @@ def _line(path: str, model: type[BaseModel], root: type[BaseModel], detail: Erro
     if detail["type"] == "extra_forbidden":
         near = closest(key, model.model_fields) or (_elsewhere(key) if root is Recipe else None)
         hint = f"did you mean {near}?" if near else f"known are {', '.join(model.model_fields)}"
-        return f"unknown key {path} (value {_short(detail['input'])}); {hint}"
+        return f"unknown key {path} (value {short(detail['input'])}); {hint}"
     if detail["type"] == "missing":
         return f"{path} is missing"
     message = detail["msg"].removeprefix("Value error, ")
@@ -89,7 +89,7 @@ def _line(path: str, model: type[BaseModel], root: type[BaseModel], detail: Erro
         message = "a map of settings is needed"
     if path == "prompt.label_words":
         message = "a map from labels to words, auto, or null is needed"
-    return f"{path} is {_short(detail['input'])}: {message}"
+    return f"{path} is {short(detail['input'])}: {message}"
 
 
 def _elsewhere(key: str) -> str | None:
@@ -115,6 +115,7 @@ def _entry(annotation: object) -> type[BaseModel] | None:
     return _model(get_args(inner)[0] if get_origin(inner) is Annotated else inner)
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
+    """A value as a message shows it, cut where it is long."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from abft_mlx.errors import RecipeError
+from abft_mlx.recipe.sections import TaskSection
 
 PARTS = ("data", "prompt", "variants")
 
@@ -37,6 +38,25 @@ def expand(
         listed = _tasks(evaluation["transfer"], describe, f"{where}: evaluation.transfer")
         values["evaluation"] = {**evaluation, "transfer": listed}
     return values
+
+
+def check_mixture(demonstrations: int, mixed: Sequence[TaskSection]) -> None:
+    """See that prompts of a mixture's tasks can share a batch.
+
+    Args:
+        demonstrations: k of the recipe.
+        mixed: the tasks that are trained on at once.
+
+    Raises:
+        RecipeError: one has another number of demonstrations.
+    """
+    for task in mixed:
+        if task.prompt.demonstrations != demonstrations:
+            raise RecipeError(
+                f"mixture: {task.name} has {task.prompt.demonstrations} demonstrations, the "
+                f"recipe {demonstrations}; give all tasks of a mixture the same "
+                "prompt.demonstrations"
+            )
 
 
 def _tasks(

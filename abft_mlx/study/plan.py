@@ -231,9 +231,9 @@ class _Plan:
         swept: dict[str, Any],
     ) -> Recipe:
         method = methods.built_in()[entry.like]
-        changes = [*method.changes, *settings, *(_override(k, v) for k, v in swept.items())]
+        changes = [*method.changes, *settings, *(recipes.override(k, v) for k, v in swept.items())]
         if predicts:
-            changes = [_override("evaluation.methods", predicts), *changes]
+            changes = [recipes.override("evaluation.methods", predicts), *changes]
         where = f"study {self.study.name}, task {task.name}, method {entry.name}: setting"
         made = recipes.change(self._base(model, task), changes, where)
         given = [*self.study.settings, *model.settings, *task.settings, *changes]
@@ -267,10 +267,10 @@ class _Plan:
             study = self.study
             where = f"study {study.name}, model {model.name}, task {task.name}: setting"
             changes = [
-                _override("name", task.name),
-                _override("model", model.model),
-                _override("evaluation.protocols", study.protocols),
-                _override("evaluation.methods", ["vanilla"]),
+                recipes.override("name", task.name),
+                recipes.override("model", model.model),
+                recipes.override("evaluation.protocols", study.protocols),
+                recipes.override("evaluation.methods", ["vanilla"]),
                 *study.settings,
                 *model.settings,
                 *task.settings,
@@ -298,22 +298,14 @@ class _Plan:
                 f"method {entry.name} trains on the study's other tasks, and there are none; name "
                 "at least two tasks"
             )
-        k = made.prompt.demonstrations
-        for one in others:
-            if one.prompt.demonstrations != k:
-                raise self._wrong(
-                    f"method {entry.name} mixes {one.name} with {one.prompt.demonstrations} "
-                    f"demonstrations and {made.name} with {k}; give all tasks the same "
-                    "prompt.demonstrations"
-                )
+        try:
+            recipes.check_mixture(made.prompt.demonstrations, others)
+        except RecipeError as error:
+            raise self._wrong(f"task {made.name}, method {entry.name}: {error}") from None
         return others
 
     def _wrong(self, message: str) -> RecipeError:
         return RecipeError(f"study {self.study.name}: {message}")
-
-
-def _override(key: str, value: Any) -> str:
-    return f"{key}={json.dumps(value, ensure_ascii=False)}"
 
 
 def _word(value: Any) -> str:

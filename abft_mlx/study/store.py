@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from abft_mlx import files
 from abft_mlx.errors import OutputError, RecipeError
-from abft_mlx.recipe import Recipe
+from abft_mlx.recipe import Recipe, problems
 from abft_mlx.recipe.files import parse, to_yaml
 from abft_mlx.study.plan import Cell
 from abft_mlx.study.sections import Study
@@ -154,7 +154,7 @@ def difference(cell: Cell, document: dict[str, Any]) -> str | None:
             return "settings that this version of abft-mlx does not know"
         for key, was, now in _differences(before.model_dump(), recipe.model_dump(), ""):
             of = f" of {name}" if name else ""
-            return f"{key} {_short(was)}{of}, and the study now has {_short(now)}"
+            return f"{key} {problems.short(was)}{of}, and the study now has {problems.short(now)}"
     factors = list(cell.factors)
     if document.get("factors", []) != factors:
         return f"factors {document.get('factors', [])}, and the study now has {factors}"
@@ -174,8 +174,3 @@ def _differences(before: Any, after: Any, key: str) -> Iterator[tuple[str, Any, 
             yield from _differences(one, other, f"{key}.{n}")
     elif before != after:
         yield key, before, after
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

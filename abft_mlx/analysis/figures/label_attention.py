@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from abft_mlx.analysis.figures import style
-from abft_mlx.analysis.figures.lines import line
+from abft_mlx.analysis.figures.lines import line, over_layers
 
 
 def draw(
@@ -29,9 +28,5 @@ def draw(
         layers = np.arange(len(on_labels[index]))
         line(axes, 2 * index, layers, on_labels[index], None, None, f"{name}, all labels")
         line(axes, 2 * index + 1, layers, on_gold[index], None, None, f"{name}, gold label")
-    axes.set_xlabel("layer")
     axes.set_ylabel("attention of the last position (share)")
-    axes.set_ylim(bottom=0)
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    style.legend(axes)
-    return axes
+    return over_layers(axes)

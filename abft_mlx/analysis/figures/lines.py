@@ -39,3 +39,12 @@ def line(
     )  # fmt: skip
     if low is not None and high is not None:
         axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+
+
+def over_layers(axes: Any) -> Any:
+    """Finish a figure whose x axis is the layer and whose lines start at 0 or above."""
+    axes.set_xlabel("layer")
+    axes.set_ylim(bottom=0)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    style.legend(axes)
+    return axes

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from abft_mlx.analysis.figures import style
-from abft_mlx.analysis.figures.lines import line
+from abft_mlx.analysis.figures.lines import line, over_layers
 
 
 def draw(
@@ -29,9 +28,5 @@ def draw(
         layers = np.arange(len(shifts[index]))
         middle, around = shifts[index], spread[index]
         line(axes, index, layers, middle, middle - around, middle + around, name)
-    axes.set_xlabel("layer")
     axes.set_ylabel("Frobenius norm of the change")
-    axes.set_ylim(bottom=0)
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    style.legend(axes)
-    return axes
+    return over_layers(axes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,7 @@ def hatch(index: int) -> str:
 
 def missing() -> str | None:
     """Why no figure can be drawn here, or None."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
+    if find_spec("matplotlib") is None:
         return "no figures: matplotlib is not installed; pip install 'abft-mlx[plots]'"
     return None
 
