@@ -26,6 +26,7 @@ from abft_mlx.analysis.paper import Paper
 from abft_mlx.analysis.statistics import HOW
 from abft_mlx.analysis.tables import accuracy
 from abft_mlx.analysis.text import table
+from abft_mlx.errors import OutputError
 
 _FORWARD = "python benchmarks/claims.py"
 
@@ -34,16 +35,16 @@ def read(folder: Path) -> dict[str, Any]:
     """The facts of one study.
 
     Raises:
-        SystemExit: there are none.
+        OutputError: there are none.
     """
     path = folder / "study.json" if folder.is_dir() else folder
     try:
         content = path.read_bytes()
         return json.loads(gzip.decompress(content) if path.suffix == ".gz" else content)
     except FileNotFoundError:
-        raise SystemExit(f"{path}: no such file; abft-mlx study writes it") from None
+        raise OutputError(f"{path}: no such file; abft-mlx study writes it") from None
     except (OSError, ValueError) as error:
-        raise SystemExit(f"{path}: cannot be read ({error})") from None
+        raise OutputError(f"{path}: cannot be read ({error}); run the study again") from None
 
 
 def studies(documents: Sequence[dict[str, Any]]) -> list[Study]:
@@ -125,7 +126,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="of a study")
     parser.add_argument("--output", type=Path, help="the page; without it, printed")
     chosen = parser.parse_args(arguments)
-    documents = [read(folder) for folder in chosen.folders]
+    try:
+        documents = [read(folder) for folder in chosen.folders]
+    except OutputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_status) from None
     where = f" --output {chosen.output.name}" if chosen.output else ""
     if chosen.output and chosen.output.parent.name:
         where = f" --output {chosen.output.parent.name}/{chosen.output.name}"

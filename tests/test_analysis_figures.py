@@ -31,6 +31,7 @@ from abft_mlx.analysis.figures import (
     unseen,
 )
 from abft_mlx.analysis.plots import plots
+from abft_mlx.errors import RecipeError
 
 NAN = float("nan")
 
@@ -334,11 +335,23 @@ class TestFiles:
         assert made[1].read_bytes().startswith(b"\x89PNG")
 
     def test_every_figure_says_what_it_lacks(self, tmp_path: Path) -> None:
-        names = [*analysis.figure_names(), "pie"]
+        names = analysis.figure_names()
         made = analysis.write_study(tmp_path, study(figures=names), [])
         assert len(made) == 3
-        assert len(made.notes) == len(names) == 11
-        assert "no figure is called pie; there are accuracy," in made.notes[-1]
+        assert len(made.notes) == len(names) == 10
+
+    @pytest.mark.parametrize(
+        ("changes", "told"),
+        [
+            ({"figures": ["pie"]}, "no figure is called pie; there are accuracy,"),
+            ({"paper": {"table": "table9"}}, "paper has table: table9; write table: and one of"),
+            ({"paper": {"figure": "table1"}}, "paper has figure: table1"),
+        ],
+    )
+    def test_what_does_not_exist_is_refused(self, tmp_path: Path, changes: dict, told: str) -> None:
+        with pytest.raises(RecipeError, match=told):
+            analysis.write_study(tmp_path / "out", study(**changes), [])
+        assert not (tmp_path / "out").exists()
 
     def test_without_matplotlib_the_tables_are_written(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

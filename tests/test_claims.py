@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from types import ModuleType
@@ -329,12 +330,24 @@ class TestPage:
         claims.main([*folders, "--output", str(page)])
         assert page.read_text(encoding="utf-8") == text
 
-    def test_no_study_there(self, claims: ModuleType, tmp_path: Path) -> None:
-        with pytest.raises(SystemExit, match="abft-mlx study writes it"):
-            claims.main([str(tmp_path)])
-        (tmp_path / "study.json").write_text("{")
-        with pytest.raises(SystemExit, match="cannot be read"):
-            claims.main([str(tmp_path)])
+    def test_no_study_there(
+        self, claims: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        for told in ("abft-mlx study writes it", "cannot be read"):
+            with pytest.raises(SystemExit) as ended:
+                claims.main([str(tmp_path)])
+            assert ended.value.code == 2
+            message = capsys.readouterr().err
+            assert message.startswith("error: ")
+            assert told in message
+            assert message.count("\n") == 1
+            (tmp_path / "study.json").write_text("{")
+
+    def test_compressed_facts_are_the_same(self, claims: ModuleType, tmp_path: Path) -> None:
+        analysis.write_study(tmp_path, study(), pair("abft", "vanilla", 0.1))
+        packed = tmp_path / "made.json.gz"
+        packed.write_bytes(gzip.compress((tmp_path / "study.json").read_bytes()))
+        assert claims.read(packed) == claims.read(tmp_path)
 
     def test_facts_suffice(self, claims: ModuleType, tmp_path: Path) -> None:
         cells = pair("abft", "vanilla", 0.1)

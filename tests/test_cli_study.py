@@ -187,6 +187,8 @@ def test_a_real_interrupt_ends_the_process_with_130(tmp_path: Path, checkout: Pa
 
 
 WRONG = [
+    (["{figure}"], "study figure: no figure is called pie; there are accuracy,"),
+    (["{table}"], "study table: paper has table: table9"),
     (["no-such-study"], "no study is called 'no-such-study'"),
     (["no/such.yaml"], "no/such.yaml: no such file"),
     (["trec"], "trec is a recipe, for abft-mlx finetune"),
@@ -203,7 +205,11 @@ WRONG = [
 def test_wrong_usage_is_one_line(
     words: list[str], message: str, as_json: bool, small: Path
 ) -> None:
-    given = [word.format(small=small, folder=small.parent) for word in words]
+    named = {"small": small, "folder": small.parent}
+    for name, line in (("figure", "figures: [pie]"), ("table", "paper: {table: table9}")):
+        named[name] = small.with_name(f"{name}.yaml")
+        named[name].write_text(text("[vanilla]", line, name), encoding="utf-8")
+    given = [word.format(**named) for word in words]
     result = invoke("study", *given, *(["--json"] if as_json else []))
     assert result.exit_code == 2
     assert result.stderr.startswith("error: ")

@@ -327,7 +327,8 @@ BAD = {
     START + "tasks: [demo]\nmethods: [metaicl]": "method metaicl trains on the study's other tasks",
     START + "tasks: [demo]\nmethods: [abft]\nprotocols: [transfer]": "there is only demo",
     START + "tasks: [demo, {recipe: trec, settings: [prompt.demonstrations=2]}]\n"
-    "methods: [metaicl]": "task demo, method metaicl: mixture: trec has 2 demonstrations, the recipe 4",
+    "methods: [metaicl]":
+        "task demo, method metaicl: mixture: trec has 2 demonstrations, the recipe 4",
 }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 _ASSET = Path(__file__).resolve().parent.parent / "assets" / "paper_targets.json"
 
+TABLES = ("table1", "table2", "table3", "table4")
 # What the paper compares with under the name of a checkpoint instead of a method.
 _CHECKPOINTS = ("PICL", "MetaICL")
 

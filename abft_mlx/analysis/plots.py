@@ -12,10 +12,11 @@ from abft_mlx.analysis import plot_grids, plot_heads
 from abft_mlx.analysis.comparison import average
 from abft_mlx.analysis.figures import accuracy, consistency, data_efficiency, unseen
 from abft_mlx.analysis.measurements import Measurement, measurements, of_task, rows, scored, tasks
-from abft_mlx.analysis.paper import Paper
+from abft_mlx.analysis.paper import TABLES, Paper
 from abft_mlx.analysis.plotting import Plot, by_model, caption, stem
 from abft_mlx.analysis.statistics import mean_and_spread
 from abft_mlx.analysis.table_parts import means, reader
+from abft_mlx.errors import RecipeError
 
 EXAMPLES = "training.examples"
 
@@ -23,6 +24,28 @@ EXAMPLES = "training.examples"
 def names() -> tuple[str, ...]:
     """The figures that a study may name."""
     return tuple(_makers())
+
+
+def check(study: Any) -> None:
+    """See that the figures and the published table that a study names exist.
+
+    Args:
+        study: anything with ``name``, ``figures`` and ``paper``.
+
+    Raises:
+        RecipeError: one does not.
+    """
+    for figure in study.figures:
+        if figure not in names():
+            raise RecipeError(
+                f"study {study.name}: no figure is called {figure}; there are {', '.join(names())}"
+            )
+    for key, table in study.paper.items():
+        if key != "table" or table not in TABLES:
+            raise RecipeError(
+                f"study {study.name}: paper has {key}: {table}; write table: and one of "
+                f"{', '.join(TABLES)}"
+            )
 
 
 def plots(document: dict[str, Any]) -> tuple[list[Plot], list[str]]:
@@ -36,11 +59,7 @@ def plots(document: dict[str, Any]) -> tuple[list[Plot], list[str]]:
     made: list[Plot] = []
     notes = []
     for name in document["figures"]:
-        maker = _makers().get(name)
-        if maker is None:
-            notes.append(f"no figure is called {name}; there are {', '.join(names())}")
-            continue
-        some = maker(document, found, paper)
+        some = _makers()[name](document, found, paper)
         if not some:
             notes.append(f"figure {name}: no cell that is done measured what it shows")
         made += some

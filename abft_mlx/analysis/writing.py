@@ -9,7 +9,7 @@ from typing import Any
 from abft_mlx import files
 from abft_mlx.analysis.facts import facts
 from abft_mlx.analysis.figures import style
-from abft_mlx.analysis.plots import plots
+from abft_mlx.analysis.plots import check, plots
 from abft_mlx.analysis.table_csv import table_csv
 from abft_mlx.analysis.tables import table_md
 
@@ -40,9 +40,11 @@ def write_study(folder: Path, study: Any, cells: Sequence[dict[str, Any]]) -> Wr
         The files, and notes on what is missing; without matplotlib, that the figures are.
 
     Raises:
+        RecipeError: the study names a figure or a published table that does not exist.
         OutputError: the folder cannot be written.
         RunError: the disk is full.
     """
+    check(study)
     document = facts(study, cells)
     try:
         folder.mkdir(parents=True, exist_ok=True)

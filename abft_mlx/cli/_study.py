@@ -90,9 +90,11 @@ def _open(name: str, output: Path | None) -> tuple[Study, Path]:
     from abft_mlx import runtime
 
     runtime.prepare()
+    from abft_mlx import analysis
     from abft_mlx import study as studies
 
     opened = studies.load(name)
+    analysis.check(opened)
     return opened, output or Path("runs") / f"study-{studies.cell_id(opened.name)}"
 
 

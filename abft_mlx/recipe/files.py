@@ -196,6 +196,8 @@ def _task_map(name: str) -> dict[str, Any]:
     """What a recipe says of its task: the parts that a mixture or a transfer takes from it."""
     path = find(name)
     values = parse(read(path), str(path))
+    if not values.get("data"):
+        raise RecipeError(f"{path}: names no data, so it is no task to mix in or to measure on")
     return {"name": name, **{k: values[k] for k in tasks.PARTS if values.get(k) is not None}}
 
 
