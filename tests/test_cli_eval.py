@@ -36,6 +36,8 @@ def test_every_protocol_and_method_in_one_document() -> None:
     assert set(found["robustness"]) == {"template", "demonstrations"}
     assert 0 <= found["bias"]["contextual_entropy"] <= found["bias"]["maximum_entropy"]
     assert set(found["unseen"]) == {"random", "unseen", "zero_shot"}
+    assert found["unseen"]["random"] == found["methods"]["vanilla"]
+    assert found["unseen"]["zero_shot"] == found["methods"]["zero_shot"]
     assert set(found["transfer"]["tasks"]) == {"generated/urgency", "generated/question"}
     assert "base" not in found
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from cli_support import write_model
 
-from abft_mlx import data, experiment
+from abft_mlx import data, experiment, facts
 from abft_mlx import recipe as recipes
 from abft_mlx.data import LabelledTexts
 from abft_mlx.errors import RecipeError
@@ -132,6 +132,17 @@ def test_a_mixture_trains_on_its_tasks_in_turn(tmp_path: Path) -> None:
     assert starts == ["message", "mail", "message", "mail", "message"]
     assert {one.target for one in prompts} <= {*first.space.token_ids, *second.space.token_ids}
     assert prompts[1] == second.training_prompts(opened.recipe.training)[0]
+
+
+def test_a_checkpoint_belongs_to_all_texts_of_a_mixture(model, tasks) -> None:
+    first, second = tasks
+    recipe = recipes.resolve(recipes.default())
+    made = {
+        facts.fingerprint(recipe, model, some)
+        for some in ([first], [second], [first, second], [second, first])
+    }
+    assert len(made) == 4
+    assert facts.fingerprint(recipe, model, [first]) in made
 
 
 def test_a_mixture_wants_one_number_of_demonstrations(tmp_path: Path) -> None:
