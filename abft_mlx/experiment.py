@@ -87,7 +87,7 @@ class Experiment:
         chosen: list[prompts.Prompt],
         on_progress: Callable[[int, int], None] | None = None,
     ) -> dict[str, Any]:
-        """The metrics of the model as it is now, as one method of eval's JSON."""
+        """One method of eval's JSON of the model as it is now: its metrics and ``right``."""
         probabilities = evaluation.label_probabilities(
             self.loaded.model,
             chosen,
@@ -95,7 +95,9 @@ class Experiment:
             batch_tokens=self.recipe.evaluation.batch_tokens,
             on_progress=on_progress,
         )
-        return evaluation.summary(probabilities, np.array([one.gold for one in chosen]))
+        gold = np.array([one.gold for one in chosen])
+        right = evaluation.right_string(probabilities, gold)
+        return evaluation.summary(probabilities, gold) | {"right": right}
 
     def measure_all(self, on_progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
         """What the recipe's evaluation section asks for, of the model as it is now.

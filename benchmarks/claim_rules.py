@@ -12,7 +12,7 @@ import numpy as np
 
 from abft_mlx.analysis.measurements import Measurement, of_task, tasks
 from abft_mlx.analysis.special import Plane
-from abft_mlx.analysis.statistics import SAMPLES, SEED, Estimate, Z
+from abft_mlx.analysis.statistics import SAMPLES, SEED, Estimate, bootstrap
 
 HOLDS = "holds"
 FAILS = "does not hold"
@@ -131,32 +131,32 @@ def barrier(planes: Sequence[Plane]) -> tuple[Estimate, float] | None:
     """The highest loss of accuracy on the way from one method's weights to the other's.
 
     On the segment between the two corners of the plane, how far accuracy lies below the straight
-    line between its ends; the worst point of the means over all planes, with a normal interval of
-    binomial errors over queries (taken as independent, which makes it too wide) and of the spread
-    over planes.
+    line between its ends; the point where the mean over tasks and seeds is worst, with the interval
+    of that point from :func:`abft_mlx.analysis.statistics.bootstrap` (query by query: the same
+    queries stand behind all three points).
 
     Returns:
         The barrier, and how much of the second method that point has; None where the grid has no
-        point inside the segment.
+        point inside the segment, or a plane does not say which prompts were answered rightly.
     """
-    steps = [float(one) for one in planes[0].factors if 0 < one < 1]
+    names = list(dict.fromkeys(one.task for one in planes))
     worst: tuple[Estimate, float] | None = None
-    for t in steps:
-        depths, errors = [], []
-        for plane in planes:
-            ends, middle = (plane.at(1, 0), plane.at(0, 1)), plane.at(1 - t, t)
-            if middle is None or ends[0] is None or ends[1] is None:
-                break
-            depths.append((1 - t) * ends[0] + t * ends[1] - middle)
-            parts = ((1 - t, ends[0]), (t, ends[1]), (1.0, middle))
-            errors.append(sum(w**2 * p * (1 - p) for w, p in parts) / max(1, plane.queries))
-        else:
-            mean = float(np.mean(depths))
-            between = float(np.var(depths, ddof=1)) / len(depths) if len(depths) > 1 else 0.0
-            error = Z * (sum(errors) / len(errors) ** 2 + between) ** 0.5
-            if worst is None or mean > worst[0].mean:
-                worst = Estimate(mean, mean - error, mean + error), t
+    for t in (float(one) for one in planes[0].factors if 0 < one < 1):
+        depths = [[_depth(one, t) for one in planes if one.task == name] for name in names]
+        if any(one is None for several in depths for one in several):
+            continue
+        here = bootstrap([np.array(several) for several in depths])
+        if worst is None or here.mean > worst[0].mean:
+            worst = here, t
     return worst
+
+
+def _depth(plane: Plane, t: float) -> np.ndarray | None:
+    """(Q,) how far each query's share of right answers lies below the line between the ends."""
+    first, second, middle = plane.shares(1, 0), plane.shares(0, 1), plane.shares(1 - t, t)
+    if first is None or second is None or middle is None:
+        return None
+    return (1 - t) * first + t * second - middle
 
 
 def one_basin(depth: Estimate) -> str:

@@ -247,8 +247,40 @@ class TestInside:
         depth, t = claims.rules.barrier(some)
         # Ends at 0.8 and 0.6; the point in the middle lies 0.2 under 0.7.
         assert (depth.mean, t) == (pytest.approx(0.2), 0.5)
-        variance = (0.25 * 0.8 * 0.2 + 0.25 * 0.6 * 0.4 + 0.5 * 0.5) / 200
-        assert depth.high - depth.mean == pytest.approx(1.959964 * np.sqrt(variance / 2), rel=1e-4)
+
+    def test_barrier_compares_the_same_queries(self, claims: ModuleType) -> None:
+        def width(apart: bool) -> float:
+            cells = plane_cells(0.1, 2000, "end_to_end", repeats=1, apart=apart)
+            depth, _ = claims.rules.barrier(list(planes(facts(study(), cells))))
+            assert depth.mean == pytest.approx(0.1)
+            return depth.high - depth.low
+
+        # Rates 0.8, 0.6 and 0.6: the middle answers what the second end answers, so that a query
+        # is 0 or 0.5 below the line; answered apart, the three variances add.
+        together = 0.2 * 0.8 * 0.25
+        alone = 0.25 * 0.8 * 0.2 + 0.25 * 0.6 * 0.4 + 0.6 * 0.4
+        for apart, variance in ((False, together), (True, alone)):
+            expected = 2 * 1.96 * np.sqrt(variance / 2000)
+            assert width(apart) == pytest.approx(expected, rel=0.08)
+
+    def test_no_barrier_without_answers(self, claims: ModuleType) -> None:
+        cells = plane_cells(0.2, 400, "end_to_end")
+        del cells[0]["plane"]["right"]
+        assert verdicts(claims, cells, 13) == []
+
+    def test_worst_point_of_the_segment(self, claims: ModuleType) -> None:
+        (made,) = plane_cells(0.0, 400, "end_to_end")[:1]
+        factors = [0.0, 0.25, 0.5, 0.75, 1.0]
+        rates = np.full((5, 5), 0.1)
+        for row, rate in enumerate((0.6, 0.65, 0.6, 0.75, 0.8)):
+            rates[row, 4 - row] = rate
+        made["plane"] |= {
+            "factors": factors,
+            "accuracy": rates.tolist(),
+            "right": [[answers(rate, 400) for rate in row] for row in rates],
+        }
+        depth, t = claims.rules.barrier(list(planes(facts(study(), [made]))))
+        assert (depth.mean, t) == (pytest.approx(0.1), 0.5)
 
     @pytest.mark.parametrize(
         ("peaks", "layers", "verdict"),
@@ -266,12 +298,20 @@ class TestInside:
         assert verdicts(claims, cells, 14) == [verdict]
 
 
-def plane_cells(dip: float, prompts: int, axis: str) -> list[dict]:
-    """Two planes with ends at 0.8 and 0.6, and a dip half-way."""
+def plane_cells(
+    dip: float, prompts: int, axis: str, repeats: int = 2, *, apart: bool = False
+) -> list[dict]:
+    """Two planes with ends at 0.8 and 0.6, and a dip half-way; the same queries are answered
+    rightly at all points as far as the rates allow, or they are drawn apart."""
     factors = [0.0, 0.5, 1.0]
     accuracy = [[0.1, 0.1, 0.6], [0.1, 0.7 - dip, 0.1], [0.8, 0.1, 0.1]]
-    part = {"axes": ["abft", axis], "factors": factors, "prompts": prompts, "accuracy": accuracy}
-    return [cell("plane", seed=seed, plane=part, run=None) for seed in (1, 2)]
+    right = [
+        [answers(rate, prompts, 3 * row + column if apart else 0) for column, rate in enumerate(of)]
+        for row, of in enumerate(accuracy)
+    ]
+    part = {"axes": ["abft", axis], "factors": factors, "prompts": prompts, "accuracy": accuracy,
+            "right": right}  # fmt: skip
+    return [cell("plane", seed=one, plane=dict(part), run=None, repeats=repeats) for one in (1, 2)]
 
 
 class TestRules:

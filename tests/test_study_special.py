@@ -41,6 +41,7 @@ def test_a_planes_corners_are_base_and_methods(tmp_path: Path) -> None:
         method = cells[name]["evaluation"]["methods"]["vanilla"]
         for measure in ("accuracy", "macro_f1", "true_label_probability"):
             assert found[measure][row][column] == pytest.approx(method[measure], abs=1e-5)
+        assert found["right"][row][column] == method["right"]
         measured[name] = method["true_label_probability"]
     assert len({round(value, 4) for value in measured.values()}) == 3
     assert cells["plane"]["run"] is None

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from abft_mlx.analysis.statistics import share_right
+
 
 @dataclass(frozen=True)
 class Plane:
@@ -20,6 +22,8 @@ class Plane:
         axes: names of the two methods.
         factors: (F,) of both axes.
         accuracy: (F, F) in 0..1, first method's factor by second method's.
+        right: (F, F) which prompts were answered rightly, as ``right`` of eval's JSON; None where
+            the cell does not say.
         prompts: test prompts behind each number.
         queries: distinct queries among them.
     """
@@ -30,18 +34,27 @@ class Plane:
     axes: tuple[str, str]
     factors: np.ndarray
     accuracy: np.ndarray
+    right: list[list[str]] | None
     prompts: int
     queries: int
 
     def at(self, first: float, second: float) -> float | None:
         """Accuracy at a point of the grid; None where it has no such point."""
-        found = []
-        for wanted in (first, second):
-            near = np.flatnonzero(np.isclose(self.factors, wanted))
-            if not len(near):
-                return None
-            found.append(int(near[0]))
-        return float(self.accuracy[found[0], found[1]])
+        point = self._point(first, second)
+        return None if point is None else float(self.accuracy[point])
+
+    def shares(self, first: float, second: float) -> np.ndarray | None:
+        """(Q,) how often each query was answered rightly there; None where that is not known."""
+        point = self._point(first, second)
+        if point is None or self.right is None:
+            return None
+        return share_right(self.right[point[0]][point[1]], self.queries)
+
+    def _point(self, first: float, second: float) -> tuple[int, int] | None:
+        row, column = (
+            np.flatnonzero(np.isclose(self.factors, wanted)) for wanted in (first, second)
+        )
+        return (int(row[0]), int(column[0])) if len(row) and len(column) else None
 
     @property
     def best(self) -> tuple[float, float]:
@@ -63,6 +76,7 @@ def planes(document: dict[str, Any]) -> Iterator[Plane]:
                 axes=(str(first), str(second)),
                 factors=np.array(made["factors"], dtype=np.float64),
                 accuracy=np.array(made["accuracy"], dtype=np.float64),
+                right=made.get("right"),
                 prompts=int(made["prompts"]),
                 queries=int(made["prompts"]) // max(1, int(cell["repeats"])),
             )

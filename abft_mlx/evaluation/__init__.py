@@ -1,6 +1,6 @@
 """How good a classifier a prompted model is."""
 
-from abft_mlx.evaluation.comparisons import against_base, right_answers
+from abft_mlx.evaluation.comparisons import against_base, right_answers, right_string
 from abft_mlx.evaluation.intervals import bootstrap_interval, intervals, mcnemar
 from abft_mlx.evaluation.methods import entry, probabilities_of, report, zero_shot_prompts
 from abft_mlx.evaluation.metrics import summary
@@ -21,6 +21,7 @@ __all__ = [
     "probabilities_of",
     "report",
     "right_answers",
+    "right_string",
     "summary",
     "vocabulary_logits",
     "zero_shot_prompts",

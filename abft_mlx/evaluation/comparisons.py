@@ -8,11 +8,22 @@ from typing import Any
 import numpy as np
 
 from abft_mlx.evaluation.intervals import mcnemar
+from abft_mlx.evaluation.metrics import predictions
 
 
 def right_answers(right: str) -> np.ndarray:
     """Which prompts were answered rightly, (N,) bool, from a method's ``right`` string."""
     return np.frombuffer(right.encode("ascii"), dtype=np.uint8) == ord("1")
+
+
+def right_string(probabilities: np.ndarray, gold: np.ndarray) -> str:
+    """What :func:`right_answers` reads: N characters, 1 where the likeliest label is the gold one.
+
+    Args:
+        probabilities: (N, C).
+        gold: (N,) label indices.
+    """
+    return "".join("1" if one else "0" for one in predictions(probabilities) == gold)
 
 
 def against_base(

@@ -14,6 +14,7 @@ import numpy as np
 
 from abft_mlx.evaluation import calibration
 from abft_mlx.evaluation._progress import Progress, part
+from abft_mlx.evaluation.comparisons import right_string
 from abft_mlx.evaluation.intervals import intervals, mcnemar
 from abft_mlx.evaluation.metrics import predictions, summary
 from abft_mlx.evaluation.outputs import hidden_states, vocabulary_logits
@@ -103,8 +104,7 @@ def entry(
         made["interval"] = intervals(
             probabilities, gold, groups, section.bootstrap_samples, section.seed, compat=compat
         )
-    right = predictions(probabilities) == gold
-    return made | {"right": "".join("1" if one else "0" for one in right)}
+    return made | {"right": right_string(probabilities, gold)}
 
 
 def report(

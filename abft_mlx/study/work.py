@@ -198,14 +198,14 @@ class _Work:
         opened = self.tools.prepare(self.cell.recipe)
         chosen = opened.test_prompts()
         factors = list(self.cell.factors)
-        tables: dict[str, list[list[float]]] = {name: [] for name in _MEASURES}
+        tables: dict[str, list[list[Any]]] = {name: [] for name in (*_MEASURES, "right")}
         for first in factors:
             rows = []
             for second in factors:
                 strengths = list(zip(folders, (first, second), strict=True))
                 rows.append(self._at(opened, chosen, strengths))
-            for name in _MEASURES:
-                tables[name].append([row[name] for row in rows])
+            for name, table in tables.items():
+                table.append([row[name] for row in rows])
         plane = {"axes": names, "factors": factors, "prompts": len(chosen), "runs": runs, **tables}
         return {"plane": plane, "fingerprints": _fingerprints(opened)}
 
