@@ -24,9 +24,10 @@ import mlx.nn as nn
 import numpy as np
 
 from abft_mlx.errors import ModelError, RunError, UnsupportedArchitectureError
-from abft_mlx.ports import architecture, port_for
+from abft_mlx.ports import Port, architecture, port_for
 
 SEAM = "scaled_dot_product_attention"
+BY_HAND = "softmax"
 _swap = threading.Lock()
 
 
@@ -66,19 +67,57 @@ class Recorder:
             **options: Any,
         ) -> mx.array:
             if self._last is not None and threading.get_ident() == self._thread:
+                given = dict(zip(("cache", "scale", "mask", "sinks"), args, strict=False)) | options
                 if not isinstance(keys, mx.array):
                     raise ModelError("patterns cannot be read from a quantized key/value cache")
                 self.rows[layer] = last_row(
                     queries,
                     keys,
                     self._last,
-                    scale=options["scale"],
-                    mask=options.get("mask"),
-                    sinks=options.get("sinks"),
+                    scale=given["scale"],
+                    mask=given.get("mask"),
+                    sinks=given.get("sinks"),
                 )
             return original(queries, keys, values, *args, **options)
 
         return recording
+
+    def softmax(self, layer: int, original: Any) -> Any:
+        """What a module that computes its pattern itself finds instead of ``mlx.core``."""
+
+        def recording(scores: mx.array, *args: Any, **options: Any) -> mx.array:
+            if self._last is not None and threading.get_ident() == self._thread:
+                self.rows[layer] = row_of_scores(scores, self._last)
+            return original.softmax(scores, *args, **options)
+
+        return _Namespace(original, softmax=recording)
+
+
+class _Namespace:
+    """A module under whose names one finds another function."""
+
+    def __init__(self, original: Any, **replaced: Any) -> None:
+        self.original = original
+        self.__dict__.update(replaced)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.original, name)
+
+
+def row_of_scores(scores: mx.array, last: mx.array) -> mx.array:
+    """One row of the attention pattern per prompt and head, of scores that are masked already.
+
+    Args:
+        scores: (B, H, T, S), or (B, G, H / G, T, S).
+        last: (B,) which query's row.
+
+    Returns:
+        (B, H, S) float32.
+    """
+    T, S = scores.shape[-2:]
+    whole = scores.reshape(len(last), -1, T, S)
+    row = mx.take_along_axis(whole, last[:, None, None, None], axis=2)
+    return mx.softmax(row.squeeze(2).astype(mx.float32), axis=-1)
 
 
 def last_row(
@@ -147,12 +186,12 @@ def instrument(model: nn.Module) -> Iterator[Recorder]:
         UnsupportedArchitectureError: no port, or the attention module computes attention by hand.
         RunError: the model is already instrumented.
     """
-    port = port_for(model)
+    port, name = port_for(model), architecture(model)
     modules = [port.attention_module(layer) for layer in port.layers(model)]
     recorder = Recorder(len(modules))
     with _swap:
         swaps = [
-            (module, type(module), _hooked(type(module), recorder, layer, architecture(model)))
+            (module, type(module), _hooked(type(module), recorder, layer, port, name))
             for layer, module in enumerate(modules)
             if module is not None
         ]
@@ -165,10 +204,13 @@ def instrument(model: nn.Module) -> Iterator[Recorder]:
             for module, original, hooked in swaps:
                 module.__class__ = original
                 # Classes live until the garbage collector runs; they must not keep the rows.
-                hooked.__call__.__globals__[SEAM] = original.__call__.__globals__[SEAM]
+                namespace, untouched = hooked.__call__.__globals__, original.__call__.__globals__
+                for name in ("mx", SEAM):
+                    if name in untouched:
+                        namespace[name] = untouched[name]
 
 
-def _hooked(kind: type, recorder: Recorder, layer: int, name: str) -> type:
+def _hooked(kind: type, recorder: Recorder, layer: int, port: Port, name: str) -> type:
     """A subclass of an attention class that runs the same code around a recording function."""
     if "_abft_instrumented" in kind.__dict__:
         raise RunError(
@@ -176,13 +218,21 @@ def _hooked(kind: type, recorder: Recorder, layer: int, name: str) -> type:
             "forward() of it first"
         )
     call = kind.__call__
-    if not isinstance(call, FunctionType) or SEAM not in call.__code__.co_names:
+    seam = BY_HAND if port.computes_softmax else SEAM
+    if not isinstance(call, FunctionType) or seam not in call.__code__.co_names:
         raise UnsupportedArchitectureError(
-            f"architecture {name!r} does not call {SEAM} in its attention, so its patterns cannot "
+            f"architecture {name!r} does not call {seam} in its attention, so its patterns cannot "
             "be read; use another model"
         )
     namespace = dict(call.__globals__)
-    namespace[SEAM] = recorder.hook(layer, call.__globals__[SEAM])
+    if port.computes_softmax:
+        namespace["mx"] = recorder.softmax(layer, namespace["mx"])
+    elif SEAM in namespace:
+        namespace[SEAM] = recorder.hook(layer, namespace[SEAM])
+    else:
+        core = namespace["mx"]
+        hook = recorder.hook(layer, getattr(core.fast, SEAM))
+        namespace["mx"] = _Namespace(core, fast=_Namespace(core.fast, **{SEAM: hook}))
     replaced = FunctionType(
         call.__code__, namespace, call.__name__, call.__defaults__, call.__closure__
     )
@@ -220,7 +270,14 @@ def forward(
     """
     with instrument(model) as recorder:
         recorder.last = last
-        hidden = port_for(model).hidden(model, tokens)
+        port = port_for(model)
+        hidden = port.hidden(model, tokens)
+        for row, layer in zip(recorder.rows, port.layers(model), strict=True):
+            if row is None and port.attention_module(layer) is not None:
+                raise UnsupportedArchitectureError(
+                    f"this {architecture(model)} model computes its attention in another way than "
+                    f"by {SEAM}, so its patterns cannot be read; use another model"
+                )
         return hidden, recorder.rows
 
 

@@ -23,7 +23,7 @@ from mlx_lm import utils as mlx_lm_utils
 from abft_mlx import adapters
 from abft_mlx.adapters.headers import read_header
 from abft_mlx.errors import AbftError, ModelError, UnsupportedArchitectureError
-from abft_mlx.ports import Port, port_for, supported
+from abft_mlx.ports import Port, port_for, supported_in_words
 
 DEMO = "demo"
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
@@ -222,8 +222,8 @@ def _model(path: Path, config: dict[str, Any]) -> tuple[nn.Module, dict[str, Any
         text = _first_line(error)
         if re.fullmatch(r"Model type \S+ not supported\.", text):
             raise UnsupportedArchitectureError(
-                f"{path}: mlx-lm does not know the architecture {config['model_type']!r}; this "
-                f"package supports {', '.join(supported())}"
+                f"{path}: mlx-lm does not know the architecture {config['model_type']!r}; "
+                f"{supported_in_words()}"
             ) from error
         raise ModelError(
             f"{path} cannot be opened as a {config['model_type']} model: "

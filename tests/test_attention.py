@@ -59,36 +59,6 @@ def test_rows_equal_transformers_eager_attention(name: str, tmp_path: Path) -> N
     assert all(np.max(row) > 0.3 and np.std(row, axis=1).max() > 0.05 for row in expected)
 
 
-def test_rows_in_layers_with_a_sliding_window(tmp_path: Path) -> None:
-    """A Llama with window layers, as mlx-lm runs them, is transformers' Ministral."""
-    torch = tiny_models.torch()
-    import transformers
-
-    windows = {
-        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
-        "sliding_window": 9,
-    }
-    settings = tiny_models.CONFIGS["llama"] | windows
-    theta = settings.pop("rope_theta")
-    rope = {"rope_type": "default", "rope_theta": theta}
-    torch.manual_seed(0)
-    chosen = transformers.AutoConfig.for_model(
-        "ministral", attn_implementation="eager", rope_parameters=rope, head_dim=16, **settings
-    )
-    torch_model = transformers.AutoModelForCausalLM.from_config(chosen).eval()
-    with torch.no_grad():
-        for value in torch_model.parameters():
-            value.copy_(torch.randn(value.shape) * 0.2)
-    model, _ = load_model(tiny_models.save_reference(torch_model, tmp_path, "llama", **windows))
-    tokens, last = tiny_models.tokens(batch=3, length=40)
-    expected, _ = eager(torch_model, tokens, last)
-    rows = attention.capture(model, tokens, last)
-    assert (expected[0] > 0).sum(axis=-1).max() == 9
-    assert (expected[1] > 0).sum(axis=-1).max() == 40
-    for row, oracle in zip(rows, expected, strict=True):
-        assert largest_difference(row, oracle) <= EXACT
-
-
 @pytest.mark.parametrize("name", tiny_models.ARCHITECTURES)
 def test_columns_after_last_are_exactly_zero(name: str) -> None:
     model = tiny_models.build(name)

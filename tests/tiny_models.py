@@ -79,7 +79,8 @@ def save_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
 
 
-def _write(folder: Path, settings: dict[str, Any], weights: dict[str, mx.array]) -> Path:
+def write(folder: Path, settings: dict[str, Any], weights: dict[str, mx.array]) -> Path:
+    """Write a checkpoint with a tokenizer; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "mlx"})
     (folder / "config.json").write_text(json.dumps(settings), encoding="utf-8")
@@ -117,7 +118,7 @@ def checkpoint(
     if bits is not None:
         nn.quantize(model, group_size=64, bits=bits)
         settings["quantization"] = {"group_size": 64, "bits": bits}
-    return _write(folder, settings, dict(tree_flatten(model.parameters())))
+    return write(folder, settings, dict(tree_flatten(model.parameters())))
 
 
 def torch() -> Any:
@@ -165,7 +166,7 @@ def save_reference(model: Any, folder: Path, name: str, **changes: Any) -> Path:
         if key == "lm_head.weight" and (name == "gpt2" or CONFIGS[name]["tie_word_embeddings"]):
             continue
         weights[key.removeprefix("transformer.")] = mx.array(value.detach().numpy())
-    return _write(folder, config(name, **changes), weights)
+    return write(folder, config(name, **changes), weights)
 
 
 def tokens(batch: int = 3, length: int = 24, seed: int = 1) -> tuple[mx.array, mx.array]:

@@ -53,7 +53,7 @@ def targets(model: nn.Module, layers: list[int] | None = None) -> list[Target]:
     return [
         Target(n, f"{port.attention_path(n)}.{projection.path}", projection)
         for n in wanted
-        for projection in port.projections
+        for projection in port.layer_projections(modules[n])
     ]
 
 

@@ -38,21 +38,25 @@ def shift_norms(model: nn.Module) -> dict[str, Any]:
         raise AdapterError("this model carries no adapter, so nothing has moved; load one first")
     port = port_for(model)
     layers = port.layers(model)
-    norms: dict[str, Any] = {"q": [0.0] * len(layers), "k": [0.0] * len(layers), "head": None}
+    moved = {"q": [0.0] * len(layers), "k": [0.0] * len(layers)}
     for target in targets(model):
         module = modules.get(target.path)
         if module is None:
             continue
         for part, outputs in port.part_outputs(layers[target.layer], target.projection).items():
             if part in ("q", "k"):
-                norms[part][target.layer] = _norm(module, outputs)
+                moved[part][target.layer] += _norm(module, mx.array(outputs)) ** 2
+    norms: dict[str, Any] = {
+        part: [math.sqrt(one) for one in squares] for part, squares in moved.items()
+    }
+    norms["head"] = None
     head = modules.get(port.head_path(model))
     if head is not None:
         norms["head"] = _norm(head, slice(None))
     return norms
 
 
-def _norm(module: nn.Module, outputs: slice) -> float:
+def _norm(module: nn.Module, outputs: slice | mx.array) -> float:
     """Frobenius norm of the change of some of a layer's outputs."""
     if isinstance(module, LoRALinear):
         a = np.array(module.lora_a.astype(mx.float32), dtype=np.float64)

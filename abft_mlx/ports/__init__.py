@@ -4,17 +4,16 @@ A port is data. :func:`port_for` finds the one that describes a loaded model, or
 architectures have one.
 """
 
-from abft_mlx.ports.port import (
-    HeadShape,
-    Port,
-    Projection,
-    base_linear,
-    has,
-    head_rows,
-    output_dims,
-    resolve,
+from abft_mlx.ports.port import HeadShape, Port, Projection
+from abft_mlx.ports.registry import (
+    architecture,
+    heads,
+    port_for,
+    supported,
+    supported_in_words,
 )
-from abft_mlx.ports.registry import PORTS, architecture, heads, port_for, supported
+from abft_mlx.ports.table import PORTS
+from abft_mlx.ports.weights import base_linear, has, head_rows, output_dims, resolve
 
 __all__ = [
     "PORTS",
@@ -30,4 +29,5 @@ __all__ = [
     "port_for",
     "resolve",
     "supported",
+    "supported_in_words",
 ]

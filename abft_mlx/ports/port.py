@@ -7,13 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
 from abft_mlx.errors import ModelError
+from abft_mlx.ports.output import NarrowHead, hidden_of, logits_of
+from abft_mlx.ports.weights import has, output_dims, resolve
+
+Role = Literal["q", "k", "v", "gate"]
+Part = Role | tuple[Role, str]
+"""What some outputs of a projection are; with the attention module's attribute that says how many,
+where a head's queries, keys and values are not all head_dim wide."""
 
 
 @dataclass(frozen=True)
@@ -21,14 +28,17 @@ class Projection:
     """One linear layer that makes queries, keys, or both.
 
     Attributes:
-        path: where it sits, relative to the attention module.
+        path: where it sits, relative to the attention module. A layer that lacks it goes without.
         role: what of W_Q and W_K it holds.
-        parts: for a fused projection, what its outputs are, in order; each part is contiguous.
+        parts: for a fused projection, what its outputs are, in order.
+        per: the outputs are ``parts`` once (""), or once for every "head" or every "group", a
+            key/value head with the query heads that it serves.
     """
 
     path: str
     role: Literal["q", "k", "qk"]
-    parts: tuple[Literal["q", "k", "v"], ...] = ()
+    parts: tuple[Part, ...] = ()
+    per: Literal["", "head", "group"] = ""
 
 
 @dataclass(frozen=True)
@@ -46,32 +56,6 @@ class HeadShape:
     head_dim: int
 
 
-def resolve(module: nn.Module, path: str) -> Any:
-    """The submodule or attribute at a dotted path."""
-    found: Any = module
-    for part in path.split("."):
-        found = found[int(part)] if part.isdigit() else getattr(found, part)
-    return found
-
-
-def has(module: nn.Module, path: str) -> bool:
-    """Whether a dotted path leads somewhere."""
-    try:
-        return resolve(module, path) is not None
-    except (AttributeError, IndexError, KeyError):
-        return False
-
-
-def base_linear(projection: nn.Module) -> nn.Module:
-    """The linear layer itself, without a LoRA layer around it."""
-    return projection.linear if "linear" in projection else projection
-
-
-def output_dims(projection: nn.Module) -> int:
-    """Outputs of a linear layer, plain, quantized or under LoRA."""
-    return int(base_linear(projection).weight.shape[0])
-
-
 @dataclass(frozen=True)
 class Port:
     """Where one architecture keeps what ABFT needs. All paths are dotted.
@@ -81,21 +65,28 @@ class Port:
         projections: W_Q and W_K inside an attention module.
         attention: the attention module's path inside a layer.
         layer_list: the layers' path inside the model.
-        stem: path of the module that maps tokens to the final normed hidden state.
+        stem: path of the module that maps tokens to the final hidden state; None where the head is
+            inside it.
         heads: candidates for the output head; the first that the model has is its head. An
             embedding among them is a tied head.
         n_heads: the attention module's attribute that counts query heads.
         n_kv_heads: the same for key/value heads.
+        computes_softmax: the attention module computes its pattern itself, with ``mx.softmax``,
+            instead of calling mlx-lm's attention function.
+        classes: names of the classes of softmax attention, where linear attention sits at the same
+            path in other layers.
     """
 
     architectures: tuple[str, ...]
     projections: tuple[Projection, ...] = (Projection("q_proj", "q"), Projection("k_proj", "k"))
     attention: str = "self_attn"
     layer_list: str = "model.layers"
-    stem: str = "model"
+    stem: str | None = "model"
     heads: tuple[str, ...] = ("lm_head", "model.embed_tokens")
     n_heads: str = "n_heads"
     n_kv_heads: str = "n_kv_heads"
+    computes_softmax: bool = False
+    classes: tuple[str, ...] = ()
 
     def layers(self, model: nn.Module) -> list[nn.Module]:
         """The model's layers, first to last."""
@@ -103,11 +94,24 @@ class Port:
 
     def attention_module(self, layer: nn.Module) -> nn.Module | None:
         """A layer's attention module, or None for a layer without softmax attention."""
-        return resolve(layer, self.attention) if has(layer, self.attention) else None
+        if not has(layer, self.attention):
+            return None
+        module = resolve(layer, self.attention)
+        softmax = not self.classes or type(module).__name__ in self.classes
+        return module if softmax and self._projections(module) else None
 
     def attention_path(self, layer: int) -> str:
         """Full dotted path of a layer's attention module, as in the weights' names."""
         return f"{self.layer_list}.{layer}.{self.attention}"
+
+    def layer_projections(self, layer: nn.Module) -> list[Projection]:
+        """W_Q and W_K of one layer; no keys where it attends to another layer's."""
+        module = self.attention_module(layer)
+        return [] if module is None else self._projections(module)
+
+    def _projections(self, attention: nn.Module) -> list[Projection]:
+        found = [one for one in self.projections if has(attention, one.path)]
+        return found if any("q" in one.role for one in found) else []
 
     def head_shape(self, layer: nn.Module) -> HeadShape | None:
         """The heads of one layer, or None for a layer without softmax attention."""
@@ -116,9 +120,9 @@ class Port:
             return None
         n_heads = int(getattr(attention, self.n_heads))
         n_kv_heads = int(getattr(attention, self.n_kv_heads))
-        counts = {"q": n_heads, "k": n_kv_heads, "v": n_kv_heads}
-        projection = self.projections[0]
-        parts = projection.parts or (projection.role,)
+        projection = next(one for one in self._projections(attention) if "q" in one.role)
+        counts = {"q": n_heads, "k": n_kv_heads, "v": n_kv_heads, "gate": n_heads}
+        parts = [one for one in projection.parts or (projection.role,) if isinstance(one, str)]
         outputs = output_dims(resolve(attention, projection.path))
         return HeadShape(n_heads, n_kv_heads, outputs // sum(counts[part] for part in parts))
 
@@ -131,28 +135,34 @@ class Port:
         if not projection.parts or self.head_shape(layer) is None:
             return None
         parts = self.part_outputs(layer, projection)
-        outputs = np.ones(max(one.stop for one in parts.values()), dtype=bool)
-        if "v" in parts:
-            outputs[parts["v"]] = False
+        outputs = np.zeros(sum(map(len, parts.values())), dtype=bool)
+        for part in ("q", "k"):
+            outputs[parts.get(part, [])] = True
         return outputs
 
-    def part_outputs(self, layer: nn.Module, projection: Projection) -> dict[str, slice]:
-        """Where queries, keys and values lie among a projection's outputs.
+    def part_outputs(self, layer: nn.Module, projection: Projection) -> dict[str, np.ndarray]:
+        """Where queries, keys and the rest lie among a projection's outputs.
 
         Returns:
-            "q", "k" or "v", those that the projection makes, to its outputs.
+            "q", "k", "v" or "gate", those that the projection makes, to the indices of its outputs.
         """
-        shape = self.head_shape(layer)
-        if shape is None:
+        attention, shape = self.attention_module(layer), self.head_shape(layer)
+        if attention is None or shape is None:
             return {}
-        heads = {"q": shape.n_heads, "k": shape.n_kv_heads, "v": shape.n_kv_heads}
-        found: dict[str, slice] = {}
+        heads = {"q": shape.n_heads, "k": shape.n_kv_heads, "v": shape.n_kv_heads,
+                 "gate": shape.n_heads}  # fmt: skip
+        blocks = {"": 1, "head": shape.n_heads, "group": shape.n_kv_heads}[projection.per]
+        found: dict[str, list[np.ndarray]] = {}
         start = 0
-        for part in projection.parts or (projection.role,):
-            stop = start + heads[part] * shape.head_dim
-            found[part] = slice(start, stop)
-            start = stop
-        return found
+        for _ in range(blocks):
+            for part in projection.parts or (projection.role,):
+                if isinstance(part, str):
+                    role, width = part, heads[part] // blocks * shape.head_dim
+                else:
+                    role, width = part[0], int(getattr(attention, part[1]))
+                found.setdefault(role, []).append(np.arange(start, start + width))
+                start += width
+        return {role: np.concatenate(several) for role, several in found.items()}
 
     def hidden(self, model: nn.Module, tokens: mx.array) -> mx.array:
         """Hidden state after the final norm, which the output head reads.
@@ -164,7 +174,7 @@ class Port:
         Returns:
             (B, T, width).
         """
-        return resolve(model, self.stem)(tokens)
+        return hidden_of(model, tokens, self.stem, self.head_path(model))
 
     def logits(
         self, model: nn.Module, hidden: mx.array, token_ids: Sequence[int] | mx.array | None = None
@@ -179,17 +189,11 @@ class Port:
         Returns:
             (..., C) or (..., V) float32, what the model itself gives there.
         """
-        head = self.head(model)
         if token_ids is None:
-            whole = head.as_linear(hidden) if hasattr(head, "as_linear") else head(hidden)
-            return whole.astype(mx.float32)
+            return logits_of(model, hidden, self.stem, self.head_path(model)).astype(mx.float32)
         ids = token_ids if isinstance(token_ids, mx.array) else mx.array(list(token_ids))
-        if "lora_a" in head:
-            return head(hidden).astype(mx.float32)[..., ids]
-        weight = head_rows(head, ids).astype(mx.float32)
-        picked = hidden.astype(mx.float32) @ weight.T
-        bias = head.get("bias")
-        return picked if bias is None else picked + bias[ids].astype(mx.float32)
+        narrow = NarrowHead(self.head(model), ids)
+        return logits_of(model, hidden, self.stem, self.head_path(model), narrow)
 
     def head(self, model: nn.Module) -> nn.Module:
         """The output head: a linear layer, or the embedding it is tied to."""
@@ -204,30 +208,3 @@ class Port:
             f"this {self.architectures[0]} model has no output head at {' or '.join(self.heads)}; "
             "load a causal language model"
         )
-
-
-def head_rows(head: nn.Module, token_ids: mx.array | None = None) -> mx.array:
-    """The head's weights for some tokens.
-
-    Args:
-        head: a linear layer or embedding, plain or quantized.
-        token_ids: (C,) rows wanted; None for all.
-
-    Returns:
-        (C, width), or (V, width).
-    """
-
-    def chosen(array: mx.array) -> mx.array:
-        return array if token_ids is None else array[token_ids]
-
-    if "scales" not in head:
-        return chosen(head.weight)
-    biases = head.get("biases")
-    return mx.dequantize(
-        chosen(head.weight),
-        scales=chosen(head.scales),
-        biases=None if biases is None else chosen(biases),
-        group_size=head.group_size,
-        bits=head.bits,
-        mode=head.mode,
-    )

@@ -5,23 +5,10 @@ from __future__ import annotations
 import mlx.nn as nn
 
 from abft_mlx.errors import UnsupportedArchitectureError
-from abft_mlx.ports.port import HeadShape, Port, Projection
+from abft_mlx.ports.port import HeadShape, Port
+from abft_mlx.ports.table import PORTS
 
 MODELS_PACKAGE = "mlx_lm.models."
-
-PORTS: tuple[Port, ...] = (
-    # mlx-lm runs Mistral, and a few others, with its Llama code: they come under "llama" here.
-    Port(("llama", "qwen2", "qwen3")),
-    Port(
-        ("gpt2",),
-        projections=(Projection("c_attn", "qk", ("q", "k", "v")),),
-        attention="attn",
-        layer_list="model.h",
-        heads=("model.wte",),
-        n_heads="n_head",
-        n_kv_heads="n_head",
-    ),
-)
 
 
 def architecture(model: nn.Module) -> str:
@@ -37,6 +24,14 @@ def supported() -> tuple[str, ...]:
     return tuple(sorted(name for port in PORTS for name in port.architectures))
 
 
+def supported_in_words() -> str:
+    """The end of a message to somebody whose model has no port."""
+    return (
+        f"{len(supported())} of mlx-lm's are, among them gpt2, llama (Mistral models run as it), "
+        "qwen2, qwen3, gemma3 and phi3; docs/architectures.md has them all"
+    )
+
+
 def port_for(model: nn.Module) -> Port:
     """The port of a loaded model; never guessed from how the model looks.
 
@@ -49,8 +44,7 @@ def port_for(model: nn.Module) -> Port:
         if module.startswith(MODELS_PACKAGE) and name in port.architectures:
             return port
     raise UnsupportedArchitectureError(
-        f"architecture {name!r} is not supported; use one of {', '.join(supported())} "
-        "(Mistral models run as llama)"
+        f"architecture {name!r} is not supported; {supported_in_words()}"
     )
 
 

@@ -1,0 +1,247 @@
+"""The ports of mlx-lm's architectures: what is the same in several stands in one row.
+
+Multi-head latent attention (DeepSeek V2 and those that follow it) makes its queries from
+``q_proj``, or ``q_a_proj`` and ``q_b_proj``, which train as W_Q. Its keys come in two parts. The
+rotary part is the last outputs of ``kv_a_proj_with_mqa``, which train as W_K; the other outputs of
+that layer are the latent that values are made of, too, and stay. The part without position is made
+of the latent: by ``kv_b_proj``, whose key outputs train where a model has it, or folded into the
+queries by ``embed_q``, which is no linear layer that LoRA could wrap and stays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from abft_mlx.ports.port import Port, Projection
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+def _fused(path: str, *parts: str, per: str = "") -> tuple[Projection, ...]:
+    return (Projection(path, "qk", parts or ("q", "k", "v"), per),)  # type: ignore[arg-type]
+
+
+_SHORT = Port(
+    # mlx-lm runs Mistral, and a few others, with its Llama code: they come under "llama" here.
+    _names(
+        "llama qwen2 qwen3 afmoe dots1 ernie4_5 ernie4_5_moe exaone4 exaone_moe gear "
+        "gemma3_text gemma4_text glm4 glm4_moe granite granitemoe granitemoehybrid "
+        "helium hunyuan hunyuan_v1_dense internlm3 laguna lfm2 lfm2_moe mellum mimo "
+        "mimo_v2_flash ministral3 muse_glimmer nanbeige nemotron nemotron-nas olmo2 "
+        "olmoe phimoe qwen2_moe qwen3_moe seed_oss smollm3 solar_open starcoder2 cohere "
+        "cohere2 gemma"
+    )
+)
+_LONG = replace(
+    _SHORT,
+    architectures=(
+        "Klear",
+        "apertus",
+        "glm",
+        "gpt_oss",
+        "jamba",
+        "minimax",
+        "olmo3",
+        "olmo_hybrid",
+        "telechat3",
+    ),
+    n_heads="num_attention_heads",
+    n_kv_heads="num_key_value_heads",
+)
+_MIXED = replace(
+    _SHORT,
+    architectures=("minicpm", "mixtral", "phi", "stablelm"),
+    n_heads="num_heads",
+    n_kv_heads="num_key_value_heads",
+)
+_NUM = replace(_MIXED, architectures=("falcon_h1", "step3p5"), n_kv_heads="num_kv_heads")
+_GATED = replace(
+    _LONG,
+    architectures=("qwen3_next",),
+    projections=(Projection("q_proj", "q", ("q", "gate"), "head"), Projection("k_proj", "k")),
+)
+_GPT = Port(
+    ("gpt2",),
+    projections=_fused("c_attn"),
+    attention="attn",
+    layer_list="model.h",
+    heads=("model.wte",),
+    n_heads="n_head",
+    n_kv_heads="n_head",
+)
+_TRANSFORMER = replace(
+    _SHORT,
+    attention="attn",
+    layer_list="transformer.h",
+    stem="transformer",
+    heads=("lm_head", "transformer.wte"),
+)
+
+_KEYS_OF_LATENT = Projection(
+    "kv_a_proj_with_mqa", "k", (("v", "kv_lora_rank"), ("k", "qk_rope_head_dim"))
+)
+# The last of them first: its outputs are the heads.
+_LATENT_QUERIES = tuple(Projection(name, "q") for name in ("q_proj", "q_b_proj", "q_a_proj"))
+_FOLDED = Port(
+    ("deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "mistral4"),
+    projections=(*_LATENT_QUERIES, _KEYS_OF_LATENT),
+    n_heads="num_heads",
+    n_kv_heads="num_heads",
+)
+_LATENT = replace(
+    _FOLDED,
+    architectures=("deepseek_v2", "minicpm3"),
+    projections=(
+        *_LATENT_QUERIES,
+        _KEYS_OF_LATENT,
+        Projection("kv_b_proj", "k", (("k", "qk_nope_head_dim"), ("v", "v_head_dim")), "head"),
+    ),
+)
+
+
+def _in_wrapper(port: Port, *architectures: str) -> Port:
+    """The port of a text model that is ``language_model`` in a wrapper."""
+    return replace(
+        port,
+        architectures=architectures,
+        layer_list=f"language_model.{port.layer_list}",
+        stem=f"language_model.{port.stem}",
+        heads=tuple(f"language_model.{one}" for one in port.heads),
+    )
+
+
+PORTS: tuple[Port, ...] = (
+    _SHORT,
+    _LONG,
+    _MIXED,
+    _NUM,
+    _GATED,
+    _in_wrapper(
+        _SHORT,
+        *_names(
+            "gemma3 gemma4 lfm2-vl llama4 mistral3 pixtral qwen2_vl qwen3_vl qwen3_vl_moe"
+        ),
+    ),
+    _in_wrapper(_GATED, "qwen3_5", "qwen3_5_moe"),
+    replace(_LONG, architectures=("deepseek",), n_kv_heads="num_kv_heads"),
+    replace(_SHORT, architectures=("gemma2",), computes_softmax=True),
+    replace(
+        _SHORT,
+        architectures=("gemma3n",),
+        layer_list="model.language_model.layers",
+        stem=None,
+        heads=("model.language_model.embed_tokens",),
+    ),
+    replace(_SHORT, architectures=("llama4_text",), heads=("output", "model.embed_tokens")),
+    replace(_SHORT, architectures=("plamo",), layer_list="model.layers.layers",
+            n_heads="q_num_heads", n_kv_heads="k_num_heads"),
+    replace(
+        _MIXED,
+        architectures=("nemotron_h",),
+        attention="mixer",
+        layer_list="backbone.layers",
+        stem="backbone",
+        heads=("lm_head",),
+    ),
+    # Fused projections
+    replace(_SHORT, architectures=("phi3",), projections=_fused("qkv_proj")),
+    replace(_SHORT, architectures=("spark2_5",), projections=_fused("q_k_v_proj"),
+            heads=("lm_head", "model.embed_tokens")),
+    replace(_NUM, architectures=("baichuan_m1",), projections=_fused("W_pack")),
+    replace(
+        _LONG,
+        architectures=("bailing_moe",),
+        projections=_fused("query_key_value"),
+        attention="attention",
+        heads=("lm_head", "model.word_embeddings"),
+    ),
+    replace(
+        _LONG,
+        architectures=("bailing_moe_linear",),
+        projections=_fused("query_key_value"),
+        attention="attention",
+        classes=("Attention",),
+        heads=("lm_head", "model.word_embeddings"),
+    ),
+    replace(
+        _SHORT,
+        architectures=("plamo2", "plamo3"),
+        projections=_fused("qkv_proj"),
+        attention="mixer",
+        layer_list="model.layers.layers",
+        n_heads="q_num_heads",
+        n_kv_heads="k_num_heads",
+    ),
+    replace(_SHORT, architectures=("internlm2",), attention="attention",
+            projections=(Projection("wqkv", "qk", ("q", "k", "v"), "group"),),
+            heads=("output", "model.tok_embeddings")),
+    # GPT-2's relatives
+    _GPT,
+    replace(_LONG, architectures=("gptj",), attention="attn", layer_list="model.h",
+            heads=("lm_head",), n_kv_heads="num_attention_heads"),
+    replace(
+        _LONG,
+        architectures=("gpt_neox",),
+        projections=_fused("query_key_value", per="head"),
+        attention="attention",
+        layer_list="model.h",
+        stem=None,
+        heads=("model.embed_out",),
+        n_kv_heads="num_attention_heads",
+    ),
+    replace(_TRANSFORMER, architectures=("gpt_bigcode",), projections=_fused("c_attn")),
+    replace(_TRANSFORMER, architectures=("qwen",), projections=_fused("c_attn"),
+            n_heads="num_attention_heads", n_kv_heads="num_attention_heads"),
+    replace(_TRANSFORMER, architectures=("phixtral",), projections=_fused("Wqkv"),
+            attention="mixer", heads=("lm_head.linear",), n_heads="num_heads",
+            n_kv_heads="num_heads"),
+    replace(_TRANSFORMER, architectures=("exaone",), attention="attn.attention"),
+    replace(
+        _TRANSFORMER,
+        architectures=("nanochat",),
+        projections=(Projection("c_q", "q"), Projection("c_k", "k")),
+        n_heads="num_heads",
+        n_kv_heads="num_kv_heads",
+    ),
+    replace(
+        _TRANSFORMER,
+        architectures=("dbrx",),
+        projections=_fused("Wqkv"),
+        attention="norm_attn_norm.attn",
+        layer_list="transformer.blocks",
+        n_heads="num_heads",
+        n_kv_heads="num_key_value_heads",
+    ),
+    replace(_TRANSFORMER, architectures=("openelm",), projections=_fused("qkv_proj"),
+            layer_list="transformer.layers", heads=("lm_head", "transformer.token_embeddings")),
+    replace(
+        _TRANSFORMER,
+        architectures=("lille-130m",),
+        projections=_fused("qkv_proj"),
+        attention="attention",
+        layer_list="transformer.layers",
+        stem=None,
+        heads=("transformer.tok_embeddings",),
+        n_heads="n_head",
+    ),
+    replace(
+        _SHORT,
+        architectures=("talkie",),
+        projections=(Projection("attn_query", "q"), Projection("attn_key", "k")),
+        attention="attn",
+        layer_list="model.blocks",
+        heads=("lm_head",),
+        n_kv_heads="n_heads",
+    ),
+    # Multi-head latent attention
+    _FOLDED,
+    _LATENT,
+    replace(_LATENT, architectures=("youtu_llm",)),
+    replace(_FOLDED, architectures=("bailing_hybrid", "bailing_moe_v3"), attention="attention",
+            classes=("MultiLatentAttention", "BailingMLA"),
+            heads=("lm_head", "model.word_embeddings")),
+    replace(_FOLDED, architectures=("kimi_linear",), classes=("KimiMLAAttention",)),
+    _in_wrapper(_FOLDED, "kimi_k25", "kimi_vl"),
+)  # fmt: skip
