@@ -316,6 +316,7 @@ def evaluate(
         "data": recipe.data.source,
         "labels": list(experiment.space.names),
         "label_words": list(experiment.space.words),
+        "chat_template": experiment.task.chat_template,
         "k": recipe.prompt.demonstrations,
         "prompts": experiment.task.test_queries(section) * section.repeats,
         "seed": section.seed,

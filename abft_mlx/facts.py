@@ -46,6 +46,7 @@ def of_run(
         },
         "data": {"source": recipe.data.source, **_data(task)},
         "labels": dict(zip(task.space.names, task.space.words, strict=True)),
+        "chat_template": task.chat_template,
         "shortened_texts": _shortened([task, *trained]),
         "seeds": {
             "data": recipe.data.seed,
@@ -78,6 +79,7 @@ def fingerprint(recipe: recipes.Recipe, loaded: loading.Loaded, trained: Sequenc
         "recipe": recipes.dumps(recipe),
         "model": loaded.fingerprint,
         "data": [one.texts.fingerprint() for one in trained],
+        "chat_templates": [one.chat_template for one in trained],
         "versions": versions(),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -18,7 +18,7 @@ class Task:
         section: data, prompt and variants as the recipe has them.
         texts: all labelled texts.
         splits: their disjoint parts.
-        template: the prompt's own wording.
+        template: the prompt's own words.
         space: labels, their words and their tokens.
         builder: makes prompts; counts the texts it shortened.
         tokenizer: the model's.
@@ -40,6 +40,14 @@ class Task:
         return self.section.name
 
     @property
+    def chat_template(self) -> str | None:
+        """What identifies the chat template around its prompts' turns; None in plain prompts."""
+        wording = self.builder.template
+        if not isinstance(wording, prompts.ChatTemplate):
+            return None
+        return wording.fingerprint(self.demonstrations)
+
+    @property
     def demonstrations(self) -> int:
         """Demonstrations in a prompt, k."""
         return self.section.prompt.demonstrations
@@ -52,9 +60,10 @@ class Task:
         Raises:
             PromptError: a label word is not one token in that wording.
         """
-        wording = template or self.template
+        wording = self.builder.template
         space = self.space
         if template is not None:
+            wording = _wording(self.section, template, self.tokenizer)
             words = dict(zip(space.names, space.words, strict=True))
             space = prompts.label_space(self.tokenizer, wording, space.names, words)
         return prompts.PromptBuilder(
@@ -141,13 +150,19 @@ def open_task(
     """
     splits = data.split(texts, section.data, section.prompt.demonstrations)
     template = prompts.Template.from_section(section.prompt)
-    space = prompts.label_space(tokenizer, template, texts.names, section.prompt.label_words)
+    wording = _wording(section, template, tokenizer)
+    space = prompts.label_space(tokenizer, wording, texts.names, section.prompt.label_words)
     builder = prompts.PromptBuilder(
         tokenizer,
-        template,
+        wording,
         space,
         max_text_tokens=section.prompt.max_text_tokens,
         context_tokens=context_tokens,
         allow_empty=section.data.empty_texts == "keep",
     )
     return Task(section, texts, splits, template, space, builder, tokenizer, context_tokens)
+
+
+def _wording(section: TaskSection, template: prompts.Template, tokenizer: Any) -> prompts.Wording:
+    """The words as the prompt's section has them: plain, or in the turns of a chat."""
+    return prompts.ChatTemplate(tokenizer, template) if section.prompt.chat else template

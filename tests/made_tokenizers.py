@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
+import re
+from collections import Counter
 from functools import cache
 
 from tokenizers import (
@@ -21,6 +25,17 @@ LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+QWEN_SPLIT = LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
+# Cased scripts are cut where lower case turns to upper, marks stay with their letters.
+TEKKEN_SPLIT = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|"
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|"
+    r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# Labels that stand alone in their line, as answers in chats do.
+ANSWERS = [f"{label}\n" for label in ("positive", "negative", "spam", "ham")] * 20
+TEKKEN_CONTROL = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[TOOL_CALLS]"]
+TEKKEN_CONTROL += [f"<SPECIAL_{number}>" for number in range(len(TEKKEN_CONTROL), 100)]
 CORPUS = [
     f"text: the {noun} was {word}, and {word} it stays! label: {label}\n"
     for noun in ("film", "meal", "weather", "story", "music", "café")
@@ -29,21 +44,32 @@ CORPUS = [
 ] * 3
 
 
-def _train(tokenizer: Tokenizer, alphabet: list[str], size: int, **options: object) -> Tokenizer:
+def _train(
+    tokenizer: Tokenizer, alphabet: list[str], size: int, answers: bool = False, **options: object
+) -> Tokenizer:
+    given = {"special_tokens": ["<unk>", "<s>", "</s>"], **options}
     trainer = trainers.BpeTrainer(
-        vocab_size=size,
-        initial_alphabet=alphabet,
-        special_tokens=["<unk>", "<s>", "</s>"],
-        show_progress=False,
-        **options,
+        vocab_size=size, initial_alphabet=alphabet, show_progress=False, **given
     )
-    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.train_from_iterator(CORPUS + ANSWERS if answers else CORPUS, trainer)
     return tokenizer
 
 
 def _bos(tokenizer: Tokenizer) -> None:
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
+    )
+
+
+def _with_bytes(tokenizer: Tokenizer) -> None:
+    """Put a token for every byte behind the special ones; characters unknown become their bytes."""
+    model = json.loads(tokenizer.to_str())["model"]
+    order = sorted(model["vocab"], key=model["vocab"].get)
+    order[3:3] = [f"<0x{byte:02X}>" for byte in range(256)]
+    vocabulary = {piece: number for number, piece in enumerate(order)}
+    merges = [tuple(pair) for pair in model["merges"]]
+    tokenizer.model = models.BPE(
+        vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True
     )
 
 
@@ -63,7 +89,7 @@ def gpt2() -> PreTrainedTokenizerFast:
 
 
 @cache
-def llama3() -> PreTrainedTokenizerFast:
+def llama3(answers: bool = False) -> PreTrainedTokenizerFast:
     """Byte-level BPE behind a split by pattern, with a BOS; digits stand apart from spaces."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -73,7 +99,39 @@ def llama3() -> PreTrainedTokenizerFast:
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    _train(tokenizer, pre_tokenizers.ByteLevel.alphabet(), 600)
+    _train(tokenizer, pre_tokenizers.ByteLevel.alphabet(), 600, answers)
+    _bos(tokenizer)
+    return _wrap(tokenizer)
+
+
+@cache
+def qwen(answers: bool = False) -> PreTrainedTokenizerFast:
+    """Byte-level BPE of NFC text behind a split by pattern, digit by digit, without a BOS."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(QWEN_SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    return _wrap(_train(tokenizer, pre_tokenizers.ByteLevel.alphabet(), 600, answers))
+
+
+@cache
+def tekken(answers: bool = False) -> PreTrainedTokenizerFast:
+    """Mistral's byte-level BPE: its own split, a block of control tokens first, and a BOS."""
+    tokenizer = Tokenizer(models.BPE(ignore_merges=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(TEKKEN_SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    _train(tokenizer, alphabet, 700, answers, special_tokens=TEKKEN_CONTROL)
     _bos(tokenizer)
     return _wrap(tokenizer)
 
@@ -111,6 +169,76 @@ def llama2_legacy() -> PreTrainedTokenizerFast:
 
 
 @cache
+def llama2_bytes(answers: bool = False) -> PreTrainedTokenizerFast:
+    """As the first Llama checkpoints, and what no piece covers, line breaks too, becomes bytes."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    # Line breaks and the é of the corpus are no part of what it learns.
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"[\né]"), "removed"),
+            pre_tokenizers.Split(Regex(r"▁|[:,!]"), "merged_with_next"),
+        ]
+    )
+    _train(tokenizer, [], 500, answers)
+    tokenizer.pre_tokenizer = None
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    _with_bytes(tokenizer)
+    _bos(tokenizer)
+    return _wrap(tokenizer)
+
+
+@cache
+def gemma(answers: bool = False) -> PreTrainedTokenizerFast:
+    """SentencePiece-like BPE whose text begins without ▁; tokens of several line breaks; a BOS."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"▁|\n+|[:,!]"), "merged_with_next")
+    _train(tokenizer, ["\n", "▁", *map(chr, range(33, 127))], 500, answers)
+    tokenizer.pre_tokenizer = None
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    _with_bytes(tokenizer)
+    tokenizer.add_tokens(["\n\n", "\n\n\n", "▁▁", "▁▁▁▁"])
+    _bos(tokenizer)
+    return _wrap(tokenizer)
+
+
+@cache
+def unigram() -> PreTrainedTokenizerFast:
+    """SentencePiece's likeliest pieces, with ▁ before the text; unknown characters become bytes."""
+    # Counted rather than trained: that trainer learns nothing from so few distinct words.
+    counts = Counter(re.findall(r"▁\w+|[^\w▁]", "".join(CORPUS).replace(" ", "▁")))
+    total = counts.total()
+    pieces = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0)]
+    pieces += [(f"<0x{byte:02X}>", -20.0) for byte in range(256)]
+    pieces += [(piece, math.log(count / total)) for piece, count in counts.items()]
+    alphabet = [chr(code) for code in range(33, 127)] + ["▁"]
+    pieces += [(letter, -12.0) for letter in alphabet if letter not in counts]
+    tokenizer = Tokenizer(models.Unigram(pieces, 0, byte_fallback=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first", split=True),
+            pre_tokenizers.Split("\n", "isolated"),
+        ]
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.ByteFallback(), decoders.Metaspace(replacement="▁", prepend_scheme="first")]
+    )
+    return _wrap(tokenizer)
+
+
+@cache
 def merging() -> PreTrainedTokenizerFast:
     """A vocabulary that joins ':' and the word behind it into one token."""
     tokenizer = Tokenizer(models.BPE())
@@ -140,8 +268,13 @@ def words() -> PreTrainedTokenizerFast:
 KINDS = {
     "gpt2": gpt2,
     "llama3": llama3,
+    "qwen": qwen,
+    "tekken": tekken,
     "llama2-first": lambda: llama2("first"),
     "llama2-always": lambda: llama2("always"),
     "llama2-legacy": llama2_legacy,
+    "llama2-bytes": llama2_bytes,
+    "gemma": gemma,
+    "unigram": unigram,
     "words": words,
 }

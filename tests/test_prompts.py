@@ -9,7 +9,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_tokenizers import KINDS, gpt2, llama3, merging, words
+from made_tokenizers import (
+    KINDS,
+    gemma,
+    gpt2,
+    llama2_bytes,
+    llama3,
+    merging,
+    qwen,
+    tekken,
+    unigram,
+    words,
+)
 
 from abft_mlx.data import LabelledTexts, demonstration_rows, training_rows
 from abft_mlx.errors import DataError, PromptError
@@ -84,7 +95,8 @@ def test_bos_stands_once_where_the_tokenizer_adds_one() -> None:
 def test_any_text_makes_a_prompt_equal_to_its_whole(
     shown: list[tuple[str, int]], query: str
 ) -> None:
-    for tokenizer in (gpt2(), llama3()):
+    for make in (gpt2, llama3, qwen, tekken, gemma, llama2_bytes, unigram):
+        tokenizer = make()
         builder = builder_for(tokenizer, allow_empty=True)
         prompt = builder.build(shown, query, 0)
         assert list(prompt.token_ids) == tokenizer.encode(builder.text(shown, query))

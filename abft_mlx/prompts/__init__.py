@@ -8,14 +8,17 @@ from abft_mlx.prompts.batching import (
     training_prompts,
 )
 from abft_mlx.prompts.builder import Prompt, PromptBuilder
-from abft_mlx.prompts.template import LabelSpace, Template, label_space
+from abft_mlx.prompts.chat import ChatTemplate
+from abft_mlx.prompts.template import LabelSpace, Template, Wording, label_space
 
 __all__ = [
+    "ChatTemplate",
     "LabelSpace",
     "Prompt",
     "PromptBatch",
     "PromptBuilder",
     "Template",
+    "Wording",
     "batches",
     "evaluation_prompts",
     "label_space",

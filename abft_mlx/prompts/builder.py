@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from abft_mlx.errors import PromptError
-from abft_mlx.prompts.template import LabelSpace, Template
+from abft_mlx.prompts.template import LabelSpace, Wording
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ class Prompt:
 class PromptBuilder:
     """Assembles prompts, and checks that a prompt's pieces are how its text is tokenised.
 
-    A prompt is its head (instruction and first input, up to the label), then a label token and a
-    tail (label_affix and the next input, up to its label) in turn. A tail is encoded behind a label
-    word, so that tokenizers which put a space before a text, or merge across pieces, encode it as
-    they would inside the prompt.
+    A prompt is its head (what stands up to the first label), then a label token and a tail (what
+    stands up to the next label, or to the end) in turn. A tail is encoded behind a label word, so
+    that tokenizers which put a space before a text, or merge across pieces, encode it as they would
+    inside the prompt.
 
     Attributes:
         shortened: how many distinct texts were cut to max_text_tokens.
@@ -49,7 +49,7 @@ class PromptBuilder:
     def __init__(
         self,
         tokenizer: Any,
-        template: Template,
+        template: Wording,
         space: LabelSpace,
         *,
         max_text_tokens: int | None = None,
@@ -60,7 +60,7 @@ class PromptBuilder:
 
         Args:
             tokenizer: anything with ``encode(text, add_special_tokens=False)``.
-            template: the pieces.
+            template: a plain template, or one in the turns of a chat.
             space: the token of each label, from `label_space`.
             max_text_tokens: longer texts are shortened to this.
             context_tokens: longer prompts are refused.
@@ -75,10 +75,10 @@ class PromptBuilder:
         self.allow_empty = allow_empty
         self.shortened = 0
         self._texts: dict[str, str] = {}
-        self._heads: dict[tuple[str, str], list[int]] = {}
-        self._tails: dict[tuple[str, str], list[int]] = {}
-        self._start = _start_tokens(tokenizer)
-        self._anchor = f"{template.label_prefix} {space.words[0]}"
+        self._heads: dict[str, list[int]] = {}
+        self._tails: dict[str, list[int]] = {}
+        self._start = [] if template.brings_start else _start_tokens(tokenizer)
+        self._anchor = template.anchor + template.label(space.words[0])
         self._anchor_tokens = len(self._encode(self._anchor))
 
     def build(
@@ -103,21 +103,23 @@ class PromptBuilder:
         texts = [self._text(text, where) for text, _ in demonstrations]
         query = self._text(query, where)
         labels = tuple(label for _, label in demonstrations)
-        bodies = [*texts, query]
-        ids = [*self._start, *self._head(bodies[0], not texts)]
+        head, *tails = pieces = self.template.pieces(texts, query)
+        ids = [*self._start, *self._head(head)]
         positions = []
-        for index, label in enumerate(labels):
+        for label, tail in zip(labels, tails, strict=True):
             positions.append(len(ids))
             ids.append(self.space.token_ids[label])
-            ids.extend(self._tail(bodies[index + 1], index + 1 == len(labels)))
+            ids.extend(self._tail(tail))
         if self.context_tokens is not None and len(ids) > self.context_tokens:
+            longest = max(len(self._encode(text)) for text in [*texts, query])
             raise PromptError(
                 f"{where} is {len(ids)} tokens long and the model's context is "
                 f"{self.context_tokens}: set prompt.max_text_tokens to shorten long texts (the "
-                f"longest here has {max(len(self._encode(t)) for t in bodies)} tokens), or lower "
+                f"longest here has {longest} tokens), or lower "
                 "prompt.demonstrations"
             )
-        self._verify(texts, labels, query, ids, where)
+        text = self._whole(pieces, texts, labels, query, where)
+        self._verify(text, ids, where)
         return Prompt(tuple(ids), tuple(positions), labels, gold, self.space.token_ids[gold])
 
     def text(self, demonstrations: Sequence[tuple[str, int]], query: str) -> str:
@@ -130,53 +132,56 @@ class PromptBuilder:
     def _encode(self, text: str) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=False))
 
-    def _head(self, text: str, is_query: bool) -> list[int]:
-        prefix = self.template.instruction + (self.template.query_prefix if is_query else "")
-        if (text, prefix) not in self._heads:
-            self._heads[text, prefix] = self._encode(prefix + self.template.body(text))
-        return self._heads[text, prefix]
+    def _head(self, piece: str) -> list[int]:
+        if piece not in self._heads:
+            self._heads[piece] = self._encode(piece)
+        return self._heads[piece]
 
-    def _tail(self, text: str, is_query: bool) -> list[int]:
-        prefix = self.template.label_affix + (self.template.query_prefix if is_query else "")
-        if (text, prefix) not in self._tails:
-            tail = self._anchor + prefix + self.template.body(text)
-            self._tails[text, prefix] = self._encode(tail)[self._anchor_tokens :]
-        return self._tails[text, prefix]
+    def _tail(self, piece: str) -> list[int]:
+        if piece not in self._tails:
+            self._tails[piece] = self._encode(self._anchor + piece)[self._anchor_tokens :]
+        return self._tails[piece]
 
-    def _verify(
+    def _whole(
         self,
+        pieces: Sequence[str],
         texts: Sequence[str],
         labels: Sequence[int],
         query: str,
-        ids: Sequence[int],
         where: str,
-    ) -> None:
-        """See that the pieces are the tokenisation of the whole text, as the model learned it."""
+    ) -> str:
+        """The prompt's text, which its pieces must make up: chat templates may change turns."""
         words = [self.space.words[label] for label in labels]
-        whole = self._encode(self.template.render(list(zip(texts, words, strict=True)), query))
+        whole = self.template.render(list(zip(texts, words, strict=True)), query)
+        joined = (
+            "".join(
+                piece + self.template.label(word)
+                for piece, word in zip(pieces, words, strict=False)
+            )
+            + pieces[-1]
+        )
+        if joined != whole:
+            at = _first_difference(whole, joined)
+            shown = [text[max(0, at - 8) : at + 24] for text in (whole, joined)]
+            raise PromptError(
+                f"{where}: this model's chat template changes what stands in a turn: it writes "
+                f"{shown[0]!r} where its turns make {shown[1]!r}; set prompt.chat=false, or change "
+                "the text"
+            )
+        return whole
+
+    def _verify(self, text: str, ids: Sequence[int], where: str) -> None:
+        """See that the pieces are the tokenisation of the whole text, as the model learned it."""
+        whole = self._encode(text)
         built = list(ids[len(self._start) :])
         if whole == built:
             return
-        same = next(
-            (i for i, (a, b) in enumerate(zip(whole, built, strict=False)) if a != b),
-            min(len(whole), len(built)),
-        )
+        same = _first_difference(whole, built)
         near = self.tokenizer.decode(whole[max(0, same - 2) : same + 2])
         raise PromptError(
             f"{where}: this model's tokenizer merges across the pieces of the prompt at token "
             f"{len(self._start) + same}, near {near!r}, so label positions would be wrong: "
-            f"{self._advice()}"
-        )
-
-    def _advice(self) -> str:
-        """Which piece of the template touches its neighbours, and what to change."""
-        if not self.template.label_affix.startswith("\n"):
-            return f"begin prompt.label_affix ({self.template.label_affix!r}) with a line break"
-        if not self.template.label_prefix:
-            return "give prompt.label_prefix a word, such as 'label:'"
-        return (
-            f"end prompt.label_prefix ({self.template.label_prefix!r}) in another character, or "
-            f"change prompt.label_affix ({self.template.label_affix!r})"
+            f"{self.template.advice()}"
         )
 
     def _text(self, text: str, where: str) -> str:
@@ -208,6 +213,12 @@ class PromptBuilder:
             if space and 2 * len(words) >= low:
                 cut = words
         return cut.rstrip() or cut
+
+
+def _first_difference(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """Where two sequences part; the length of the shorter one if it begins the other."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def _start_tokens(tokenizer: Any) -> list[int]:

@@ -125,6 +125,12 @@ class PromptSection(Section):
     max_text_tokens: Int | None = Field(
         default=None, ge=1, description="Longer texts are shortened to this many tokens."
     )
+    chat: bool = Field(
+        default=False,
+        description="For instruct models: texts as user turns and labels as assistant turns of the "
+        "model's chat template, without label_affix; false is the paper's plain prompt. true holds "
+        "for the tasks of mixture and transfer, too.",
+    )
 
     @field_validator("label_prefix")
     @classmethod
@@ -326,8 +332,19 @@ def task(recipe: Recipe) -> TaskSection:
 
 def resolve(recipe: Recipe) -> Recipe:
     """Fill in what depends on other settings, so that the recipe alone reproduces the run."""
-    if recipe.training.learning_rate is not None:
-        return recipe
-    rate = LORA_LEARNING_RATE if recipe.adapter.kind == "lora" else FULL_LEARNING_RATE
-    training = recipe.training.model_copy(update={"learning_rate": rate})
-    return recipe.model_copy(update={"training": training})
+    if recipe.training.learning_rate is None:
+        rate = LORA_LEARNING_RATE if recipe.adapter.kind == "lora" else FULL_LEARNING_RATE
+        training = recipe.training.model_copy(update={"learning_rate": rate})
+        recipe = recipe.model_copy(update={"training": training})
+    if recipe.prompt.chat:
+        transfer = [_in_turns(one) for one in recipe.evaluation.transfer]
+        evaluation = recipe.evaluation.model_copy(update={"transfer": transfer})
+        mixture = [_in_turns(one) for one in recipe.mixture]
+        recipe = recipe.model_copy(update={"mixture": mixture, "evaluation": evaluation})
+    return recipe
+
+
+def _in_turns(section: TaskSection) -> TaskSection:
+    """A task whose prompts are chats."""
+    prompt = section.prompt.model_copy(update={"chat": True})
+    return section.model_copy(update={"prompt": prompt})
