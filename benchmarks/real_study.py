@@ -2,6 +2,8 @@
 
 python benchmarks/real_study.py --data ../shared/data --base runs/real-base > claims-real.yaml
 abft-mlx study claims-real.yaml --output runs/claims-real
+
+With ``--unseen --sets trec`` it is that of unseen labels alone, as in the paper's figure 3.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from pathlib import Path
 
 SETS = ("sst2", "trec", "subjective", "financial_phrasebank")
 HEAD = """\
-name: claims-real
+name: {name}
 description: The paper's claims on a small base that has read real texts.
 models:
   - {{name: real-base, model: {base}}}
@@ -40,19 +42,29 @@ settings: [training.learning_rate=1e-3]
 figures: [accuracy, consistency, head_count, shift]
 """
 
+UNSEEN = """\
+methods: [vanilla, abft]
+seeds: [42, 43, 44, 45]
+protocols: [unseen]
+settings: [training.learning_rate=1e-3]
+figures: [unseen]
+"""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of the JSONL files")
     parser.add_argument("--base", type=Path, required=True, help="folder of the base")
     parser.add_argument("--sets", nargs="*", default=list(SETS), help="recipes of the paper's sets")
+    parser.add_argument("--unseen", action="store_true", help="unseen labels instead of accuracy")
     chosen = parser.parse_args()
-    print(HEAD.format(base=json.dumps(str(chosen.base))), end="")
+    study = "claims-real-unseen" if chosen.unseen else "claims-real"
+    print(HEAD.format(name=study, base=json.dumps(str(chosen.base))), end="")
     for name in chosen.sets:
         source = chosen.data / f"{name}.jsonl"
         settings = [f"data.source={source}", "data.text=text", "data.label=label"]
         print(f"  - {{name: {name}, recipe: {name}, settings: {json.dumps(settings)}}}")
-    print(REST, end="")
+    print(UNSEEN if chosen.unseen else REST, end="")
 
 
 if __name__ == "__main__":

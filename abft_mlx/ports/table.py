@@ -121,7 +121,7 @@ PORTS: tuple[Port, ...] = (
     _in_wrapper(
         _SHORT,
         *_names(
-            "gemma3 gemma4 lfm2-vl llama4 mistral3 pixtral qwen2_vl qwen3_vl qwen3_vl_moe"
+            "gemma3 gemma4 lfm2-vl mistral3 pixtral qwen2_vl qwen3_vl qwen3_vl_moe"
         ),
     ),
     _in_wrapper(_GATED, "qwen3_5", "qwen3_5_moe"),
