@@ -3,7 +3,9 @@
 python benchmarks/real_study.py --data ../shared/data --base runs/real-base > claims-real.yaml
 abft-mlx study claims-real.yaml --output runs/claims-real
 
-With ``--unseen --sets trec`` it is that of unseen labels alone, as in the paper's figure 3.
+Other parts of the claims, on one set each: ``--part unseen --sets trec`` unseen labels (the paper's
+figure 3), ``--part grid --sets sst2`` the weights A and B (figure 6), ``--part planes --sets sst2``
+the weights between two methods (figure 7).
 """
 
 from __future__ import annotations
@@ -49,6 +51,28 @@ protocols: [unseen]
 settings: [training.learning_rate=1e-3]
 figures: [unseen]
 """
+GRID = """\
+methods: [abft, no_pid]
+seeds: [42, 43, 44, 45]
+protocols: [accuracy]
+settings: [training.learning_rate=1e-3]
+sweep:
+  objective.punish: [0.25, 0.5, 1]
+  objective.reward: [0.5, 1, 2]
+figures: [grid]
+"""
+PLANES = """\
+methods:
+  - name: plane
+    like: plane
+    axes: [abft, end_to_end]
+    factors: [-0.5, 0, 0.25, 0.5, 0.75, 1, 1.5]
+seeds: [42, 43, 44, 45]
+protocols: [accuracy]
+settings: [training.learning_rate=1e-3]
+figures: [plane]
+"""
+PARTS = {"accuracy": REST, "unseen": UNSEEN, "grid": GRID, "planes": PLANES}
 
 
 def main() -> None:
@@ -56,15 +80,15 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the JSONL files")
     parser.add_argument("--base", type=Path, required=True, help="folder of the base")
     parser.add_argument("--sets", nargs="*", default=list(SETS), help="recipes of the paper's sets")
-    parser.add_argument("--unseen", action="store_true", help="unseen labels instead of accuracy")
+    parser.add_argument("--part", choices=tuple(PARTS), default="accuracy", help="which claims")
     chosen = parser.parse_args()
-    study = "claims-real-unseen" if chosen.unseen else "claims-real"
+    study = "claims-real" if chosen.part == "accuracy" else f"claims-real-{chosen.part}"
     print(HEAD.format(name=study, base=json.dumps(str(chosen.base))), end="")
     for name in chosen.sets:
         source = chosen.data / f"{name}.jsonl"
         settings = [f"data.source={source}", "data.text=text", "data.label=label"]
         print(f"  - {{name: {name}, recipe: {name}, settings: {json.dumps(settings)}}}")
-    print(UNSEEN if chosen.unseen else REST, end="")
+    print(PARTS[chosen.part], end="")
 
 
 if __name__ == "__main__":
