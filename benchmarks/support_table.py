@@ -51,8 +51,8 @@ Made by
 
 from every module of mlx-lm {version}'s `models/`, each at a tiny random size:
 {supported} of {total} are supported and passed every check. Not part of this table: transformers'
-own attention, which `tests/test_attention.py` and `tests/test_attention_rules.py` compare with for
-GPT-2, Llama, Mistral, Ministral, Qwen2, Qwen3 and Gemma 2.
+own attention, which `tests/test_transformers_rows.py` compares with for 32 of them, and
+`tests/test_attention.py` and `tests/test_attention_rules.py` for Mistral and windows.
 
 - **layers**: with softmax attention, of all. A layer without has no heads.
 - **pattern**: largest difference between the recorded rows and float64 NumPy's softmax of the
