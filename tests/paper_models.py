@@ -14,7 +14,7 @@
 - Llama3-42B: config.json of chargoddard/llama3-42b-v0.
 - Llama3-56B: not established. The hub lists nyunai/nyun-c2-llama3-56B with code of its own
   (``custom_code``), which neither mlx-lm nor this package runs, and no page of its config was
-  found. What stands here is Llama-3-70B (80 layers) with every MLP narrowed to 21,072 so that the
+  found. What stands here is Llama-3-70B (80 layers) with every MLP narrowed to 21,056 (a multiple of 64, for 4 bits) so that the
   total is the paper's 55.6B; 33M trained parameters say that all 80 layers kept W_Q and W_K.
 """
 
@@ -127,7 +127,7 @@ PAPER_MODELS = {
         (64, 8, 128), lora=19_660_800,
     ),
     "Llama3-56B": PaperModel(
-        "nyunai/nyun-c2-llama3-56B", _llama(8192, 21072, 80, 64, 8), 55_611_498_496, "55.6B",
+        "nyunai/nyun-c2-llama3-56B", _llama(8192, 21056, 80, 64, 8), 55_580_041_216, "55.6B",
         (64, 8, 128), lora=32_768_000, paper_lora="33M", paper_end_to_end="1.1B",
     ),
 }  # fmt: skip
