@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import tempfile
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -87,8 +88,13 @@ def load_model(name: str, revision: str | None = None, adapter: str | Path | Non
     return Loaded(model, tokenizer, config, name, path, port, identity, context_tokens(config))
 
 
-def find(name: str, revision: str | None = None) -> Path:
+def find(name: str, revision: str | None = None, *, config_only: bool = False) -> Path:
     """The local folder of a model; hub models are downloaded once and then read from the cache.
+
+    Args:
+        name: as :func:`load_model`.
+        revision: branch, tag or commit of a hub model.
+        config_only: of a hub model fetch its config.json alone.
 
     Raises:
         ModelError: no such folder, no such hub model, no access to it, or no network and no copy.
@@ -104,13 +110,13 @@ def find(name: str, revision: str | None = None) -> Path:
         raise ModelError(
             f"model {name!r}: no such folder; give a folder, a hub id like owner/name, or demo"
         )
-    return _fetch(name, revision)
+    return _fetch(name, revision, ["config.json"] if config_only else HUB_FILES)
 
 
-def _fetch(name: str, revision: str | None) -> Path:
+def _fetch(name: str, revision: str | None, files_wanted: list[str]) -> Path:
     at = f" at revision {revision!r}" if revision else ""
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=files_wanted))
     except hub_errors.GatedRepoError as error:
         raise ModelError(
             f"model {name} is gated: accept its terms on the hub, then run hf auth login"
@@ -212,22 +218,117 @@ def fingerprint(path: Path) -> str:
     return f"{'sha256' if whole else 'sha256-sampled'}:{digest.hexdigest()}"
 
 
-def _model(path: Path, config: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
-    """The model with its weights mapped but not yet read."""
+def _model(
+    path: Path, config: dict[str, Any], *, source: str | None = None, strict: bool = True
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The model with its weights mapped but not yet read; none need be there unless strict."""
+    where = source or path
     try:
-        return mlx_lm_utils.load_model(path, lazy=True)
+        return mlx_lm_utils.load_model(path, lazy=True, strict=strict)
     except AbftError:
         raise
     except Exception as error:  # mlx-lm's model classes raise whatever they meet
         text = _first_line(error)
         if re.fullmatch(r"Model type \S+ not supported\.", text):
             raise UnsupportedArchitectureError(
-                f"{path}: mlx-lm does not know the architecture {config['model_type']!r}; "
+                f"{where}: mlx-lm does not know the architecture {config['model_type']!r}; "
                 f"{supported_in_words()}"
             ) from error
         raise ModelError(
-            f"{path} cannot be opened as a {config['model_type']} model: "
+            f"{where} cannot be opened as a {config['model_type']} model: "
             f"{type(error).__name__}: {text}"
+        ) from error
+
+
+def skeleton(
+    name: str, revision: str | None = None, *, bits: int | None = None
+) -> tuple[nn.Module, dict[str, Any]]:
+    """A model as its config.json alone describes it; no weights are read, fetched or made.
+
+    Its parameters have the shapes and types of the real ones and are never to be evaluated.
+
+    Args:
+        name: as :func:`load_model`.
+        revision: branch, tag or commit of a hub model.
+        bits: quantize to this many bits in groups of 64, as ``mlx_lm.convert -q`` does, where
+            config.json says nothing of quantization.
+
+    Returns:
+        The model, frozen, and its config.
+
+    Raises:
+        ModelError: it cannot be found or read, or is quantized in a way that config.json does not
+            tell.
+        UnsupportedArchitectureError: mlx-lm or this package does not know its architecture.
+    """
+    path = find(name, revision, config_only=True)
+    config = _config(path)
+    model = describe(config, f"model {name}", bits=bits)
+    return model, config
+
+
+def describe(config: dict[str, Any], source: str, *, bits: int | None = None) -> nn.Module:
+    """As :func:`skeleton`, from a config at hand.
+
+    Args:
+        config: the content of a config.json.
+        source: what errors call it.
+        bits: as :func:`skeleton`.
+    """
+    quantization = config.get("quantization")
+    if quantization is None and "quantization_config" in config:
+        method = (config["quantization_config"] or {}).get("quant_method")
+        raise ModelError(
+            f"{source} is quantized with {method}, which config.json does not describe fully; give "
+            "one that mlx_lm.convert made, or the unquantized model"
+        )
+    plain = {key: value for key, value in config.items() if not key.startswith("quantization")}
+    # mlx-lm builds a model only from a folder; this one holds nothing but the config.
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(plain), encoding="utf-8")
+        model, _ = _model(Path(folder), plain, source=source, strict=False)
+    port_for(model)
+    dtype = getattr(mx, number_type(config), None)
+    if not isinstance(dtype, mx.Dtype):
+        raise ModelError(
+            f"{source}: its config.json names the number type {number_type(config)!r}, which MLX "
+            "does not have; give an unquantized model, or one that mlx_lm.convert made"
+        )
+    model.set_dtype(dtype)
+    if quantization is None and bits is not None:
+        quantization = {"group_size": 64, "bits": bits}
+    if quantization is not None:
+        _quantize(model, quantization, source)
+    model.freeze()
+    return model
+
+
+def number_type(config: dict[str, Any]) -> str:
+    """The type of a checkpoint's floating-point weights; float32 where its config does not say."""
+    name = config.get("torch_dtype") or config.get("dtype") or "float32"
+    return str(name).removeprefix("torch.")
+
+
+def _quantize(model: nn.Module, quantization: dict[str, Any], source: str) -> None:
+    def chosen(path: str, module: nn.Module) -> bool | dict[str, Any]:
+        if path in quantization:
+            return quantization[path]
+        if not hasattr(module, "to_quantized"):
+            return False
+        return module.weight.shape[-1] % int(quantization["group_size"]) == 0
+
+    try:
+        nn.quantize(
+            model,
+            group_size=quantization["group_size"],
+            bits=quantization["bits"],
+            mode=quantization.get("mode", "affine"),
+            class_predicate=chosen,
+        )
+    except Exception as error:  # whatever a foreign config.json makes MLX raise
+        raise ModelError(
+            f"{source}: its config.json's quantization {quantization} cannot be used: "
+            f"{_first_line(error)}"
         ) from error
 
 

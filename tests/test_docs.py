@@ -18,7 +18,15 @@ def readme(checkout: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    "name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/LOG.md", "docs/studies.md"]
+    "name",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        "docs/LOG.md",
+        "docs/studies.md",
+        "docs/memory.md",
+    ],
 )
 def test_links_lead_somewhere(name: str, checkout: Path) -> None:
     page = checkout / name

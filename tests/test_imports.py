@@ -23,6 +23,7 @@ ROOMS = (
     "loading",
     "trainer",
     "evaluation",
+    "footprint",
     "facts",
     "experiment",
     "study",

@@ -7,7 +7,7 @@ their gradients through :func:`mask_gradients`, so that the V part of a fused pr
 moves.
 """
 
-from abft_mlx.adapters.attach import adapted, attach, detach, train_mode
+from abft_mlx.adapters.attach import adapted, attach, detach, place, train_mode
 from abft_mlx.adapters.combine import combine
 from abft_mlx.adapters.files import CONFIG, FACTORS, WEIGHTS, save, tensors
 from abft_mlx.adapters.layers import FullLinear
@@ -29,6 +29,7 @@ __all__ = [
     "load",
     "mask_gradients",
     "merge",
+    "place",
     "save",
     "scale",
     "shift_norms",

@@ -90,6 +90,12 @@ def attach(model: nn.Module, section: AdapterSection, *, seed: int = 0) -> None:
         AdapterError: the model has an adapter already, kind "full" on a quantized base, layers
             that do not exist, a rank larger than a projection, or a head that is an embedding.
     """
+    place(model, section, seed=seed)
+    mx.eval(model.trainable_parameters())
+
+
+def place(model: nn.Module, section: AdapterSection, *, seed: int = 0) -> None:
+    """As :func:`attach`, but nothing is evaluated: enough to see shapes, whatever their size."""
     if adapted(model):
         raise AdapterError("this model already carries an adapter; detach() it first")
     chosen = targets(model, None if section.layers is None else list(section.layers))
@@ -106,7 +112,6 @@ def attach(model: nn.Module, section: AdapterSection, *, seed: int = 0) -> None:
             put_full(model, target.path)
     else:
         _put_started_lora(model, chosen, section, seed)
-    mx.eval(model.trainable_parameters())
 
 
 def _put_started_lora(

@@ -1,11 +1,14 @@
-"""``abft-mlx doctor``: what this machine offers MLX, and how to make it faster."""
+"""``abft-mlx doctor``: what this machine offers MLX, how to make it faster, and what fits it."""
 
 from __future__ import annotations
 
 import platform
 import sys
-from typing import Any
+from typing import Annotated, Any
 
+import typer
+
+from abft_mlx.cli import _options
 from abft_mlx.cli._options import Json
 from abft_mlx.cli._shell import Shell
 
@@ -13,14 +16,71 @@ from abft_mlx.cli._shell import Shell
 _SLOW_FLOPS_PER_SECOND = 15e9
 
 
-def doctor(as_json: Json = False) -> None:
-    """Say which device, BLAS and versions are in use, and measure a matrix product."""
+_LENGTH_TOKENS = 256
+
+
+def doctor(
+    recipe: _options.RecipeName = None,
+    model: _options.Model = None,
+    length: Annotated[
+        int | None,
+        typer.Option(
+            metavar="TOKENS", min=8, help="The longest prompt.", show_default=str(_LENGTH_TOKENS)
+        ),
+    ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PROMPTS",
+            min=1,
+            help="Prompts of one forward and backward pass; without it as training would choose.",
+            show_default=False,
+        ),
+    ] = None,
+    settings: _options.Set = None,
+    as_json: Json = False,
+) -> None:
+    """Say what is in use and how fast it is; with a model, what training it takes of memory.
+
+    The estimate reads the model's config.json only; no weights are loaded or fetched. --set
+    reaches what it depends on, such as adapter.kind=full or objective.kind=end_to_end.
+    """
     shell = Shell(as_json=as_json)
     with shell.speaking():
+        estimate = None
+        if recipe or model or length or batch or settings:
+            estimate = _estimate(recipe, model, length or _LENGTH_TOKENS, batch, settings)
         facts = examine()
+        if estimate is not None:
+            facts["memory_estimate"] = estimate
         for line in describe(facts):
             shell.say(line)
     shell.document(facts)
+
+
+def _estimate(
+    recipe: str | None,
+    model: str | None,
+    length: int,
+    batch: int | None,
+    settings: list[str] | None,
+) -> dict[str, Any]:
+    from abft_mlx import runtime
+
+    runtime.prepare()
+    from abft_mlx import footprint
+    from abft_mlx import recipe as recipes
+    from abft_mlx.trainer import plan
+
+    changes = _options.overrides(model=model, settings=settings)
+    if batch is not None:
+        tokens = batch * plan.padded_tokens(length)
+        changes.append(_options.override("training.micro_batch_tokens", tokens))
+    chosen = recipes.resolve(_options.open_recipe(recipe, changes))
+    memory = runtime.memory_facts()
+    limit = memory["recommended_bytes"] or memory["machine_bytes"]
+    assert limit is not None
+    return footprint.examine(chosen, length, limit).as_dict()
 
 
 def examine() -> dict[str, Any]:
@@ -95,4 +155,33 @@ def describe(facts: dict[str, Any]) -> list[str]:
         )
     for dtype, rate in facts["matrix_product_flops_per_second"].items():
         lines.append(f"product    {rate / 1e9:.1f} GFLOP/s in {dtype}")
-    return [*lines, *(f"advice     {text}" for text in facts["advice"])]
+    lines += [f"advice     {text}" for text in facts["advice"]]
+    estimate = facts.get("memory_estimate")
+    return lines if estimate is None else [*lines, *describe_estimate(estimate)]
+
+
+def describe_estimate(estimate: dict[str, Any]) -> list[str]:
+    """The memory of a run as lines for a person.
+
+    Args:
+        estimate: ``memory_estimate`` of the facts.
+    """
+
+    def size(name: str) -> str:
+        value = estimate[name]
+        return f"{value / 2**30:.1f} GiB" if value >= 2**30 else f"{value / 2**20:.1f} MiB"
+
+    kind = f"{estimate['bits']}-bit" if estimate["bits"] else estimate["number_type"]
+    parts = ("weights", "adapter", "moments", "gradients", "activations")
+    lines = [
+        f"model      {estimate['model']}: {estimate['parameters']:,} parameters in {kind}, "
+        f"{estimate['trainable_parameters']:,} trained",
+        f"training   about {size('training_bytes')}: "
+        + ", ".join(f"{part} {size(part + '_bytes')}" for part in parts),
+        f"           at a time {estimate['rows']} x {estimate['tokens']} tokens, "
+        f"an update {estimate['micro_batches']} x that",
+        f"evaluation about {size('evaluation_bytes')}: "
+        f"{estimate['evaluation_rows']} x {estimate['tokens']} tokens at a time",
+    ]
+    verdict = "fits" if estimate["fits"] else f"does not fit; {estimate['way_out']}"
+    return [*lines, f"verdict    {verdict} ({size('limit_bytes')} here)"]

@@ -21,8 +21,6 @@ from abft_mlx.trainer import checkpoint, memory, plan
 from abft_mlx.trainer.run_folder import RunFolder, Update
 from abft_mlx.trainer.step import Step
 
-BUCKET_TOKENS = 32
-
 
 @dataclass
 class Progress:
@@ -104,10 +102,7 @@ class Trainer:
             max_gradient_norm=training.max_gradient_norm,
         )
         longest = max(len(one.token_ids) for one in prompts)
-        budget = training.micro_batch_tokens or memory.micro_batch_tokens(
-            model, longest, objective.kind
-        )
-        self.rows = plan.rows_within(budget, longest, training.prompts_per_update, BUCKET_TOKENS)
+        self.rows = memory.micro_batch_rows(model, recipe, longest)
 
     def run(self, *, resume: bool = False) -> Progress:
         """Train from the start, or from the folder's checkpoint, to the last update.
@@ -145,7 +140,7 @@ class Trainer:
             len(self.prompts), training.prompts_per_update, progress.updates, training.seed
         )
         chosen = [self.prompts[row] for row in rows]
-        batches = plan.micro_batches(chosen, self.rows, bucket_tokens=BUCKET_TOKENS)
+        batches = plan.micro_batches(chosen, self.rows)
         punish_weight = self.controller.punish_weight
         totals = self.step.update(batches, punish_weight)
         self.controller.update(totals.induction_heads)

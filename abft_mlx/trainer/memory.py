@@ -7,6 +7,8 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from abft_mlx import adapters, ports, runtime
+from abft_mlx.recipe import Recipe
+from abft_mlx.trainer import plan
 
 # More tokens than these bring no speed: a CPU's caches are small, a GPU is busy by then.
 CPU_TOKENS = 4096
@@ -57,13 +59,21 @@ def training_bytes(model: nn.Module) -> int:
         model: a loaded model, adapters attached.
     """
     trainable = sum(one.nbytes for _, one in tree_flatten(model.trainable_parameters()))
-    originals = sum(
+    return 5 * trainable + kept_originals_bytes(model)
+
+
+def kept_originals_bytes(model: nn.Module) -> int:
+    """Bytes of the base's own weights that an adapter in full stands for.
+
+    Args:
+        model: a loaded model, adapters attached.
+    """
+    return sum(
         one.nbytes
         for layer in adapters.adapted(model).values()
         if isinstance(layer, adapters.FullLinear)
         for _, one in tree_flatten(layer.original.module.parameters())
     )
-    return 5 * trainable + originals
 
 
 def micro_batch_tokens(model: nn.Module, longest_tokens: int, objective: str = "abft") -> int:
@@ -82,3 +92,18 @@ def micro_batch_tokens(model: nn.Module, longest_tokens: int, objective: str = "
     per_prompt = bytes_per_prompt(model, objective)
     fitting = int(room / (bytes_per_token(model, longest_tokens) + per_prompt / longest_tokens))
     return max(SMALLEST_TOKENS, min(fitting, GPU_TOKENS if on_gpu else CPU_TOKENS))
+
+
+def micro_batch_rows(model: nn.Module, recipe: Recipe, longest_tokens: int) -> int:
+    """Prompts of one micro-batch, as the trainer cuts its updates.
+
+    Args:
+        model: a loaded model, adapters attached.
+        recipe: its ``training.micro_batch_tokens`` goes before what fits this machine.
+        longest_tokens: longest prompt of the run.
+    """
+    training = recipe.training
+    budget = training.micro_batch_tokens or micro_batch_tokens(
+        model, longest_tokens, recipe.objective.kind
+    )
+    return plan.rows_within(budget, longest_tokens, training.prompts_per_update, plan.BUCKET_TOKENS)

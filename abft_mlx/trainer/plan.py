@@ -11,6 +11,9 @@ import numpy as np
 
 from abft_mlx.prompts import Prompt, PromptBatch, pad
 
+# Widths are rounded up to a multiple of this, so that few shapes occur.
+BUCKET_TOKENS = 32
+
 
 @dataclass(frozen=True)
 class MicroBatch:
@@ -52,12 +55,13 @@ def _filled(prompts: Sequence[Prompt], chosen: list[int], rows: int, width: int)
     return MicroBatch(pad(prompts, chosen + filling, width), weights)
 
 
-def _width(longest_tokens: int, bucket_tokens: int) -> int:
+def padded_tokens(longest_tokens: int, bucket_tokens: int = BUCKET_TOKENS) -> int:
+    """T of a micro-batch whose longest prompt has so many tokens."""
     return -(-longest_tokens // bucket_tokens) * bucket_tokens
 
 
 def micro_batches(
-    prompts: Sequence[Prompt], rows: int, *, bucket_tokens: int = 32
+    prompts: Sequence[Prompt], rows: int, *, bucket_tokens: int = BUCKET_TOKENS
 ) -> list[MicroBatch]:
     """Cut one update into micro-batches of the same number of rows.
 
@@ -78,7 +82,7 @@ def micro_batches(
     cut = []
     for start in range(0, len(order), rows):
         chosen = order[start : start + rows]
-        width = _width(len(prompts[chosen[-1]].token_ids), bucket_tokens)
+        width = padded_tokens(len(prompts[chosen[-1]].token_ids), bucket_tokens)
         cut.append(_filled(prompts, chosen, rows, width))
     return cut
 
@@ -92,7 +96,7 @@ def rows_within(budget_tokens: int, longest_tokens: int, prompts: int, bucket_to
         prompts: prompts in one update; never more rows than these.
         bucket_tokens: what widths are rounded up to.
     """
-    width = _width(longest_tokens, bucket_tokens)
+    width = padded_tokens(longest_tokens, bucket_tokens)
     rows = 1
     while rows * 2 * width <= budget_tokens and rows * 2 <= prompts:
         rows *= 2

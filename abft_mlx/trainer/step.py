@@ -54,6 +54,10 @@ class Step:
             ``use_filter`` do nothing.
         max_gradient_norm: clip the averaged gradient to this L2 norm, or None.
         compiled: compile value and gradient into one graph; None compiles on a GPU only.
+
+    Attributes:
+        value_and_grad: from trainable parameters, one micro-batch's arrays and the punish weight to
+            the four terms (4,) and the parameters' gradients, summed over prompts.
     """
 
     def __init__(
@@ -72,7 +76,7 @@ class Step:
         self.max_gradient_norm = max_gradient_norm
         self.shapes: set[tuple[int, int]] = set()
         self.compiled = mx.default_device() == mx.Device(mx.gpu) if compiled is None else compiled
-        self._value_and_grad = self._build(objective, reward_weight, use_filter)
+        self.value_and_grad = self._build(objective, reward_weight, use_filter)
         optimizer.init(model.trainable_parameters())
 
     def _build(
@@ -133,7 +137,7 @@ class Step:
         try:
             for micro_batch in micro_batches:
                 self.shapes.add(micro_batch.shape)
-                one_terms, one = self._value_and_grad(parameters, micro_batch.arrays(), weight)
+                one_terms, one = self.value_and_grad(parameters, micro_batch.arrays(), weight)
                 total = one if total is None else tree_map(mx.add, total, one)
                 terms = terms + one_terms
                 mx.eval(total, terms)
@@ -141,6 +145,13 @@ class Step:
             # Tracing leaves placeholders in the model; put the real arrays back.
             self.model.update(parameters)
         return total, terms
+
+    def average(self, gradients: Tree, prompts: int) -> tuple[Tree, mx.array]:
+        """Gradients per prompt, with V masked out of fused projections, and their L2 norm."""
+        gradients = adapters.mask_gradients(self.model, gradients)
+        gradients = tree_map(lambda one: one / prompts, gradients)
+        squares = [one.astype(mx.float32).square().sum() for _, one in tree_flatten(gradients)]
+        return gradients, mx.sqrt(mx.stack(squares).sum())
 
     def update(self, micro_batches: Sequence[MicroBatch], punish_weight: float) -> Totals:
         """Average the gradients over the update's prompts and take one optimizer step.
@@ -150,10 +161,7 @@ class Step:
         """
         prompts = sum(one.prompts for one in micro_batches)
         gradients, terms = self.gradients(micro_batches, punish_weight)
-        gradients = adapters.mask_gradients(self.model, gradients)
-        gradients = tree_map(lambda one: one / prompts, gradients)
-        squares = [one.astype(mx.float32).square().sum() for _, one in tree_flatten(gradients)]
-        norm = mx.sqrt(mx.stack(squares).sum())
+        gradients, norm = self.average(gradients, prompts)
         means = (terms / prompts).tolist()
         gradient_norm = norm.item()
         if not math.isfinite(means[0]) or not math.isfinite(gradient_norm):
