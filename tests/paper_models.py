@@ -14,8 +14,9 @@
 - Llama3-42B: config.json of chargoddard/llama3-42b-v0.
 - Llama3-56B: not established. The hub lists nyunai/nyun-c2-llama3-56B with code of its own
   (``custom_code``), which neither mlx-lm nor this package runs, and no page of its config was
-  found. What stands here is Llama-3-70B (80 layers) with every MLP narrowed to 21,056 (a multiple of 64, for 4 bits) so that the
-  total is the paper's 55.6B; 33M trained parameters say that all 80 layers kept W_Q and W_K.
+  found. What stands here is Llama-3-70B (80 layers) with every MLP narrowed to 21,056 (a multiple
+  of 64, for 4 bits) so that the total is the paper's 55.6B; 33M trained parameters say that all
+  80 layers kept W_Q and W_K.
 """
 
 from __future__ import annotations
