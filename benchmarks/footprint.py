@@ -63,6 +63,13 @@ CASES: list[tuple[str, dict[str, Any], int, int, tuple[str, ...]]] = [
     ("llama, end to end, head", DECODER | {"vocab_size": 16000}, 8, 96, (END, "adapter.head=true")),
     ("llama, full", DECODER, 8, 96, (FULL,)),
     ("llama, full, end to end", DECODER, 8, 96, (FULL, END)),
+    (
+        "llama, full, 512 wide, several micro-batches",
+        DECODER | {"hidden_size": 512, "num_hidden_layers": 6},
+        1,
+        32,
+        (FULL, "training.prompts_per_update=2"),
+    ),
     ("llama, every head counts", DECODER, 8, 96, ("objective.filter=false",)),
     ("llama, dropout", DECODER, 8, 96, ("adapter.dropout=0.1",)),
     ("llama, 4-bit", DECODER | {"quantization": {"group_size": 64, "bits": 4}}, 8, 96, ()),

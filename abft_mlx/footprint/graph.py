@@ -12,6 +12,8 @@ from typing import Any
 
 import mlx.core as mx
 
+from abft_mlx.errors import ModelError
+
 # MLX goes through a graph in breadth, at most so many arrays wide (its default).
 WIDTH = 20
 
@@ -73,6 +75,9 @@ def trace(function: Callable[..., Sequence[mx.array]], arguments: Sequence[mx.ar
         function: takes arrays and returns a list of arrays; what it reads of other arrays counts
             as a constant.
         arguments: lazy arrays of the right shapes and types; they are not evaluated.
+
+    Raises:
+        ModelError: MLX cannot export one of the primitives.
     """
     operations: list[Operation] = []
     given: list[Value] = []
@@ -101,6 +106,11 @@ def trace(function: Callable[..., Sequence[mx.array]], arguments: Sequence[mx.ar
     try:
         with mx.stream(mx.cpu):
             mx.export_function(read, function, *arguments)
+    except RuntimeError as error:
+        raise ModelError(
+            f"MLX cannot describe what this model computes ({error}), so its memory cannot be "
+            "estimated; measure a short run with --set training.updates=1"
+        ) from error
     finally:
         mx.random.seed(seed)
     return Graph(tuple(operations), tuple(given), tuple(results))
