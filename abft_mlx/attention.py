@@ -183,7 +183,7 @@ def instrument(model: nn.Module) -> Iterator[Recorder]:
     at a time.
 
     Raises:
-        UnsupportedArchitectureError: no port, or the attention module computes attention by hand.
+        UnsupportedArchitectureError: no port, or attention is computed in another way than it says.
         RunError: the model is already instrumented.
     """
     port, name = port_for(model), architecture(model)
@@ -205,9 +205,7 @@ def instrument(model: nn.Module) -> Iterator[Recorder]:
                 module.__class__ = original
                 # Classes live until the garbage collector runs; they must not keep the rows.
                 namespace, untouched = hooked.__call__.__globals__, original.__call__.__globals__
-                for name in ("mx", SEAM):
-                    if name in untouched:
-                        namespace[name] = untouched[name]
+                namespace.update({one: untouched[one] for one in ("mx", SEAM) if one in untouched})
 
 
 def _hooked(kind: type, recorder: Recorder, layer: int, port: Port, name: str) -> type:

@@ -184,15 +184,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="cases whose name holds this text")
     chosen = parser.parse_args()
+    cases = [one for one in CASES if chosen.only in one[0]]
+    if not cases:
+        parser.error(f"--only {chosen.only}: no case has it in its name; leave it out for all")
     runtime.prepare()
     print(runtime.device_description() + "\n")
     print("| model | prompts x tokens | settings | weights | training, estimated | measured "
           "| ratio | beside what stays | evaluation, estimated | measured | ratio |")  # fmt: skip
     print("|---|---|---|" + "---:|" * 8)
     worst = 0.0
-    for name, config, rows, tokens, settings in CASES:
-        if chosen.only not in name:
-            continue
+    for name, config, rows, tokens, settings in cases:
         found = compare(config, rows, tokens, settings)
         training = found["training_estimate"] / found["training"]
         evaluation = found["evaluation_estimate"] / found["evaluation"]

@@ -82,6 +82,11 @@ def main() -> None:
     parser.add_argument("--sets", nargs="*", default=list(SETS), help="recipes of the paper's sets")
     parser.add_argument("--part", choices=tuple(PARTS), default="accuracy", help="which claims")
     chosen = parser.parse_args()
+    if not (chosen.base / "config.json").is_file():
+        parser.error(f"--base {chosen.base} holds no model; make one with make_real_base.py")
+    absent = [one for one in chosen.sets if not (chosen.data / f"{one}.jsonl").is_file()]
+    if absent:
+        parser.error(f"--data {chosen.data} has no {absent[0]}.jsonl; see --sets")
     study = "claims-real" if chosen.part == "accuracy" else f"claims-real-{chosen.part}"
     print(HEAD.format(name=study, base=json.dumps(str(chosen.base))), end="")
     for name in chosen.sets:

@@ -175,7 +175,13 @@ def main() -> None:
         except (Exception, SystemExit) as error:
             print(json.dumps({"error": f"{type(error).__name__}: {error}"}))
         return
-    names = chosen.only or tiny_configs.architectures()
+    every = tiny_configs.architectures()
+    names = chosen.only or every
+    unknown = [one for one in names if one not in every]
+    if unknown:
+        parser.error(
+            f"the installed mlx-lm has no {', '.join(unknown)}; name modules of its models"
+        )
     with ThreadPoolExecutor(chosen.jobs) as pool:
         found = dict(zip(names, pool.map(apart, names), strict=True))
     text = page(found)

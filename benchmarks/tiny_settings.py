@@ -15,6 +15,15 @@ WINDOW = 9
 _KINDS = ["sliding_attention", "full_attention", "sliding_attention"]
 _ROPE = {"rope_type": "default", "rope_theta": 5000.0}
 
+_KDA = {
+    "kda_layers": [1, 3],
+    "full_attn_layers": [2],
+    "num_heads": 4,
+    "head_dim": 16,
+    "short_conv_kernel_size": 4,
+}
+_SCALED_ROPE = _ROPE | {"llama_4_scaling_beta": 0.1, "original_max_position_embeddings": 16}
+
 COMMON: dict[str, Any] = {
     **dict.fromkeys(("vocab_size", "num_vocab", "vocab_size_per_layer_input"), VOCABULARY),
     **dict.fromkeys(("hidden_size", "dim", "n_embd", "d_model", "hidden_dim", "model_dim"), 64),
@@ -178,25 +187,11 @@ CHANGES: dict[str, dict[str, Any]] = {
     },
     "kimi_k3": {
         "hidden_act": "situ",
-        "linear_attn_config": {
-            "kda_layers": [1, 3],
-            "full_attn_layers": [2],
-            "num_heads": 4,
-            "head_dim": 16,
-            "short_conv_kernel_size": 4,
-        },
+        "linear_attn_config": _KDA,
         "activation_situ_beta": 1.0,
         "activation_situ_linear_beta": 1.0,
     },
-    "kimi_linear": {
-        "linear_attn_config": {
-            "kda_layers": [1, 3],
-            "full_attn_layers": [2],
-            "num_heads": 4,
-            "head_dim": 16,
-            "short_conv_kernel_size": 4,
-        }
-    },
+    "kimi_linear": {"linear_attn_config": _KDA},
     "laguna": {"num_attention_heads_per_layer": [4, 4, 4]},
     "lfm2": {
         "block_dim": 64,
@@ -260,20 +255,8 @@ CHANGES: dict[str, dict[str, Any]] = {
             "original_max_position_embeddings": 128,
         },
     },
-    "ministral3": {
-        "rope_parameters": {
-            **_ROPE,
-            "llama_4_scaling_beta": 0.1,
-            "original_max_position_embeddings": 16,
-        }
-    },
-    "mistral4": {
-        "rope_parameters": {
-            **_ROPE,
-            "llama_4_scaling_beta": 0.1,
-            "original_max_position_embeddings": 16,
-        }
-    },
+    "ministral3": {"rope_parameters": _SCALED_ROPE},
+    "mistral4": {"rope_parameters": _SCALED_ROPE},
     "nemotron-nas": {
         "block_configs": [
             {

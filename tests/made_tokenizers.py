@@ -278,3 +278,24 @@ KINDS = {
     "unigram": unigram,
     "words": words,
 }
+
+
+class Letters:
+    """A token for each character, and for each of some longer pieces, the first that fits."""
+
+    def __init__(self, *pieces: str) -> None:
+        self.pieces = pieces
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids; there are no special tokens to add."""
+        del add_special_tokens
+        ids = []
+        while text:
+            piece = next((piece for piece in self.pieces if text.startswith(piece)), text[0])
+            ids.append(ord(piece) if len(piece) == 1 else 0x110000 + self.pieces.index(piece))
+            text = text[len(piece) :]
+        return ids
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of token ids."""
+        return "".join(chr(i) if i < 0x110000 else self.pieces[i - 0x110000] for i in ids)

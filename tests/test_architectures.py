@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,25 +20,18 @@ FIRST = [port.architectures[0] for port in ports.PORTS]
 
 
 @pytest.fixture(scope="module")
-def benchmarks(checkout: Path) -> Any:
-    patch = pytest.MonkeyPatch()
-    patch.syspath_prepend(str(checkout / "benchmarks"))
-    import support_checks
-    import support_table
-    import tiny_configs
-
-    yield {"checks": support_checks, "table": support_table, "tiny": tiny_configs}
-    patch.undo()
+def checks(benchmark: Callable[[str], ModuleType]) -> ModuleType:
+    return benchmark("support_checks")
 
 
-@pytest.fixture
-def checks(benchmarks: dict[str, ModuleType]) -> ModuleType:
-    return benchmarks["checks"]
+@pytest.fixture(scope="module")
+def table(benchmark: Callable[[str], ModuleType]) -> ModuleType:
+    return benchmark("support_table")
 
 
-@pytest.fixture
-def tiny(benchmarks: dict[str, ModuleType]) -> ModuleType:
-    return benchmarks["tiny"]
+@pytest.fixture(scope="module")
+def tiny(benchmark: Callable[[str], ModuleType]) -> ModuleType:
+    return benchmark("tiny_configs")
 
 
 def test_no_architecture_has_two_ports() -> None:
@@ -128,10 +122,9 @@ def test_an_attention_that_is_computed_otherwise_is_one_line(tiny: ModuleType) -
         attention.capture(model, tokens, last)
 
 
-def test_the_table_keeps_what_failed(benchmarks: dict[str, ModuleType]) -> None:
+def test_the_table_keeps_what_failed(table: ModuleType) -> None:
     good = {"layers": [3, 3], "pattern": 1e-8, "output": 1e-7, "logits": 0.0, "stock": 0.0,
             "trains": 0.2, "kept": 0.0, "quantized": 0.2, "quantized_kept": 0.0}  # fmt: skip
-    table = benchmarks["table"]
     assert table.problem(good) is None
     for name, value in {
         "pattern": 1e-3,
@@ -147,9 +140,19 @@ def test_the_table_keeps_what_failed(benchmarks: dict[str, ModuleType]) -> None:
 
 
 def test_one_architecture_from_the_command_line(
-    benchmarks: dict[str, ModuleType], capsys: pytest.CaptureFixture[str], monkeypatch: Any
+    table: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
     for name, key in {"llama": "pattern", "mamba": "error"}.items():
         monkeypatch.setattr("sys.argv", ["support_table.py", "--one", name])
-        benchmarks["table"].main()
+        table.main()
         assert key in json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_an_unknown_name_is_refused_in_one_line(
+    table: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("sys.argv", ["support_table.py", "--only", "llama", "nosuch"])
+    with pytest.raises(SystemExit) as stopped:
+        table.main()
+    assert stopped.value.code == 2
+    assert "nosuch" in capsys.readouterr().err.splitlines()[-1]

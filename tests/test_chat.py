@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_chats import CHATML, CHATS, Chat
-from made_tokenizers import gpt2, llama3
+from made_tokenizers import Letters, gpt2, llama3
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from test_label_words import covering
 
@@ -196,7 +196,7 @@ def test_templates_that_cannot_be_are_refused_in_one_line(template: str, said: s
 
 
 def test_no_chat_template_is_said_in_one_line() -> None:
-    for tokenizer in (gpt2(), TokenizerWrapper(gpt2()), _Letters()):
+    for tokenizer in (gpt2(), TokenizerWrapper(gpt2()), Letters(*WORDS)):
         with pytest.raises(PromptError) as caught:
             ChatTemplate(tokenizer, TEMPLATE)
         assert str(caught.value) == (
@@ -221,27 +221,11 @@ def test_changed_contents_name_the_prompt_and_what_differs() -> None:
     )
 
 
-class _Letters:
-    """A token for each character, for each label word, and for one longer string."""
+class _LettersInChat(Letters):
+    has_chat_template = True
 
     def __init__(self, *joined: str) -> None:
-        self.pieces = [*joined, *WORDS]
-
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        del add_special_tokens
-        ids = []
-        while text:
-            piece = next((piece for piece in self.pieces if text.startswith(piece)), text[0])
-            ids.append(ord(piece) if len(piece) == 1 else 0x110000 + self.pieces.index(piece))
-            text = text[len(piece) :]
-        return ids
-
-    def decode(self, ids: list[int]) -> str:
-        return "".join(chr(i) if i < 0x110000 else self.pieces[i - 0x110000] for i in ids)
-
-
-class _LettersInChat(_Letters):
-    has_chat_template = True
+        super().__init__(*joined, *WORDS)
 
     def apply_chat_template(self, messages: list[dict[str, str]], **options: Any) -> str:
         assert options == {

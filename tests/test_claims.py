@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,13 +25,8 @@ FEW = 40
 
 
 @pytest.fixture(scope="module")
-def claims(checkout: Path) -> Any:
-    patch = pytest.MonkeyPatch()
-    patch.syspath_prepend(str(checkout / "benchmarks"))
-    import claims as module
-
-    yield module
-    patch.undo()
+def claims(benchmark: Callable[[str], ModuleType]) -> ModuleType:
+    return benchmark("claims")
 
 
 @pytest.fixture(scope="module")

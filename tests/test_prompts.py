@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_tokenizers import (
     KINDS,
+    Letters,
     gemma,
     gpt2,
     llama2_bytes,
@@ -141,33 +142,14 @@ def test_merging_across_pieces_is_refused_with_the_piece_named() -> None:
     ):
         builder_for(merging())
     with pytest.raises(PromptError, match="label_affix 'ly' merges with the label word 'A'"):
-        label_space(_Joining("Aly"), Template(label_affix="ly"), ["A", "B"])
-    tokenizer = _Joining("A;text")
+        label_space(Letters(" Aly", " A", " B"), Template(label_affix="ly"), ["A", "B"])
+    tokenizer = Letters(" A;text", " A", " B")
     template = Template(label_affix=";")
     builder = PromptBuilder(tokenizer, template, label_space(tokenizer, template, ["A", "B"]))
     with pytest.raises(PromptError) as caught:
         builder.build([("x", 1), ("y", 0)], "z", 0, where="training prompt 3")
     assert str(caught.value).startswith("training prompt 3: this model's tokenizer merges across")
     assert "begin prompt.label_affix (';') with a line break" in str(caught.value)
-
-
-class _Joining:
-    """One token for each character, for ' A' and ' B', and for one longer string."""
-
-    def __init__(self, joined: str) -> None:
-        self.pieces = [f" {joined}", " A", " B"]
-
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        del add_special_tokens
-        ids = []
-        while text:
-            piece = next((piece for piece in self.pieces if text.startswith(piece)), text[0])
-            ids.append(ord(piece) if len(piece) == 1 else 0x110000 + self.pieces.index(piece))
-            text = text[len(piece) :]
-        return ids
-
-    def decode(self, ids: list[int]) -> str:
-        return "".join(chr(i) if i < 0x110000 else self.pieces[i - 0x110000] for i in ids)
 
 
 def test_empty_text_names_the_prompt() -> None:

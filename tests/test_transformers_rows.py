@@ -6,7 +6,7 @@ The tiny configuration is that of benchmarks/tiny_configs.py, as transformers re
 from __future__ import annotations
 
 import importlib
-from pathlib import Path
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -55,13 +55,8 @@ NAMES = (
 
 
 @pytest.fixture(scope="module")
-def tiny(checkout: Path) -> Any:
-    patch = pytest.MonkeyPatch()
-    patch.syspath_prepend(str(checkout / "benchmarks"))
-    import tiny_configs
-
-    yield tiny_configs
-    patch.undo()
+def tiny(benchmark: Callable[[str], ModuleType]) -> ModuleType:
+    return benchmark("tiny_configs")
 
 
 def reference(settings: dict[str, Any]) -> Any:

@@ -72,14 +72,14 @@ class _StandIn:
         return type(self._module).__call__(self, *args, **options)
 
     def put(self, path: str, value: Any) -> None:
-        """Replace what is found at a dotted path, unless it is there already."""
+        """Replace what is found at a dotted path."""
         found: Any = self
         *parents, name = path.split(".")
         for one in parents:
             if one not in found._replaced:
                 found._replaced[one] = _StandIn(getattr(found._module, one))
             found = found._replaced[one]
-        found._replaced.setdefault(name, value)
+        found._replaced[name] = value
 
 
 class _FoundError(Exception):

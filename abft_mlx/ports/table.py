@@ -11,6 +11,7 @@ queries by ``embed_q``, which is no linear layer that LoRA could wrap and stays.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 from abft_mlx.ports.port import Port, Projection
 
@@ -19,8 +20,8 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
-def _fused(path: str, *parts: str, per: str = "") -> tuple[Projection, ...]:
-    return (Projection(path, "qk", parts or ("q", "k", "v"), per),)  # type: ignore[arg-type]
+def _fused(path: str, per: Literal["", "head", "group"] = "") -> tuple[Projection, ...]:
+    return (Projection(path, "qk", ("q", "k", "v"), per),)
 
 
 _SHORT = Port(
@@ -92,7 +93,7 @@ _FOLDED = Port(
 )
 _LATENT = replace(
     _FOLDED,
-    architectures=("deepseek_v2", "minicpm3"),
+    architectures=("deepseek_v2", "minicpm3", "youtu_llm"),
     projections=(
         *_LATENT_QUERIES,
         _KEYS_OF_LATENT,
@@ -152,17 +153,10 @@ PORTS: tuple[Port, ...] = (
     replace(_NUM, architectures=("baichuan_m1",), projections=_fused("W_pack")),
     replace(
         _LONG,
-        architectures=("bailing_moe",),
+        architectures=("bailing_moe", "bailing_moe_linear"),
         projections=_fused("query_key_value"),
         attention="attention",
-        heads=("lm_head", "model.word_embeddings"),
-    ),
-    replace(
-        _LONG,
-        architectures=("bailing_moe_linear",),
-        projections=_fused("query_key_value"),
-        attention="attention",
-        classes=("Attention",),
+        classes=("BailingMoeAttention", "Attention"),
         heads=("lm_head", "model.word_embeddings"),
     ),
     replace(
@@ -175,7 +169,7 @@ PORTS: tuple[Port, ...] = (
         n_kv_heads="k_num_heads",
     ),
     replace(_SHORT, architectures=("internlm2",), attention="attention",
-            projections=(Projection("wqkv", "qk", ("q", "k", "v"), "group"),),
+            projections=_fused("wqkv", "group"),
             heads=("output", "model.tok_embeddings")),
     # GPT-2's relatives
     _GPT,
@@ -184,7 +178,7 @@ PORTS: tuple[Port, ...] = (
     replace(
         _LONG,
         architectures=("gpt_neox",),
-        projections=_fused("query_key_value", per="head"),
+        projections=_fused("query_key_value", "head"),
         attention="attention",
         layer_list="model.h",
         stem=None,
@@ -238,7 +232,6 @@ PORTS: tuple[Port, ...] = (
     # Multi-head latent attention
     _FOLDED,
     _LATENT,
-    replace(_LATENT, architectures=("youtu_llm",)),
     replace(_FOLDED, architectures=("bailing_hybrid", "bailing_moe_v3"), attention="attention",
             classes=("MultiLatentAttention", "BailingMLA"),
             heads=("lm_head", "model.word_embeddings")),
