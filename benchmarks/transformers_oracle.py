@@ -1,0 +1,127 @@
+"""Rows and logits of an architecture against transformers' eager attention, on the same weights.
+
+A random transformers model is made from the tiny configuration, its weights are written as its
+hub checkpoints have them, and mlx-lm's own loading code reads them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import tiny_configs
+from transformers_settings import DIFFERENCES, Difference
+
+from abft_mlx import attention
+
+
+def known(name: str) -> bool:
+    """Whether transformers has this architecture, so that :func:`compare` can be asked."""
+    import transformers
+
+    difference = DIFFERENCES.get(name, Difference())
+    kind = difference.model_type or tiny_configs.settings(name)["model_type"]
+    return difference.why_not is None and kind in transformers.CONFIG_MAPPING
+
+
+def reference(name: str) -> tuple[Any, dict[str, Any]]:
+    """A random transformers model in float32, and its configuration as mlx-lm reads it."""
+    import torch
+    import transformers
+
+    difference = DIFFERENCES.get(name, Difference())
+    flat = {**tiny_configs.settings(name), **difference.both}
+    for one in difference.without:
+        flat.pop(one, None)
+    given = {key: value for key, value in flat.items() if key != "rope_scaling"}
+    theta = given.pop("rope_theta", None)
+    if theta is not None and "rope_parameters" not in given:
+        rope = {"rope_type": "default", "rope_theta": theta}
+        if "partial_rotary_factor" in given:
+            rope["partial_rotary_factor"] = given["partial_rotary_factor"]
+        given["rope_parameters"] = rope
+    given |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 0)
+    given |= difference.theirs
+    kind = difference.model_type or given["model_type"]
+    given.pop("model_type")
+    config = transformers.AutoConfig.for_model(kind, attn_implementation="eager", **given)
+    made = getattr(transformers, difference.model_class)
+    if hasattr(made, "from_config"):
+        model = made.from_config(config, dtype=torch.float32).eval()
+    else:
+        model = made(config).to(torch.float32).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for value in model.parameters():
+            noise = torch.randn(value.shape, generator=generator)
+            value.copy_(0.1 * noise + 1 if value.ndim == 1 else noise / value.shape[-1] ** 0.5)
+    return model, {**config.to_dict(), **flat, **difference.ours}
+
+
+def load(name: str, oracle: Any, settings: dict[str, Any], folder: Path) -> nn.Module:
+    """The mlx-lm model of a transformers model's checkpoint."""
+    oracle.save_pretrained(folder)
+    weights: dict[str, mx.array] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        weights |= dict(mx.load(str(file)).items())
+    renamed = DIFFERENCES.get(name, Difference()).names
+    for old, new in renamed:
+        weights = {key.replace(old, new): value for key, value in weights.items()}
+    module = importlib.import_module(f"mlx_lm.models.{name}")
+    model = module.Model(module.ModelArgs.from_dict(settings))
+    weights = model.sanitize(weights) if hasattr(model, "sanitize") else weights
+    model.load_weights(list(weights.items()), strict=True)
+    model.eval()
+    mx.eval(model.parameters())
+    return model
+
+
+def compare(name: str) -> dict[str, float]:
+    """Largest differences of rows and logits: a right-padded batch, and its prompts one by one."""
+    import torch
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+        warnings.simplefilter("ignore")
+        oracle, settings = reference(name)
+        model = load(name, oracle, settings, Path(folder))
+    tokens, last = tiny_configs.tokens()
+    ends = np.array(last)
+    batches = [(tokens, ends)]
+    batches += [(tokens[n : n + 1, : end + 1], np.array([end])) for n, end in enumerate(ends)]
+    patterns, logits, largest = 0.0, 0.0, 0.0
+    for batch, at in batches:
+        ids = torch.tensor(np.array(batch).astype(np.int64))
+        mask = (torch.arange(ids.shape[1]) <= torch.tensor(at)[:, None]).long()
+        with torch.no_grad():
+            output = oracle(
+                input_ids=ids, attention_mask=mask, output_attentions=True, use_cache=False
+            )
+        every = np.arange(len(ids))
+        expected = [one[every, :, at].numpy() for one in output.attentions if one is not None]
+        rows = [one for one in attention.capture(model, batch, mx.array(at)) if one is not None]
+        if len(rows) != len(expected):
+            raise ValueError(f"{len(rows)} layers have rows, {len(expected)} in transformers")
+        for row, one in zip(rows, expected, strict=True):
+            # gpt-oss appends its sink as a column.
+            patterns = max(patterns, float(np.abs(np.array(row) - one[..., : row.shape[-1]]).max()))
+            largest = max(largest, float(one.max()))
+        ours = np.array(model(batch).astype(mx.float32))[every, at]
+        logits = max(logits, float(np.abs(ours - output.logits[every, at].numpy()).max()))
+    return {"pattern": patterns, "logits": logits, "largest": largest}
+
+
+if __name__ == "__main__":
+    import sys
+
+    for one in sys.argv[1:]:
+        print(json.dumps({one: compare(one)}))
