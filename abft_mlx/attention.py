@@ -24,11 +24,10 @@ import mlx.nn as nn
 import numpy as np
 
 from abft_mlx.errors import ModelError, RunError, UnsupportedArchitectureError
-from abft_mlx.ports import Port, architecture, port_for
+from abft_mlx.ports import Port, architecture, port_for, subclass, swapped
 
 SEAM = "scaled_dot_product_attention"
 BY_HAND = "softmax"
-_swap = threading.Lock()
 
 
 class Recorder:
@@ -189,23 +188,16 @@ def instrument(model: nn.Module) -> Iterator[Recorder]:
     port, name = port_for(model), architecture(model)
     modules = [port.attention_module(layer) for layer in port.layers(model)]
     recorder = Recorder(len(modules))
-    with _swap:
-        swaps = [
-            (module, type(module), _hooked(type(module), recorder, layer, port, name))
-            for layer, module in enumerate(modules)
-            if module is not None
-        ]
-        for module, _, hooked in swaps:
-            module.__class__ = hooked
+    attending = {layer: one for layer, one in enumerate(modules) if one is not None}
+    classes: list[tuple[type, type]] = []
     try:
-        yield recorder
+        with swapped(attending, lambda n, kind: _hooked(kind, recorder, n, port, name)) as classes:
+            yield recorder
     finally:
-        with _swap:
-            for module, original, hooked in swaps:
-                module.__class__ = original
-                # Classes live until the garbage collector runs; they must not keep the rows.
-                namespace, untouched = hooked.__call__.__globals__, original.__call__.__globals__
-                namespace.update({one: untouched[one] for one in ("mx", SEAM) if one in untouched})
+        for original, hooked in classes:
+            # Classes live until the garbage collector runs; they must not keep the rows.
+            namespace, untouched = hooked.__call__.__globals__, original.__call__.__globals__
+            namespace.update({one: untouched[one] for one in ("mx", SEAM) if one in untouched})
 
 
 def _hooked(kind: type, recorder: Recorder, layer: int, port: Port, name: str) -> type:
@@ -235,17 +227,7 @@ def _hooked(kind: type, recorder: Recorder, layer: int, port: Port, name: str) -
         call.__code__, namespace, call.__name__, call.__defaults__, call.__closure__
     )
     replaced.__kwdefaults__ = call.__kwdefaults__
-    return type(
-        kind.__name__,
-        (kind,),
-        {
-            "__call__": replaced,
-            "__module__": kind.__module__,
-            "__qualname__": kind.__qualname__,
-            "__doc__": kind.__doc__,
-            "_abft_instrumented": True,
-        },
-    )
+    return subclass(kind, __call__=replaced, _abft_instrumented=True)
 
 
 def forward(

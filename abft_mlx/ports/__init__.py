@@ -4,6 +4,7 @@ A port is data. :func:`port_for` finds the one that describes a loaded model, or
 architectures have one.
 """
 
+from abft_mlx.ports.hooks import Hook, hook_layers
 from abft_mlx.ports.port import HeadShape, Port, Projection
 from abft_mlx.ports.registry import (
     architecture,
@@ -12,12 +13,14 @@ from abft_mlx.ports.registry import (
     supported,
     supported_in_words,
 )
+from abft_mlx.ports.swap import subclass, swapped
 from abft_mlx.ports.table import PORTS
 from abft_mlx.ports.weights import base_linear, has, head_rows, output_dims, resolve
 
 __all__ = [
     "PORTS",
     "HeadShape",
+    "Hook",
     "Port",
     "Projection",
     "architecture",
@@ -25,9 +28,12 @@ __all__ = [
     "has",
     "head_rows",
     "heads",
+    "hook_layers",
     "output_dims",
     "port_for",
     "resolve",
+    "subclass",
     "supported",
     "supported_in_words",
+    "swapped",
 ]

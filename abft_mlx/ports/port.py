@@ -75,6 +75,8 @@ class Port:
             instead of calling mlx-lm's attention function.
         classes: names of the classes of softmax attention, where linear attention sits at the same
             path in other layers.
+        layer_input: the name under which a layer's ``__call__`` takes its hidden states; "" for
+            its first argument.
     """
 
     architectures: tuple[str, ...]
@@ -87,6 +89,7 @@ class Port:
     n_kv_heads: str = "n_kv_heads"
     computes_softmax: bool = False
     classes: tuple[str, ...] = ()
+    layer_input: str = ""
 
     def layers(self, model: nn.Module) -> list[nn.Module]:
         """The model's layers, first to last."""
