@@ -13,6 +13,7 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 import tiny_configs
+from mlx.utils import tree_flatten
 from mlx_lm.tuner.utils import load_adapters
 
 from abft_mlx import adapters, attention, ports
@@ -114,7 +115,7 @@ def logit_error(model: nn.Module) -> float:
 
 
 def train(model: nn.Module, updates: int = 3) -> tuple[float, float]:
-    """A few real updates of LoRA on W_Q and W_K: how far rows moved, how far anything else did."""
+    """A few real updates of LoRA on W_Q and W_K: how far rows moved, and how far all else did."""
     tokens, last = tiny_configs.tokens()
     adapters.attach(model, AdapterSection(kind="lora", rank=RANK, scale=2.0), seed=0)
     before = _kept(model)
@@ -140,17 +141,77 @@ def train(model: nn.Module, updates: int = 3) -> tuple[float, float]:
 
 
 def _kept(model: nn.Module) -> dict[str, np.ndarray]:
-    """What must not move: of fused projections, the change of outputs that are no query or key."""
+    """What must not move: the base, and of fused projections' change what is no query or key."""
     port = ports.port_for(model)
     layers = port.layers(model)
-    found = {}
+    found = {
+        name: double(value)
+        for name, value in tree_flatten(model.parameters())
+        if not name.endswith((".lora_a", ".lora_b"))
+    }
     for target in targets(model):
         outputs = port.qk_outputs(layers[target.layer], target.projection)
         if outputs is not None and not outputs.all():
             lora = ports.resolve(model, target.path)
             change = np.array(lora.lora_a @ lora.lora_b)
-            found[target.path] = change[:, ~outputs]
+            found[f"change of {target.path}"] = change[:, ~outputs]
     return found
+
+
+def trained(model: nn.Module) -> list[str]:
+    """The projections that train, in any layer; of a fused one, which of its outputs do."""
+    port = ports.port_for(model)
+    names = []
+    for layer in port.layers(model):
+        for one in port.layer_projections(layer):
+            name = one.path.rpartition(".")[2]
+            if one.parts:
+                roles = port.part_outputs(layer, one)
+                name += f"[{''.join(role for role in 'qk' if role in roles)}]"
+            names.append(name)
+    return list(dict.fromkeys(names))
+
+
+def hook_error(model: nn.Module) -> float | None:
+    """Hooks that change nothing must change nothing, and a layer must go on from what it is given.
+
+    Returns:
+        Largest logit difference of a run whose last layer was given the hidden states of another
+        run's; None where the layers read more than hidden states.
+    """
+    tokens, _ = tiny_configs.tokens()
+    expected = np.array(model(tokens).astype(mx.float32))
+    n_layers = len(ports.port_for(model).layers(model))
+    inputs: dict[int, mx.array] = {}
+    outputs: dict[int, mx.array] = {}
+
+    def before(layer: int, hidden: mx.array) -> mx.array:
+        inputs[layer] = hidden
+        return hidden
+
+    def after(layer: int, hidden: mx.array) -> mx.array:
+        outputs[layer] = hidden
+        return hidden
+
+    with ports.hook_layers(model, before, after):
+        same = np.array(model(tokens).astype(mx.float32))
+    order = list(range(n_layers))
+    shape = (*tokens.shape, inputs[0].shape[-1])
+    if list(inputs) != order or list(outputs) != order or inputs[0].shape[-3:] != shape:
+        raise ValueError(f"hooks saw layers {list(inputs)}, shapes {inputs[0].shape}")
+    if not np.array_equal(same, expected):
+        raise ValueError("hooks that change nothing change the logits")
+    others, _ = tiny_configs.tokens(seed=2)
+    top = n_layers - 1
+
+    def given(layer: int, hidden: mx.array) -> mx.array:
+        return inputs[top] if layer == top else hidden
+
+    with ports.hook_layers(model, given):
+        again = np.array(model(others).astype(mx.float32))
+    error = float(np.abs(again - expected).max())
+    plain = np.abs(np.array(model(others).astype(mx.float32)) - expected).max()
+    return None if error > 0.1 * plain else error
 
 
 def reload_error(model: nn.Module, name: str, folder: Path) -> float:

@@ -17,18 +17,20 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import tiny_configs
-from transformers_settings import DIFFERENCES, Difference
+from transformers_settings import ABSENT, DIFFERENCES, Difference
 
 from abft_mlx import attention
 
 
-def known(name: str) -> bool:
-    """Whether transformers has this architecture, so that :func:`compare` can be asked."""
+def why_not(name: str) -> str | None:
+    """Why an architecture cannot be compared with transformers, or None where it can."""
     import transformers
 
     difference = DIFFERENCES.get(name, Difference())
     kind = difference.model_type or tiny_configs.settings(name)["model_type"]
-    return difference.why_not is None and kind in transformers.CONFIG_MAPPING
+    if difference.why_not is None and kind not in transformers.CONFIG_MAPPING:
+        return ABSENT
+    return difference.why_not
 
 
 def reference(name: str) -> tuple[Any, dict[str, Any]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+ABSENT = "transformers does not have it"
+
 
 @dataclass(frozen=True)
 class Difference:

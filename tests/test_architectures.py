@@ -30,6 +30,11 @@ def table(benchmark: Callable[[str], ModuleType]) -> ModuleType:
 
 
 @pytest.fixture(scope="module")
+def page(benchmark: Callable[[str], ModuleType]) -> ModuleType:
+    return benchmark("support_page")
+
+
+@pytest.fixture(scope="module")
 def tiny(benchmark: Callable[[str], ModuleType]) -> ModuleType:
     return benchmark("tiny_configs")
 
@@ -40,7 +45,9 @@ def test_no_architecture_has_two_ports() -> None:
 
 
 @pytest.mark.parametrize("name", FIRST)
-def test_one_of_every_row(checks: ModuleType, tiny: ModuleType, name: str, tmp_path: Path) -> None:
+def test_one_of_every_row(
+    checks: ModuleType, page: ModuleType, tiny: ModuleType, name: str, tmp_path: Path
+) -> None:
     if name not in tiny.architectures():
         pytest.skip(f"the installed mlx-lm has no {name}")
     model = tiny.build(name)
@@ -52,6 +59,7 @@ def test_one_of_every_row(checks: ModuleType, tiny: ModuleType, name: str, tmp_p
     moved, kept = checks.train(model)
     assert moved > 1e-4
     assert kept == 0
+    assert (checks.hook_error(tiny.build(name)) is None) == (name in page.BESIDES)
     assert checks.reload_error(model, name, tmp_path) <= EXACT
 
 
@@ -122,27 +130,56 @@ def test_an_attention_that_is_computed_otherwise_is_one_line(tiny: ModuleType) -
         attention.capture(model, tokens, last)
 
 
-def test_the_table_keeps_what_failed(table: ModuleType) -> None:
-    good = {"layers": [3, 3], "pattern": 1e-8, "output": 1e-7, "logits": 0.0, "stock": 0.0,
-            "trains": 0.2, "kept": 0.0, "quantized": 0.2, "quantized_kept": 0.0}  # fmt: skip
-    assert table.problem(good) is None
-    for name, value in {
-        "pattern": 1e-3,
-        "logits": float("nan"),
-        "kept": 1e-9,
-        "trains": 0.0,
-    }.items():
-        assert name in table.problem(good | {name: value})
-    made = table.page({"one": good, "two": {"error": "no | such"}, "three": good | {"stock": 1.0}})
-    assert "1 of 3 are supported" in made
+GOOD = {
+    "layers": [3, 3], "trained": ["q_proj"], "pattern": 1e-8, "output": 1e-7, "logits": 0.0,
+    "stock": 0.0, "hooks": 0.0, "lora": 0.2, "kept": 0.0, "quantized": 0.2, "quantized_kept": 0.0,
+    "eager": 1e-7, "eager_logits": 1e-6, "largest": 0.9, "why_not": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("pattern", 1e-3, "pattern"),
+        ("logits", float("nan"), "logits"),
+        ("kept", 1e-9, "kept"),
+        ("lora", 0.0, "lora"),
+        ("eager", 1e-3, "eager"),
+        ("eager_logits", 1e-2, "eager_logits"),
+        ("eager", None, "nothing to compare with"),
+        ("largest", 0.1, "uniform"),
+        ("hooks", None, "hooks"),
+    ],
+)
+def test_the_table_notices(page: ModuleType, name: str, value: Any, said: str) -> None:
+    assert page.problem("one", GOOD) is None
+    assert said in page.problem("one", GOOD | {name: value})
+
+
+def test_the_table_keeps_what_failed(page: ModuleType) -> None:
+    pytest.importorskip("transformers")
+    made = page.page(
+        {
+            "one": GOOD,
+            "two": {"error": "no | such"},
+            "three": GOOD | {"stock": 1.0},
+            "four": GOOD | {"eager": None, "eager_logits": None, "why_not": "a reason"},
+            "talkie": GOOD | {"hooks": None},
+        }
+    )
+    assert "**3 of 5 are supported" in made
+    assert "2 of them also against" in made
+    assert "| one | 3 of 3 | q_proj | 1e-07 | 1e-06 |" in made
     assert "| two | no \\| such |" in made
     assert "| three | stock 1.0e+00 |" in made
+    assert "| four | a reason |" in made
+    assert "| talkie | the embeddings of the tokens |" in made
 
 
 def test_one_architecture_from_the_command_line(
     table: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
-    for name, key in {"llama": "pattern", "mamba": "error"}.items():
+    for name, key in {"llama": "eager", "mamba": "error"}.items():
         monkeypatch.setattr("sys.argv", ["support_table.py", "--one", name])
         table.main()
         assert key in json.loads(capsys.readouterr().out.splitlines()[-1])

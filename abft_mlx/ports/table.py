@@ -226,6 +226,7 @@ PORTS: tuple[Port, ...] = (
         projections=(Projection("attn_query", "q"), Projection("attn_key", "k")),
         attention="attn",
         layer_list="model.blocks",
+        layer_input="x",
         heads=("lm_head",),
         n_kv_heads="n_heads",
     ),
