@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cli_support import invoke
@@ -26,6 +27,7 @@ def readme(checkout: Path) -> str:
         "docs/LOG.md",
         "docs/studies.md",
         "docs/memory.md",
+        "docs/ports.md",
     ],
 )
 def test_links_lead_somewhere(name: str, checkout: Path) -> None:
@@ -59,3 +61,15 @@ def test_commands_and_flags_exist(readme: str) -> None:
         page = invoke(command, "--help").stdout
         for flag in set(re.findall(r"--[a-z-]+", "\n".join(lines))):
             assert flag in page, f"abft-mlx {command} has no {flag}"
+
+
+def test_the_ports_example_runs(checkout: Path) -> None:
+    page = (checkout / "docs" / "ports.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 1
+    names: dict[str, Any] = {}
+    exec(compile(blocks[0], "docs/ports.md", "exec"), names)
+    layers = len(names["shapes"])
+    assert len(names["rows"]) == len(names["inputs"]) == layers
+    assert names["logits"].shape == (1, 2)
+    assert len(names["slices"]) == 2 * layers

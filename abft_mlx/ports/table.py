@@ -1,11 +1,6 @@
 """The ports of mlx-lm's architectures: what is the same in several stands in one row.
 
-Multi-head latent attention (DeepSeek V2 and those that follow it) makes its queries from
-``q_proj``, or ``q_a_proj`` and ``q_b_proj``, which train as W_Q. Its keys come in two parts. The
-rotary part is the last outputs of ``kv_a_proj_with_mqa``, which train as W_K; the other outputs of
-that layer are the latent that values are made of, too, and stay. The part without position is made
-of the latent: by ``kv_b_proj``, whose key outputs train where a model has it, or folded into the
-queries by ``embed_q``, which is no linear layer that LoRA could wrap and stays.
+What W_Q and W_K are in each kind of attention, and why, stands in docs/ports.md.
 """
 
 from __future__ import annotations
