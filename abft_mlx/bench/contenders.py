@@ -1,0 +1,114 @@
+"""What the bench compares: each makes one optimizer update from the same weights and prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+from mlx_lm.tuner.trainer import default_loss
+from mlx_lm.tuner.utils import linear_to_lora_layers
+
+from abft_mlx import adapters, attention
+from abft_mlx.bench import torch_way
+from abft_mlx.bench.models import random_model, random_prompts
+from abft_mlx.bench.sizes import Size
+from abft_mlx.recipe import AdapterSection
+from abft_mlx.trainer.plan import MicroBatch, micro_batches
+from abft_mlx.trainer.step import Step
+
+RANK = 16
+SCALE = 2.0
+LEARNING_RATE = 1e-4
+PUNISH, REWARD = 0.5, 1.0
+
+Update = Callable[[], float]
+"""Makes one update of all of a size's prompts, waits for it, and gives its loss."""
+
+
+def batch_of(size: Size) -> MicroBatch:
+    """The prompts of one update, unpadded."""
+    (batch,) = micro_batches(random_prompts(size, size.prompts), size.prompts, bucket_tokens=1)
+    return batch
+
+
+def exact_step(size: Size, dtype: mx.Dtype) -> Step:
+    """Our step on a random model with LoRA on W_Q and W_K."""
+    model = random_model(size, dtype)
+    adapters.attach(model, AdapterSection(kind="lora", rank=RANK, scale=SCALE), seed=0)
+    return Step(
+        model,
+        optim.Adam(LEARNING_RATE, bias_correction=True),
+        reward_weight=REWARD,
+        use_filter=True,
+    )
+
+
+def ours_exact(size: Size, dtype: mx.Dtype) -> Update:
+    """Equation 1 by :class:`abft_mlx.trainer.step.Step`."""
+    step, batch = exact_step(size, dtype), batch_of(size)
+    return lambda: step.update([batch], PUNISH).loss
+
+
+def forward_only(size: Size, dtype: mx.Dtype) -> Update:
+    """The pattern rows of all layers, as a census reads them: no gradient, no update."""
+    step, batch = exact_step(size, dtype), batch_of(size).arrays()
+
+    def run() -> float:
+        rows = attention.capture(step.model, batch["tokens"], batch["last"])
+        mx.eval(rows)
+        return 0.0
+
+    return run
+
+
+def mlx_lm_step(size: Size, dtype: mx.Dtype, keys: list[str] | None) -> Update:
+    """The step of mlx-lm's LoRA trainer: cross-entropy of the label token.
+
+    Its loss, its LoRA layers, and value, gradient and update compiled as one, as its loop has it.
+
+    Args:
+        size: of the model and the batch.
+        dtype: of the base.
+        keys: which linear layers of a block get LoRA; None for mlx-lm's default.
+    """
+    model = random_model(size, dtype)
+    model.freeze()
+    settings = {"rank": RANK, "scale": SCALE, "dropout": 0.0}
+    linear_to_lora_layers(model, size.layers, settings | ({"keys": keys} if keys else {}))
+    optimizer = optim.Adam(LEARNING_RATE)
+    optimizer.init(model.trainable_parameters())
+    value_and_grad = nn.value_and_grad(model, default_loss)
+    state = [model.state, optimizer.state, mx.random.state]
+
+    @partial(mx.compile, inputs=state, outputs=state)
+    def step(tokens: mx.array, lengths: mx.array) -> Any:
+        (value, _), gradients = value_and_grad(model, tokens, lengths)
+        optimizer.update(model, gradients)
+        return value
+
+    batch = batch_of(size).batch
+    tokens = mx.concatenate([mx.array(batch.tokens), mx.array(batch.target)[:, None]], axis=1)
+    lengths = mx.array([[size.tokens, size.tokens + 1]] * size.prompts)
+    model.train()
+
+    def run() -> float:
+        value = step(tokens, lengths)
+        mx.eval(state, value)
+        return float(value.item())
+
+    return run
+
+
+CONTENDERS: dict[str, Callable[[Size, mx.Dtype], Update]] = {
+    "ours-exact": ours_exact,
+    "forward": forward_only,
+    "mlx-lm-qk": lambda size, dtype: mlx_lm_step(
+        size, dtype, ["self_attn.q_proj", "self_attn.k_proj"]
+    ),
+    "mlx-lm-default": lambda size, dtype: mlx_lm_step(size, dtype, None),
+    "pytorch-paper": torch_way.paper_update,
+}

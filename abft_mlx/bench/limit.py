@@ -1,0 +1,72 @@
+"""The limit: the same floating-point operations at the rate of a large matrix product."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import mlx.core as mx
+from mlx.utils import tree_flatten, tree_unflatten
+
+from abft_mlx.bench.contenders import PUNISH, batch_of, exact_step
+from abft_mlx.bench.sizes import Size
+from abft_mlx.footprint.graph import Graph, trace
+
+PRODUCTS = ("Matmul", "AddMM", "QuantizedMatmul")
+
+
+def product_flops(graph: Graph) -> int:
+    """Floating-point operations of a graph's matrix products, two for each multiply-add.
+
+    Norms, activations, softmaxes and sums are not counted: a matrix product's rate says nothing
+    of them.
+    """
+    shapes = {one.name: one.shape for one in graph.given}
+    total = 0
+    for operation in graph.operations:
+        shapes |= {one.name: one.shape for one in operation.outputs}
+        if operation.name in PRODUCTS:
+            inner = shapes[operation.inputs[0]][-1]
+            total += 2 * inner * math.prod(operation.outputs[0].shape)
+    return total
+
+
+def step_flops(size: Size, dtype: mx.Dtype = mx.float32) -> int:
+    """Operations of our exact step's value and gradient."""
+    step = exact_step(size, dtype)
+    batch = batch_of(size).arrays()
+    names = [name for name, _ in tree_flatten(step.model.trainable_parameters())]
+    kept = step.model.trainable_parameters()
+
+    def function(*arrays: mx.array) -> Sequence[mx.array]:
+        parameters = tree_unflatten(list(zip(names, arrays, strict=True)))
+        terms, gradients = step.value_and_grad(parameters, batch, mx.array(PUNISH))
+        return [terms, *(one for _, one in tree_flatten(gradients))]
+
+    try:
+        return product_flops(trace(function, [one for _, one in tree_flatten(kept)]))
+    finally:
+        step.model.update(kept)
+
+
+def weight_bytes(size: Size, dtype: mx.Dtype) -> int:
+    """Bytes of the base's weights: what a step must hold, whatever it does."""
+    per_layer = 4 * size.width**2 + 3 * size.width * size.mlp_width + 2 * size.width
+    numbers = size.layers * per_layer + size.width + 2 * size.width * size.vocabulary
+    return numbers * dtype.size
+
+
+def product_rate(dtype: mx.Dtype) -> Callable[[], float]:
+    """Times one large matrix product; gives floating-point operations per second."""
+    import time
+
+    rows = 4096 if mx.default_device() == mx.Device(mx.gpu) else 2048
+    left, right = (mx.random.normal((rows, rows)).astype(dtype) for _ in range(2))
+    mx.eval(left, right)
+
+    def run() -> float:
+        start = time.perf_counter()
+        mx.eval(left @ right)
+        return 2.0 * rows**3 / (time.perf_counter() - start)
+
+    return run

@@ -1,0 +1,176 @@
+"""Measuring: seconds interleaved in one process, peak memory each alone in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import mlx.core as mx
+
+from abft_mlx import runtime
+from abft_mlx.bench import contenders, limit, sizes
+from abft_mlx.bench.sizes import Size
+from abft_mlx.errors import RunError
+
+WARM_UP = 1
+REPEATS = 5
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one contender needs for one update of a size's prompts.
+
+    Attributes:
+        name: of the contender.
+        seconds: median of the repeats.
+        fastest_seconds: the least of them.
+        slowest_seconds: the most of them.
+        examples_per_second: prompts / seconds.
+        peak_memory_bytes: of a process that makes nothing but two such updates; MLX's own count,
+            and PyTorch's on a GPU, or for PyTorch on a CPU what the process grew by.
+        flops: counted operations, where they are.
+    """
+
+    name: str
+    seconds: float
+    fastest_seconds: float
+    slowest_seconds: float
+    examples_per_second: float
+    peak_memory_bytes: int | None
+    flops: int | None = None
+
+
+def compare(
+    size: Size,
+    names: Sequence[str],
+    *,
+    dtype: str = "float32",
+    repeats: int = REPEATS,
+    memory: bool = True,
+    tell: Callable[[str], None] = lambda _: None,
+) -> list[Row]:
+    """Measure contenders side by side, and the limit of the same run.
+
+    Args:
+        size: of the model and its prompts.
+        names: contenders, of :data:`contenders.CONTENDERS`.
+        dtype: of the base.
+        repeats: rounds after warm-up; in each, every contender makes one update.
+        memory: whether to measure peak memory, too.
+        tell: hears what is being done.
+    """
+    kind = getattr(mx, dtype)
+    updates = {}
+    for name in names:
+        tell(f"{size}: {name}, warming up")
+        updates[name] = contenders.CONTENDERS[name](size, kind)
+        for _ in range(WARM_UP):
+            updates[name]()
+    rate = limit.product_rate(kind)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    rates = []
+    for number in range(repeats):
+        tell(f"{size}: round {number + 1} of {repeats}")
+        rates.append(rate())
+        for name, update in updates.items():
+            start = time.perf_counter()
+            update()
+            seconds[name].append(time.perf_counter() - start)
+    del updates
+    mx.clear_cache()
+    flops = limit.step_flops(size, kind)
+    peaks: dict[str, int | None] = dict.fromkeys(names)
+    if memory:
+        for name in names:
+            tell(f"{size}: {name}, memory")
+            peaks[name] = peak_apart(size, name, dtype)
+    rows = [
+        _row(name, size, seconds[name], peaks[name], flops if name == "ours-exact" else None)
+        for name in names
+    ]
+    at_best = [flops / one for one in rates]
+    return [*rows, _row("limit", size, at_best, limit.weight_bytes(size, kind), flops)]
+
+
+def _row(name: str, size: Size, seconds: list[float], peak: int | None, flops: int | None) -> Row:
+    middle = statistics.median(seconds)
+    return Row(name, middle, min(seconds), max(seconds), size.prompts / middle, peak, flops)
+
+
+def peak_apart(size: Size, name: str, dtype: str) -> int:
+    """Peak memory of one contender alone, in bytes.
+
+    Raises:
+        RunError: the process failed, for lack of memory perhaps.
+    """
+    command = [sys.executable, "-m", "abft_mlx.bench", str(size), name, dtype]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise RunError(f"{name} at {size} ended with {done.returncode}: {last}")
+    return int(json.loads(done.stdout.splitlines()[-1])["peak_memory_bytes"])
+
+
+def peak_here(size: Size, name: str, dtype: str) -> int:
+    """Peak memory of two updates in this process, which must have done nothing else."""
+    if name == "pytorch-paper":
+        import torch
+        import transformers  # noqa: F401  (its own bytes are not the update's)
+
+        before = runtime.process_peak_bytes()
+        update = contenders.CONTENDERS[name](size, getattr(mx, dtype))
+        mx.clear_cache()
+        runtime.reset_process_peak()
+        for _ in range(2):
+            update()
+        if torch.cuda.is_available():
+            return int(torch.cuda.max_memory_allocated())
+        return runtime.process_peak_bytes() - before
+    update = contenders.CONTENDERS[name](size, getattr(mx, dtype))
+    update()
+    mx.clear_cache()
+    runtime.reset_peak_memory()
+    update()
+    return runtime.peak_memory_bytes()
+
+
+def document(found: dict[Size, list[Row]], dtype: str) -> dict[str, Any]:
+    """The bench JSON."""
+    reference = next(iter(found.values()))
+    rate = next(one for one in reference if one.name == "limit")
+    assert rate.flops is not None
+    return {
+        "schema": 1,
+        "device": runtime.device_description(),
+        "versions": runtime.versions(),
+        "dtype": dtype,
+        "limit": {"flops_per_second": rate.flops / rate.seconds},
+        "sizes": [
+            {
+                "layers": size.layers,
+                "width": size.width,
+                "vocabulary": size.vocabulary,
+                "prompts": size.prompts,
+                "tokens": size.tokens,
+                "demonstrations": size.demonstrations,
+                "rows": [asdict(row) for row in rows],
+            }
+            for size, rows in found.items()
+        ],
+    }
+
+
+def reference_names(without: Sequence[str]) -> list[str]:
+    """All contenders but some.
+
+    Raises:
+        UsageError: one of those is not known.
+    """
+    sizes.known(without, contenders.CONTENDERS)
+    return [name for name in contenders.CONTENDERS if name not in without]

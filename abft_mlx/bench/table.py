@@ -1,0 +1,49 @@
+"""The bench's results for a person."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from abft_mlx.bench.measure import Row
+from abft_mlx.bench.sizes import Size
+
+OURS = "ours-exact"
+
+
+def table(size: Size, rows: Sequence[Row]) -> Table:
+    """Seconds, examples per second and memory, each beside our exact step's."""
+    drawn = Table(
+        box=None,
+        pad_edge=False,
+        title=(
+            f"{size.layers} layers x {size.width}, {size.vocabulary:,} tokens of vocabulary, "
+            f"{size.prompts} prompts of {size.tokens} tokens, k = {size.demonstrations}"
+        ),
+        title_justify="left",
+    )
+    for heading in ("", "seconds", "range", "prompts/s", "ours is", "peak", "ours has"):
+        drawn.add_column(heading, justify="left" if not heading else "right")
+    ours = next((row for row in rows if row.name == OURS), None)
+    for row in rows:
+        drawn.add_row(
+            row.name,
+            f"{row.seconds:.3f}",
+            f"{row.fastest_seconds:.2f}–{row.slowest_seconds:.2f}",
+            f"{row.examples_per_second:.2f}",
+            _faster(row, ours),
+            "–" if row.peak_memory_bytes is None else f"{row.peak_memory_bytes / 2**20:,.0f} MiB",
+            _share(row, ours),
+        )
+    return drawn
+
+
+def _faster(row: Row, ours: Row | None) -> str:
+    return "–" if ours is None or row is ours else f"{row.seconds / ours.seconds:.2f}x as fast"
+
+
+def _share(row: Row, ours: Row | None) -> str:
+    if ours is None or row is ours or not row.peak_memory_bytes or not ours.peak_memory_bytes:
+        return "–"
+    return f"{ours.peak_memory_bytes / row.peak_memory_bytes:.2f}x"

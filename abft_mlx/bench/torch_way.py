@@ -1,0 +1,103 @@
+"""The paper's way in PyTorch: transformers' eager attention, one prompt at a time.
+
+Needs the extra ``bench``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten
+
+from abft_mlx.bench.models import config, random_model, random_prompts
+from abft_mlx.bench.sizes import Size
+from abft_mlx.errors import UsageError
+from abft_mlx.prompts import Prompt
+
+LEARNING_RATE = 2e-5
+PUNISH, REWARD = 0.5, 1.0
+
+
+def paper_update(size: Size, dtype: mx.Dtype) -> Callable[[], float]:
+    """W_Q and W_K trained in full by Adam, gradients accumulated prompt by prompt.
+
+    Args:
+        size: of the model; as many prompts are accumulated as its batch has.
+        dtype: of the weights and of all computation.
+
+    Returns:
+        Makes one update, waits for it, and gives its loss.
+
+    Raises:
+        UsageError: torch or transformers is not installed.
+    """
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise UsageError(
+            f"pytorch-paper needs {error.name}; install abft-mlx[bench], or leave it out with "
+            "--without pytorch-paper"
+        ) from error
+
+    kind = {mx.float32: torch.float32, mx.bfloat16: torch.bfloat16, mx.float16: torch.float16}
+    settings = {name: value for name, value in config(size).items() if name != "model_type"}
+    theta = settings.pop("rope_theta")
+    chosen = transformers.LlamaConfig(
+        attn_implementation="eager",
+        rope_parameters={"rope_type": "default", "rope_theta": theta},
+        **settings,
+    )
+    model = transformers.LlamaForCausalLM(chosen).to(kind[dtype])
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.load_state_dict(_weights(size, dtype, torch))
+    model.to(device).train()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("q_proj" in name or "k_proj" in name)
+    trained = [one for one in model.parameters() if one.requires_grad]
+    optimizer = torch.optim.Adam(trained, lr=LEARNING_RATE)
+    prompts = random_prompts(size, size.prompts)
+
+    def run() -> float:
+        total = 0.0
+        optimizer.zero_grad()
+        for prompt in prompts:
+            ids = torch.tensor([prompt.token_ids], device=device)
+            output = model(input_ids=ids, output_attentions=True, use_cache=False)
+            loss = equation_1(output.attentions, prompt, torch) / len(prompts)
+            loss.backward()
+            total += float(loss.detach())
+        optimizer.step()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return total
+
+    return run
+
+
+def equation_1(attentions: Any, prompt: Prompt, torch: Any) -> Any:
+    """The loss of one prompt from all layers' whole patterns, (1, H, T, T) each."""
+    n, k = len(prompt.token_ids), len(prompt.label_positions)
+    right = torch.tensor([one == prompt.gold for one in prompt.demonstration_labels])
+    total = 0.0
+    for pattern in attentions:
+        at_labels = pattern[0, :, -1, list(prompt.label_positions)].float()
+        kept = (at_labels.sum(-1) > k / (k + math.log(n))).float().detach()
+        right = right.to(at_labels.device)
+        punish = (at_labels * ~right).sum(-1)
+        reward = 1 - (at_labels * right).sum(-1)
+        total = total + (kept * (PUNISH * punish + REWARD * reward)).sum()
+    return total
+
+
+def _weights(size: Size, dtype: mx.Dtype, torch: Any) -> dict[str, Any]:
+    """The same random weights as the MLX contenders have."""
+    model = random_model(size, dtype)
+    return {
+        name: torch.tensor(np.array(value.astype(mx.float32)))
+        for name, value in tree_flatten(model.parameters())
+    }

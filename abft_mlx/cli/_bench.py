@@ -1,0 +1,74 @@
+"""``abft-mlx bench``: one update of ours beside what a user could pick instead."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from abft_mlx.cli._options import Json, Quiet
+from abft_mlx.cli._shell import Shell, dump
+
+
+class Dtype(StrEnum):
+    """Types of the base's weights."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+def bench(
+    quick: Annotated[
+        bool, typer.Option("--quick", help="The reference size alone; under three minutes.")
+    ] = False,
+    size: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Layers x width x vocabulary : prompts x tokens k demonstrations, such as "
+            "12x768x32000:8x160k4; may be given several times. Without it, a sweep.",
+            show_default=False,
+        ),
+    ] = None,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Leave a contender out.", show_default=False),
+    ] = None,
+    dtype: Annotated[Dtype, typer.Option(help="Type of the base's weights.")] = Dtype.float32,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds after warm-up.")] = 5,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the JSON here, too.")
+    ] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Measure one update side by side: ours, mlx-lm's, the paper's way in PyTorch, the limit.
+
+    All start from the same random weights and prompts, and take turns in one process; peak memory
+    is measured apart.
+    """
+    shell = Shell(as_json=as_json, quiet=quiet)
+    with shell.speaking():
+        from abft_mlx import runtime
+
+        runtime.prepare()
+        from abft_mlx.bench import measure, sizes, table
+
+        chosen = [sizes.parse(one) for one in size or []]
+        if not chosen:
+            chosen = [sizes.REFERENCE] if quick else sizes.sweep()
+        names = measure.reference_names(without or [])
+        found = {}
+        for one in chosen:
+            found[one] = measure.compare(
+                one, names, dtype=dtype.value, repeats=repeats, tell=shell.say
+            )
+            shell.show(table.table(one, found[one]))
+        content = measure.document(found, dtype.value)
+        if output is not None:
+            output.write_text(dump(content) + "\n", encoding="utf-8")
+            shell.say(f"wrote {output}")
+    shell.document(content)
