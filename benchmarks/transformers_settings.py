@@ -97,8 +97,8 @@ DIFFERENCES: dict[str, Difference] = {
     ),
     # transformers' Llama has no windows.
     "llama": Difference(without=("layer_types",)),
-    # mlx-lm norms queries and keys of layers without RoPE too, transformers does not: all have RoPE.
-    # Neither experts nor chunks: mlx-lm has none here.
+    # mlx-lm norms queries and keys of layers without RoPE too, transformers does not: so all have
+    # RoPE. mlx-lm has neither experts nor chunks here.
     "llama4_text": Difference(
         both={"no_rope_layers": [1, 1, 1], "tie_word_embeddings": True},
         theirs={"moe_layers": [], "attention_chunk_size": 256},
