@@ -52,7 +52,7 @@ def reference(name: str) -> tuple[Any, dict[str, Any]]:
     del given["model_type"]
     given |= difference.theirs
     kind = difference.model_type or tiny["model_type"]
-    if "text_config" in tiny or difference.wrapper:
+    if difference.wrapper:
         tied = {"tie_word_embeddings": flat.get("tie_word_embeddings", False)}
         given = {"text_config": given, **tied, **difference.wrapper}
     config = transformers.AutoConfig.for_model(kind, attn_implementation="eager", **given)
@@ -68,7 +68,7 @@ def reference(name: str) -> tuple[Any, dict[str, Any]]:
             value.copy_(0.1 * noise + 1 if value.ndim == 1 else noise / value.shape[-1] ** 0.5)
     text = {**config.get_text_config().to_dict(), **flat, **difference.ours}
     if "text_config" in tiny:
-        return model, {**config.to_dict(), "model_type": name, "text_config": text}
+        return model, {**config.to_dict(), **tiny, "text_config": text}
     return model, text
 
 

@@ -16,7 +16,8 @@ class Difference:
         theirs: settings that transformers alone gets.
         ours: settings that mlx-lm alone gets.
         without: settings of the tiny configuration that neither gets.
-        wrapper: what transformers' wrapper gets beside its text model's settings.
+        wrapper: what transformers' wrapper gets beside its text model's settings; without it the
+            transformers model is the text model alone.
         model_type: transformers' name, where it is another.
         model_class: the transformers class that makes the model.
         original: whether to write the checkpoint's first format, with one weight for each expert.
@@ -97,6 +98,12 @@ DIFFERENCES: dict[str, Difference] = {
     ),
     # transformers' Llama has no windows.
     "llama": Difference(without=("layer_types",)),
+    # mlx-lm needs a fourth layer. transformers' wrapper fails without images.
+    "llama4": Difference(
+        both={"num_hidden_layers": 4},
+        model_type="llama4_text",
+        names=(("model.", "language_model.model."), ("lm_head.", "language_model.lm_head.")),
+    ),
     # mlx-lm norms queries and keys of layers without RoPE too, transformers does not: so all have
     # RoPE. mlx-lm has neither experts nor chunks here.
     "llama4_text": Difference(
