@@ -33,6 +33,11 @@ def why_not(name: str) -> str | None:
     return difference.why_not
 
 
+def note(name: str) -> str | None:
+    """How the two differ with other settings than those that are compared."""
+    return DIFFERENCES.get(name, Difference()).note
+
+
 def reference(name: str) -> tuple[Any, dict[str, Any]]:
     """A random transformers model in float32, and its configuration as mlx-lm reads it."""
     import torch

@@ -26,6 +26,7 @@ class Difference:
         drop: beginnings of weights' names that mlx-lm is not given, such as a vision tower's.
         names: parts of weights' names to replace, as hub checkpoints have them.
         swap: ends of weights' names whose last two axes to swap.
+        note: how the two differ for some checkpoints, for which the settings here are not.
         why_not: why the two cannot be compared.
     """
 
@@ -40,6 +41,7 @@ class Difference:
     drop: tuple[str, ...] = ()
     names: tuple[tuple[str, str], ...] = ()
     swap: tuple[str, ...] = ()
+    note: str | None = None
     why_not: str | None = None
 
 
@@ -57,6 +59,10 @@ _IMAGES: dict[str, Any] = {
     "wrapper": {"vision_config": _VISION},
 }
 
+_ONE_WINDOW = (
+    "transformers has one window for all layers, mlx-lm needs a layer without: compared without"
+)
+
 DIFFERENCES: dict[str, Difference] = {
     # transformers' DeepSeek-OCR 2 has this text model.
     "deepseek": Difference(
@@ -66,8 +72,8 @@ DIFFERENCES: dict[str, Difference] = {
         model_class="AutoModelForImageTextToText",
         drop=("model.sam_model", "model.qwen2_model", "model.projector", "model.view_"),
     ),
-    # Gemma 3, but for the layers that do not attend.
     "gear": Difference(
+        note="compared with transformers' Gemma 3, which it is but for layers that do not attend",
         both={"rope_local_base_freq": 1000.0, "query_pre_attn_scalar": 16},
         theirs={
             "rope_parameters": {
@@ -79,9 +85,11 @@ DIFFERENCES: dict[str, Difference] = {
     ),
     "gpt2": Difference(names=(("transformer.", ""),)),
     "internlm3": Difference(theirs={"head_dim": 16}),
-    # mlx-lm's router norms the chosen experts' weights, transformers' does not: the same if all
-    # are chosen.
-    "jamba": Difference(both={"num_experts_per_tok": 4}),
+    "jamba": Difference(
+        both={"num_experts_per_tok": 4},
+        note="mlx-lm's router norms the weights of the chosen experts, transformers' does not: "
+        "compared with all experts chosen",
+    ),
     # mlx-lm reads only checkpoints that were converted for MLX.
     "lfm2-vl": Difference(
         both={"tie_word_embeddings": True},
@@ -106,15 +114,17 @@ DIFFERENCES: dict[str, Difference] = {
         model_type="llama4_text",
         names=(("model.", "language_model.model."), ("lm_head.", "language_model.lm_head.")),
     ),
-    # mlx-lm norms queries and keys of layers without RoPE too, transformers does not: so all have
-    # RoPE. mlx-lm has neither experts nor chunks here.
+    # mlx-lm has neither experts nor chunks here.
     "llama4_text": Difference(
+        note="mlx-lm norms queries and keys of layers without RoPE, too, transformers does not: "
+        "compared with RoPE in all layers",
         both={"no_rope_layers": [1, 1, 1], "tie_word_embeddings": True},
         theirs={"moe_layers": [], "attention_chunk_size": 256},
     ),
     "mimo": Difference(model_type="qwen2"),
-    # transformers attends to sliding_window_size positions and the query, mlx-lm to one fewer.
     "mimo_v2_flash": Difference(
+        note="transformers' windows hold one position more than mlx-lm's: compared with "
+        "sliding_window_size lowered by one in transformers",
         both={
             "num_key_value_heads": 1,
             "n_shared_experts": None,
@@ -138,14 +148,17 @@ DIFFERENCES: dict[str, Difference] = {
         model_type="granite",
     ),
     "minimax": Difference(model_type="minimax_m2"),
-    # transformers has one window for every layer, mlx-lm needs a layer without.
-    "ministral3": Difference(without=("layer_types", "sliding_window")),
+    "ministral3": Difference(without=("layer_types", "sliding_window"), note=_ONE_WINDOW),
     "mistral3": Difference(
-        without=("layer_types", "sliding_window"), theirs={"model_type": "ministral3"}, **_IMAGES
+        note=_ONE_WINDOW,
+        without=("layer_types", "sliding_window"),
+        theirs={"model_type": "ministral3"},
+        **_IMAGES,
     ),
     "muse_glimmer": Difference(drop=("model.vision_",), **_IMAGES),
-    # Without loops it is Llama.
-    "nanbeige": Difference(model_type="llama"),
+    "nanbeige": Difference(
+        model_type="llama", note="compared with transformers' Llama, which it is without loops"
+    ),
     "nanochat": Difference(
         theirs={"rms_norm_eps": 1e-5},
         names=(
@@ -160,9 +173,10 @@ DIFFERENCES: dict[str, Difference] = {
         ),
     ),
     "nemotron": Difference(without=("layer_types",), theirs={"hidden_act": "relu2"}),
-    # Llama, where a layer has both attention and an MLP.
     "nemotron-nas": Difference(
-        theirs={"num_key_value_heads": 2, "intermediate_size": 256}, model_type="llama"
+        note="compared with transformers' Llama, which it is where a layer has attention and MLP",
+        theirs={"num_key_value_heads": 2, "intermediate_size": 256},
+        model_type="llama",
     ),
     "nemotron_h": Difference(without=("layer_types",)),
     "olmo3": Difference(
