@@ -81,6 +81,13 @@ transformers has no {absent}.
 
 {exceptions}
 
+## Where transformers and mlx-lm differ
+
+On some checkpoints the two compute different things, and abft-mlx follows mlx-lm, which runs the
+model. The figures above are of settings in which they are the same.
+
+{notes}
+
 ## Layers that read more than hidden states
 
 A hook sees and changes their hidden states like any other's, but they cannot go on from hidden
@@ -137,6 +144,10 @@ def page(found: dict[str, dict[str, Any]]) -> str:
         absent=", ".join(name for name, why in unlike.items() if why == ABSENT),
         exceptions=_table(
             ("architecture", "why"), [[*one] for one in unlike.items() if one[1] != ABSENT]
+        ),
+        notes=_table(
+            ("architecture", "how"),
+            [[name, one["note"]] for name, one in good.items() if one["note"]],
         ),
         besides=_table(
             ("architecture", "what else"), [[*one] for one in BESIDES.items() if one[0] in good]

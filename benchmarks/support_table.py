@@ -49,7 +49,7 @@ def check(name: str) -> dict[str, Any]:
     quantized = tiny_configs.build(name)
     checks.quantize(quantized)
     found["quantized"], found["quantized_kept"] = checks.train(quantized)
-    found["why_not"] = oracle.why_not(name)
+    found["why_not"], found["note"] = oracle.why_not(name), oracle.note(name)
     compared = {} if found["why_not"] else oracle.compare(name)
     found["eager"], found["eager_logits"] = compared.get("pattern"), compared.get("logits")
     found["largest"] = compared.get("largest")

@@ -33,13 +33,19 @@ def why_not(name: str) -> str | None:
     return difference.why_not
 
 
+def note(name: str) -> str | None:
+    """How the two differ with other settings than those that are compared."""
+    return DIFFERENCES.get(name, Difference()).note
+
+
 def reference(name: str) -> tuple[Any, dict[str, Any]]:
     """A random transformers model in float32, and its configuration as mlx-lm reads it."""
     import torch
     import transformers
 
     difference = DIFFERENCES.get(name, Difference())
-    flat = {**tiny_configs.settings(name), **difference.both}
+    tiny = tiny_configs.settings(name)
+    flat = {**tiny.get("text_config", tiny), **difference.both}
     for one in difference.without:
         flat.pop(one, None)
     given = {key: value for key, value in flat.items() if key != "rope_scaling"}
@@ -50,9 +56,12 @@ def reference(name: str) -> tuple[Any, dict[str, Any]]:
             rope["partial_rotary_factor"] = given["partial_rotary_factor"]
         given["rope_parameters"] = rope
     given |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 0)
+    del given["model_type"]
     given |= difference.theirs
-    kind = difference.model_type or given["model_type"]
-    given.pop("model_type")
+    kind = difference.model_type or tiny["model_type"]
+    if difference.wrapper:
+        tied = {"tie_word_embeddings": flat.get("tie_word_embeddings", False)}
+        given = {"text_config": given, **tied, **difference.wrapper}
     config = transformers.AutoConfig.for_model(kind, attn_implementation="eager", **given)
     made = getattr(transformers, difference.model_class)
     if hasattr(made, "from_config"):
@@ -64,18 +73,25 @@ def reference(name: str) -> tuple[Any, dict[str, Any]]:
         for value in model.parameters():
             noise = torch.randn(value.shape, generator=generator)
             value.copy_(0.1 * noise + 1 if value.ndim == 1 else noise / value.shape[-1] ** 0.5)
-    return model, {**config.to_dict(), **flat, **difference.ours}
+    text = {**config.get_text_config().to_dict(), **flat, **difference.ours}
+    if "text_config" in tiny:
+        return model, {**config.to_dict(), **tiny, "text_config": text}
+    return model, text
 
 
 def load(name: str, oracle: Any, settings: dict[str, Any], folder: Path) -> nn.Module:
     """The mlx-lm model of a transformers model's checkpoint."""
-    oracle.save_pretrained(folder)
+    difference = DIFFERENCES.get(name, Difference())
+    oracle.save_pretrained(folder, save_original_format=difference.original)
     weights: dict[str, mx.array] = {}
     for file in sorted(folder.glob("*.safetensors")):
         weights |= dict(mx.load(str(file)).items())
-    renamed = DIFFERENCES.get(name, Difference()).names
-    for old, new in renamed:
+    weights = {key: value for key, value in weights.items() if not key.startswith(difference.drop)}
+    for old, new in difference.names:
         weights = {key.replace(old, new): value for key, value in weights.items()}
+    for key in weights:
+        if difference.swap and key.endswith(difference.swap):
+            weights[key] = weights[key].swapaxes(-1, -2)
     module = importlib.import_module(f"mlx_lm.models.{name}")
     model = module.Model(module.ModelArgs.from_dict(settings))
     weights = model.sanitize(weights) if hasattr(model, "sanitize") else weights

@@ -14,12 +14,19 @@ class Difference:
 
     Attributes:
         both: settings that replace the tiny configuration's, in both.
+            A wrapper's both, theirs, ours and without are its text model's.
         theirs: settings that transformers alone gets.
         ours: settings that mlx-lm alone gets.
         without: settings of the tiny configuration that neither gets.
+        wrapper: what transformers' wrapper gets beside its text model's settings; without it the
+            transformers model is the text model alone.
         model_type: transformers' name, where it is another.
         model_class: the transformers class that makes the model.
+        original: whether to write the checkpoint's first format, with one weight for each expert.
+        drop: beginnings of weights' names that mlx-lm is not given, such as a vision tower's.
         names: parts of weights' names to replace, as hub checkpoints have them.
+        swap: ends of weights' names whose last two axes to swap.
+        note: how the two differ for some checkpoints, for which the settings here are not.
         why_not: why the two cannot be compared.
     """
 
@@ -27,15 +34,184 @@ class Difference:
     theirs: dict[str, Any] = field(default_factory=dict)
     ours: dict[str, Any] = field(default_factory=dict)
     without: tuple[str, ...] = ()
+    wrapper: dict[str, Any] = field(default_factory=dict)
     model_type: str | None = None
     model_class: str = "AutoModelForCausalLM"
+    original: bool = True
+    drop: tuple[str, ...] = ()
     names: tuple[tuple[str, str], ...] = ()
+    swap: tuple[str, ...] = ()
+    note: str | None = None
     why_not: str | None = None
 
 
+_ROPE = {"rope_type": "default", "rope_theta": 5000.0}
+
+_HALF = _ROPE | {"partial_rotary_factor": 0.5}
+# A vision tower that is as small as the names of its settings allow; mlx-lm drops it.
+_VISION: dict[str, Any] = {
+    **dict.fromkeys(("hidden_size", "embed_dim", "out_hidden_size", "intermediate_size"), 64),
+    **dict.fromkeys(("num_hidden_layers", "depth"), 1),
+    **dict.fromkeys(("num_attention_heads", "num_heads"), 4),
+}
+_IMAGES: dict[str, Any] = {
+    "model_class": "AutoModelForImageTextToText",
+    "wrapper": {"vision_config": _VISION},
+}
+
+_ONE_WINDOW = (
+    "transformers has one window for all layers, mlx-lm needs a layer without: compared without"
+)
+
 DIFFERENCES: dict[str, Difference] = {
+    # transformers' DeepSeek-OCR 2 has this text model.
+    "deepseek": Difference(
+        theirs={"mlp_layer_types": ["dense", "sparse", "sparse"]},
+        wrapper={"vision_config": {"sam_config": _VISION, "encoder_config": _VISION}},
+        model_type="deepseek_ocr2",
+        model_class="AutoModelForImageTextToText",
+        drop=("model.sam_model", "model.qwen2_model", "model.projector", "model.view_"),
+    ),
+    "gear": Difference(
+        note="compared with transformers' Gemma 3, which it is but for layers that do not attend",
+        both={"rope_local_base_freq": 1000.0, "query_pre_attn_scalar": 16},
+        theirs={
+            "rope_parameters": {
+                "full_attention": _ROPE,
+                "sliding_attention": _ROPE | {"rope_theta": 1000.0},
+            }
+        },
+        model_type="gemma3_text",
+    ),
+    "gpt2": Difference(names=(("transformer.", ""),)),
+    "internlm3": Difference(theirs={"head_dim": 16}),
+    "jamba": Difference(
+        both={"num_experts_per_tok": 4},
+        note="mlx-lm's router norms the weights of the chosen experts, transformers' does not: "
+        "compared with all experts chosen",
+    ),
+    # mlx-lm reads only checkpoints that were converted for MLX.
+    "lfm2-vl": Difference(
+        both={"tie_word_embeddings": True},
+        theirs={"layer_types": ["conv", "full_attention", "full_attention"]},
+        model_type="lfm2_vl",
+        drop=("model.vision_tower.", "model.multi_modal_projector.", "lm_head."),
+        names=(("model.language_model.", "language_model.model."),),
+        swap=("conv.conv.weight",),
+        **_IMAGES,
+    ),
+    "lfm2_moe": Difference(
+        theirs={
+            "layer_types": ["conv", "full_attention", "full_attention"],
+            "tie_word_embeddings": True,
+        }
+    ),
     # transformers' Llama has no windows.
     "llama": Difference(without=("layer_types",)),
-    "nemotron": Difference(without=("layer_types",)),
-    "gpt2": Difference(names=(("transformer.", ""),)),
+    # mlx-lm needs a fourth layer. transformers' wrapper fails without images.
+    "llama4": Difference(
+        both={"num_hidden_layers": 4},
+        model_type="llama4_text",
+        names=(("model.", "language_model.model."), ("lm_head.", "language_model.lm_head.")),
+    ),
+    # mlx-lm has neither experts nor chunks here.
+    "llama4_text": Difference(
+        note="mlx-lm norms queries and keys of layers without RoPE, too, transformers does not: "
+        "compared with RoPE in all layers",
+        both={"no_rope_layers": [1, 1, 1], "tie_word_embeddings": True},
+        theirs={"moe_layers": [], "attention_chunk_size": 256},
+    ),
+    "mimo": Difference(model_type="qwen2"),
+    "mimo_v2_flash": Difference(
+        note="transformers' windows hold one position more than mlx-lm's: compared with "
+        "sliding_window_size lowered by one in transformers",
+        both={
+            "num_key_value_heads": 1,
+            "n_shared_experts": None,
+            "attention_value_scale": 0.7,
+        },
+        theirs={
+            "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+            "mlp_layer_types": ["dense", "sparse", "sparse"],
+            "rope_parameters": dict.fromkeys(("full_attention", "sliding_attention"), _HALF),
+            "sliding_window_size": 8,
+        },
+    ),
+    # Granite has the same multipliers.
+    "minicpm": Difference(
+        theirs={
+            "embedding_multiplier": 16,
+            "residual_multiplier": 1.4 / 3**0.5,
+            "logits_scaling": 64 / 16,
+            "attention_multiplier": 0.25,
+        },
+        model_type="granite",
+    ),
+    "minimax": Difference(model_type="minimax_m2"),
+    "ministral3": Difference(without=("layer_types", "sliding_window"), note=_ONE_WINDOW),
+    "mistral3": Difference(
+        note=_ONE_WINDOW,
+        without=("layer_types", "sliding_window"),
+        theirs={"model_type": "ministral3"},
+        **_IMAGES,
+    ),
+    "muse_glimmer": Difference(drop=("model.vision_",), **_IMAGES),
+    "nanbeige": Difference(
+        model_type="llama", note="compared with transformers' Llama, which it is without loops"
+    ),
+    "nanochat": Difference(
+        theirs={"rms_norm_eps": 1e-5},
+        names=(
+            ("model.embed_tokens", "transformer.wte"),
+            ("model.layers", "transformer.h"),
+            ("self_attn.q_proj", "attn.c_q"),
+            ("self_attn.k_proj", "attn.c_k"),
+            ("self_attn.v_proj", "attn.c_v"),
+            ("self_attn.o_proj", "attn.c_proj"),
+            ("mlp.fc1", "mlp.c_fc"),
+            ("mlp.fc2", "mlp.c_proj"),
+        ),
+    ),
+    "nemotron": Difference(without=("layer_types",), theirs={"hidden_act": "relu2"}),
+    "nemotron-nas": Difference(
+        note="compared with transformers' Llama, which it is where a layer has attention and MLP",
+        theirs={"num_key_value_heads": 2, "intermediate_size": 256},
+        model_type="llama",
+    ),
+    "nemotron_h": Difference(without=("layer_types",)),
+    "olmo3": Difference(
+        theirs={"rope_parameters": {"full_attention": _ROPE, "sliding_attention": _ROPE}}
+    ),
+    "olmo_hybrid": Difference(
+        both={"linear_key_head_dim": 32},
+        names=(
+            ("attention_layer_norm", "input_layernorm"),
+            ("feedforward_layer_norm", "post_attention_layernorm"),
+        ),
+    ),
+    "phimoe": Difference(theirs={"attention_bias": True, "lm_head_bias": True}),
+    "pixtral": Difference(model_type="llava", without=("layer_types",), **_IMAGES),
+    "qwen2_vl": Difference(
+        theirs={"rope_parameters": _ROPE | {"mrope_section": [2, 3, 3]}}, **_IMAGES
+    ),
+    "qwen3_5": Difference(both={"num_experts": 0}, **_IMAGES),
+    "qwen3_5_moe": Difference(original=False, **_IMAGES),
+    "qwen3_vl": Difference(**_IMAGES),
+    # save_pretrained leaves the experts' axes as they are in memory, the hub has them swapped.
+    "qwen3_vl_moe": Difference(swap=("experts.gate_up_proj", "experts.down_proj"), **_IMAGES),
+    "solar_open": Difference(both={"first_k_dense_replace": 0, "partial_rotary_factor": 1.0}),
+    "step3p5": Difference(
+        both={
+            "rope_theta": [10000.0, 5000.0, 10000.0],
+            "partial_rotary_factors": [1.0, 0.5, 1.0],
+            "swiglu_limits": [0.0, 0.0, 0.5],
+            "swiglu_limits_shared": [0.5, 0.0, 0.5],
+            "moe_router_scaling_factor": 3.0,
+        },
+        theirs={"rope_parameters": None, "rope_theta": [10000.0, 5000.0, 10000.0]},
+        model_type="step3p7",
+        drop=("vision_model.", "vit_large_projector."),
+        **_IMAGES,
+    ),
+    "telechat3": Difference(model_type="llama"),
 }

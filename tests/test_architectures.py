@@ -133,7 +133,7 @@ def test_an_attention_that_is_computed_otherwise_is_one_line(tiny: ModuleType) -
 GOOD = {
     "layers": [3, 3], "trained": ["q_proj"], "pattern": 1e-8, "output": 1e-7, "logits": 0.0,
     "stock": 0.0, "hooks": 0.0, "lora": 0.2, "kept": 0.0, "quantized": 0.2, "quantized_kept": 0.0,
-    "eager": 1e-7, "eager_logits": 1e-6, "largest": 0.9, "why_not": None,
+    "eager": 1e-7, "eager_logits": 1e-6, "largest": 0.9, "why_not": None, "note": None,
 }  # fmt: skip
 
 
@@ -164,7 +164,7 @@ def test_the_table_keeps_what_failed(page: ModuleType) -> None:
             "two": {"error": "no | such"},
             "three": GOOD | {"stock": 1.0},
             "four": GOOD | {"eager": None, "eager_logits": None, "why_not": "a reason"},
-            "talkie": GOOD | {"hooks": None},
+            "talkie": GOOD | {"hooks": None, "note": "a difference"},
         }
     )
     assert "**3 of 5 are supported" in made
@@ -173,6 +173,7 @@ def test_the_table_keeps_what_failed(page: ModuleType) -> None:
     assert "| two | no \\| such |" in made
     assert "| three | stock 1.0e+00 |" in made
     assert "| four | a reason |" in made
+    assert "| talkie | a difference |" in made
     assert "| talkie | the embeddings of the tokens |" in made
 
 
