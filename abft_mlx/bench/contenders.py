@@ -18,7 +18,7 @@ from abft_mlx.bench.models import random_model, random_prompts
 from abft_mlx.bench.sizes import Size
 from abft_mlx.recipe import AdapterSection
 from abft_mlx.trainer.plan import MicroBatch, micro_batches
-from abft_mlx.trainer.step import Step
+from abft_mlx.trainer.step import Gradient, Step
 
 RANK = 16
 SCALE = 2.0
@@ -35,7 +35,7 @@ def batch_of(size: Size) -> MicroBatch:
     return batch
 
 
-def exact_step(size: Size, dtype: mx.Dtype) -> Step:
+def our_step(size: Size, dtype: mx.Dtype, gradient: Gradient = "exact") -> Step:
     """Our step on a random model with LoRA on W_Q and W_K."""
     model = random_model(size, dtype)
     adapters.attach(model, AdapterSection(kind="lora", rank=RANK, scale=SCALE), seed=0)
@@ -44,18 +44,19 @@ def exact_step(size: Size, dtype: mx.Dtype) -> Step:
         optim.Adam(LEARNING_RATE, bias_correction=True),
         reward_weight=REWARD,
         use_filter=True,
+        gradient=gradient,
     )
 
 
-def ours_exact(size: Size, dtype: mx.Dtype) -> Update:
+def ours(size: Size, dtype: mx.Dtype, gradient: Gradient) -> Update:
     """Equation 1 by :class:`abft_mlx.trainer.step.Step`."""
-    step, batch = exact_step(size, dtype), batch_of(size)
+    step, batch = our_step(size, dtype, gradient), batch_of(size)
     return lambda: step.update([batch], PUNISH).loss
 
 
 def forward_only(size: Size, dtype: mx.Dtype) -> Update:
     """The pattern rows of all layers, as a census reads them: no gradient, no update."""
-    step, batch = exact_step(size, dtype), batch_of(size).arrays()
+    step, batch = our_step(size, dtype), batch_of(size).arrays()
 
     def run() -> float:
         rows = attention.capture(step.model, batch["tokens"], batch["last"])
@@ -104,7 +105,8 @@ def mlx_lm_step(size: Size, dtype: mx.Dtype, keys: list[str] | None) -> Update:
 
 
 CONTENDERS: dict[str, Callable[[Size, mx.Dtype], Update]] = {
-    "ours-exact": ours_exact,
+    "ours-exact": lambda size, dtype: ours(size, dtype, "exact"),
+    "ours-local": lambda size, dtype: ours(size, dtype, "local"),
     "forward": forward_only,
     "mlx-lm-qk": lambda size, dtype: mlx_lm_step(
         size, dtype, ["self_attn.q_proj", "self_attn.k_proj"]

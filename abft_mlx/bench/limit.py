@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
-from abft_mlx.bench.contenders import PUNISH, batch_of, exact_step
+from abft_mlx.bench.contenders import PUNISH, batch_of, our_step
 from abft_mlx.bench.sizes import Size
 from abft_mlx.footprint.graph import Graph, trace
 
@@ -33,7 +33,7 @@ def product_flops(graph: Graph) -> int:
 
 def step_flops(size: Size, dtype: mx.Dtype = mx.float32) -> int:
     """Operations of our exact step's value and gradient."""
-    step = exact_step(size, dtype)
+    step = our_step(size, dtype)
     batch = batch_of(size).arrays()
     names = [name for name, _ in tree_flatten(step.model.trainable_parameters())]
     kept = step.model.trainable_parameters()

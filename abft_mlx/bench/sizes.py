@@ -65,7 +65,9 @@ def parse(text: str) -> Size:
         )
     size = Size(*map(int, found.groups()))
     if min(size.layers, size.width, size.prompts, size.demonstrations) < 1 or size.width % 64:
-        raise UsageError(f"size {text!r}: numbers must be at least 1 and the width a multiple of 64")
+        raise UsageError(
+            f"size {text!r}: numbers must be at least 1 and the width a multiple of 64"
+        )
     if size.tokens < 4 * (size.demonstrations + 1) or size.vocabulary < 64:
         raise UsageError(
             f"size {text!r}: a prompt needs four tokens for each text, and a vocabulary 64 tokens"

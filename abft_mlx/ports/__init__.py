@@ -4,7 +4,7 @@ A port is data. :func:`port_for` finds the one that describes a loaded model, or
 architectures have one.
 """
 
-from abft_mlx.ports.hooks import Hook, hook_layers
+from abft_mlx.ports.hooks import Around, Hook, hook_layers, wrap_layers
 from abft_mlx.ports.port import HeadShape, Port, Projection
 from abft_mlx.ports.registry import (
     architecture,
@@ -19,6 +19,7 @@ from abft_mlx.ports.weights import base_linear, has, head_rows, output_dims, res
 
 __all__ = [
     "PORTS",
+    "Around",
     "HeadShape",
     "Hook",
     "Port",
@@ -36,4 +37,5 @@ __all__ = [
     "supported",
     "supported_in_words",
     "swapped",
+    "wrap_layers",
 ]

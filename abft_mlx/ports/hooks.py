@@ -18,6 +18,53 @@ Hook = Callable[[int, mx.array], mx.array]
 """Given a layer's number and hidden states, the hidden states to go on with."""
 
 
+Around = Callable[[int, Callable[[mx.array], Any], mx.array], Any]
+"""Given a layer's number, the layer itself as a function of hidden states, and its input: what the
+layer shall be taken to give."""
+
+
+@contextmanager
+def wrap_layers(model: nn.Module, around: Around) -> Iterator[None]:
+    """Run every layer inside a function while the block runs.
+
+    Only calls from the thread that opened the block are wrapped. Blocks can be nested, and an
+    instrumented model can be wrapped.
+
+    Args:
+        model: a loaded model.
+        around: called in a layer's place; what the layer gives is hidden states, or a tuple that
+            begins with them.
+
+    Raises:
+        UnsupportedArchitectureError: no port describes this model.
+    """
+    port = port_for(model)
+    thread = threading.get_ident()
+
+    def wrapped(layer: int, kind: Any) -> type:
+        original = kind.__call__
+        names = list(inspect.signature(original).parameters)[1:]
+        # Talkie's layers get the embeddings first.
+        name = port.layer_input or names[0]
+        place = names.index(name)
+
+        def call(self: nn.Module, *args: Any, **options: Any) -> Any:
+            if threading.get_ident() != thread:
+                return original(self, *args, **options)
+            if name in options:
+                hidden = options.pop(name)
+                return around(
+                    layer, lambda h: original(self, *args, **{name: h}, **options), hidden
+                )
+            first, rest = args[:place], args[place + 1 :]
+            return around(layer, lambda h: original(self, *first, h, *rest, **options), args[place])
+
+        return subclass(kind, __call__=call)
+
+    with swapped(dict(enumerate(port.layers(model))), wrapped):
+        yield
+
+
 @contextmanager
 def hook_layers(
     model: nn.Module, before: Hook | None = None, after: Hook | None = None
@@ -26,8 +73,7 @@ def hook_layers(
 
     Nothing but what a hook returns is used, and MLX computes what is used alone: a hook that gives
     hidden states that are known already spares the layers below. Differentiable, and usable
-    inside ``mx.compile``. Only calls from the thread that opened the block are hooked. Blocks can
-    be nested, and an instrumented model can be hooked.
+    inside ``mx.compile``; otherwise as :func:`wrap_layers`.
 
     Args:
         model: a loaded model.
@@ -44,32 +90,14 @@ def hook_layers(
             with ports.hook_layers(model, before=lambda layer, hidden: mx.stop_gradient(hidden)):
                 rows = attention.forward(model, tokens, last)[1]
     """
-    port = port_for(model)
-    thread = threading.get_ident()
 
-    def hooked(layer: int, kind: Any) -> type:
-        original = kind.__call__
-        names = list(inspect.signature(original).parameters)[1:]
-        # Talkie's layers get the embeddings first.
-        name = port.layer_input or names[0]
-        place = names.index(name)
+    def around(layer: int, run: Callable[[mx.array], Any], hidden: mx.array) -> Any:
+        output = run(hidden if before is None else before(layer, hidden))
+        if after is None:
+            return output
+        if isinstance(output, tuple):
+            return (after(layer, output[0]), *output[1:])
+        return after(layer, output)
 
-        def call(self: nn.Module, *args: Any, **options: Any) -> Any:
-            if threading.get_ident() != thread:
-                return original(self, *args, **options)
-            if before is not None:
-                if name in options:
-                    options[name] = before(layer, options[name])
-                else:
-                    args = (*args[:place], before(layer, args[place]), *args[place + 1 :])
-            output = original(self, *args, **options)
-            if after is None:
-                return output
-            if isinstance(output, tuple):
-                return (after(layer, output[0]), *output[1:])
-            return after(layer, output)
-
-        return subclass(kind, __call__=call)
-
-    with swapped(dict(enumerate(port.layers(model))), hooked):
+    with wrap_layers(model, around):
         yield

@@ -15,10 +15,12 @@ from mlx.utils import tree_flatten, tree_map
 from abft_mlx import adapters, attention, ports
 from abft_mlx.errors import RunError
 from abft_mlx.objective import Terms, abft_terms, end_to_end_terms
+from abft_mlx.trainer import local
 from abft_mlx.trainer.plan import MicroBatch
 
 Tree = Any
 Objective = Literal["abft", "end_to_end"]
+Gradient = Literal["exact", "local"]
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,13 @@ class Step:
         optimizer: an MLX optimizer.
         reward_weight: B.
         use_filter: whether heads must pass the induction-head filter.
+        gradient: "exact", or "local": each layer's loss trains that layer alone
+            (:mod:`abft_mlx.trainer.local`); ABFT only.
         objective: "abft", or "end_to_end", for which the punish weight, ``reward_weight`` and
             ``use_filter`` do nothing.
         max_gradient_norm: clip the averaged gradient to this L2 norm, or None.
-        compiled: compile value and gradient into one graph; None compiles on a GPU only.
+        compiled: compile value and gradient into one graph; None compiles on a GPU only. Local
+            gradients are never compiled.
 
     Attributes:
         value_and_grad: from trainable parameters, one micro-batch's arrays and the punish weight to
@@ -68,6 +73,7 @@ class Step:
         reward_weight: float,
         use_filter: bool,
         objective: Objective = "abft",
+        gradient: Gradient = "exact",
         max_gradient_norm: float | None = None,
         compiled: bool | None = None,
     ) -> None:
@@ -76,7 +82,11 @@ class Step:
         self.max_gradient_norm = max_gradient_norm
         self.shapes: set[tuple[int, int]] = set()
         self.compiled = mx.default_device() == mx.Device(mx.gpu) if compiled is None else compiled
-        self.value_and_grad = self._build(objective, reward_weight, use_filter)
+        if gradient == "local":
+            self.compiled = False
+            self.value_and_grad = self._build_local(reward_weight, use_filter)
+        else:
+            self.value_and_grad = self._build(objective, reward_weight, use_filter)
         optimizer.init(model.trainable_parameters())
 
     def _build(
@@ -122,6 +132,22 @@ class Step:
             return run
         # Dropout draws from the random state, so it must be an input and an output of the graph.
         return mx.compile(run, inputs=[mx.random.state], outputs=[mx.random.state])
+
+    def _build_local(self, reward_weight: float, use_filter: bool) -> Callable[..., tuple]:
+        def terms(row: mx.array, batch: dict[str, mx.array], punish_weight: mx.array) -> Terms:
+            return abft_terms(
+                [row],
+                batch["label_positions"],
+                batch["demonstration_labels"],
+                batch["gold"],
+                batch["last"],
+                punish_weight=punish_weight,
+                reward_weight=reward_weight,
+                use_filter=use_filter,
+                prompt_weights=batch["weights"],
+            )
+
+        return local.value_and_grad(self.model, terms)
 
     def gradients(
         self, micro_batches: Sequence[MicroBatch], punish_weight: float
