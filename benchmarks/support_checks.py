@@ -167,11 +167,14 @@ def reload_error(model: nn.Module, name: str, folder: Path) -> float:
 
 
 def quantize(model: nn.Module) -> None:
-    """4 bits for every layer whose width allows it."""
+    """4 bits for every layer whose width, and whose model, allows it."""
+    allowed = getattr(model, "quant_predicate", None) or (lambda *_: True)
     nn.quantize(
         model,
         group_size=32,
         bits=4,
-        class_predicate=lambda _, m: hasattr(m, "to_quantized") and m.weight.shape[-1] % 32 == 0,
+        class_predicate=lambda path, m: (
+            hasattr(m, "to_quantized") and m.weight.shape[-1] % 32 == 0 and bool(allowed(path, m))
+        ),
     )
     mx.eval(model.parameters())

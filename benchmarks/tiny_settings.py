@@ -188,6 +188,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "kimi_k3": {
         "hidden_act": "situ",
         "linear_attn_config": _KDA,
+        "mla_use_output_gate": True,
+        "attn_res_block_size": 2,
         "activation_situ_beta": 1.0,
         "activation_situ_linear_beta": 1.0,
     },
@@ -239,8 +241,20 @@ CHANGES: dict[str, dict[str, Any]] = {
         "swa_v_head_dim": 8,
         "v_head_dim": 8,
     },
-    "minimax_m3_vl": {"moe_layer_freq": [0, 1, 1]},
+    "minimax_m3_vl": {
+        "moe_layer_freq": [0, 1, 1],
+        "layer_types": None,
+        "sparse_attention_config": {
+            "sparse_num_index_heads": 2,
+            "sparse_index_dim": 16,
+            "sparse_block_size": 4,
+            "sparse_topk_blocks": 2,
+            "sparse_local_block": 1,
+            "sparse_attention_freq": [0, 1, 1],
+        },
+    },
     "muse_spark": {
+        "num_shared_experts": 0,
         "post_norm_eps": 1e-5,
         "rope_parameters": _ROPE,
         "layer_rope_theta": [5000.0] * LAYERS,

@@ -12,8 +12,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from abft_mlx import attention, ports
+from abft_mlx import adapters, attention, ports
 from abft_mlx.errors import UnsupportedArchitectureError
+from abft_mlx.recipe import AdapterSection
 
 EXACT = 1e-5
 FIRST = [port.architectures[0] for port in ports.PORTS]
@@ -96,6 +97,25 @@ def test_a_hybrid_has_heads_in_its_attention_layers_alone(tiny: ModuleType) -> N
     for name, with_heads in {"nemotron_h": [1], "kimi_linear": [1], "qwen3_next": [1]}.items():
         heads = ports.heads(tiny.build(name))
         assert [n for n, one in enumerate(heads) if one is not None] == with_heads
+
+
+def test_a_block_that_attends_twice_is_two_layers(tiny: ModuleType) -> None:
+    """Each has its own rows, name and adapter."""
+    model = tiny.build("longcat_flash")
+    port = ports.port_for(model)
+    tokens, last = tiny.tokens()
+    layers = port.layers(model)
+    assert [one.path for one in layers[2:4]] == [f"model.layers.1.self_attn.{n}" for n in range(2)]
+    before = attention.capture(model, tokens, last)
+    queries = layers[3].attention.q_b_proj
+    queries.weight = 2 * queries.weight
+    after = attention.capture(model, tokens, last)
+    moved = [mx.abs(a - b).max().item() > 1e-4 for a, b in zip(before, after, strict=True)]
+    assert moved == [False, False, False, True, True, True]
+    adapters.attach(model, AdapterSection(kind="lora", rank=4, scale=2.0, layers=[3]), seed=0)
+    assert set(adapters.adapted(model)) == {
+        f"{layers[3].path}.{name}" for name in ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa")
+    }
 
 
 def test_scales_and_caps_of_the_logits_are_the_models_own(tiny: ModuleType) -> None:

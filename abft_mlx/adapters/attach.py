@@ -51,7 +51,7 @@ def targets(model: nn.Module, layers: list[int] | None = None) -> list[Target]:
             "all"
         )
     return [
-        Target(n, f"{port.attention_path(n)}.{projection.path}", projection)
+        Target(n, f"{modules[n].path}.{projection.path}", projection)
         for n in wanted
         for projection in port.layer_projections(modules[n])
     ]

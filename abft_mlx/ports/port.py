@@ -57,14 +57,31 @@ class HeadShape:
 
 
 @dataclass(frozen=True)
+class Layer:
+    """One place where a model may attend: what this package counts as a layer.
+
+    Attributes:
+        path: full dotted path of its attention module, as in the weights' names.
+        attention: what sits there, of softmax attention or not; None where nothing does.
+    """
+
+    path: str
+    attention: nn.Module | None
+
+
+@dataclass(frozen=True)
 class Port:
     """Where one architecture keeps what ABFT needs. All paths are dotted.
+
+    A decoder block with two attention modules is two layers here, one after the other: rows,
+    heads and an adapter's layer numbers count places where a model attends.
 
     Attributes:
         architectures: the mlx-lm model modules that this port describes.
         projections: W_Q and W_K inside an attention module.
-        attention: the attention module's path inside a layer.
-        layer_list: the layers' path inside the model.
+        attention: the attention module's path inside a block; several, in the order in which a
+            block runs them.
+        layer_list: the blocks' path inside the model.
         stem: path of the module that maps tokens to the final hidden state; None where the head is
             inside it.
         heads: candidates for the output head; the first that the model has is its head. An
@@ -79,7 +96,7 @@ class Port:
 
     architectures: tuple[str, ...]
     projections: tuple[Projection, ...] = (Projection("q_proj", "q"), Projection("k_proj", "k"))
-    attention: str = "self_attn"
+    attention: str | tuple[str, ...] = "self_attn"
     layer_list: str = "model.layers"
     stem: str | None = "model"
     heads: tuple[str, ...] = ("lm_head", "model.embed_tokens")
@@ -88,23 +105,27 @@ class Port:
     computes_softmax: bool = False
     classes: tuple[str, ...] = ()
 
-    def layers(self, model: nn.Module) -> list[nn.Module]:
-        """The model's layers, first to last."""
-        return list(resolve(model, self.layer_list))
+    def layers(self, model: nn.Module) -> list[Layer]:
+        """The model's layers, in the order in which it runs them."""
+        inside = (self.attention,) if isinstance(self.attention, str) else self.attention
+        return [
+            Layer(
+                f"{self.layer_list}.{number}.{path}",
+                resolve(block, path) if has(block, path) else None,
+            )
+            for number, block in enumerate(resolve(model, self.layer_list))
+            for path in inside
+        ]
 
-    def attention_module(self, layer: nn.Module) -> nn.Module | None:
+    def attention_module(self, layer: Layer) -> nn.Module | None:
         """A layer's attention module, or None for a layer without softmax attention."""
-        if not has(layer, self.attention):
+        module = layer.attention
+        if module is None:
             return None
-        module = resolve(layer, self.attention)
         softmax = not self.classes or type(module).__name__ in self.classes
         return module if softmax and self._projections(module) else None
 
-    def attention_path(self, layer: int) -> str:
-        """Full dotted path of a layer's attention module, as in the weights' names."""
-        return f"{self.layer_list}.{layer}.{self.attention}"
-
-    def layer_projections(self, layer: nn.Module) -> list[Projection]:
+    def layer_projections(self, layer: Layer) -> list[Projection]:
         """W_Q and W_K of one layer; no keys where it attends to another layer's."""
         module = self.attention_module(layer)
         return [] if module is None else self._projections(module)
@@ -113,7 +134,7 @@ class Port:
         found = [one for one in self.projections if has(attention, one.path)]
         return found if any("q" in one.role for one in found) else []
 
-    def head_shape(self, layer: nn.Module) -> HeadShape | None:
+    def head_shape(self, layer: Layer) -> HeadShape | None:
         """The heads of one layer, or None for a layer without softmax attention."""
         attention = self.attention_module(layer)
         if attention is None:
@@ -126,7 +147,7 @@ class Port:
         outputs = output_dims(resolve(attention, projection.path))
         return HeadShape(n_heads, n_kv_heads, outputs // sum(counts[part] for part in parts))
 
-    def qk_outputs(self, layer: nn.Module, projection: Projection) -> np.ndarray | None:
+    def qk_outputs(self, layer: Layer, projection: Projection) -> np.ndarray | None:
         """Which outputs of a projection are queries or keys.
 
         Returns:
@@ -140,7 +161,7 @@ class Port:
             outputs[parts.get(part, [])] = True
         return outputs
 
-    def part_outputs(self, layer: nn.Module, projection: Projection) -> dict[str, np.ndarray]:
+    def part_outputs(self, layer: Layer, projection: Projection) -> dict[str, np.ndarray]:
         """Where queries, keys and the rest lie among a projection's outputs.
 
         Returns:

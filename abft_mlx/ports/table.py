@@ -126,6 +126,7 @@ PORTS: tuple[Port, ...] = (
         ),
     ),
     _in_wrapper(_GATED, "qwen3_5", "qwen3_5_moe"),
+    _in_wrapper(_LONG, "minimax_m3_vl"),
     replace(_LONG, architectures=("deepseek",), n_kv_heads="num_kv_heads"),
     replace(_SHORT, architectures=("gemma2",), computes_softmax=True),
     replace(
@@ -236,5 +237,9 @@ PORTS: tuple[Port, ...] = (
             classes=("MultiLatentAttention", "BailingMLA"),
             heads=("lm_head", "model.word_embeddings")),
     replace(_FOLDED, architectures=("kimi_linear",), classes=("KimiMLAAttention",)),
+    _in_wrapper(replace(_FOLDED, classes=("KimiK3MLAAttention",)), "kimi_k3"),
     _in_wrapper(_FOLDED, "kimi_k25", "kimi_vl"),
+    replace(_FOLDED, architectures=("longcat_flash", "longcat_flash_ngram"),
+            attention=("self_attn.0", "self_attn.1"), heads=("lm_head",),
+            n_heads="num_attention_heads", n_kv_heads="num_attention_heads"),
 )  # fmt: skip
