@@ -22,20 +22,14 @@ import tiny_configs
 LIMIT = 1e-4
 TIMEOUT_SECONDS = 120
 _NO_ATTENTION = "it has no softmax attention"
-_TWICE = "it attends twice in a layer, no port yet"
 REASONS = {
-    "afm7": "layers of its own kind make its queries and keys, no port yet",
     "bitnet": "it runs a Metal kernel, which a CPU has not",
     "deepseek_v41": "it computes its attention over compressed keys itself, no port yet",
-    "iquestloopcoder": _TWICE,
-    "llama4": "mlx-lm's code fails without a cache, no port yet",
     "mamba": _NO_ATTENTION,
     "mamba2": _NO_ATTENTION,
     "muse_spark": "Metal kernels make its queries and keys: no gradient, and none on a CPU",
     "olmo": "it needs the package ai2-olmo",
-    "phi3small": "its logits are masked by place in the vocabulary, so a few cannot be had alone",
     "prism_hadamard_qwen35": "it takes packed checkpoints alone, no tiny one yet",
-    "recurrent_gemma": "mlx-lm's model cannot be frozen: it does not initialise its base class",
     "rwkv7": _NO_ATTENTION,
 }
 PAGE = """\

@@ -205,6 +205,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     },
     "lfm2_moe": {"use_expert_bias": True, "full_attn_idxs": [1, 2], "layer_types": None},
     "llama4": {
+        # Every fourth layer attends to all, and its code fails where there is none.
+        "num_hidden_layers": 4,
         "num_experts_per_tok": 1,
         "interleave_moe_layer_step": 2,
         "use_qk_norm": True,
@@ -292,7 +294,12 @@ CHANGES: dict[str, dict[str, Any]] = {
         "ffn_dim_divisor": 16,
     },
     "phi3small": {
-        "dense_attention_every_n_layers": 1,
+        # It masks tokens of its own vocabulary by their numbers.
+        "vocab_size": 100_352,
+        "dense_attention_every_n_layers": 2,
+        "blocksparse_block_size": 32,
+        "blocksparse_num_local_blocks": 1,
+        "blocksparse_vert_stride": 3,
         "ff_intermediate_size": 64,
         "gegelu_limit": 20.0,
     },

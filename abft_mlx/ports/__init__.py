@@ -13,7 +13,7 @@ from abft_mlx.ports.registry import (
     supported_in_words,
 )
 from abft_mlx.ports.table import PORTS
-from abft_mlx.ports.weights import base_linear, has, head_rows, output_dims, resolve
+from abft_mlx.ports.weights import base_linear, freeze, has, head_rows, output_dims, resolve
 
 __all__ = [
     "PORTS",
@@ -22,6 +22,7 @@ __all__ = [
     "Projection",
     "architecture",
     "base_linear",
+    "freeze",
     "has",
     "head_rows",
     "heads",
