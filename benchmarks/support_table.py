@@ -23,13 +23,13 @@ LIMIT = 1e-4
 TIMEOUT_SECONDS = 120
 _NO_ATTENTION = "it has no softmax attention"
 REASONS = {
-    "bitnet": "it runs a Metal kernel, which a CPU has not",
-    "deepseek_v41": "it computes its attention over compressed keys itself, no port yet",
+    "bitnet": "its layers are Metal kernels: no gradient, and none on a CPU",
+    "deepseek_v41": "its keys are its values, many of them of groups of tokens: no row over tokens",
     "mamba": _NO_ATTENTION,
     "mamba2": _NO_ATTENTION,
     "muse_spark": "Metal kernels make its queries and keys: no gradient, and none on a CPU",
-    "olmo": "it needs the package ai2-olmo",
-    "prism_hadamard_qwen35": "it takes packed checkpoints alone, no tiny one yet",
+    "olmo": "it needs ai2-olmo, and then mlx-lm's code fails: it adds the mask 'causal' to scores",
+    "prism_hadamard_qwen35": "packed checkpoints alone, on whose layers mlx-lm can put no LoRA",
     "rwkv7": _NO_ATTENTION,
 }
 PAGE = """\

@@ -56,7 +56,9 @@ def test_one_of_every_row(checks: ModuleType, tiny: ModuleType, name: str, tmp_p
     assert checks.reload_error(model, name, tmp_path) <= EXACT
 
 
-@pytest.mark.parametrize("name", ["gpt_neox", "internlm2", "qwen3_next", "deepseek_v2", "phi3"])
+@pytest.mark.parametrize(
+    "name", ["gpt_neox", "internlm2", "qwen3_next", "deepseek_v2", "phi3", "phi3small", "afm7"]
+)
 def test_the_outputs_that_train_make_the_pattern_and_the_others_do_not(
     tiny: ModuleType, name: str
 ) -> None:
