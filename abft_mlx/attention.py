@@ -14,6 +14,7 @@ cache holds), D head dim.
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FunctionType
@@ -42,6 +43,7 @@ class Recorder:
 
     def __init__(self, n_layers: int) -> None:
         self.rows: list[mx.array | None] = [None] * n_layers
+        self._calls: Counter[tuple[int, ...]] = Counter()
         self._last: mx.array | None = None
         self._thread = threading.get_ident()
 
@@ -54,9 +56,17 @@ class Recorder:
     def last(self, positions: mx.array | None) -> None:
         self._last = positions
         self.rows = [None] * len(self.rows)
+        self._calls.clear()
 
-    def hook(self, layer: int, original: Callable[..., mx.array]) -> Callable[..., mx.array]:
-        """The attention function that a layer's module gets instead of the original."""
+    def _record(self, layers: tuple[int, ...], row: mx.array) -> None:
+        """Keep the row of a module's next call; its calls are these layers in turn."""
+        self.rows[layers[self._calls[layers] % len(layers)]] = row
+        self._calls[layers] += 1
+
+    def hook(
+        self, layers: tuple[int, ...], original: Callable[..., mx.array]
+    ) -> Callable[..., mx.array]:
+        """The attention function that the module of some layers gets instead of the original."""
 
         def recording(
             queries: mx.array,
@@ -69,7 +79,7 @@ class Recorder:
                 given = dict(zip(("cache", "scale", "mask", "sinks"), args, strict=False)) | options
                 if not isinstance(keys, mx.array):
                     raise ModelError("patterns cannot be read from a quantized key/value cache")
-                self.rows[layer] = last_row(
+                row = last_row(
                     queries,
                     keys,
                     self._last,
@@ -77,16 +87,17 @@ class Recorder:
                     mask=given.get("mask"),
                     sinks=given.get("sinks"),
                 )
+                self._record(layers, row)
             return original(queries, keys, values, *args, **options)
 
         return recording
 
-    def softmax(self, layer: int, original: Any) -> Any:
+    def softmax(self, layers: tuple[int, ...], original: Any) -> Any:
         """What a module that computes its pattern itself finds instead of ``mlx.core``."""
 
         def recording(scores: mx.array, *args: Any, **options: Any) -> mx.array:
             if self._last is not None and threading.get_ident() == self._thread:
-                self.rows[layer] = row_of_scores(scores, self._last)
+                self._record(layers, row_of_scores(scores, self._last))
             return original.softmax(scores, *args, **options)
 
         return _Namespace(original, softmax=recording)
@@ -186,48 +197,93 @@ def instrument(model: nn.Module) -> Iterator[Recorder]:
         RunError: the model is already instrumented.
     """
     port, name = port_for(model), architecture(model)
-    modules = [port.attention_module(layer) for layer in port.layers(model)]
-    recorder = Recorder(len(modules))
-    attending = {layer: one for layer, one in enumerate(modules) if one is not None}
-    classes: list[tuple[type, type]] = []
+    recorder = Recorder(len(port.layers(model)))
+    attending: dict[int, tuple[nn.Module, list[int]]] = {}
+    for number, layer in enumerate(port.layers(model)):
+        module = port.attention_module(layer)
+        if module is not None:
+            attending.setdefault(id(module), (module, []))[1].append(number)
+    places = {numbers[0]: tuple(numbers) for _, numbers in attending.values()}
+    hooked: list[_Hooked] = []
+
+    def make(first: int, kind: type) -> type:
+        hooked.append(_Hooked(kind, recorder, places[first], port, name))
+        return hooked[-1].kind
+
     try:
-        with swapped(attending, lambda n, kind: _hooked(kind, recorder, n, port, name)) as classes:
+        with swapped({numbers[0]: module for module, numbers in attending.values()}, make):
             yield recorder
     finally:
-        for original, hooked in classes:
-            # Classes live until the garbage collector runs; they must not keep the rows.
-            namespace, untouched = hooked.__call__.__globals__, original.__call__.__globals__
-            namespace.update({one: untouched[one] for one in ("mx", SEAM) if one in untouched})
+        for one in hooked:
+            one.forget()
 
 
-def _hooked(kind: type, recorder: Recorder, layer: int, port: Port, name: str) -> type:
-    """A subclass of an attention class that runs the same code around a recording function."""
-    if "_abft_instrumented" in kind.__dict__:
-        raise RunError(
-            "this model is already instrumented; leave the open instrument(), capture() or "
-            "forward() of it first"
+class _Hooked:
+    """A subclass of an attention class that runs the same code around a recording function.
+
+    Attributes:
+        kind: the subclass.
+    """
+
+    kind: type
+
+    def __init__(
+        self, kind: type, recorder: Recorder, layers: tuple[int, ...], port: Port, name: str
+    ) -> None:
+        if "_abft_instrumented" in kind.__dict__:
+            raise RunError(
+                "this model is already instrumented; leave the open instrument(), capture() or "
+                "forward() of it first"
+            )
+        self._recorder, self._layers, self._name = recorder, layers, name
+        self._changed: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        seams = dict.fromkeys(port.calls, SEAM) | dict.fromkeys(port.by_hand, BY_HAND)
+        around = getattr(kind.__call__, "__globals__", {})
+        functions = {
+            one: self._recording(around.get(one), seam, {})
+            for one, seam in seams.items()
+            if not hasattr(kind, one)
+        }
+        methods = {
+            one: self._recording(getattr(kind, one), seam, functions)
+            for one, seam in seams.items()
+            if hasattr(kind, one)
+        }
+        self.kind = subclass(kind, **methods, _abft_instrumented=True)
+
+    def _recording(self, function: Any, seam: str, others: dict[str, Any]) -> FunctionType:
+        """The same code, which finds a recording function where it looks for the seam."""
+        if not isinstance(function, FunctionType) or seam not in function.__code__.co_names:
+            raise UnsupportedArchitectureError(
+                f"architecture {self._name!r} does not call {seam} in its attention, so its "
+                "patterns cannot be read; use another model"
+            )
+        untouched = function.__globals__
+        changed: dict[str, Any] = dict(others)
+        if seam == BY_HAND:
+            changed["mx"] = self._recorder.softmax(self._layers, untouched["mx"])
+        elif SEAM in untouched:
+            changed[SEAM] = self._recorder.hook(self._layers, untouched[SEAM])
+        else:
+            core = untouched["mx"]
+            hook = self._recorder.hook(self._layers, getattr(core.fast, SEAM))
+            changed["mx"] = _Namespace(core, fast=_Namespace(core.fast, **{SEAM: hook}))
+        namespace = untouched | changed
+        self._changed.append((namespace, {one: untouched[one] for one in changed}))
+        made = FunctionType(
+            function.__code__,
+            namespace,
+            function.__name__,
+            function.__defaults__,
+            function.__closure__,
         )
-    call = kind.__call__
-    seam = BY_HAND if port.computes_softmax else SEAM
-    if not isinstance(call, FunctionType) or seam not in call.__code__.co_names:
-        raise UnsupportedArchitectureError(
-            f"architecture {name!r} does not call {seam} in its attention, so its patterns cannot "
-            "be read; use another model"
-        )
-    namespace = dict(call.__globals__)
-    if port.computes_softmax:
-        namespace["mx"] = recorder.softmax(layer, namespace["mx"])
-    elif SEAM in namespace:
-        namespace[SEAM] = recorder.hook(layer, namespace[SEAM])
-    else:
-        core = namespace["mx"]
-        hook = recorder.hook(layer, getattr(core.fast, SEAM))
-        namespace["mx"] = _Namespace(core, fast=_Namespace(core.fast, **{SEAM: hook}))
-    replaced = FunctionType(
-        call.__code__, namespace, call.__name__, call.__defaults__, call.__closure__
-    )
-    replaced.__kwdefaults__ = call.__kwdefaults__
-    return subclass(kind, __call__=replaced, _abft_instrumented=True)
+        made.__kwdefaults__ = function.__kwdefaults__
+        return made
+
+    def forget(self) -> None:
+        """Let go of the recorder: classes live until the garbage collector runs, rows must not."""
+        for namespace, before in self._changed:
+            namespace.update(before)
 
 
 def forward(

@@ -24,7 +24,7 @@ from mlx_lm import utils as mlx_lm_utils
 from abft_mlx import adapters
 from abft_mlx.adapters.headers import read_header
 from abft_mlx.errors import AbftError, ModelError, UnsupportedArchitectureError
-from abft_mlx.ports import Port, port_for, supported_in_words
+from abft_mlx.ports import Port, freeze, port_for, supported_in_words
 
 DEMO = "demo"
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
@@ -81,7 +81,7 @@ def load_model(name: str, revision: str | None = None, adapter: str | Path | Non
     port = port_for(model)
     identity = fingerprint(path)
     tokenizer = _tokenizer(path, config)
-    model.freeze()
+    freeze(model)
     if adapter is not None:
         adapters.load(model, adapter)
     mx.eval(model.parameters())
@@ -299,7 +299,7 @@ def describe(config: dict[str, Any], source: str, *, bits: int | None = None) ->
         quantization = {"group_size": 64, "bits": bits}
     if quantization is not None:
         _quantize(model, quantization, source)
-    model.freeze()
+    freeze(model)
     return model
 
 

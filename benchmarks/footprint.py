@@ -43,6 +43,7 @@ GPT2 = {
     "vocab_size": 2000,
 }
 FULL, END = "adapter.kind=full", "objective.kind=end_to_end"
+LOCAL = "training.gradient=local"
 HALVES = "training.prompts_per_update=16"
 # Name, config, prompts of a micro-batch, tokens of a prompt, settings of the recipe.
 CASES: list[tuple[str, dict[str, Any], int, int, tuple[str, ...]]] = [
@@ -70,6 +71,11 @@ CASES: list[tuple[str, dict[str, Any], int, int, tuple[str, ...]]] = [
         32,
         (FULL, "training.prompts_per_update=2"),
     ),
+    ("llama, local", DECODER, 8, 96, (LOCAL,)),
+    ("llama, local, several micro-batches", DECODER, 8, 96, (LOCAL, HALVES)),
+    ("llama, local, long", DECODER, 2, 512, (LOCAL,)),
+    ("llama, local, full, 12 layers", DECODER | {"num_hidden_layers": 12}, 4, 96, (LOCAL, FULL)),
+    ("gpt2, local", GPT2, 8, 96, (LOCAL,)),
     ("llama, every head counts", DECODER, 8, 96, ("objective.filter=false",)),
     ("llama, dropout", DECODER, 8, 96, ("adapter.dropout=0.1",)),
     ("llama, 4-bit", DECODER | {"quantization": {"group_size": 64, "bits": 4}}, 8, 96, ()),

@@ -18,6 +18,7 @@ from mlx_lm.tuner.utils import load_adapters
 
 from abft_mlx import adapters, attention, ports
 from abft_mlx.adapters.attach import targets
+from abft_mlx.errors import UnsupportedArchitectureError
 from abft_mlx.recipe import AdapterSection
 
 SEAM = attention.SEAM
@@ -27,7 +28,10 @@ RANK = 4
 
 @contextmanager
 def recorded_calls(model: nn.Module) -> Iterator[list[dict[str, Any]]]:
-    """Every call of mlx-lm's attention function, by replacing it in the modules that call it."""
+    """Every call of mlx-lm's attention function, by replacing it in the modules that call it.
+
+    And every softmax of square scores, of a model that has some attention by hand.
+    """
     calls: list[dict[str, Any]] = []
     names = {type(module).__module__ for module in model.modules()} - {"mlx_lm.models.base"}
     found = [sys.modules[one] for one in sorted(names) if hasattr(sys.modules[one], SEAM)]
@@ -45,11 +49,22 @@ def recorded_calls(model: nn.Module) -> Iterator[list[dict[str, Any]]]:
 
         return call
 
+    softmax = mx.softmax
+
+    def by_hand(scores: mx.array, *rest: Any, **more: Any) -> mx.array:
+        output = softmax(scores, *rest, **more)
+        if scores.ndim >= 4 and scores.shape[-1] == scores.shape[-2]:
+            calls.append({"scores": scores, "output": output})
+        return output
+
     for module, original in zip(found, originals, strict=True):
         setattr(module, SEAM, recorder(original))
+    if ports.port_for(model).by_hand:
+        mx.softmax = by_hand
     try:
         yield calls
     finally:
+        mx.softmax = softmax
         for module, original in zip(found, originals, strict=True):
             setattr(module, SEAM, original)
 
@@ -61,6 +76,12 @@ def double(array: mx.array) -> np.ndarray:
 
 def patterns(call: dict[str, Any]) -> tuple[np.ndarray, float]:
     """The whole pattern (B, H, T, S) of one call in float64, and how well it gives the output."""
+    if "scores" in call:
+        scores = double(call["scores"])
+        whole = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        pattern = whole / whole.sum(axis=-1, keepdims=True)
+        error = float(np.abs(pattern - double(call["output"])).max())
+        return pattern.reshape(len(pattern), -1, *pattern.shape[-2:]), error
     q, k, v = (double(call[name]) for name in "qkv")
     groups = q.shape[1] // k.shape[1]
     k, v = np.repeat(k, groups, axis=1), np.repeat(v, groups, axis=1)
@@ -82,6 +103,12 @@ def patterns(call: dict[str, Any]) -> tuple[np.ndarray, float]:
     whole = np.exp(whole - whole.max(axis=-1, keepdims=True))
     pattern = (whole / whole.sum(axis=-1, keepdims=True))[..., :S]
     return pattern, float(np.abs(pattern @ v - double(call["output"])).max())
+
+
+def furthest(one: np.ndarray, other: np.ndarray) -> float:
+    """Largest difference, none where both are the same infinity."""
+    with np.errstate(invalid="ignore"):
+        return float(np.where(one == other, 0.0, np.abs(one - other)).max())
 
 
 def pattern_error(model: nn.Module) -> tuple[float, float]:
@@ -111,7 +138,7 @@ def logit_error(model: nn.Module) -> float:
     whole = np.array(port.logits(model, hidden))
     few = np.array(port.logits(model, hidden[mx.arange(len(tokens)), last], IDS))
     at_last = expected[np.arange(len(tokens)), np.array(last)][:, IDS]
-    return float(max(np.abs(whole - expected).max(), np.abs(few - at_last).max()))
+    return max(furthest(whole, expected), furthest(few, at_last))
 
 
 def train(model: nn.Module, updates: int = 3) -> tuple[float, float]:
@@ -173,43 +200,51 @@ def trained(model: nn.Module) -> list[str]:
 
 
 def hook_error(model: nn.Module) -> float | None:
-    """Hooks that change nothing must change nothing, and a layer must go on from what it is given.
+    """As :func:`_hook_error`; None, too, where the model runs its blocks piece by piece."""
+    try:
+        return _hook_error(model)
+    except UnsupportedArchitectureError:
+        return None
+
+
+def _hook_error(model: nn.Module) -> float | None:
+    """Hooks that change nothing must change nothing, and a block must go on from what it is given.
 
     Returns:
-        Largest logit difference of a run whose last layer was given the hidden states of another
-        run's; None where the layers read more than hidden states.
+        Largest logit difference of a run whose last block was given the hidden states of another
+        run's; None where the blocks read more than hidden states.
     """
     tokens, _ = tiny_configs.tokens()
     expected = np.array(model(tokens).astype(mx.float32))
-    n_layers = len(ports.port_for(model).layers(model))
+    n_blocks = len(ports.port_for(model).blocks(model))
     inputs: dict[int, mx.array] = {}
     outputs: dict[int, mx.array] = {}
 
-    def before(layer: int, hidden: mx.array) -> mx.array:
-        inputs[layer] = hidden
+    def before(block: int, hidden: mx.array) -> mx.array:
+        inputs[block] = hidden
         return hidden
 
-    def after(layer: int, hidden: mx.array) -> mx.array:
-        outputs[layer] = hidden
+    def after(block: int, hidden: mx.array) -> mx.array:
+        outputs[block] = hidden
         return hidden
 
-    with ports.hook_layers(model, before, after):
+    with ports.hook_blocks(model, before, after):
         same = np.array(model(tokens).astype(mx.float32))
-    order = list(range(n_layers))
+    order = list(range(n_blocks))
     shape = (*tokens.shape, inputs[0].shape[-1])
     if list(inputs) != order or list(outputs) != order or inputs[0].shape[-3:] != shape:
-        raise ValueError(f"hooks saw layers {list(inputs)}, shapes {inputs[0].shape}")
+        raise ValueError(f"hooks saw blocks {list(inputs)}, shapes {inputs[0].shape}")
     if not np.array_equal(same, expected):
         raise ValueError("hooks that change nothing change the logits")
     others, _ = tiny_configs.tokens(seed=2)
-    top = n_layers - 1
+    top = n_blocks - 1
 
-    def given(layer: int, hidden: mx.array) -> mx.array:
-        return inputs[top] if layer == top else hidden
+    def given(block: int, hidden: mx.array) -> mx.array:
+        return inputs[top] if block == top else hidden
 
-    with ports.hook_layers(model, given):
+    with ports.hook_blocks(model, given):
         again = np.array(model(others).astype(mx.float32))
-    error = float(np.abs(again - expected).max())
+    error = furthest(again, expected)
     return None if error > 1e-3 else error
 
 
@@ -218,20 +253,25 @@ def reload_error(model: nn.Module, name: str, folder: Path) -> float:
     tokens, _ = tiny_configs.tokens()
     adapters.save(model, folder)
     fresh = tiny_configs.build(name)
-    changed = np.abs(np.array(model(tokens)) - np.array(fresh(tokens))).max()
-    if not changed > 0:
+    ours = np.array(model(tokens))
+    if not furthest(ours, np.array(fresh(tokens))) > 0:
         raise ValueError("the adapter changes no logit")
     loaded = load_adapters(fresh, str(folder))
     loaded.eval()
-    return float(np.abs(np.array(model(tokens)) - np.array(loaded(tokens))).max())
+    return furthest(ours, np.array(loaded(tokens)))
 
 
 def quantize(model: nn.Module) -> None:
-    """4 bits for every layer whose width allows it."""
+    """4 bits for every layer whose width, and whose model, allows it."""
+    allowed = getattr(model, "quant_predicate", None) or (lambda *_: True)
     nn.quantize(
         model,
-        group_size=32,
-        bits=4,
-        class_predicate=lambda _, m: hasattr(m, "to_quantized") and m.weight.shape[-1] % 32 == 0,
+        class_predicate=lambda path, m: (
+            hasattr(m, "to_quantized")
+            and m.weight.shape[-1] % 32 == 0
+            and bool(allowed(path, m))
+            # Given one by one, as AFM 7's layers of its own take no mode.
+            and {"group_size": 32, "bits": 4}
+        ),
     )
     mx.eval(model.parameters())

@@ -14,31 +14,24 @@ COLUMNS = (
     "all else", "stock", "hooks",
 )  # fmt: skip
 _NO_ATTENTION = "it has no softmax attention"
-_TWICE = "it attends twice in a layer, no port yet"
 REASONS = {
-    "afm7": "layers of its own kind make its queries and keys, no port yet",
-    "bitnet": "it runs a Metal kernel, which a CPU has not",
-    "deepseek_v41": "it computes its attention over compressed keys itself, no port yet",
-    "iquestloopcoder": _TWICE,
-    "kimi_k3": "no port yet",
-    "llama4": "mlx-lm's code fails without a cache, no port yet",
-    "longcat_flash": _TWICE,
-    "longcat_flash_ngram": _TWICE,
+    "bitnet": "its layers are Metal kernels: no gradient, and none on a CPU",
+    "deepseek_v41": "its keys are its values, many of them of groups of tokens: no row over tokens",
     "mamba": _NO_ATTENTION,
     "mamba2": _NO_ATTENTION,
-    "minimax_m3_vl": "no port yet",
-    "muse_spark": "no tiny configuration yet",
-    "olmo": "it needs the package ai2-olmo",
-    "phi3small": "its logits are masked by place in the vocabulary, so a few cannot be had alone",
-    "prism_hadamard_qwen35": "it takes packed checkpoints alone, no tiny one yet",
-    "recurrent_gemma": "mlx-lm's model cannot be frozen: it does not initialise its base class",
+    "muse_spark": "Metal kernels make its queries and keys: no gradient, and none on a CPU",
+    "olmo": "it needs ai2-olmo, and then mlx-lm's code fails: it adds the mask 'causal' to scores",
+    "prism_hadamard_qwen35": "packed checkpoints alone, on whose layers mlx-lm can put no LoRA",
     "rwkv7": _NO_ATTENTION,
 }
 _SHARED = "an embedding of the tokens for each layer, and keys and values of earlier layers"
 BESIDES = {
+    "afm7": "keys and values of earlier blocks",
     "gemma3n": _SHARED,
     "gemma4": _SHARED,
     "gemma4_text": _SHARED,
+    "iquestloopcoder": "no hooks: its code runs its blocks piece by piece",
+    "kimi_k3": "what earlier blocks gave",
     "talkie": "the embeddings of the tokens",
 }
 PAGE = """\
@@ -53,7 +46,8 @@ from every module of mlx-lm {mlx_lm}'s `models/`, each at a tiny random size in 
 transformers {transformers}'s eager attention, the rest against independent NumPy alone, for the
 reason that stands below.
 
-- **layers**: with softmax attention, of all. A layer without has no heads.
+- **layers**: with softmax attention, of all. A layer without has no heads; a block that attends
+  twice is two layers.
 - **trains**: the projections that are W_Q and W_K; of a fused one, that part of its outputs.
 - **eager**: largest difference between the recorded rows, or **logits**, and those of transformers'
   eager attention with the same weights, which mlx-lm read from the checkpoint that transformers
@@ -68,7 +62,7 @@ reason that stands below.
   quantized base. **all else**: how far they moved any other weight, W_V before all, on either base.
 - **stock**: largest logit difference after stock mlx-lm loaded the saved adapter.
 - **hooks**: hooks that change nothing changed no logit; given here is the largest logit difference
-  of a run on other tokens whose last layer was handed the hidden states of this one.
+  of a run on other tokens whose last block was handed the hidden states of this one.
 
 Errors are at most {limit:.0e}, those of transformers' logits {logits:.0e}, "all else" is exactly
 0; otherwise the architecture is among those that are not supported.
@@ -88,7 +82,7 @@ model. The figures above are of settings in which they are the same.
 
 {notes}
 
-## Layers that read more than hidden states
+## Blocks that read more than hidden states
 
 A hook sees and changes their hidden states like any other's, but they cannot go on from hidden
 states alone.

@@ -188,6 +188,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "kimi_k3": {
         "hidden_act": "situ",
         "linear_attn_config": _KDA,
+        "mla_use_output_gate": True,
+        "attn_res_block_size": 2,
         "activation_situ_beta": 1.0,
         "activation_situ_linear_beta": 1.0,
     },
@@ -203,6 +205,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     },
     "lfm2_moe": {"use_expert_bias": True, "full_attn_idxs": [1, 2], "layer_types": None},
     "llama4": {
+        # Every fourth layer attends to all, and its code fails where there is none.
+        "num_hidden_layers": 4,
         "num_experts_per_tok": 1,
         "interleave_moe_layer_step": 2,
         "use_qk_norm": True,
@@ -239,8 +243,20 @@ CHANGES: dict[str, dict[str, Any]] = {
         "swa_v_head_dim": 8,
         "v_head_dim": 8,
     },
-    "minimax_m3_vl": {"moe_layer_freq": [0, 1, 1]},
+    "minimax_m3_vl": {
+        "moe_layer_freq": [0, 1, 1],
+        "layer_types": None,
+        "sparse_attention_config": {
+            "sparse_num_index_heads": 2,
+            "sparse_index_dim": 16,
+            "sparse_block_size": 4,
+            "sparse_topk_blocks": 2,
+            "sparse_local_block": 1,
+            "sparse_attention_freq": [0, 1, 1],
+        },
+    },
     "muse_spark": {
+        "num_shared_experts": 0,
         "post_norm_eps": 1e-5,
         "rope_parameters": _ROPE,
         "layer_rope_theta": [5000.0] * LAYERS,
@@ -278,7 +294,12 @@ CHANGES: dict[str, dict[str, Any]] = {
         "ffn_dim_divisor": 16,
     },
     "phi3small": {
-        "dense_attention_every_n_layers": 1,
+        # It masks tokens of its own vocabulary by their numbers.
+        "vocab_size": 100_352,
+        "dense_attention_every_n_layers": 2,
+        "blocksparse_block_size": 32,
+        "blocksparse_num_local_blocks": 1,
+        "blocksparse_vert_stride": 3,
         "ff_intermediate_size": 64,
         "gegelu_limit": 20.0,
     },

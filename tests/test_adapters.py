@@ -33,8 +33,8 @@ def changed(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> set[
 def projection_names(model: nn.Module) -> list[str]:
     port = ports.port_for(model)
     return [
-        f"{port.attention_path(layer)}.{projection.path}"
-        for layer in range(tiny_models.LAYERS)
+        f"{layer.path}.{projection.path}"
+        for layer in port.layers(model)
         for projection in port.projections
     ]
 

@@ -198,9 +198,9 @@ def test_forward_is_differentiable_through_all_earlier_layers() -> None:
             return (row[:, :, 1] + 2 * row[:, :, 2]).sum()
 
         gradients = dict(tree_flatten(nn.value_and_grad(model, mass)(model)[1]))
-        for layer in range(tiny_models.LAYERS):
+        for layer in port.layers(model):
             for projection in port.projections:
-                path = f"{port.attention_path(layer)}.{projection.path}.weight"
+                path = f"{layer.path}.{projection.path}.weight"
                 assert mx.abs(gradients[path]).max().item() > 1e-6, path
         head = [key for key in gradients if key.startswith("lm_head")]
         assert all(mx.abs(gradients[key]).max().item() == 0 for key in head)

@@ -44,6 +44,7 @@ def benchmark() -> Any:
         "llama", "llama, several micro-batches", "llama, end to end, head",
         "llama, full, 512 wide, several micro-batches",
         "llama, 4-bit", "llama, one key head", "qwen2, tied, end to end", "gpt2",
+        "llama, local", "llama, local, long",
     ],
 )  # fmt: skip
 def test_estimates_are_within_15_percent_of_measured_peaks(name: str, benchmark: Any) -> None:

@@ -14,9 +14,14 @@ import pytest
 from mlx.utils import tree_flatten
 
 from abft_mlx import attention, ports
+from abft_mlx.errors import UnsupportedArchitectureError
 
-# Hidden states first; by keyword; second; in a tuple with keys and values; several copies.
-KINDS = ("llama", "gptj", "talkie", "hunyuan", "gemma4_text", "gemma3n", "qwen3_next")
+# Hidden states first; by keyword; second; in a tuple with keys and values; several copies;
+# two lists of blocks; two attentions in a block.
+KINDS = (
+    "llama", "gptj", "talkie", "hunyuan", "gemma4_text", "gemma3n", "qwen3_next", "afm7",
+    "longcat_flash",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -32,25 +37,29 @@ def test_what_goes_in_and_out_can_be_changed(tiny: ModuleType, name: str) -> Non
     seen: list[tuple[str, int]] = []
 
     def noted(side: str, changed: int | None = None) -> ports.Hook:
-        def hook(layer: int, hidden: mx.array) -> mx.array:
-            seen.append((side, layer))
+        def hook(block: int, hidden: mx.array) -> mx.array:
+            seen.append((side, block))
             noise = mx.random.normal(hidden.shape, key=mx.random.key(0))
-            return hidden + noise if layer == changed else hidden
+            return hidden + noise if block == changed else hidden
 
         return hook
 
-    with ports.hook_layers(model, noted("before"), noted("after")):
+    with ports.hook_blocks(model, noted("before"), noted("after")):
         hooked = np.array(model(tokens).astype(mx.float32))
     assert np.array_equal(hooked, plain)
-    assert seen == [(side, layer) for layer in range(3) for side in ("before", "after")]
+    blocks = ports.port_for(model).blocks(model)
+    every = [(side, block) for block in range(len(blocks)) for side in ("before", "after")]
+    assert seen == every
+    assert [n for block in blocks for n in block.layers] == list(range(len(ports.heads(model))))
     rows = attention.capture(model, *tiny.tokens())
     for side, first in {"before": 1, "after": 2}.items():
-        with ports.hook_layers(model, **{side: noted(side, 1)}):
+        with ports.hook_blocks(model, **{side: noted(side, 1)}):
             changed = attention.capture(model, *tiny.tokens())
             assert not np.array_equal(np.array(model(tokens).astype(mx.float32)), plain)
         for layer, (one, other) in enumerate(zip(rows, changed, strict=True)):
             if one is not None:
-                assert np.array_equal(np.array(one), np.array(other)) == (layer < first)
+                untouched = layer < blocks[first].layers[0]
+                assert np.array_equal(np.array(one), np.array(other)) == untouched
     assert np.array_equal(np.array(model(tokens).astype(mx.float32)), plain)
 
 
@@ -71,7 +80,7 @@ def test_a_stopped_gradient_leaves_each_layer_its_own(tiny: ModuleType) -> None:
         }
 
     whole = gradients(2)
-    with ports.hook_layers(model, before=lambda _, hidden: mx.stop_gradient(hidden)):
+    with ports.hook_blocks(model, before=lambda _, hidden: mx.stop_gradient(hidden)):
         local = gradients(2)
     for name, gradient in whole.items():
         assert np.abs(gradient).max() > 1e-4
@@ -90,12 +99,12 @@ def test_known_hidden_states_spare_the_layers_below(tiny: ModuleType) -> None:
         kept[layer] = hidden
         return hidden
 
-    with ports.hook_layers(model, before=keep):
+    with ports.hook_blocks(model, before=keep):
         expected = [np.array(row) for row in attention.capture(model, tokens, last)]
     mx.eval(kept)
-    layer = ports.port_for(model).layers(model)[0]
+    layer = ports.port_for(model).blocks(model)[0].module
     layer.self_attn.q_proj.weight = layer.self_attn.q_proj.weight * float("nan")
-    with ports.hook_layers(model, before=lambda n, h: kept[2] if n == 2 else h):
+    with ports.hook_blocks(model, before=lambda n, h: kept[2] if n == 2 else h):
         rows = attention.capture(model, tokens, last)
         assert np.array_equal(np.array(rows[2]), expected[2])
     assert np.isnan(np.array(rows[0])).any()
@@ -114,13 +123,13 @@ def test_hooks_nest_and_compile_and_other_threads_see_none(tiny: ModuleType) -> 
 
         return hook
 
-    with ports.hook_layers(model, before=named("outer")):
+    with ports.hook_blocks(model, before=named("outer")):
         doubled = np.array(model(tokens))
         assert np.abs(doubled - plain).max() > 1e-3
         compiled = mx.compile(model, inputs=[model.state])
         assert np.allclose(np.array(compiled(tokens)), doubled, atol=1e-4)
         order.clear()
-        with ports.hook_layers(model, before=named("inner")):
+        with ports.hook_blocks(model, before=named("inner")):
             mx.eval(model(tokens))
         assert order == ["inner", "outer"] * 3
         order.clear()
@@ -143,8 +152,20 @@ def test_an_exception_in_a_hook_leaves_the_model_as_it_was(tiny: ModuleType) -> 
     plain, kinds = np.array(model(tokens)), [type(one) for one in model.layers]
     with (
         pytest.raises(ZeroDivisionError),
-        ports.hook_layers(model, after=lambda n, h: h / (1 // n)),
+        ports.hook_blocks(model, after=lambda n, h: h / (1 // n)),
     ):
         mx.eval(model(tokens))
     assert [type(one) for one in model.layers] == kinds
     assert np.array_equal(np.array(model(tokens)), plain)
+
+
+def test_blocks_that_are_run_piece_by_piece_are_refused_in_one_line(tiny: ModuleType) -> None:
+    model = tiny.build("iquestloopcoder")
+    blocks = ports.port_for(model).blocks(model)
+    assert len(blocks) == 6
+    assert blocks[0].module is blocks[3].module
+    with (
+        pytest.raises(UnsupportedArchitectureError, match="piece by piece"),
+        ports.hook_blocks(model),
+    ):
+        pass

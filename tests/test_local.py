@@ -20,7 +20,16 @@ from abft_mlx.trainer.plan import micro_batches
 from abft_mlx.trainer.step import Step
 
 # A hybrid; fused; latent; MLPs with experts; several copies of hidden states; tuples.
-KINDS = ("llama", "qwen3_next", "gpt2", "deepseek_v2", "olmoe", "gemma2", "falcon_h1")
+KINDS = (
+    "llama",
+    "qwen3_next",
+    "gpt2",
+    "deepseek_v2",
+    "olmoe",
+    "gemma2",
+    "falcon_h1",
+    "longcat_flash",
+)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +70,7 @@ def stopped(model: Any, batch: dict[str, mx.array]) -> tuple[mx.array, dict[str,
 
     def loss(parameters: Any) -> Any:
         model.update(parameters)
-        with ports.hook_layers(model, before=lambda _, hidden: mx.stop_gradient(hidden)):
+        with ports.hook_blocks(model, before=lambda _, hidden: mx.stop_gradient(hidden)):
             rows = attention.forward(model, batch["tokens"], batch["last"])[1]
         return tuple(
             abft_terms(

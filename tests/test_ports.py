@@ -84,15 +84,15 @@ def test_a_fused_projections_query_and_key_outputs_alone_make_the_pattern() -> N
     assert outputs.shape == (3 * 64,)
     assert outputs.sum() == 2 * 64
     before = attention.capture(model, tokens, last)[0]
-    weight = layer.attn.c_attn.weight
+    weight = layer.attention.c_attn.weight
     random = np.random.default_rng(0).normal(size=weight.shape).astype(np.float32)
     only_v = mx.array(random * ~outputs[:, None])
-    layer.attn.c_attn.weight = weight + only_v
+    layer.attention.c_attn.weight = weight + only_v
     assert mx.array_equal(attention.capture(model, tokens, last)[0], before)
     for part in np.split(np.flatnonzero(outputs), 2):
         moved = np.zeros_like(random)
         moved[part] = random[part]
-        layer.attn.c_attn.weight = weight + mx.array(moved)
+        layer.attention.c_attn.weight = weight + mx.array(moved)
         assert mx.abs(attention.capture(model, tokens, last)[0] - before).max().item() > 0.01
 
 

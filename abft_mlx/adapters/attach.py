@@ -12,7 +12,7 @@ from mlx_lm.tuner.lora import LoRALinear
 
 from abft_mlx.adapters.layers import FullLinear, put_back, put_full, put_lora
 from abft_mlx.errors import AdapterError
-from abft_mlx.ports import Projection, base_linear, output_dims, port_for, resolve
+from abft_mlx.ports import Projection, base_linear, freeze, output_dims, port_for, resolve
 
 if TYPE_CHECKING:
     from abft_mlx.recipe import AdapterSection
@@ -36,6 +36,8 @@ class Target:
 def targets(model: nn.Module, layers: list[int] | None = None) -> list[Target]:
     """W_Q and W_K of the given layers, all layers if None, in order.
 
+    What several layers share counts once, as the first's.
+
     Raises:
         AdapterError: a layer number that the model has not, or a layer without softmax attention.
     """
@@ -50,11 +52,12 @@ def targets(model: nn.Module, layers: list[int] | None = None) -> list[Target]:
             f"layers {with_heads[0]} to {with_heads[-1]}; name some of those, or leave it out for "
             "all"
         )
-    return [
-        Target(n, f"{port.attention_path(n)}.{projection.path}", projection)
-        for n in wanted
-        for projection in port.layer_projections(modules[n])
-    ]
+    found: dict[str, Target] = {}
+    for n in wanted:
+        for projection in port.layer_projections(modules[n]):
+            path = f"{modules[n].path}.{projection.path}"
+            found.setdefault(path, Target(n, path, projection))
+    return list(found.values())
 
 
 def adapted(model: nn.Module) -> dict[str, nn.Module]:
@@ -104,7 +107,7 @@ def place(model: nn.Module, section: AdapterSection, *, seed: int = 0) -> None:
         _check_full(model, chosen)
     else:
         _check_rank(model, chosen, section.rank)
-    model.freeze()
+    freeze(model)
     if head is not None:
         put_full(model, head, head=True)
     if section.kind == "full":
@@ -176,7 +179,7 @@ def detach(model: nn.Module) -> None:
     """Take the adapter off: the base's own weights are back, and everything is frozen."""
     for path, module in adapted(model).items():
         put_back(model, path, module)
-    model.freeze()
+    freeze(model)
 
 
 def train_mode(model: nn.Module, on: bool = True) -> None:

@@ -4,8 +4,9 @@
 ``adapter_config.json`` is mlx-lm's. LoRA tensors and the LM head are float32; full W_Q/W_K weights
 have the base's own type, which is what the forward pass used. No file holds a local path.
 
-Stock mlx-lm takes LoRA tensors or weights from a folder, never both. LoRA with a trained LM head
-is therefore written as weights, LoRA merged in, and the LoRA tensors themselves lie beside them in
+Stock mlx-lm takes LoRA tensors or weights from a folder, never both, and no LoRA tensors of a layer
+with several outputs. LoRA with a trained LM head, or on such a layer, is therefore written as
+weights, LoRA merged in, and the LoRA tensors themselves lie beside them in
 ``lora.safetensors``, which only this package reads. A quantized base has no place for such
 weights: there the LoRA tensors and the head share ``adapters.safetensors``, this package puts a
 full-precision head in the quantized one's place, and stock mlx-lm refuses the folder.
@@ -22,7 +23,7 @@ import mlx.nn as nn
 from mlx_lm.tuner.lora import LoRALinear
 
 from abft_mlx.adapters.attach import adapted
-from abft_mlx.adapters.layers import is_quantized
+from abft_mlx.adapters.layers import SplitLoRALinear, is_quantized
 from abft_mlx.errors import AdapterError, OutputError
 from abft_mlx.files import replacing, write_failure, write_json
 from abft_mlx.ports import port_for
@@ -46,9 +47,11 @@ def tensors(model: nn.Module) -> dict[str, mx.array]:
 
 
 def _as_weights(modules: dict[str, nn.Module]) -> bool:
-    """Whether stock mlx-lm can only take this adapter as weights: LoRA, a head, no quantization."""
+    """Whether stock mlx-lm can only take this adapter as weights, and can: no quantization."""
     lora = [isinstance(module, LoRALinear) for module in modules.values()]
-    return any(lora) and not all(lora) and not any(map(is_quantized, modules.values()))
+    split = any(isinstance(module, SplitLoRALinear) for module in modules.values())
+    mixed = any(lora) and not all(lora)
+    return (mixed or split) and not any(map(is_quantized, modules.values()))
 
 
 def _merged_weights(model: nn.Module) -> dict[str, mx.array]:

@@ -9,7 +9,7 @@ import mlx.nn as nn
 from mlx.utils import tree_unflatten
 from mlx_lm.tuner.lora import LoRALinear
 
-from abft_mlx.ports import head_rows, resolve
+from abft_mlx.ports import head_rows, output_dims, resolve
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,31 @@ class HeadLinear(FullLinear):
         return self.weight
 
 
+class SplitLoRALinear(LoRALinear):
+    """LoRA around a linear layer that gives its outputs in several arrays, as AFM 7's does.
+
+    mlx-lm has a LoRA layer for it, whose tensors its own loader refuses.
+    """
+
+    def __call__(self, x: mx.array) -> tuple[mx.array, ...]:
+        """Apply the layer: (..., inputs) to one (..., outputs) each."""
+        change = self.scale * ((self.dropout(x) @ self.lora_a) @ self.lora_b)
+        parts = change.astype(x.dtype).split(self.linear.indices, axis=-1)
+        return tuple(base + part for base, part in zip(self.linear(x), parts, strict=True))
+
+    def fuse(self, dequantize: bool = False) -> nn.Module:
+        """The layer that it amounts to, of the base's own kind."""
+        own = self.linear.to_lora(r=1, scale=self.scale)
+        own.lora_b = self.lora_b.split(self.linear.indices, axis=-1)
+        own.lora_a = [self.lora_a] * len(own.lora_b)
+        return own.fuse(dequantize)
+
+
+def is_split(module: nn.Module) -> bool:
+    """Whether a linear layer gives its outputs in several arrays."""
+    return hasattr(module, "indices")
+
+
 def is_quantized(module: nn.Module) -> bool:
     """Whether the base's weight under an adapter's layer is quantized."""
     if isinstance(module, LoRALinear):
@@ -83,7 +108,12 @@ def put(model: nn.Module, path: str, module: nn.Module) -> None:
 
 def put_lora(model: nn.Module, path: str, rank: int, scale: float, dropout: float) -> LoRALinear:
     """Wrap one linear layer in mlx-lm's LoRA layer, in evaluation mode."""
-    lora = LoRALinear.from_base(resolve(model, path), r=rank, scale=scale, dropout=dropout)
+    base = resolve(model, path)
+    if is_split(base):
+        lora = SplitLoRALinear(base.input_dims, output_dims(base), rank, dropout, scale)
+        lora.linear = base
+    else:
+        lora = LoRALinear.from_base(base, r=rank, scale=scale, dropout=dropout)
     lora.eval()
     put(model, path, lora)
     return lora

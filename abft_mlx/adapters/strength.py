@@ -9,6 +9,7 @@ from mlx_lm.tuner.lora import LoRALinear
 from abft_mlx.adapters.attach import adapted
 from abft_mlx.adapters.layers import is_quantized, put
 from abft_mlx.errors import AdapterError
+from abft_mlx.ports import freeze
 
 
 def scale(model: nn.Module, factor: float) -> None:
@@ -49,7 +50,7 @@ def merge(model: nn.Module, *, dequantize: bool = False) -> None:
         )
     for path, module in modules.items():
         put(model, path, _merged(module))
-    model.freeze()
+    freeze(model)
     mx.eval(model.parameters())
 
 

@@ -103,6 +103,7 @@ def _with_adapter(
         reward_weight=recipe.objective.reward,
         use_filter=recipe.objective.filter,
         objective=recipe.objective.kind,
+        gradient=training.gradient,
         compiled=False,
     )
     one = _prompt(length_tokens, recipe.prompt.demonstrations)
@@ -167,7 +168,10 @@ def _lazy(tree: Any) -> Arrays:
 
 
 def _peak(
-    function: Callable[..., Sequence[mx.array]], groups: Sequence[Arrays], dying: Sequence[int] = ()
+    function: Callable[..., Sequence[mx.array]],
+    groups: Sequence[Arrays],
+    dying: Sequence[int] = (),
+    stages: Sequence[int] = (),
 ) -> int:
     """Peak of a function of dictionaries of arrays, beside those that outlive it.
 
@@ -175,6 +179,8 @@ def _peak(
         function: takes as many dictionaries, gives a list of arrays.
         groups: its arguments; lazy arrays.
         dying: numbers of the arguments that nobody else holds: they count, and go when read last.
+        stages: how many of the results are evaluated together; filled by the time that the
+            function has run.
     """
     names = [(number, name) for number, group in enumerate(groups) for name in group]
 
@@ -186,22 +192,30 @@ def _peak(
 
     graph = trace(flat, [one for group in groups for one in group.values()])
     released = [place for place, (number, _) in enumerate(names) if number in dying]
-    return peak_bytes(graph, dying=released)
+    return peak_bytes(graph, dying=released, stages=stages)
 
 
 def _gradients_peak(step: Step, batch: Arrays) -> int:
     model = step.model
     trained = [name for name, _ in tree_flatten(model.trainable_parameters())]
+    settled: list[mx.array] = []
+    stages: list[int] = []
+
+    def settle(*trees: Any) -> None:
+        arrays = [one for _, one in tree_flatten(trees)]
+        settled.extend(arrays)
+        stages.append(len(arrays))
 
     def function(parameters: Arrays, batch: Arrays, weight: Arrays) -> list[mx.array]:
         model.update(tree_unflatten(list(parameters.items())))
         chosen = tree_unflatten([(name, parameters[name]) for name in trained])
         terms, gradients = step.value_and_grad(chosen, batch, weight["A"])
-        return [*(one for _, one in tree_flatten(gradients)), terms]
+        return [*settled, *(one for _, one in tree_flatten(gradients)), terms]
 
     whole = model.parameters()
+    step.settle = settle
     try:
-        return _peak(function, [_lazy(whole), batch, {"A": mx.array(0.5)}])
+        return _peak(function, [_lazy(whole), batch, {"A": mx.array(0.5)}], stages=stages)
     finally:
         model.update(whole)
 

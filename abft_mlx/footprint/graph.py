@@ -120,16 +120,35 @@ def _value(name: str, shape: Sequence[int], dtype: mx.Dtype) -> Value:
     return Value(name, tuple(shape), dtype.size)
 
 
-def evaluation_order(graph: Graph) -> list[Operation]:
-    """The operations in the order in which ``mx.eval`` of all results runs them.
+def evaluation_order(graph: Graph, stages: Sequence[int] = ()) -> list[Operation]:
+    """The operations in the order in which ``mx.eval`` of the results runs them.
 
     MLX walks the graph from the results down, level by level but never more than WIDTH arrays
     wide, and takes an operation once all that read it have been taken; then it runs what it took
     from last to first.
+
+    Args:
+        graph: what is evaluated.
+        stages: how many of the results are evaluated together, one call of ``mx.eval`` after
+            another; none for all at once.
     """
     maker = {value.name: one for one in graph.operations for value in one.outputs}
+    order: list[Operation] = []
+    start = 0
+    for size in (*stages, len(graph.results) - sum(stages)):
+        stage = _stage_order(graph.results[start : start + size], maker)
+        order += stage
+        start += size
+        for one in stage:
+            for value in one.outputs:
+                maker.pop(value.name)
+    return order
+
+
+def _stage_order(results: tuple[str, ...], maker: dict[str, Operation]) -> list[Operation]:
+    """The order of one call of ``mx.eval``; what ``maker`` lacks is there already."""
     readers: dict[int, int] = {}
-    stack = [maker[name] for name in graph.results if name in maker]
+    stack = [maker[name] for name in results if name in maker]
     for one in stack:
         readers[id(one)] = readers.get(id(one), 0) + 1
     seen = set()
@@ -143,7 +162,7 @@ def evaluation_order(graph: Graph) -> list[Operation]:
                 read = maker[name]
                 readers[id(read)] = readers.get(id(read), 0) + 1
                 stack.append(read)
-    top = Operation("", [], graph.results, ())
+    top = Operation("", [], results, ())
     taken = [top]
     postponed: list[tuple[Operation, int]] = []
     position = 0

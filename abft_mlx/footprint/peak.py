@@ -13,7 +13,9 @@ from abft_mlx.footprint.graph import Graph, Operation, evaluation_order
 AHEAD = 100
 
 
-def peak_bytes(graph: Graph, *, dying: Sequence[int] = (), ahead: int = AHEAD) -> int:
+def peak_bytes(
+    graph: Graph, *, dying: Sequence[int] = (), ahead: int = AHEAD, stages: Sequence[int] = ()
+) -> int:
     """Peak bytes that evaluating a graph takes beside its arguments, results included.
 
     Args:
@@ -21,23 +23,28 @@ def peak_bytes(graph: Graph, *, dying: Sequence[int] = (), ahead: int = AHEAD) -
         dying: numbers of the arguments that nobody else holds; they count, too, until they have
             been read for the last time.
         ahead: pieces of work by which allocation runs ahead of computation.
+        stages: how many of the results are evaluated together, one call after another. What comes
+            after the stages is kept; of a stage's results, what nobody reads any more is not.
     """
-    return _Replay(graph, {graph.given[number].name for number in dying}, ahead).peak
+    names = {graph.given[number].name for number in dying}
+    return _Replay(graph, names, ahead, stages).peak
 
 
 class _Replay:
-    def __init__(self, graph: Graph, dying: set[str], ahead: int) -> None:
+    def __init__(
+        self, graph: Graph, dying: set[str], ahead: int, stages: Sequence[int] = ()
+    ) -> None:
         self.dispatched = 0
         self.ahead = ahead
         self.pending: deque[tuple[int, list[buffers.Buffer], int]] = deque()
         self.stored = {
             one.name: buffers.fresh(one, exists=one.name not in dying) for one in graph.given
         }
-        self.kept = set(graph.results) | set(self.stored) - dying
+        self.kept = set(graph.results[sum(stages) :]) | set(self.stored) - dying
         for name in dying:
             self.stored[name].buffer.holders = 1
         self.now = self.peak = sum(self.stored[name].buffer.size_bytes for name in dying)
-        order = evaluation_order(graph)
+        order = evaluation_order(graph, stages)
         self.readers = Counter(name for one in order for name in one.inputs)
         for one in order:
             self._run(one)

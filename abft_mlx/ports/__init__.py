@@ -4,8 +4,8 @@ A port is data. :func:`port_for` finds the one that describes a loaded model, or
 architectures have one.
 """
 
-from abft_mlx.ports.hooks import Around, Hook, hook_layers, wrap_layers
-from abft_mlx.ports.port import HeadShape, Port, Projection
+from abft_mlx.ports.hooks import Around, Hook, hook_blocks, wrap_blocks
+from abft_mlx.ports.port import Block, HeadShape, Port, Projection
 from abft_mlx.ports.registry import (
     architecture,
     heads,
@@ -15,21 +15,23 @@ from abft_mlx.ports.registry import (
 )
 from abft_mlx.ports.swap import subclass, swapped
 from abft_mlx.ports.table import PORTS
-from abft_mlx.ports.weights import base_linear, has, head_rows, output_dims, resolve
+from abft_mlx.ports.weights import base_linear, freeze, has, head_rows, output_dims, resolve
 
 __all__ = [
     "PORTS",
     "Around",
+    "Block",
     "HeadShape",
     "Hook",
     "Port",
     "Projection",
     "architecture",
     "base_linear",
+    "freeze",
     "has",
     "head_rows",
     "heads",
-    "hook_layers",
+    "hook_blocks",
     "output_dims",
     "port_for",
     "resolve",
@@ -37,5 +39,5 @@ __all__ = [
     "supported",
     "supported_in_words",
     "swapped",
-    "wrap_layers",
+    "wrap_blocks",
 ]

@@ -5,7 +5,7 @@ Letters in shapes: B prompts, H query heads, G key/value heads, D head dim, T to
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,6 +21,10 @@ Role = Literal["q", "k", "v", "gate"]
 Part = Role | tuple[Role, str]
 """What some outputs of a projection are; with the attention module's attribute that says how many,
 where a head's queries, keys and values are not all head_dim wide."""
+
+
+def _several(paths: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (paths,) if isinstance(paths, str) else paths
 
 
 @dataclass(frozen=True)
@@ -57,57 +61,132 @@ class HeadShape:
 
 
 @dataclass(frozen=True)
+class Layer:
+    """One place where a model may attend: what this package counts as a layer.
+
+    Attributes:
+        path: full dotted path of its attention module, as in the weights' names.
+        attention: what sits there, of softmax attention or not; None where nothing does.
+        keys: the attention module that makes the keys it attends to.
+    """
+
+    path: str
+    attention: nn.Module | None
+    keys: nn.Module | None
+
+
+@dataclass(frozen=True)
+class Block:
+    """One of a model's blocks, each time it is run.
+
+    Attributes:
+        path: its full dotted path.
+        module: the block.
+        layers: numbers of the layers in it; one, but where a block attends more than once.
+    """
+
+    path: str
+    module: nn.Module
+    layers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Port:
     """Where one architecture keeps what ABFT needs. All paths are dotted.
+
+    Rows, heads and an adapter's layer numbers count places where a model attends. So a block with
+    two attention modules is two layers, one after the other, and a block through which a model goes
+    twice is two layers with the same W_Q and W_K, each with its own rows.
 
     Attributes:
         architectures: the mlx-lm model modules that this port describes.
         projections: W_Q and W_K inside an attention module.
-        attention: the attention module's path inside a layer.
-        layer_list: the layers' path inside the model.
+        attention: the attention module's path inside a block; several, in the order in which a
+            block runs them.
+        layer_list: the blocks' path inside the model; several, in the order in which it runs them.
+        passes: how often the model goes through its blocks, and how often an attention module
+            attends each time.
         stem: path of the module that maps tokens to the final hidden state; None where the head is
             inside it.
         heads: candidates for the output head; the first that the model has is its head. An
             embedding among them is a tied head.
         n_heads: the attention module's attribute that counts query heads.
-        n_kv_heads: the same for key/value heads.
-        computes_softmax: the attention module computes its pattern itself, with ``mx.softmax``,
-            instead of calling mlx-lm's attention function.
+        n_kv_heads: the same for key/value heads, or their number where none says it.
+        calls: where mlx-lm's attention function is called: methods of the attention class, or
+            functions that its methods call.
+        by_hand: where the pattern is computed with ``mx.softmax`` instead: methods, or functions.
+        whole_vocabulary: the model's code names tokens by their place among the logits, so a few
+            logits are picked from all of them.
         classes: names of the classes of softmax attention, where linear attention sits at the same
             path in other layers.
-        layer_input: the name under which a layer's ``__call__`` takes its hidden states; "" for
+        block_input: the name under which a block's ``__call__`` takes its hidden states; "" for
             its first argument.
     """
 
     architectures: tuple[str, ...]
     projections: tuple[Projection, ...] = (Projection("q_proj", "q"), Projection("k_proj", "k"))
-    attention: str = "self_attn"
-    layer_list: str = "model.layers"
+    attention: str | tuple[str, ...] = "self_attn"
+    layer_list: str | tuple[str, ...] = "model.layers"
+    passes: tuple[int, ...] = (1,)
     stem: str | None = "model"
     heads: tuple[str, ...] = ("lm_head", "model.embed_tokens")
     n_heads: str = "n_heads"
-    n_kv_heads: str = "n_kv_heads"
-    computes_softmax: bool = False
+    n_kv_heads: str | int = "n_kv_heads"
+    calls: tuple[str, ...] = ("__call__",)
+    by_hand: tuple[str, ...] = ()
+    whole_vocabulary: bool = False
     classes: tuple[str, ...] = ()
-    layer_input: str = ""
+    block_input: str = ""
 
-    def layers(self, model: nn.Module) -> list[nn.Module]:
-        """The model's layers, first to last."""
-        return list(resolve(model, self.layer_list))
+    @property
+    def computes_softmax(self) -> bool:
+        """Whether mlx-lm's attention function is never called."""
+        return not self.calls
 
-    def attention_module(self, layer: nn.Module) -> nn.Module | None:
+    def layers(self, model: nn.Module) -> list[Layer]:
+        """The model's layers, in the order in which it runs them."""
+        layers: list[Layer] = []
+        keys: nn.Module | None = None
+        for path, times in self._attention_paths(model):
+            module = resolve(model, path) if has(model, path) else None
+            if module is not None and (
+                isinstance(self.n_kv_heads, int) or has(module, self.n_kv_heads)
+            ):
+                keys = module
+            layers += [Layer(path, module, keys)] * times
+        return layers
+
+    def blocks(self, model: nn.Module) -> list[Block]:
+        """The model's blocks, in the order in which it runs them, as often as it does."""
+        found: list[Block] = []
+        count = 0
+        for times in self.passes:
+            for blocks in _several(self.layer_list):
+                for number, module in enumerate(resolve(model, blocks)):
+                    layers = times * len(_several(self.attention))
+                    found.append(
+                        Block(f"{blocks}.{number}", module, tuple(range(count, count + layers)))
+                    )
+                    count += layers
+        return found
+
+    def _attention_paths(self, model: nn.Module) -> Iterator[tuple[str, int]]:
+        """Where attention modules may sit, and how often each attends."""
+        for times in self.passes:
+            for blocks in _several(self.layer_list):
+                for number in range(len(resolve(model, blocks))):
+                    for path in _several(self.attention):
+                        yield f"{blocks}.{number}.{path}", times
+
+    def attention_module(self, layer: Layer) -> nn.Module | None:
         """A layer's attention module, or None for a layer without softmax attention."""
-        if not has(layer, self.attention):
+        module = layer.attention
+        if module is None:
             return None
-        module = resolve(layer, self.attention)
         softmax = not self.classes or type(module).__name__ in self.classes
         return module if softmax and self._projections(module) else None
 
-    def attention_path(self, layer: int) -> str:
-        """Full dotted path of a layer's attention module, as in the weights' names."""
-        return f"{self.layer_list}.{layer}.{self.attention}"
-
-    def layer_projections(self, layer: nn.Module) -> list[Projection]:
+    def layer_projections(self, layer: Layer) -> list[Projection]:
         """W_Q and W_K of one layer; no keys where it attends to another layer's."""
         module = self.attention_module(layer)
         return [] if module is None else self._projections(module)
@@ -116,20 +195,24 @@ class Port:
         found = [one for one in self.projections if has(attention, one.path)]
         return found if any("q" in one.role for one in found) else []
 
-    def head_shape(self, layer: nn.Module) -> HeadShape | None:
+    def head_shape(self, layer: Layer) -> HeadShape | None:
         """The heads of one layer, or None for a layer without softmax attention."""
         attention = self.attention_module(layer)
         if attention is None:
             return None
         n_heads = int(getattr(attention, self.n_heads))
-        n_kv_heads = int(getattr(attention, self.n_kv_heads))
+        n_kv_heads = int(
+            self.n_kv_heads
+            if isinstance(self.n_kv_heads, int)
+            else getattr(layer.keys, self.n_kv_heads)
+        )
         projection = next(one for one in self._projections(attention) if "q" in one.role)
         counts = {"q": n_heads, "k": n_kv_heads, "v": n_kv_heads, "gate": n_heads}
         parts = [one for one in projection.parts or (projection.role,) if isinstance(one, str)]
         outputs = output_dims(resolve(attention, projection.path))
         return HeadShape(n_heads, n_kv_heads, outputs // sum(counts[part] for part in parts))
 
-    def qk_outputs(self, layer: nn.Module, projection: Projection) -> np.ndarray | None:
+    def qk_outputs(self, layer: Layer, projection: Projection) -> np.ndarray | None:
         """Which outputs of a projection are queries or keys.
 
         Returns:
@@ -143,7 +226,7 @@ class Port:
             outputs[parts.get(part, [])] = True
         return outputs
 
-    def part_outputs(self, layer: nn.Module, projection: Projection) -> dict[str, np.ndarray]:
+    def part_outputs(self, layer: Layer, projection: Projection) -> dict[str, np.ndarray]:
         """Where queries, keys and the rest lie among a projection's outputs.
 
         Returns:
@@ -195,6 +278,8 @@ class Port:
         if token_ids is None:
             return logits_of(model, hidden, self.stem, self.head_path(model)).astype(mx.float32)
         ids = token_ids if isinstance(token_ids, mx.array) else mx.array(list(token_ids))
+        if self.whole_vocabulary:
+            return self.logits(model, hidden)[..., ids]
         narrow = NarrowHead(self.head(model), ids)
         return logits_of(model, hidden, self.stem, self.head_path(model), narrow)
 

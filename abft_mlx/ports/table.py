@@ -22,7 +22,7 @@ def _fused(path: str, per: Literal["", "head", "group"] = "") -> tuple[Projectio
 _SHORT = Port(
     # mlx-lm runs Mistral, and a few others, with its Llama code: they come under "llama" here.
     _names(
-        "llama qwen2 qwen3 afmoe dots1 ernie4_5 ernie4_5_moe exaone4 exaone_moe gear "
+        "llama qwen2 qwen3 afmoe dots1 ernie4_5 ernie4_5_moe exaone4 exaone_moe "
         "gemma3_text gemma4_text glm4 glm4_moe granite granitemoe granitemoehybrid "
         "helium hunyuan hunyuan_v1_dense internlm3 laguna lfm2 lfm2_moe mellum mimo "
         "mimo_v2_flash ministral3 muse_glimmer nanbeige nemotron nemotron-nas olmo2 "
@@ -117,12 +117,19 @@ PORTS: tuple[Port, ...] = (
     _in_wrapper(
         _SHORT,
         *_names(
-            "gemma3 gemma4 lfm2-vl mistral3 pixtral qwen2_vl qwen3_vl qwen3_vl_moe"
+            "gemma3 gemma4 lfm2-vl llama4 mistral3 pixtral qwen2_vl qwen3_vl qwen3_vl_moe"
         ),
     ),
     _in_wrapper(_GATED, "qwen3_5", "qwen3_5_moe"),
+    _in_wrapper(_LONG, "minimax_m3_vl"),
     replace(_LONG, architectures=("deepseek",), n_kv_heads="num_kv_heads"),
-    replace(_SHORT, architectures=("gemma2",), computes_softmax=True),
+    replace(_SHORT, architectures=("gemma2",), calls=(), by_hand=("__call__",)),
+    replace(_SHORT, architectures=("gear",), by_hand=("_softcap_attention",)),
+    # Two loops through the layers. In the second each attends to the keys of the first, and in a
+    # window to its own; a gate mixes the two.
+    replace(_SHORT, architectures=("iquestloopcoder",), calls=("attention",), passes=(1, 2)),
+    replace(_SHORT, architectures=("recurrent_gemma",), attention="temporal_block",
+            classes=("LocalAttentionBlock",), n_heads="num_heads", n_kv_heads=1),
     replace(
         _SHORT,
         architectures=("gemma3n",),
@@ -143,6 +150,18 @@ PORTS: tuple[Port, ...] = (
     ),
     # Fused projections
     replace(_SHORT, architectures=("phi3",), projections=_fused("qkv_proj")),
+    # Every other layer, or all, attend in blocks, by hand.
+    replace(_SHORT, architectures=("phi3small",), projections=_fused("query_key_value", "group"),
+            by_hand=("_block_sparse_attention",), heads=("model.embed_tokens",),
+            whole_vocabulary=True),
+    # Keys are rounded to 8 bits, through which no gradient comes: of W_Q and W_K, W_Q learns.
+    replace(
+        _SHORT,
+        architectures=("afm7",),
+        projections=(*_fused("qkv_proj"), Projection("q_proj", "q")),
+        layer_list=("model.layers", "model.kv_reuse_layers"),
+        heads=("model.embedding",),
+    ),
     replace(_SHORT, architectures=("spark2_5",), projections=_fused("q_k_v_proj"),
             heads=("lm_head", "model.embed_tokens")),
     replace(_NUM, architectures=("baichuan_m1",), projections=_fused("W_pack")),
@@ -221,7 +240,7 @@ PORTS: tuple[Port, ...] = (
         projections=(Projection("attn_query", "q"), Projection("attn_key", "k")),
         attention="attn",
         layer_list="model.blocks",
-        layer_input="x",
+        block_input="x",
         heads=("lm_head",),
         n_kv_heads="n_heads",
     ),
@@ -232,5 +251,9 @@ PORTS: tuple[Port, ...] = (
             classes=("MultiLatentAttention", "BailingMLA"),
             heads=("lm_head", "model.word_embeddings")),
     replace(_FOLDED, architectures=("kimi_linear",), classes=("KimiMLAAttention",)),
+    _in_wrapper(replace(_FOLDED, classes=("KimiK3MLAAttention",)), "kimi_k3"),
     _in_wrapper(_FOLDED, "kimi_k25", "kimi_vl"),
+    replace(_FOLDED, architectures=("longcat_flash", "longcat_flash_ngram"),
+            attention=("self_attn.0", "self_attn.1"), heads=("lm_head",),
+            n_heads="num_attention_heads", n_kv_heads="num_attention_heads"),
 )  # fmt: skip

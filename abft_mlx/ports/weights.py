@@ -24,6 +24,17 @@ def has(module: nn.Module, path: str) -> bool:
         return False
 
 
+def freeze(model: nn.Module) -> None:
+    """Freeze all of a model, whose class may have left its base uninitialised, as RecurrentGemma's.
+
+    Such a model keeps no account of what is frozen until then.
+    """
+    if not hasattr(model, "_no_grad"):
+        nn.Module.__init__(model)
+        model.eval()
+    model.freeze()
+
+
 def base_linear(projection: nn.Module) -> nn.Module:
     """The linear layer itself, without a LoRA layer around it."""
     return projection.linear if "linear" in projection else projection

@@ -236,6 +236,11 @@ class TrainingSection(Section):
         description=f"Adam's learning rate; null means {LORA_LEARNING_RATE:g} for lora and "
         f"{FULL_LEARNING_RATE:g} for full.",
     )
+    gradient: Literal["exact", "local"] = Field(
+        default="exact",
+        description="exact, or local: each layer's loss trains that layer alone, in the time and "
+        "memory of inference; end_to_end is always exact.",
+    )
     micro_batch_tokens: Int | None = Field(
         default=None, ge=1, description="Tokens in a forward pass; null chooses by memory."
     )

@@ -99,6 +99,7 @@ class Trainer:
             reward_weight=self.reward_weight,
             use_filter=objective.filter,
             objective=objective.kind,
+            gradient=training.gradient,
             max_gradient_norm=training.max_gradient_norm,
         )
         longest = max(len(one.token_ids) for one in prompts)

@@ -53,7 +53,7 @@ class Step:
         reward_weight: B.
         use_filter: whether heads must pass the induction-head filter.
         gradient: "exact", or "local": each layer's loss trains that layer alone
-            (:mod:`abft_mlx.trainer.local`); ABFT only.
+            (:mod:`abft_mlx.trainer.local`). End-to-end gradients are always exact.
         objective: "abft", or "end_to_end", for which the punish weight, ``reward_weight`` and
             ``use_filter`` do nothing.
         max_gradient_norm: clip the averaged gradient to this L2 norm, or None.
@@ -61,6 +61,7 @@ class Step:
             gradients are never compiled.
 
     Attributes:
+        settle: evaluates what local gradients have come to, block by block.
         value_and_grad: from trainable parameters, one micro-batch's arrays and the punish weight to
             the four terms (4,) and the parameters' gradients, summed over prompts.
     """
@@ -81,8 +82,9 @@ class Step:
         self.optimizer = optimizer
         self.max_gradient_norm = max_gradient_norm
         self.shapes: set[tuple[int, int]] = set()
+        self.settle: Callable[..., None] = mx.eval
         self.compiled = mx.default_device() == mx.Device(mx.gpu) if compiled is None else compiled
-        if gradient == "local":
+        if gradient == "local" and objective == "abft":
             self.compiled = False
             self.value_and_grad = self._build_local(reward_weight, use_filter)
         else:
@@ -134,9 +136,11 @@ class Step:
         return mx.compile(run, inputs=[mx.random.state], outputs=[mx.random.state])
 
     def _build_local(self, reward_weight: float, use_filter: bool) -> Callable[..., tuple]:
-        def terms(row: mx.array, batch: dict[str, mx.array], punish_weight: mx.array) -> Terms:
+        def terms(
+            rows: Sequence[mx.array | None], batch: dict[str, mx.array], punish_weight: mx.array
+        ) -> Terms:
             return abft_terms(
-                [row],
+                rows,
                 batch["label_positions"],
                 batch["demonstration_labels"],
                 batch["gold"],
@@ -147,7 +151,7 @@ class Step:
                 prompt_weights=batch["weights"],
             )
 
-        return local.value_and_grad(self.model, terms)
+        return local.value_and_grad(self.model, terms, lambda *arrays: self.settle(*arrays))
 
     def gradients(
         self, micro_batches: Sequence[MicroBatch], punish_weight: float
