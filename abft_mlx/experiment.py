@@ -69,10 +69,12 @@ class Experiment:
         training = self.recipe.training
         if not self.mixture:
             return self.task.training_prompts(training)
-        each = -(-training.examples // len(self.mixture))
+        m = training.shared_demonstrations
+        each = -(-training.examples // (m * len(self.mixture))) * m
         share = training.model_copy(update={"examples": each})
         made = [task.training_prompts(share) for task in self.mixture]
-        return [one for turn in zip(*made, strict=True) for one in turn][: training.examples]
+        turns = [[ones[n : n + m] for ones in made] for n in range(0, each, m)]
+        return [one for turn in turns for group in turn for one in group][: training.examples]
 
     def validation_prompts(self) -> list[prompts.Prompt]:
         """Queries from the validation split, demonstrations from the training split."""

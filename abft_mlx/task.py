@@ -83,6 +83,7 @@ class Task:
             training.examples,
             self.demonstrations,
             training.seed,
+            training.shared_demonstrations,
         )
 
     def validation_prompts(self, training: TrainingSection) -> list[prompts.Prompt]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -17,13 +18,15 @@ from abft_mlx.bench import torch_way
 from abft_mlx.bench.models import random_model, random_prompts
 from abft_mlx.bench.sizes import Size
 from abft_mlx.recipe import AdapterSection
-from abft_mlx.trainer.plan import MicroBatch, micro_batches
+from abft_mlx.trainer.plan import MicroBatch, micro_batches, shared_micro_batches
 from abft_mlx.trainer.step import Gradient, Step
 
 RANK = 16
 SCALE = 2.0
 LEARNING_RATE = 1e-4
 PUNISH, REWARD = 0.5, 1.0
+# Prompts that share demonstrations, where they do.
+SHARED = 8
 
 Update = Callable[[], float]
 """Makes one update of all of a size's prompts, waits for it, and gives its loss."""
@@ -48,10 +51,23 @@ def our_step(size: Size, dtype: mx.Dtype, gradient: Gradient = "exact") -> Step:
     )
 
 
-def ours(size: Size, dtype: mx.Dtype, gradient: Gradient) -> Update:
-    """Equation 1 by :class:`abft_mlx.trainer.step.Step`."""
-    step, batch = our_step(size, dtype, gradient), batch_of(size)
-    return lambda: step.update([batch], PUNISH).loss
+def ours(size: Size, dtype: mx.Dtype, gradient: Gradient, together: int = 1) -> Update:
+    """Equation 1 by :class:`abft_mlx.trainer.step.Step`.
+
+    Args:
+        size: of the model and the batch.
+        dtype: of the base.
+        gradient: "exact" or "local".
+        together: so many prompts share their demonstrations.
+    """
+    step = our_step(size, dtype, gradient)
+    if together == 1:
+        batches = [batch_of(size)]
+    else:
+        together = math.gcd(together, size.prompts)
+        prompts = random_prompts(size, size.prompts, together=together)
+        batches = shared_micro_batches(prompts, together, size.prompts)
+    return lambda: step.update(batches, PUNISH).loss
 
 
 def forward_only(size: Size, dtype: mx.Dtype) -> Update:
@@ -107,6 +123,8 @@ def mlx_lm_step(size: Size, dtype: mx.Dtype, keys: list[str] | None) -> Update:
 CONTENDERS: dict[str, Callable[[Size, mx.Dtype], Update]] = {
     "ours-exact": lambda size, dtype: ours(size, dtype, "exact"),
     "ours-local": lambda size, dtype: ours(size, dtype, "local"),
+    "ours-shared": lambda size, dtype: ours(size, dtype, "exact", SHARED),
+    "ours-local-shared": lambda size, dtype: ours(size, dtype, "local", SHARED),
     "forward": forward_only,
     "mlx-lm-qk": lambda size, dtype: mlx_lm_step(
         size, dtype, ["self_attn.q_proj", "self_attn.k_proj"]

@@ -45,16 +45,26 @@ def random_model(size: Size, dtype: mx.Dtype, seed: int = 0) -> nn.Module:
     return model
 
 
-def random_prompts(size: Size, number: int, seed: int = 0) -> list[Prompt]:
-    """Prompts of exactly ``size.tokens`` random tokens, label positions spread evenly over them."""
+def random_prompts(size: Size, number: int, seed: int = 0, together: int = 1) -> list[Prompt]:
+    """Prompts of exactly ``size.tokens`` random tokens, label positions spread evenly over them.
+
+    Args:
+        size: of the prompts.
+        number: how many.
+        seed: of the tokens.
+        together: so many in a row share everything up to the last label.
+    """
     source = np.random.default_rng(seed)
     k = size.demonstrations
     positions = tuple(((np.arange(k) + 1) * (size.tokens - 2) // (k + 1)).tolist())
     prompts = []
-    for _ in range(number):
+    for row in range(number):
         tokens = source.integers(CLASSES, size.vocabulary, size.tokens)
-        labels = source.integers(0, CLASSES, k)
+        drawn = source.integers(0, CLASSES, k)
+        if row % together == 0:
+            labels, beginning = drawn, tokens[: positions[-1]]
         gold = int(labels[source.integers(0, k)])
+        tokens[: positions[-1]] = beginning
         tokens[list(positions)] = labels
         prompts.append(
             Prompt(

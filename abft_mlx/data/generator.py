@@ -57,12 +57,19 @@ def demonstration_rows(
     return [tuple(generator.draw(pool, k, k > pool)) for _ in range(n_queries * repeats)]
 
 
-def training_rows(n_prompts: int, pool: int, k: int, seed: int = 42) -> list[tuple[int, ...]]:
+def training_rows(
+    n_prompts: int, pool: int, k: int, seed: int = 42, together: int = 1
+) -> list[tuple[int, ...]]:
     """Rows of the training pool for every training prompt: k demonstrations, then the query.
 
     Prompt i is reproducible by itself: it depends on seed + i and not on the prompts before it.
     The paper does not say how it draws; a sibling repository of its first author draws like this.
+    Where ``together`` prompts share their demonstrations, group i depends on seed + i.
     """
-    if k + 1 > pool:
-        raise ValueError(f"a training prompt needs {k + 1} distinct rows, there are {pool}")
-    return [tuple(random.Random(seed + i).sample(range(pool), k + 1)) for i in range(n_prompts)]
+    if k + together > pool:
+        raise ValueError(f"training prompts need {k + together} distinct rows, there are {pool}")
+    rows = []
+    for group in range(-(-n_prompts // together)):
+        drawn = random.Random(seed + group).sample(range(pool), k + together)
+        rows += [(*drawn[:k], query) for query in drawn[k:]]
+    return rows[:n_prompts]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -250,17 +250,21 @@ class Port:
                 start += width
         return {role: np.concatenate(several) for role, several in found.items()}
 
-    def hidden(self, model: nn.Module, tokens: mx.array) -> mx.array:
+    def hidden(
+        self, model: nn.Module, tokens: mx.array, cache: Sequence[Any] | None = None
+    ) -> mx.array:
         """Hidden state after the final norm, which the output head reads.
 
         Args:
             model: a loaded model of this architecture.
             tokens: (B, T) token ids.
+            cache: what ``mlx_lm.models.cache.make_prompt_cache`` makes: the tokens go on behind
+                those that it holds, and are added to it.
 
         Returns:
             (B, T, width).
         """
-        return hidden_of(model, tokens, self.stem, self.head_path(model))
+        return hidden_of(model, tokens, self.stem, self.head_path(model), cache)
 
     def logits(
         self, model: nn.Module, hidden: mx.array, token_ids: Sequence[int] | mx.array | None = None

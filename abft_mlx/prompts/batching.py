@@ -92,22 +92,37 @@ def _table(values: Sequence[tuple[int, ...]]) -> NDArray[np.int32]:
 
 
 def training_prompts(
-    builder: PromptBuilder, texts: LabelledTexts, n: int, k: int, seed: int = 42
+    builder: PromptBuilder,
+    texts: LabelledTexts,
+    n: int,
+    k: int,
+    seed: int = 42,
+    together: int = 1,
 ) -> list[Prompt]:
     """N prompts of k demonstrations and a query, all from the training part.
 
+    Args:
+        builder: makes the prompts.
+        texts: the training part.
+        n: N.
+        k: demonstrations.
+        seed: of the draw.
+        together: this many prompts in a row share their demonstrations.
+
     Raises:
-        DataError: fewer than k + 1 rows.
+        DataError: fewer than k + together rows.
         PromptError: a prompt cannot be built.
     """
-    if len(texts) < k + 1:
+    if len(texts) < k + together:
+        queries = "a query" if together == 1 else f"{together} queries"
         raise DataError(
-            f"{texts.source}: {len(texts)} training rows are too few for {k} demonstrations and a "
-            "query; add rows or lower prompt.demonstrations"
+            f"{texts.source}: {len(texts)} training rows are too few for {k} demonstrations and "
+            f"{queries}; add rows or lower prompt.demonstrations"
+            + (" or training.shared_demonstrations" if together > 1 else "")
         )
     pairs = texts.pairs()
     prompts = []
-    for number, rows in enumerate(training_rows(n, len(texts), k, seed)):
+    for number, rows in enumerate(training_rows(n, len(texts), k, seed, together)):
         *shown, query = (pairs[row] for row in rows)
         where = f"training prompt {number} (training rows {', '.join(map(str, rows))})"
         prompts.append(builder.build(shown, *query, where=where))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 Method = Literal["vanilla", "zero_shot", "contextual", "domain", "batch", "hidden", "knn"]
 Protocol = Literal["accuracy", "robustness", "bias", "unseen", "transfer"]
@@ -241,6 +241,12 @@ class TrainingSection(Section):
         description="exact, or local: each layer's loss trains that layer alone, in the time and "
         "memory of inference; end_to_end is always exact.",
     )
+    shared_demonstrations: Int = Field(
+        default=1,
+        ge=1,
+        description="Training prompts that share one set of demonstrations, which is computed once "
+        "for them all; divides examples and prompts_per_update.",
+    )
     micro_batch_tokens: Int | None = Field(
         default=None, ge=1, description="Tokens in a forward pass; null chooses by memory."
     )
@@ -258,6 +264,16 @@ class TrainingSection(Section):
     max_gradient_norm: Number | None = Field(
         default=None, gt=0, description="Clip the gradient to this norm; null means no clipping."
     )
+
+    @model_validator(mode="after")
+    def _whole_groups(self) -> TrainingSection:
+        m = self.shared_demonstrations
+        for name in ("examples", "prompts_per_update"):
+            if getattr(self, name) % m:
+                raise ValueError(
+                    f"shared_demonstrations {m} does not divide {name} {getattr(self, name)}"
+                )
+        return self
 
 
 class EvaluationSection(Section):

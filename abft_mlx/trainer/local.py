@@ -17,6 +17,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from abft_mlx import attention, ports
 from abft_mlx.objective import Terms
+from abft_mlx.prefix import PrefixKeys, prefix_caches
 
 Tree = Any
 BlockTerms = Callable[[Sequence[mx.array | None], dict[str, mx.array], mx.array], Terms]
@@ -48,6 +49,7 @@ def value_and_grad(
     ) -> tuple[mx.array, Tree]:
         model.update(parameters)
         top = max(n for n, one in enumerate(blocks) if _trains(one.module))
+        shared = _Shared(model, batch["prefix"], top, settle) if "prefix" in batch else None
         total = mx.zeros(4)
         gradients: dict[str, mx.array] = {}
 
@@ -63,6 +65,8 @@ def value_and_grad(
 
             def loss(parameters: Tree) -> tuple[Any, ...]:
                 here.module.update(parameters)
+                if shared is not None:
+                    shared.run_again(number)
                 output = block(hidden)
                 rows = [recorder.rows[layer] for layer in here.layers]
                 return (*terms(rows, batch, punish_weight), output)
@@ -74,6 +78,8 @@ def value_and_grad(
             total = total + mx.stack(values)
             # The last block's values and MLP, and all above it, are never asked for.
             settle(total, gradient, output if number < top else [])
+            if shared is not None:
+                shared.forget(number)
             for name, one in tree_flatten(gradient):
                 path = f"{here.path}.{name}"
                 # A block that is run twice has two.
@@ -81,8 +87,10 @@ def value_and_grad(
             return output
 
         with attention.instrument(model) as recorder, ports.wrap_blocks(model, around):
-            recorder.last = batch["last"]
-            ports.port_for(model).hidden(model, batch["tokens"])
+            behind = 0 if shared is None else batch["prefix"].shape[1]
+            recorder.last = batch["last"] - behind
+            caches = None if shared is None else shared.caches
+            ports.port_for(model).hidden(model, batch["tokens"], caches)
         return total, tree_unflatten(list(gradients.items()))
 
     return run
@@ -90,3 +98,47 @@ def value_and_grad(
 
 def _trains(module: nn.Module) -> bool:
     return bool(tree_flatten(module.trainable_parameters()))
+
+
+class _Shared:
+    """A prefix that has been run once, and whose keys can be had again with their gradient.
+
+    Attributes:
+        caches: the prefix's keys and values, for the prompts that go on from there.
+    """
+
+    def __init__(
+        self, model: nn.Module, tokens: mx.array, top: int, settle: Callable[..., None]
+    ) -> None:
+        first = prefix_caches(model)
+        self._blocks: dict[int, tuple[Callable[[], Any], list[int]]] = {}
+
+        def around(number: int, block: Callable[[mx.array], Any], hidden: mx.array) -> Any:
+            before = {n for n, one in enumerate(first) if one.keys is not None}
+            output = block(hidden)
+            filled = [n for n, one in enumerate(first) if one.keys is not None and n not in before]
+            self._blocks[number] = (lambda: block(hidden), filled)
+            settle(output if number < top else [])
+            return output
+
+        with ports.wrap_blocks(model, around):
+            ports.port_for(model).hidden(model, tokens, first)
+        self._first = first
+        self.caches = [PrefixKeys(one.keys, one.values) for one in first]
+
+    def run_again(self, number: int) -> None:
+        """Make a block's keys and values anew, from what its parameters are now."""
+        again, filled = self._blocks[number]
+        for one in filled:
+            self._first[one].forget()
+        # Of what the block gives, only keys and values are ever asked for.
+        again()
+        for one in filled:
+            self.caches[one].fill(self._first[one].keys, self._first[one].values)
+
+    def forget(self, number: int) -> None:
+        """Let go of a block's keys, values and hidden states: nobody comes back to it."""
+        _, filled = self._blocks.pop(number)
+        for one in filled:
+            self._first[one].forget()
+            self.caches[one].forget()

@@ -137,11 +137,19 @@ class Trainer:
         start = time.perf_counter()
         # Dropout's key follows from seed and update alone, so resuming needs no random state.
         mx.random.seed((progress.updates << 32) | (training.seed & 0xFFFFFFFF))
-        rows = plan.update_rows(
-            len(self.prompts), training.prompts_per_update, progress.updates, training.seed
+        m = training.shared_demonstrations
+        groups = plan.update_rows(
+            len(self.prompts) // m,
+            training.prompts_per_update // m,
+            progress.updates,
+            training.seed,
         )
-        chosen = [self.prompts[row] for row in rows]
-        batches = plan.micro_batches(chosen, self.rows)
+        chosen = [self.prompts[group * m + number] for group in groups for number in range(m)]
+        if m == 1:
+            batches = plan.micro_batches(chosen, self.rows)
+        else:
+            bucket = plan.BUCKET_TOKENS if self.step.compiled else 1
+            batches = plan.shared_micro_batches(chosen, m, self.rows, bucket_tokens=bucket)
         punish_weight = self.controller.punish_weight
         totals = self.step.update(batches, punish_weight)
         self.controller.update(totals.induction_heads)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 import numpy as np
 
+from abft_mlx.prefix import common_tokens
 from abft_mlx.prompts import Prompt, PromptBatch, pad
 
 # Widths are rounded up to a multiple of this, so that few shapes occur.
@@ -22,15 +23,19 @@ class MicroBatch:
     Attributes:
         batch: B right-padded prompts.
         weights: (B,) float32, 1 for a prompt and 0 for filling.
+        prefix: (G, P) tokens with which groups of B / G prompts begin, or None; the batch's tokens
+            then are what comes after them, (B, Q), and its positions count from the beginning.
     """
 
     batch: PromptBatch
     weights: np.ndarray
+    prefix: np.ndarray | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(B, T)."""
-        return self.batch.tokens.shape[0], self.batch.tokens.shape[1]
+        """(B, T), a shared beginning counted."""
+        shared = 0 if self.prefix is None else self.prefix.shape[1]
+        return self.batch.tokens.shape[0], shared + self.batch.tokens.shape[1]
 
     @property
     def prompts(self) -> int:
@@ -46,7 +51,10 @@ class MicroBatch:
         """The same as MLX arrays, by the names that the step uses."""
         names = ("tokens", "last", "label_positions", "demonstration_labels", "gold", "target")
         arrays = {name: mx.array(getattr(self.batch, name)) for name in names}
-        return {**arrays, "weights": mx.array(self.weights)}
+        arrays["weights"] = mx.array(self.weights)
+        if self.prefix is not None:
+            arrays["prefix"] = mx.array(self.prefix)
+        return arrays
 
 
 def _filled(prompts: Sequence[Prompt], chosen: list[int], rows: int, width: int) -> MicroBatch:
@@ -84,6 +92,44 @@ def micro_batches(
         chosen = order[start : start + rows]
         width = padded_tokens(len(prompts[chosen[-1]].token_ids), bucket_tokens)
         cut.append(_filled(prompts, chosen, rows, width))
+    return cut
+
+
+def shared_micro_batches(
+    prompts: Sequence[Prompt], together: int, rows: int, *, bucket_tokens: int = 1
+) -> list[MicroBatch]:
+    """Cut one update of prompts that share demonstrations into micro-batches.
+
+    Groups whose shared beginnings are equally long go into one micro-batch. What a group shares is
+    cut to a multiple of ``bucket_tokens``; the rest of it stands in each of its prompts.
+
+    Args:
+        prompts: the update's prompts; each ``together`` in a row share their demonstrations.
+        together: prompts of a group (m).
+        rows: prompts of a micro-batch, at most, but at least one group.
+        bucket_tokens: what lengths are rounded to.
+    """
+    groups: dict[int, list[list[Prompt]]] = {}
+    for start in range(0, len(prompts), together):
+        group = list(prompts[start : start + together])
+        shared = common_tokens(group) // bucket_tokens * bucket_tokens
+        groups.setdefault(shared, []).append(group)
+    cut = []
+    for shared, alike in sorted(groups.items()):
+        alike.sort(key=lambda group: max(len(one.token_ids) for one in group))
+        size = max(1, rows // together)
+        for start in range(0, len(alike), size):
+            chosen = [one for group in alike[start : start + size] for one in group]
+            longest = max(len(one.token_ids) for one in chosen)
+            width = shared + padded_tokens(longest - shared, bucket_tokens)
+            whole = pad(chosen, range(len(chosen)), width)
+            cut.append(
+                MicroBatch(
+                    replace(whole, tokens=whole.tokens[:, shared:]),
+                    np.ones(len(chosen), dtype=np.float32),
+                    whole.tokens[::together, :shared] if shared else None,
+                )
+            )
     return cut
 
 

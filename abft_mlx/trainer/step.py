@@ -12,7 +12,7 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_map
 
-from abft_mlx import adapters, attention, ports
+from abft_mlx import adapters, attention, ports, prefix
 from abft_mlx.errors import RunError
 from abft_mlx.objective import Terms, abft_terms, end_to_end_terms
 from abft_mlx.trainer import local
@@ -98,11 +98,16 @@ class Step:
 
         def terms(batch: dict[str, mx.array], punish_weight: mx.array) -> Terms:
             last = batch["last"]
-            hidden, rows = attention.forward(model, batch["tokens"], last)
+            if "prefix" in batch:
+                behind = last - batch["prefix"].shape[1]
+                hidden, rows = prefix.forward(model, batch["prefix"], batch["tokens"], behind)
+            else:
+                behind = last
+                hidden, rows = attention.forward(model, batch["tokens"], last)
             seen = (rows, batch["label_positions"], batch["demonstration_labels"], batch["gold"])
             if objective == "end_to_end":
                 # (B, V) logits: the head never sees the other positions.
-                at_last = mx.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+                at_last = mx.take_along_axis(hidden, behind[:, None, None], axis=1)[:, 0]
                 return end_to_end_terms(
                     port.logits(model, at_last),
                     batch["target"],

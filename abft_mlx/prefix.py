@@ -1,0 +1,128 @@
+"""Prompts of a batch that begin alike: the shared beginning is computed once, with its gradient.
+
+Letters in shapes: G groups of m prompts, P tokens of a group's prefix, Q tokens of the rest of each
+prompt, B = G · m prompts, H query heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
+
+from abft_mlx import attention
+from abft_mlx.errors import UnsupportedArchitectureError
+from abft_mlx.ports import architecture, port_for
+
+
+class PrefixKeys(KVCache):
+    """Keys and values of a prefix, to which those of a batch's prompts are added in passing.
+
+    Unlike mlx-lm's own cache it writes into no buffer, so gradients pass through it, and what a
+    call adds is not kept.
+
+    Args:
+        keys: (G, heads, P, width), or None for a prefix that is yet to be run.
+        values: likewise.
+    """
+
+    def __init__(self, keys: mx.array | None = None, values: mx.array | None = None) -> None:
+        super().__init__()
+        self.keys, self.values = keys, values
+        self.offset = 0 if keys is None else keys.shape[2]
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Those of the prefix, repeated for its prompts, and then the new ones."""
+        if self.keys is None:
+            self.keys, self.values = keys, values
+            return keys, values
+        times = keys.shape[0] // self.keys.shape[0]
+        return (
+            mx.concatenate([mx.repeat(self.keys, times, axis=0), keys], axis=2),
+            mx.concatenate([mx.repeat(self.values, times, axis=0), values], axis=2),
+        )
+
+    def keys_and_values(self) -> tuple[mx.array, mx.array]:
+        """Not to be had: those of the prompts are not kept."""
+        raise UnsupportedArchitectureError(
+            "this model attends to another layer's cache, so its prompts cannot share a beginning; "
+            "set training.shared_demonstrations to 1"
+        )
+
+    @property
+    def state(self) -> tuple[mx.array, mx.array, int]:
+        """As :meth:`keys_and_values`."""
+        return (*self.keys_and_values(), self.offset)
+
+    @state.setter
+    def state(self, _: Any) -> None:
+        self.keys_and_values()
+
+    def fill(self, keys: mx.array, values: mx.array) -> None:
+        """Take other keys and values, of the same shapes."""
+        self.keys, self.values = keys, values
+
+    def forget(self) -> None:
+        """Be as before the prefix was run."""
+        self.keys = self.values = None
+
+
+def prefix_caches(model: nn.Module) -> list[PrefixKeys]:
+    """One empty cache for each that the model uses.
+
+    Raises:
+        UnsupportedArchitectureError: the model keeps something else than keys and values.
+    """
+    kinds = {type(one) for one in make_prompt_cache(model)}
+    # A window's cache only saves memory: the window itself is in the mask.
+    if kinds - {KVCache, RotatingKVCache}:
+        others = ", ".join(sorted(one.__name__ for one in kinds - {KVCache, RotatingKVCache}))
+        raise UnsupportedArchitectureError(
+            f"architecture {architecture(model)!r} keeps {others} of what it has read, which "
+            "prompts cannot share; set training.shared_demonstrations to 1"
+        )
+    return [PrefixKeys() for _ in make_prompt_cache(model)]
+
+
+def forward(
+    model: nn.Module, prefix: mx.array, tokens: mx.array, last: mx.array
+) -> tuple[mx.array, list[mx.array | None]]:
+    """Run prompts that share their beginnings, and record every layer's pattern row.
+
+    Args:
+        model: a loaded model.
+        prefix: (G, P) the shared beginnings, without padding.
+        tokens: (B, Q) right-padded, the rest of each prompt; a group's prompts follow each other.
+        last: (B,) last position of each prompt among ``tokens``.
+
+    Returns:
+        (B, Q, width) hidden states of ``tokens`` after the final norm, and one (B, H, P + Q)
+        float32 row per layer, None for a layer without heads; as :func:`abft_mlx.attention.forward`
+        gives them for the whole prompts, and like those differentiable.
+
+    Raises:
+        UnsupportedArchitectureError: the model keeps something else than keys and values.
+    """
+    port, caches = port_for(model), prefix_caches(model)
+    port.hidden(model, prefix, caches)
+    with attention.instrument(model) as recorder:
+        recorder.last = last
+        hidden = port.hidden(model, tokens, [PrefixKeys(one.keys, one.values) for one in caches])
+        return hidden, recorder.rows
+
+
+def common_tokens(prompts: Sequence[Any]) -> int:
+    """How many tokens all prompts begin with; of each at least one more is left.
+
+    Args:
+        prompts: anything with ``token_ids``.
+    """
+    shortest = min(len(one.token_ids) for one in prompts) - 1
+    first = prompts[0].token_ids
+    for position in range(shortest):
+        if any(one.token_ids[position] != first[position] for one in prompts):
+            return position
+    return shortest
