@@ -63,6 +63,15 @@ class Recorder:
         self.rows[layers[self._calls[layers] % len(layers)]] = row
         self._calls[layers] += 1
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Record nothing while the block runs, and keep what is recorded already."""
+        last, self._last = self._last, None
+        try:
+            yield
+        finally:
+            self._last = last
+
     def hook(
         self, layers: tuple[int, ...], original: Callable[..., mx.array]
     ) -> Callable[..., mx.array]:

@@ -66,7 +66,8 @@ def value_and_grad(
             def loss(parameters: Tree) -> tuple[Any, ...]:
                 here.module.update(parameters)
                 if shared is not None:
-                    shared.run_again(number)
+                    with recorder.paused():
+                        shared.run_again(number)
                 output = block(hidden)
                 rows = [recorder.rows[layer] for layer in here.layers]
                 return (*terms(rows, batch, punish_weight), output)
