@@ -121,6 +121,14 @@ DIFFERENCES: dict[str, Difference] = {
         both={"no_rope_layers": [1, 1, 1], "tie_word_embeddings": True},
         theirs={"moe_layers": [], "attention_chunk_size": 256},
     ),
+    # transformers writes experts that give back what they get; the hub has none.
+    "longcat_flash": Difference(
+        note="mlx-lm norms the chosen experts' weights where norm_topk_prob is set, transformers "
+        "never does: compared without",
+        both={"norm_topk_prob": False},
+        theirs={"head_dim": 8},
+        drop=tuple(f"model.layers.{layer}.mlp.experts.4." for layer in range(3)),
+    ),
     "mimo": Difference(model_type="qwen2"),
     "mimo_v2_flash": Difference(
         note="transformers' windows hold one position more than mlx-lm's: compared with "
@@ -148,6 +156,7 @@ DIFFERENCES: dict[str, Difference] = {
         model_type="granite",
     ),
     "minimax": Difference(model_type="minimax_m2"),
+    "minimax_m3_vl": Difference(**_IMAGES),
     "ministral3": Difference(without=("layer_types", "sliding_window"), note=_ONE_WINDOW),
     "mistral3": Difference(
         note=_ONE_WINDOW,
@@ -199,6 +208,10 @@ DIFFERENCES: dict[str, Difference] = {
     "qwen3_vl": Difference(**_IMAGES),
     # save_pretrained leaves the experts' axes as they are in memory, the hub has them swapped.
     "qwen3_vl_moe": Difference(swap=("experts.gate_up_proj", "experts.down_proj"), **_IMAGES),
+    "recurrent_gemma": Difference(
+        note="mlx-lm rotates with a base of 10000 whatever rope_theta is: compared with that",
+        both={"rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+    ),
     "solar_open": Difference(both={"first_k_dense_replace": 0, "partial_rotary_factor": 1.0}),
     "step3p5": Difference(
         both={
