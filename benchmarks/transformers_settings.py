@@ -24,7 +24,8 @@ class Difference:
         model_class: the transformers class that makes the model.
         original: whether to write the checkpoint's first format, with one weight for each expert.
         drop: beginnings of weights' names that mlx-lm is not given, such as a vision tower's.
-        names: parts of weights' names to replace, as hub checkpoints have them.
+        names: patterns in weights' names and what replaces them, as hub checkpoints have them.
+        zero: ends of the names of parameters that stay 0, since mlx-lm does not use them.
         swap: ends of weights' names whose last two axes to swap.
         note: how the two differ for some checkpoints, for which the settings here are not.
         why_not: why the two cannot be compared.
@@ -40,6 +41,7 @@ class Difference:
     original: bool = True
     drop: tuple[str, ...] = ()
     names: tuple[tuple[str, str], ...] = ()
+    zero: tuple[str, ...] = ()
     swap: tuple[str, ...] = ()
     note: str | None = None
     why_not: str | None = None
@@ -47,6 +49,10 @@ class Difference:
 
 _ROPE = {"rope_type": "default", "rope_theta": 5000.0}
 
+_LOCAL_ROPE = {
+    "full_attention": _ROPE,
+    "sliding_attention": _ROPE | {"rope_theta": 1000.0},
+}
 _HALF = _ROPE | {"partial_rotary_factor": 0.5}
 # A vision tower that is as small as the names of its settings allow; mlx-lm drops it.
 _VISION: dict[str, Any] = {
@@ -64,6 +70,8 @@ _ONE_WINDOW = (
 )
 
 DIFFERENCES: dict[str, Difference] = {
+    # transformers does not read the base of attn_config.
+    "dbrx": Difference(theirs={"rope_parameters": _ROPE}),
     # transformers' DeepSeek-OCR 2 has this text model.
     "deepseek": Difference(
         theirs={"mlp_layer_types": ["dense", "sparse", "sparse"]},
@@ -72,18 +80,51 @@ DIFFERENCES: dict[str, Difference] = {
         model_class="AutoModelForImageTextToText",
         drop=("model.sam_model", "model.qwen2_model", "model.projector", "model.view_"),
     ),
+    "ernie4_5_moe": Difference(
+        note="transformers adds a bias to the scores that choose experts (moe_statics), mlx-lm "
+        "does not read it: compared with a bias of 0",
+        both={"moe_k": 2, "moe_num_shared_experts": 1, "moe_layer_start_index": 1},
+        zero=("e_score_correction_bias",),
+    ),
+    "exaone4": Difference(theirs={"layer_types": ["sliding_attention"] * 2 + ["full_attention"]}),
     "gear": Difference(
         note="compared with transformers' Gemma 3, which it is but for layers that do not attend",
         both={"rope_local_base_freq": 1000.0, "query_pre_attn_scalar": 16},
-        theirs={
-            "rope_parameters": {
-                "full_attention": _ROPE,
-                "sliding_attention": _ROPE | {"rope_theta": 1000.0},
-            }
-        },
+        theirs={"rope_parameters": _LOCAL_ROPE},
         model_type="gemma3_text",
     ),
+    "gemma": Difference(
+        note="mlx-lm has the exact GELU, transformers its approximation with tanh: compared with "
+        "the exact one",
+        theirs={"hidden_act": "gelu"},
+    ),
+    "gemma3_text": Difference(
+        both={"rope_local_base_freq": 1000.0}, theirs={"rope_parameters": _LOCAL_ROPE}
+    ),
+    "glm": Difference(
+        note="transformers rotates half of the channels by default (partial_rotary_factor), "
+        "mlx-lm always all: compared with all",
+        theirs={"rope_parameters": _ROPE | {"partial_rotary_factor": 1.0}},
+    ),
+    "glm4": Difference(ours={"rope_traditional": True}),
     "gpt2": Difference(names=(("transformer.", ""),)),
+    "gpt_bigcode": Difference(
+        note="mlx-lm has the exact GELU, transformers its approximation with tanh by default: "
+        "compared with the exact one",
+        without=("attention_bias", "mlp_bias"),
+        theirs={"activation_function": "gelu"},
+    ),
+    "gpt_neox": Difference(
+        note="mlx-lm always has four times the width in its MLP, and the approximate GELU: "
+        "compared with both",
+        theirs={"intermediate_size": 256, "hidden_act": "gelu_fast"},
+    ),
+    # mlx-lm reads experts as quantized checkpoints have them: (experts, out, in).
+    "gpt_oss": Difference(
+        names=(("(gate_up_proj|down_proj)$", r"\1.weight"),),
+        swap=("experts.gate_up_proj.weight", "experts.down_proj.weight"),
+    ),
+    "granitemoehybrid": Difference(both={"position_embedding_type": "rope"}),
     "internlm3": Difference(theirs={"head_dim": 16}),
     "jamba": Difference(
         both={"num_experts_per_tok": 4},
