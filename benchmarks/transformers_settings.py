@@ -26,6 +26,7 @@ class Difference:
         drop: beginnings of weights' names that mlx-lm is not given, such as a vision tower's.
         names: patterns in weights' names and what replaces them, as hub checkpoints have them.
         zero: ends of the names of parameters that stay 0, since mlx-lm does not use them.
+        zero: ends of the names of parameters that stay 0, since mlx-lm does not use them.
         swap: ends of weights' names whose last two axes to swap.
         note: how the two differ for some checkpoints, for which the settings here are not.
         why_not: why the two cannot be compared.
@@ -42,6 +43,7 @@ class Difference:
     drop: tuple[str, ...] = ()
     names: tuple[tuple[str, str], ...] = ()
     zero: tuple[str, ...] = ()
+    zero: tuple[str, ...] = ()
     swap: tuple[str, ...] = ()
     note: str | None = None
     why_not: str | None = None
@@ -49,6 +51,20 @@ class Difference:
 
 _ROPE = {"rope_type": "default", "rope_theta": 5000.0}
 
+_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 5000.0,
+    "factor": 2.0,
+    "original_max_position_embeddings": 128,
+    "beta_fast": 32,
+    "beta_slow": 1,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+}
+_LOCAL_ROPE = {
+    "full_attention": _ROPE,
+    "sliding_attention": _ROPE | {"rope_theta": 1000.0},
+}
 _LOCAL_ROPE = {
     "full_attention": _ROPE,
     "sliding_attention": _ROPE | {"rope_theta": 1000.0},
@@ -80,6 +96,20 @@ DIFFERENCES: dict[str, Difference] = {
         model_class="AutoModelForImageTextToText",
         drop=("model.sam_model", "model.qwen2_model", "model.projector", "model.view_"),
     ),
+    "deepseek_v2": Difference(
+        both={
+            "num_key_value_heads": 4,
+            "topk_method": "group_limited_greedy",
+            "n_group": 2,
+            "topk_group": 1,
+        },
+        theirs={"rope_parameters": _YARN},
+    ),
+    "deepseek_v3": Difference(
+        both={"num_key_value_heads": 4, "n_group": 2, "topk_group": 1, "rope_scaling": _YARN},
+        theirs={"rope_parameters": _YARN},
+    ),
+    "deepseek_v32": Difference(both={"num_key_value_heads": 4}),
     "ernie4_5_moe": Difference(
         note="transformers adds a bias to the scores that choose experts (moe_statics), mlx-lm "
         "does not read it: compared with a bias of 0",
@@ -96,7 +126,7 @@ DIFFERENCES: dict[str, Difference] = {
     "gemma": Difference(
         note="mlx-lm has the exact GELU, transformers its approximation with tanh: compared with "
         "the exact one",
-        theirs={"hidden_act": "gelu"},
+        theirs={"hidden_act": "gelu_python"},
     ),
     "gemma3_text": Difference(
         both={"rope_local_base_freq": 1000.0}, theirs={"rope_parameters": _LOCAL_ROPE}
@@ -107,6 +137,8 @@ DIFFERENCES: dict[str, Difference] = {
         theirs={"rope_parameters": _ROPE | {"partial_rotary_factor": 1.0}},
     ),
     "glm4": Difference(ours={"rope_traditional": True}),
+    "glm4_moe_lite": Difference(both={"num_key_value_heads": 4, "partial_rotary_factor": 1.0}),
+    "glm_moe_dsa": Difference(both={"num_key_value_heads": 4}),
     "gpt2": Difference(names=(("transformer.", ""),)),
     "gpt_bigcode": Difference(
         note="mlx-lm has the exact GELU, transformers its approximation with tanh by default: "
@@ -115,8 +147,8 @@ DIFFERENCES: dict[str, Difference] = {
         theirs={"activation_function": "gelu"},
     ),
     "gpt_neox": Difference(
-        note="mlx-lm always has four times the width in its MLP, and the approximate GELU: "
-        "compared with both",
+        note="mlx-lm always has the approximate GELU and an MLP of four times the width: compared "
+        "so",
         theirs={"intermediate_size": 256, "hidden_act": "gelu_fast"},
     ),
     # mlx-lm reads experts as quantized checkpoints have them: (experts, out, in).
@@ -131,6 +163,7 @@ DIFFERENCES: dict[str, Difference] = {
         note="mlx-lm's router norms the weights of the chosen experts, transformers' does not: "
         "compared with all experts chosen",
     ),
+    "kimi_k25": Difference(both={"num_key_value_heads": 4}, **_IMAGES),
     # mlx-lm reads only checkpoints that were converted for MLX.
     "lfm2-vl": Difference(
         both={"tie_word_embeddings": True},
@@ -188,6 +221,7 @@ DIFFERENCES: dict[str, Difference] = {
         },
         model_type="granite",
     ),
+    "minicpm3": Difference(both={"num_key_value_heads": 4}),
     "minimax": Difference(model_type="minimax_m2"),
     "ministral3": Difference(without=("layer_types", "sliding_window"), note=_ONE_WINDOW),
     "mistral3": Difference(
@@ -196,6 +230,7 @@ DIFFERENCES: dict[str, Difference] = {
         theirs={"model_type": "ministral3"},
         **_IMAGES,
     ),
+    "mistral4": Difference(both={"num_key_value_heads": 4}, model_class="Mistral4ForCausalLM"),
     "muse_glimmer": Difference(drop=("model.vision_",), **_IMAGES),
     "nanbeige": Difference(
         model_type="llama", note="compared with transformers' Llama, which it is without loops"
@@ -255,4 +290,5 @@ DIFFERENCES: dict[str, Difference] = {
         **_IMAGES,
     ),
     "telechat3": Difference(model_type="llama"),
+    "youtu_llm": Difference(model_type="youtu", both={"num_key_value_heads": 4}),
 }
