@@ -27,6 +27,7 @@ class Difference:
         names: patterns in weights' names and what replaces them, as hub checkpoints have them.
         zero: ends of the names of parameters that stay 0, since mlx-lm does not use them.
         zero: ends of the names of parameters that stay 0, since mlx-lm does not use them.
+        zero: ends of the names of parameters that stay 0, since mlx-lm does not use them.
         swap: ends of weights' names whose last two axes to swap.
         note: how the two differ for some checkpoints, for which the settings here are not.
         why_not: why the two cannot be compared.
@@ -42,6 +43,7 @@ class Difference:
     original: bool = True
     drop: tuple[str, ...] = ()
     names: tuple[tuple[str, str], ...] = ()
+    zero: tuple[str, ...] = ()
     zero: tuple[str, ...] = ()
     zero: tuple[str, ...] = ()
     swap: tuple[str, ...] = ()
@@ -64,6 +66,16 @@ _YARN = {
 _LOCAL_ROPE = {
     "full_attention": _ROPE,
     "sliding_attention": _ROPE | {"rope_theta": 1000.0},
+}
+_LOCAL_ROPE = {
+    "full_attention": _ROPE,
+    "sliding_attention": _ROPE | {"rope_theta": 1000.0},
+}
+_LONG_ROPE = {
+    "rope_type": "longrope",
+    "short_factor": [1.0, 1.5, 2.0, 2.5],
+    "long_factor": [1.0, 1.5, 2.0, 2.5],
+    "original_max_position_embeddings": 128,
 }
 _LOCAL_ROPE = {
     "full_attention": _ROPE,
@@ -109,7 +121,8 @@ DIFFERENCES: dict[str, Difference] = {
         both={"num_key_value_heads": 4, "n_group": 2, "topk_group": 1, "rope_scaling": _YARN},
         theirs={"rope_parameters": _YARN},
     ),
-    "deepseek_v32": Difference(both={"num_key_value_heads": 4}),
+    # With two heads many keys' scores are 0, and each of the two chooses among them as it likes.
+    "deepseek_v32": Difference(both={"num_key_value_heads": 4, "index_n_heads": 16}),
     "ernie4_5_moe": Difference(
         note="transformers adds a bias to the scores that choose experts (moe_statics), mlx-lm "
         "does not read it: compared with a bias of 0",
@@ -138,7 +151,7 @@ DIFFERENCES: dict[str, Difference] = {
     ),
     "glm4": Difference(ours={"rope_traditional": True}),
     "glm4_moe_lite": Difference(both={"num_key_value_heads": 4, "partial_rotary_factor": 1.0}),
-    "glm_moe_dsa": Difference(both={"num_key_value_heads": 4}),
+    "glm_moe_dsa": Difference(both={"num_key_value_heads": 4, "index_n_heads": 16}),
     "gpt2": Difference(names=(("transformer.", ""),)),
     "gpt_bigcode": Difference(
         note="mlx-lm has the exact GELU, transformers its approximation with tanh by default: "
@@ -221,7 +234,12 @@ DIFFERENCES: dict[str, Difference] = {
         },
         model_type="granite",
     ),
-    "minicpm3": Difference(both={"num_key_value_heads": 4}),
+    "minicpm3": Difference(
+        note="mlx-lm always has the factors of long prompts (long_factor): compared with the same "
+        "factors for short ones",
+        both={"num_key_value_heads": 4, "rope_scaling": _LONG_ROPE},
+        theirs={"rope_parameters": _ROPE | _LONG_ROPE},
+    ),
     "minimax": Difference(model_type="minimax_m2"),
     "ministral3": Difference(without=("layer_types", "sliding_window"), note=_ONE_WINDOW),
     "mistral3": Difference(
@@ -290,5 +308,7 @@ DIFFERENCES: dict[str, Difference] = {
         **_IMAGES,
     ),
     "telechat3": Difference(model_type="llama"),
-    "youtu_llm": Difference(model_type="youtu", both={"num_key_value_heads": 4}),
+    "youtu_llm": Difference(
+        both={"num_key_value_heads": 4}, ours={"rope_traditional": True}, model_type="youtu"
+    ),
 }
