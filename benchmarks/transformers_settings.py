@@ -28,7 +28,12 @@ class Difference:
         zero: ends of the names of parameters that stay 0, since mlx-lm does not use them.
         zero: ends of the names of parameters that stay 0, since mlx-lm does not use them.
         zero: ends of the names of parameters that stay 0, since mlx-lm does not use them.
+        zero: ends of the names of parameters that stay 0, since mlx-lm does not use them.
+        zero: ends of the names of parameters that stay 0, since mlx-lm does not use them.
+        zero: ends of the names of parameters that stay 0, since mlx-lm does not use them.
         swap: ends of weights' names whose last two axes to swap.
+        unused: ends of the names of mlx-lm's weights that transformers does not have, since no
+            layer uses them.
         note: how the two differ for some checkpoints, for which the settings here are not.
         why_not: why the two cannot be compared.
     """
@@ -46,7 +51,11 @@ class Difference:
     zero: tuple[str, ...] = ()
     zero: tuple[str, ...] = ()
     zero: tuple[str, ...] = ()
+    zero: tuple[str, ...] = ()
+    zero: tuple[str, ...] = ()
+    zero: tuple[str, ...] = ()
     swap: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
     note: str | None = None
     why_not: str | None = None
 
@@ -76,6 +85,18 @@ _LONG_ROPE = {
     "short_factor": [1.0, 1.5, 2.0, 2.5],
     "long_factor": [1.0, 1.5, 2.0, 2.5],
     "original_max_position_embeddings": 128,
+}
+_LOCAL_ROPE = {
+    "full_attention": _ROPE,
+    "sliding_attention": _ROPE | {"rope_theta": 1000.0},
+}
+_LOCAL_ROPE = {
+    "full_attention": _ROPE,
+    "sliding_attention": _ROPE | {"rope_theta": 1000.0},
+}
+_LOCAL_ROPE = {
+    "full_attention": _ROPE,
+    "sliding_attention": _ROPE | {"rope_theta": 1000.0},
 }
 _LOCAL_ROPE = {
     "full_attention": _ROPE,
@@ -144,6 +165,19 @@ DIFFERENCES: dict[str, Difference] = {
     "gemma3_text": Difference(
         both={"rope_local_base_freq": 1000.0}, theirs={"rope_parameters": _LOCAL_ROPE}
     ),
+    # The last layer has the keys and values of the first; hub checkpoints have weights for them.
+    "gemma3n": Difference(
+        both={"altup_coef_clip": 120.0},
+        theirs={"rope_parameters": _LOCAL_ROPE},
+        model_type="gemma3n_text",
+        names=((r"^model\.", "model.language_model."),),
+        unused=tuple(f"layers.2.self_attn.{one}.weight" for one in ("k_norm", "k_proj", "v_proj")),
+    ),
+    "gemma4": Difference(
+        both={"tie_word_embeddings": True},
+        **_IMAGES
+        | {"wrapper": {"vision_config": _VISION | {"head_dim": 16}, "audio_config": None}},
+    ),
     "glm": Difference(
         note="transformers rotates half of the channels by default (partial_rotary_factor), "
         "mlx-lm always all: compared with all",
@@ -170,13 +204,44 @@ DIFFERENCES: dict[str, Difference] = {
         swap=("experts.gate_up_proj.weight", "experts.down_proj.weight"),
     ),
     "granitemoehybrid": Difference(both={"position_embedding_type": "rope"}),
+    "hunyuan": Difference(
+        note="transformers norms the weights of the chosen experts, mlx-lm does not, and "
+        "transformers shares no keys between layers: compared with all experts chosen and without "
+        "sharing",
+        both={
+            "moe_topk": 4,
+            "moe_intermediate_size": None,
+            "tie_word_embeddings": True,
+            "use_cla": False,
+        },
+        theirs={
+            "head_dim": 16,
+            "rope_parameters": _ROPE | {"rope_type": "dynamic", "alpha": 10.0, "factor": 1.0},
+        },
+        model_type="hunyuan_v1_moe",
+    ),
     "internlm3": Difference(theirs={"head_dim": 16}),
     "jamba": Difference(
         both={"num_experts_per_tok": 4},
         note="mlx-lm's router norms the weights of the chosen experts, transformers' does not: "
         "compared with all experts chosen",
     ),
-    "kimi_k25": Difference(both={"num_key_value_heads": 4}, **_IMAGES),
+    # save_pretrained writes the vision tower's word for layers.
+    "kimi_k25": Difference(
+        both={"num_key_value_heads": 4},
+        drop=("model.mm_projector.",),
+        names=((r"language_model\.model\.blocks", "language_model.model.layers"),),
+        **_IMAGES,
+    ),
+    # save_pretrained writes the experts' name for a dense layer, too.
+    "kimi_linear": Difference(
+        both={"num_key_value_heads": 4},
+        names=((r"block_sparse_moe\.(gate|up|down)_proj", r"mlp.\1_proj"),),
+    ),
+    "kimi_vl": Difference(
+        why_not="transformers does not have it, and mlx-lm does not read its hub checkpoints: its "
+        "sanitize() leaves kv_b_proj whole, its attention has the two halves",
+    ),
     # mlx-lm reads only checkpoints that were converted for MLX.
     "lfm2-vl": Difference(
         both={"tie_word_embeddings": True},
@@ -248,7 +313,15 @@ DIFFERENCES: dict[str, Difference] = {
         theirs={"model_type": "ministral3"},
         **_IMAGES,
     ),
-    "mistral4": Difference(both={"num_key_value_heads": 4}, model_class="Mistral4ForCausalLM"),
+    "mistral4": Difference(
+        both={
+            "num_key_value_heads": 4,
+            "rope_parameters": _YARN
+            | {"llama_4_scaling_beta": 0.1, "original_max_position_embeddings": 16},
+        },
+        without=("head_dim",),
+        model_class="Mistral4ForCausalLM",
+    ),
     "muse_glimmer": Difference(drop=("model.vision_",), **_IMAGES),
     "nanbeige": Difference(
         model_type="llama", note="compared with transformers' Llama, which it is without loops"
