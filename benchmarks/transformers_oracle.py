@@ -18,7 +18,6 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import tiny_configs
-from mlx.utils import tree_flatten
 from transformers_settings import ABSENT, DIFFERENCES, Difference
 
 from abft_mlx import attention
@@ -99,9 +98,6 @@ def load(name: str, oracle: Any, settings: dict[str, Any], folder: Path) -> nn.M
     module = importlib.import_module(f"mlx_lm.models.{name}")
     model = module.Model(module.ModelArgs.from_dict(settings))
     weights = model.sanitize(weights) if hasattr(model, "sanitize") else weights
-    if difference.unused:
-        own = dict(tree_flatten(model.parameters()))
-        weights |= {key: own[key] for key in own if key.endswith(difference.unused)}
     model.load_weights(list(weights.items()), strict=True)
     model.eval()
     mx.eval(model.parameters())

@@ -31,9 +31,8 @@ class Difference:
         zero: ends of the names of parameters that stay 0, since mlx-lm does not use them.
         zero: ends of the names of parameters that stay 0, since mlx-lm does not use them.
         zero: ends of the names of parameters that stay 0, since mlx-lm does not use them.
+        zero: ends of the names of parameters that stay 0, since mlx-lm does not use them.
         swap: ends of weights' names whose last two axes to swap.
-        unused: ends of the names of mlx-lm's weights that transformers does not have, since no
-            layer uses them.
         note: how the two differ for some checkpoints, for which the settings here are not.
         why_not: why the two cannot be compared.
     """
@@ -54,8 +53,8 @@ class Difference:
     zero: tuple[str, ...] = ()
     zero: tuple[str, ...] = ()
     zero: tuple[str, ...] = ()
+    zero: tuple[str, ...] = ()
     swap: tuple[str, ...] = ()
-    unused: tuple[str, ...] = ()
     note: str | None = None
     why_not: str | None = None
 
@@ -102,6 +101,10 @@ _LOCAL_ROPE = {
     "full_attention": _ROPE,
     "sliding_attention": _ROPE | {"rope_theta": 1000.0},
 }
+_LOCAL_ROPE = {
+    "full_attention": _ROPE,
+    "sliding_attention": _ROPE | {"rope_theta": 1000.0},
+}
 _HALF = _ROPE | {"partial_rotary_factor": 0.5}
 # A vision tower that is as small as the names of its settings allow; mlx-lm drops it.
 _VISION: dict[str, Any] = {
@@ -119,6 +122,24 @@ _ONE_WINDOW = (
 )
 
 DIFFERENCES: dict[str, Difference] = {
+    "bailing_hybrid": Difference(
+        note="transformers' bailing_hybrid is another model, which mlx-lm calls bailing_moe_v3: "
+        "compared with transformers' DeepSeek V3, which this is without linear layers",
+        both={"num_key_value_heads": 4, "layer_group_size": 1, "rms_norm_eps": 1e-6},
+        theirs={"n_routed_experts": 4, "n_shared_experts": 1},
+        model_type="deepseek_v3",
+        names=(
+            ("embed_tokens", "word_embeddings"),
+            (r"self_attn\.o_proj", "attention.dense"),
+            ("self_attn", "attention"),
+            ("e_score_correction_bias", "expert_bias"),
+        ),
+    ),
+    "bailing_moe_v3": Difference(
+        both={"num_key_value_heads": 4},
+        theirs={"layer_types": ["linear_attention", "full_attention", "full_attention"]},
+        model_type="bailing_hybrid",
+    ),
     # transformers does not read the base of attn_config.
     "dbrx": Difference(theirs={"rope_parameters": _ROPE}),
     # transformers' DeepSeek-OCR 2 has this text model.
@@ -165,13 +186,13 @@ DIFFERENCES: dict[str, Difference] = {
     "gemma3_text": Difference(
         both={"rope_local_base_freq": 1000.0}, theirs={"rope_parameters": _LOCAL_ROPE}
     ),
-    # The last layer has the keys and values of the first; hub checkpoints have weights for them.
     "gemma3n": Difference(
-        both={"altup_coef_clip": 120.0},
+        note="without a cache, mlx-lm's layers that share keys and values use weights of their "
+        "own, which no checkpoint has trained, and transformers' do not: compared without sharing",
+        both={"altup_coef_clip": 120.0, "num_kv_shared_layers": 0},
         theirs={"rope_parameters": _LOCAL_ROPE},
         model_type="gemma3n_text",
         names=((r"^model\.", "model.language_model."),),
-        unused=tuple(f"layers.2.self_attn.{one}.weight" for one in ("k_norm", "k_proj", "v_proj")),
     ),
     "gemma4": Difference(
         both={"tie_word_embeddings": True},
