@@ -32,6 +32,8 @@ class Difference:
         zero: ends of the names of parameters that stay 0, since mlx-lm does not use them.
         zero: ends of the names of parameters that stay 0, since mlx-lm does not use them.
         zero: ends of the names of parameters that stay 0, since mlx-lm does not use them.
+        zero: ends of the names of parameters that stay 0, since mlx-lm does not use them.
+        zero: ends of the names of parameters that stay 0, since mlx-lm does not use them.
         swap: ends of weights' names whose last two axes to swap.
         note: how the two differ for some checkpoints, for which the settings here are not.
         why_not: why the two cannot be compared.
@@ -47,6 +49,8 @@ class Difference:
     original: bool = True
     drop: tuple[str, ...] = ()
     names: tuple[tuple[str, str], ...] = ()
+    zero: tuple[str, ...] = ()
+    zero: tuple[str, ...] = ()
     zero: tuple[str, ...] = ()
     zero: tuple[str, ...] = ()
     zero: tuple[str, ...] = ()
@@ -105,6 +109,14 @@ _LOCAL_ROPE = {
     "full_attention": _ROPE,
     "sliding_attention": _ROPE | {"rope_theta": 1000.0},
 }
+_LOCAL_ROPE = {
+    "full_attention": _ROPE,
+    "sliding_attention": _ROPE | {"rope_theta": 1000.0},
+}
+_LOCAL_ROPE = {
+    "full_attention": _ROPE,
+    "sliding_attention": _ROPE | {"rope_theta": 1000.0},
+}
 _HALF = _ROPE | {"partial_rotary_factor": 0.5}
 # A vision tower that is as small as the names of its settings allow; mlx-lm drops it.
 _VISION: dict[str, Any] = {
@@ -126,7 +138,12 @@ DIFFERENCES: dict[str, Difference] = {
         note="transformers' bailing_hybrid is another model, which mlx-lm calls bailing_moe_v3: "
         "compared with transformers' DeepSeek V3, which this is without linear layers",
         both={"num_key_value_heads": 4, "layer_group_size": 1, "rms_norm_eps": 1e-6},
-        theirs={"n_routed_experts": 4, "n_shared_experts": 1},
+        theirs={
+            "head_dim": 8,
+            "n_routed_experts": 4,
+            "n_shared_experts": 1,
+            "rope_parameters": _ROPE,
+        },
         model_type="deepseek_v3",
         names=(
             ("embed_tokens", "word_embeddings"),
@@ -135,10 +152,12 @@ DIFFERENCES: dict[str, Difference] = {
             ("e_score_correction_bias", "expert_bias"),
         ),
     ),
+    # save_pretrained writes the attention's name for a linear layer's projection, too.
     "bailing_moe_v3": Difference(
-        both={"num_key_value_heads": 4},
+        both={"num_key_value_heads": 4, "moe_shared_expert_intermediate_size": 32},
         theirs={"layer_types": ["linear_attention", "full_attention", "full_attention"]},
         model_type="bailing_hybrid",
+        names=((r"layers\.0\.attention\.dense", "layers.0.attention.o_proj"),),
     ),
     # transformers does not read the base of attn_config.
     "dbrx": Difference(theirs={"rope_parameters": _ROPE}),
