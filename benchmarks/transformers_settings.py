@@ -26,14 +26,6 @@ class Difference:
         drop: beginnings of weights' names that mlx-lm is not given, such as a vision tower's.
         names: patterns in weights' names and what replaces them, as hub checkpoints have them.
         zero: ends of the names of parameters that stay 0, since mlx-lm does not use them.
-        zero: ends of the names of parameters that stay 0, since mlx-lm does not use them.
-        zero: ends of the names of parameters that stay 0, since mlx-lm does not use them.
-        zero: ends of the names of parameters that stay 0, since mlx-lm does not use them.
-        zero: ends of the names of parameters that stay 0, since mlx-lm does not use them.
-        zero: ends of the names of parameters that stay 0, since mlx-lm does not use them.
-        zero: ends of the names of parameters that stay 0, since mlx-lm does not use them.
-        zero: ends of the names of parameters that stay 0, since mlx-lm does not use them.
-        zero: ends of the names of parameters that stay 0, since mlx-lm does not use them.
         swap: ends of weights' names whose last two axes to swap.
         note: how the two differ for some checkpoints, for which the settings here are not.
         why_not: why the two cannot be compared.
@@ -50,21 +42,12 @@ class Difference:
     drop: tuple[str, ...] = ()
     names: tuple[tuple[str, str], ...] = ()
     zero: tuple[str, ...] = ()
-    zero: tuple[str, ...] = ()
-    zero: tuple[str, ...] = ()
-    zero: tuple[str, ...] = ()
-    zero: tuple[str, ...] = ()
-    zero: tuple[str, ...] = ()
-    zero: tuple[str, ...] = ()
-    zero: tuple[str, ...] = ()
-    zero: tuple[str, ...] = ()
     swap: tuple[str, ...] = ()
     note: str | None = None
     why_not: str | None = None
 
 
 _ROPE = {"rope_type": "default", "rope_theta": 5000.0}
-
 _YARN = {
     "rope_type": "yarn",
     "rope_theta": 5000.0,
@@ -79,43 +62,11 @@ _LOCAL_ROPE = {
     "full_attention": _ROPE,
     "sliding_attention": _ROPE | {"rope_theta": 1000.0},
 }
-_LOCAL_ROPE = {
-    "full_attention": _ROPE,
-    "sliding_attention": _ROPE | {"rope_theta": 1000.0},
-}
 _LONG_ROPE = {
     "rope_type": "longrope",
     "short_factor": [1.0, 1.5, 2.0, 2.5],
     "long_factor": [1.0, 1.5, 2.0, 2.5],
     "original_max_position_embeddings": 128,
-}
-_LOCAL_ROPE = {
-    "full_attention": _ROPE,
-    "sliding_attention": _ROPE | {"rope_theta": 1000.0},
-}
-_LOCAL_ROPE = {
-    "full_attention": _ROPE,
-    "sliding_attention": _ROPE | {"rope_theta": 1000.0},
-}
-_LOCAL_ROPE = {
-    "full_attention": _ROPE,
-    "sliding_attention": _ROPE | {"rope_theta": 1000.0},
-}
-_LOCAL_ROPE = {
-    "full_attention": _ROPE,
-    "sliding_attention": _ROPE | {"rope_theta": 1000.0},
-}
-_LOCAL_ROPE = {
-    "full_attention": _ROPE,
-    "sliding_attention": _ROPE | {"rope_theta": 1000.0},
-}
-_LOCAL_ROPE = {
-    "full_attention": _ROPE,
-    "sliding_attention": _ROPE | {"rope_theta": 1000.0},
-}
-_LOCAL_ROPE = {
-    "full_attention": _ROPE,
-    "sliding_attention": _ROPE | {"rope_theta": 1000.0},
 }
 _HALF = _ROPE | {"partial_rotary_factor": 0.5}
 # A vision tower that is as small as the names of its settings allow; mlx-lm drops it.
@@ -201,6 +152,11 @@ DIFFERENCES: dict[str, Difference] = {
         note="mlx-lm has the exact GELU, transformers its approximation with tanh: compared with "
         "the exact one",
         theirs={"hidden_act": "gelu_python"},
+    ),
+    "gemma3": Difference(
+        both={"rope_local_base_freq": 1000.0},
+        theirs={"rope_parameters": _LOCAL_ROPE},
+        **_IMAGES,
     ),
     "gemma3_text": Difference(
         both={"rope_local_base_freq": 1000.0}, theirs={"rope_parameters": _LOCAL_ROPE}
