@@ -162,8 +162,8 @@ DIFFERENCES: dict[str, Difference] = {
         both={"rope_local_base_freq": 1000.0}, theirs={"rope_parameters": _LOCAL_ROPE}
     ),
     "gemma3n": Difference(
-        note="without a cache, mlx-lm's layers that share keys and values use weights of their "
-        "own, which no checkpoint has trained, and transformers' do not: compared without sharing",
+        note="without a cache, mlx-lm's layers that share keys and values compute their own, "
+        "transformers' do not: compared without sharing",
         both={"altup_coef_clip": 120.0, "num_kv_shared_layers": 0},
         theirs={"rope_parameters": _LOCAL_ROPE},
         model_type="gemma3n_text",
