@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import tempfile
 import warnings
 from pathlib import Path
@@ -70,9 +71,11 @@ def reference(name: str) -> tuple[Any, dict[str, Any]]:
         model = made(config).to(torch.float32).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for value in model.parameters():
+        for key, value in model.named_parameters():
             noise = torch.randn(value.shape, generator=generator)
             value.copy_(0.1 * noise + 1 if value.ndim == 1 else noise / value.shape[-1] ** 0.5)
+            if difference.zero and key.endswith(difference.zero):
+                value.zero_()
     text = {**config.get_text_config().to_dict(), **flat, **difference.ours}
     if "text_config" in tiny:
         return model, {**config.to_dict(), **tiny, "text_config": text}
@@ -88,7 +91,7 @@ def load(name: str, oracle: Any, settings: dict[str, Any], folder: Path) -> nn.M
         weights |= dict(mx.load(str(file)).items())
     weights = {key: value for key, value in weights.items() if not key.startswith(difference.drop)}
     for old, new in difference.names:
-        weights = {key.replace(old, new): value for key, value in weights.items()}
+        weights = {re.sub(old, new, key): value for key, value in weights.items()}
     for key in weights:
         if difference.swap and key.endswith(difference.swap):
             weights[key] = weights[key].swapaxes(-1, -2)
