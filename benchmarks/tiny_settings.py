@@ -160,6 +160,8 @@ CHANGES: dict[str, dict[str, Any]] = {
         "final_logit_softcapping": 30.0,
     },
     "gemma4_text": {
+        # transformers has full attention in the last layer whatever is said.
+        "layer_types": ["full_attention", "sliding_attention", "full_attention"],
         "num_kv_shared_layers": 1,
         "hidden_size_per_layer_input": 16,
         "num_experts": None,

@@ -6,6 +6,7 @@ hub checkpoints have them, and mlx-lm's own loading code reads them.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 import re
@@ -18,7 +19,9 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import tiny_configs
-from transformers_settings import ABSENT, DIFFERENCES, Difference
+from mlx.utils import tree_flatten
+from transformers_difference import ABSENT, Difference
+from transformers_settings import DIFFERENCES
 
 from abft_mlx import attention
 
@@ -63,6 +66,8 @@ def reference(name: str) -> tuple[Any, dict[str, Any]]:
     if difference.wrapper:
         tied = {"tie_word_embeddings": flat.get("tie_word_embeddings", False)}
         given = {"text_config": given, **tied, **difference.wrapper}
+    # transformers changes what it is given.
+    given = copy.deepcopy(given)
     config = transformers.AutoConfig.for_model(kind, attn_implementation="eager", **given)
     made = getattr(transformers, difference.model_class)
     if hasattr(made, "from_config"):
@@ -98,6 +103,9 @@ def load(name: str, oracle: Any, settings: dict[str, Any], folder: Path) -> nn.M
     module = importlib.import_module(f"mlx_lm.models.{name}")
     model = module.Model(module.ModelArgs.from_dict(settings))
     weights = model.sanitize(weights) if hasattr(model, "sanitize") else weights
+    if difference.unused:
+        own = dict(tree_flatten(model.parameters()))
+        weights |= {key: one for key, one in own.items() if key.startswith(difference.unused)}
     model.load_weights(list(weights.items()), strict=True)
     model.eval()
     mx.eval(model.parameters())
@@ -136,7 +144,7 @@ def compare(name: str) -> dict[str, float]:
             # gpt-oss appends its sink as a column.
             patterns = max(patterns, float(np.abs(np.array(row) - one[..., : row.shape[-1]]).max()))
             largest = max(largest, float(one.max()))
-        ours = np.array(model(batch).astype(mx.float32))[every, at]
+        ours = tiny_configs.logits(model, batch)[every, at]
         logits = max(logits, float(np.abs(ours - output.logits[every, at].numpy()).max()))
     return {"pattern": patterns, "logits": logits, "largest": largest}
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from mlx_lm.models.cache import make_prompt_cache
 
 from abft_mlx.errors import ModelError
 from abft_mlx.ports.output import NarrowHead, hidden_of, logits_of
@@ -115,6 +116,7 @@ class Port:
         calls: where mlx-lm's attention function is called: methods of the attention class, or
             functions that its methods call.
         by_hand: where the pattern is computed with ``mx.softmax`` instead: methods, or functions.
+        needs_cache: without a prompt cache mlx-lm's code computes another model.
         whole_vocabulary: the model's code names tokens by their place among the logits, so a few
             logits are picked from all of them.
         classes: names of the classes of softmax attention, where linear attention sits at the same
@@ -134,6 +136,7 @@ class Port:
     n_kv_heads: str | int = "n_kv_heads"
     calls: tuple[str, ...] = ("__call__",)
     by_hand: tuple[str, ...] = ()
+    needs_cache: bool = False
     whole_vocabulary: bool = False
     classes: tuple[str, ...] = ()
     block_input: str = ""
@@ -250,17 +253,23 @@ class Port:
                 start += width
         return {role: np.concatenate(several) for role, several in found.items()}
 
-    def hidden(self, model: nn.Module, tokens: mx.array) -> mx.array:
+    def hidden(
+        self, model: nn.Module, tokens: mx.array, cache: Sequence[Any] | None = None
+    ) -> mx.array:
         """Hidden state after the final norm, which the output head reads.
 
         Args:
             model: a loaded model of this architecture.
             tokens: (B, T) token ids.
+            cache: what ``mlx_lm.models.cache.make_prompt_cache`` makes: the tokens go on behind
+                those that it holds, and are added to it.
 
         Returns:
             (B, T, width).
         """
-        return hidden_of(model, tokens, self.stem, self.head_path(model))
+        if cache is None and self.needs_cache:
+            cache = make_prompt_cache(model)
+        return hidden_of(model, tokens, self.stem, self.head_path(model), cache)
 
     def logits(
         self, model: nn.Module, hidden: mx.array, token_ids: Sequence[int] | mx.array | None = None
