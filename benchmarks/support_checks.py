@@ -115,7 +115,7 @@ def pattern_error(model: nn.Module) -> tuple[float, float]:
     """Largest error of our rows against float64 NumPy, and of NumPy's own output against MLX's."""
     tokens, last = tiny_configs.tokens()
     with recorded_calls(model) as calls:
-        mx.eval(model(tokens))
+        tiny_configs.logits(model, tokens)
     rows = [row for row in attention.capture(model, tokens, last) if row is not None]
     if len(rows) != len(calls):
         raise ValueError(f"{len(rows)} layers have rows, and {len(calls)} calls of attention")
@@ -133,7 +133,7 @@ def logit_error(model: nn.Module) -> float:
     """Largest difference between the port's logits of a few tokens and the model's own."""
     tokens, last = tiny_configs.tokens()
     port = ports.port_for(model)
-    expected = np.array(model(tokens).astype(mx.float32))
+    expected = tiny_configs.logits(model, tokens)
     hidden = port.hidden(model, tokens)
     whole = np.array(port.logits(model, hidden))
     few = np.array(port.logits(model, hidden[mx.arange(len(tokens)), last], IDS))
@@ -215,7 +215,7 @@ def _hook_error(model: nn.Module) -> float | None:
         run's; None where the blocks read more than hidden states.
     """
     tokens, _ = tiny_configs.tokens()
-    expected = np.array(model(tokens).astype(mx.float32))
+    expected = tiny_configs.logits(model, tokens)
     n_blocks = len(ports.port_for(model).blocks(model))
     inputs: dict[int, mx.array] = {}
     outputs: dict[int, mx.array] = {}
@@ -229,7 +229,7 @@ def _hook_error(model: nn.Module) -> float | None:
         return hidden
 
     with ports.hook_blocks(model, before, after):
-        same = np.array(model(tokens).astype(mx.float32))
+        same = tiny_configs.logits(model, tokens)
     order = list(range(n_blocks))
     shape = (*tokens.shape, inputs[0].shape[-1])
     if list(inputs) != order or list(outputs) != order or inputs[0].shape[-3:] != shape:
@@ -243,7 +243,7 @@ def _hook_error(model: nn.Module) -> float | None:
         return inputs[top] if block == top else hidden
 
     with ports.hook_blocks(model, given):
-        again = np.array(model(others).astype(mx.float32))
+        again = tiny_configs.logits(model, others)
     error = furthest(again, expected)
     return None if error > 1e-3 else error
 
@@ -253,12 +253,12 @@ def reload_error(model: nn.Module, name: str, folder: Path) -> float:
     tokens, _ = tiny_configs.tokens()
     adapters.save(model, folder)
     fresh = tiny_configs.build(name)
-    ours = np.array(model(tokens))
-    if not furthest(ours, np.array(fresh(tokens))) > 0:
+    ours = tiny_configs.logits(model, tokens)
+    if not furthest(ours, tiny_configs.logits(fresh, tokens)) > 0:
         raise ValueError("the adapter changes no logit")
     loaded = load_adapters(fresh, str(folder))
     loaded.eval()
-    return furthest(ours, np.array(loaded(tokens)))
+    return furthest(ours, tiny_configs.logits(loaded, tokens))
 
 
 def quantize(model: nn.Module) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from transformers_settings import ABSENT
+from transformers_difference import ABSENT
 
 LIMIT = 1e-4
 LOGIT_LIMIT = 1e-3

@@ -10,8 +10,12 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import mlx_lm.models
+import numpy as np
 from mlx.utils import tree_flatten, tree_map_with_path
+from mlx_lm.models.cache import make_prompt_cache
 from tiny_settings import CHANGES, COMMON, OWN_TEXT, TEXT, VOCABULARY
+
+from abft_mlx.ports import port_for
 
 # Modules of mlx-lm's models folder that hold parts, not a model.
 PARTS = frozenset(
@@ -71,3 +75,9 @@ def tokens(length: int = 24, batch: int = 2, seed: int = 1) -> tuple[mx.array, m
     ids = mx.random.randint(1, VOCABULARY, (batch, length), key=mx.random.key(seed))
     last = mx.array([length - 1 - 5 * n for n in range(batch)])
     return mx.where(mx.arange(length) <= last[:, None], ids, 0), last
+
+
+def logits(model: nn.Module, ids: mx.array) -> np.ndarray:
+    """What mlx-lm itself gives, (B, T, V) float32, as its generation runs the model."""
+    cache = make_prompt_cache(model) if port_for(model).needs_cache else None
+    return np.array((model(ids) if cache is None else model(ids, cache=cache)).astype(mx.float32))

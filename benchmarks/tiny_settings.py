@@ -160,6 +160,8 @@ CHANGES: dict[str, dict[str, Any]] = {
         "final_logit_softcapping": 30.0,
     },
     "gemma4_text": {
+        # transformers has full attention in the last layer whatever is said.
+        "layer_types": ["full_attention", "sliding_attention", "full_attention"],
         "num_kv_shared_layers": 1,
         "hidden_size_per_layer_input": 16,
         "num_experts": None,
@@ -306,7 +308,12 @@ CHANGES: dict[str, dict[str, Any]] = {
     "plamo": {"n_shared_head": 2},
     "qwen": {"kv_channels": 16},
     "qwen3_next": {"head_dim": 16},
-    "recurrent_gemma": {"logits_soft_cap": 30.0, "block_types": ["recurrent", "attention"]},
+    "recurrent_gemma": {
+        # mlx-lm's code has no other number.
+        "num_key_value_heads": 1,
+        "logits_soft_cap": 30.0,
+        "block_types": ["recurrent", "attention"],
+    },
     "rwkv7": {
         "head_dim": 16,
         "a_low_rank_dim": 8,

@@ -6,8 +6,10 @@ hub checkpoints have them, and mlx-lm's own loading code reads them.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
+import re
 import tempfile
 import warnings
 from pathlib import Path
@@ -17,7 +19,9 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import tiny_configs
-from transformers_settings import ABSENT, DIFFERENCES, Difference
+from mlx.utils import tree_flatten
+from transformers_difference import ABSENT, Difference
+from transformers_settings import DIFFERENCES
 
 from abft_mlx import attention
 
@@ -62,6 +66,8 @@ def reference(name: str) -> tuple[Any, dict[str, Any]]:
     if difference.wrapper:
         tied = {"tie_word_embeddings": flat.get("tie_word_embeddings", False)}
         given = {"text_config": given, **tied, **difference.wrapper}
+    # transformers changes what it is given.
+    given = copy.deepcopy(given)
     config = transformers.AutoConfig.for_model(kind, attn_implementation="eager", **given)
     made = getattr(transformers, difference.model_class)
     if hasattr(made, "from_config"):
@@ -70,9 +76,11 @@ def reference(name: str) -> tuple[Any, dict[str, Any]]:
         model = made(config).to(torch.float32).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for value in model.parameters():
+        for key, value in model.named_parameters():
             noise = torch.randn(value.shape, generator=generator)
             value.copy_(0.1 * noise + 1 if value.ndim == 1 else noise / value.shape[-1] ** 0.5)
+            if difference.zero and key.endswith(difference.zero):
+                value.zero_()
     text = {**config.get_text_config().to_dict(), **flat, **difference.ours}
     if "text_config" in tiny:
         return model, {**config.to_dict(), **tiny, "text_config": text}
@@ -88,13 +96,16 @@ def load(name: str, oracle: Any, settings: dict[str, Any], folder: Path) -> nn.M
         weights |= dict(mx.load(str(file)).items())
     weights = {key: value for key, value in weights.items() if not key.startswith(difference.drop)}
     for old, new in difference.names:
-        weights = {key.replace(old, new): value for key, value in weights.items()}
+        weights = {re.sub(old, new, key): value for key, value in weights.items()}
     for key in weights:
         if difference.swap and key.endswith(difference.swap):
             weights[key] = weights[key].swapaxes(-1, -2)
     module = importlib.import_module(f"mlx_lm.models.{name}")
     model = module.Model(module.ModelArgs.from_dict(settings))
     weights = model.sanitize(weights) if hasattr(model, "sanitize") else weights
+    if difference.unused:
+        own = dict(tree_flatten(model.parameters()))
+        weights |= {key: one for key, one in own.items() if key.startswith(difference.unused)}
     model.load_weights(list(weights.items()), strict=True)
     model.eval()
     mx.eval(model.parameters())
@@ -133,7 +144,7 @@ def compare(name: str) -> dict[str, float]:
             # gpt-oss appends its sink as a column.
             patterns = max(patterns, float(np.abs(np.array(row) - one[..., : row.shape[-1]]).max()))
             largest = max(largest, float(one.max()))
-        ours = np.array(model(batch).astype(mx.float32))[every, at]
+        ours = tiny_configs.logits(model, batch)[every, at]
         logits = max(logits, float(np.abs(ours - output.logits[every, at].numpy()).max()))
     return {"pattern": patterns, "logits": logits, "largest": largest}
 

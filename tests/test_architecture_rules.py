@@ -128,6 +128,19 @@ def test_lora_on_a_layer_of_several_outputs(
     assert np.array_equal(np.array(model(tokens)), plain)
 
 
+def test_keys_that_are_rounded_have_no_gradient(checks: ModuleType, tiny: ModuleType) -> None:
+    """AFM 7: what docs/ports.md says of it."""
+    model = tiny.build("afm7")
+    checks.train(model)
+    port = ports.port_for(model)
+    layer = port.layers(model)[0]
+    (projection,) = port.layer_projections(layer)
+    parts = port.part_outputs(layer, projection)
+    learned = np.abs(np.array(layer.attention.qkv_proj.lora_b)).max(axis=0)
+    assert learned[parts["q"]].min() > 0
+    assert learned[parts["k"]].max() == 0
+
+
 def test_a_model_that_does_not_initialise_its_base_trains_nothing_but_the_adapter(
     tiny: ModuleType,
 ) -> None:

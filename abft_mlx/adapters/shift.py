@@ -21,7 +21,8 @@ def shift_norms(model: nn.Module) -> dict[str, Any]:
     """Frobenius norms of W' - W, what the adapter changes.
 
     Queries and keys of a fused projection are counted apart. A LoRA product is never built: its
-    norm follows from two rank x rank matrices. All sums are float64.
+    norm follows from two rank x rank matrices. All sums are float64. What several layers share
+    counts once, as the first's.
 
     Args:
         model: a model with an adapter.

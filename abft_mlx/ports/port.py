@@ -12,6 +12,7 @@ from typing import Any, Literal
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from mlx_lm.models.cache import make_prompt_cache
 
 from abft_mlx.errors import ModelError
 from abft_mlx.ports.output import NarrowHead, hidden_of, logits_of
@@ -115,6 +116,7 @@ class Port:
         calls: where mlx-lm's attention function is called: methods of the attention class, or
             functions that its methods call.
         by_hand: where the pattern is computed with ``mx.softmax`` instead: methods, or functions.
+        needs_cache: without a prompt cache mlx-lm's code computes another model.
         whole_vocabulary: the model's code names tokens by their place among the logits, so a few
             logits are picked from all of them.
         classes: names of the classes of softmax attention, where linear attention sits at the same
@@ -134,6 +136,7 @@ class Port:
     n_kv_heads: str | int = "n_kv_heads"
     calls: tuple[str, ...] = ("__call__",)
     by_hand: tuple[str, ...] = ()
+    needs_cache: bool = False
     whole_vocabulary: bool = False
     classes: tuple[str, ...] = ()
     block_input: str = ""
@@ -264,6 +267,8 @@ class Port:
         Returns:
             (B, T, width).
         """
+        if cache is None and self.needs_cache:
+            cache = make_prompt_cache(model)
         return hidden_of(model, tokens, self.stem, self.head_path(model), cache)
 
     def logits(

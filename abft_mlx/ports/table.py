@@ -133,6 +133,7 @@ PORTS: tuple[Port, ...] = (
     replace(
         _SHORT,
         architectures=("gemma3n",),
+        needs_cache=True,  # it shares keys and values through it
         layer_list="model.language_model.layers",
         stem=None,
         heads=("model.language_model.embed_tokens",),
