@@ -35,32 +35,15 @@ def paper_update(size: Size, dtype: mx.Dtype) -> Callable[[], float]:
     Raises:
         UsageError: torch or transformers is not installed.
     """
-    try:
-        import torch
-        import transformers
-    except ImportError as error:
-        raise UsageError(
-            f"pytorch-paper needs {error.name}; install abft-mlx[bench], or leave it out with "
-            "--without pytorch-paper"
-        ) from error
+    model, prompts = reference(size, dtype)
+    import torch
 
-    kind = {mx.float32: torch.float32, mx.bfloat16: torch.bfloat16, mx.float16: torch.float16}
-    settings = {name: value for name, value in config(size).items() if name != "model_type"}
-    theta = settings.pop("rope_theta")
-    chosen = transformers.LlamaConfig(
-        attn_implementation="eager",
-        rope_parameters={"rope_type": "default", "rope_theta": theta},
-        **settings,
-    )
-    model = transformers.LlamaForCausalLM(chosen).to(kind[dtype])
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model.load_state_dict(_weights(size, dtype, torch))
     model.to(device).train()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("q_proj" in name or "k_proj" in name)
     trained = [one for one in model.parameters() if one.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=LEARNING_RATE)
-    prompts = random_prompts(size, size.prompts)
 
     def run() -> float:
         total = 0.0
@@ -79,14 +62,41 @@ def paper_update(size: Size, dtype: mx.Dtype) -> Callable[[], float]:
     return run
 
 
-def equation_1(attentions: Any, prompt: Prompt, torch: Any) -> Any:
+def reference(size: Size, dtype: mx.Dtype) -> tuple[Any, list[Prompt]]:
+    """The transformers model with the MLX contenders' weights, and their prompts.
+
+    Raises:
+        UsageError: torch or transformers is not installed.
+    """
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise UsageError(
+            f"pytorch-paper needs {error.name}; install abft-mlx[bench], or leave it out with "
+            "--without pytorch-paper"
+        ) from error
+    kind = {mx.float32: torch.float32, mx.bfloat16: torch.bfloat16, mx.float16: torch.float16}
+    settings = {name: value for name, value in config(size).items() if name != "model_type"}
+    theta = settings.pop("rope_theta")
+    chosen = transformers.LlamaConfig(
+        attn_implementation="eager",
+        rope_parameters={"rope_type": "default", "rope_theta": theta},
+        **settings,
+    )
+    model = transformers.LlamaForCausalLM(chosen).to(kind[dtype])
+    model.load_state_dict(_weights(size, dtype, torch))
+    return model, random_prompts(size, size.prompts)
+
+
+def equation_1(attentions: Any, prompt: Prompt, torch: Any, use_filter: bool = True) -> Any:
     """The loss of one prompt from all layers' whole patterns, (1, H, T, T) each."""
     n, k = len(prompt.token_ids), len(prompt.label_positions)
     right = torch.tensor([one == prompt.gold for one in prompt.demonstration_labels])
     total = 0.0
     for pattern in attentions:
         at_labels = pattern[0, :, -1, list(prompt.label_positions)].float()
-        kept = (at_labels.sum(-1) > k / (k + math.log(n))).float().detach()
+        kept = (at_labels.sum(-1) > k / (k + math.log(n)) * use_filter).float().detach()
         right = right.to(at_labels.device)
         punish = (at_labels * ~right).sum(-1)
         reward = 1 - (at_labels * right).sum(-1)
