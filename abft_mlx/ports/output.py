@@ -123,7 +123,9 @@ class _Head:
         return self._answer
 
 
-def hidden_of(model: nn.Module, tokens: mx.array, stem: str | None, head: str) -> mx.array:
+def hidden_of(
+    model: nn.Module, tokens: mx.array, stem: str | None, head: str, cache: list[Any] | None = None
+) -> mx.array:
     """A model's final hidden states, its own code being run as far as that.
 
     Args:
@@ -131,6 +133,8 @@ def hidden_of(model: nn.Module, tokens: mx.array, stem: str | None, head: str) -
         tokens: (B, T) token ids.
         stem: path of the module that gives hidden states; None where the head is within it.
         head: path of the output head.
+        cache: mlx-lm's prompt cache, one of its objects a layer, which the model's code reads and
+            goes on with.
 
     Returns:
         (B, T, width): what the stem gives, or what a head within it is given.
@@ -144,7 +148,10 @@ def hidden_of(model: nn.Module, tokens: mx.array, stem: str | None, head: str) -
     else:
         standing.put(stem, _Stem(resolve(model, stem)))
     try:
-        standing(tokens)
+        if cache is None:
+            standing(tokens)
+        else:
+            standing(tokens, cache=cache)
     except _FoundError as found:
         return found.hidden
     raise ModelError(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -77,6 +77,7 @@ class Port:
             path in other layers.
         layer_input: the name under which a layer's ``__call__`` takes its hidden states; "" for
             its first argument.
+        same_with_cache: mlx-lm's code computes the same with a prompt cache as without.
     """
 
     architectures: tuple[str, ...]
@@ -90,6 +91,7 @@ class Port:
     computes_softmax: bool = False
     classes: tuple[str, ...] = ()
     layer_input: str = ""
+    same_with_cache: bool = True
 
     def layers(self, model: nn.Module) -> list[nn.Module]:
         """The model's layers, first to last."""
@@ -167,17 +169,21 @@ class Port:
                 start += width
         return {role: np.concatenate(several) for role, several in found.items()}
 
-    def hidden(self, model: nn.Module, tokens: mx.array) -> mx.array:
+    def hidden(
+        self, model: nn.Module, tokens: mx.array, cache: list[Any] | None = None
+    ) -> mx.array:
         """Hidden state after the final norm, which the output head reads.
 
         Args:
             model: a loaded model of this architecture.
             tokens: (B, T) token ids.
+            cache: what ``mlx_lm.models.cache.make_prompt_cache`` makes: the tokens go on behind
+                those that it holds, and are added to it.
 
         Returns:
             (B, T, width).
         """
-        return hidden_of(model, tokens, self.stem, self.head_path(model))
+        return hidden_of(model, tokens, self.stem, self.head_path(model), cache)
 
     def logits(
         self, model: nn.Module, hidden: mx.array, token_ids: Sequence[int] | mx.array | None = None

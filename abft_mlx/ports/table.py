@@ -95,6 +95,15 @@ _LATENT = replace(
         Projection("kv_b_proj", "k", (("k", "qk_nope_head_dim"), ("v", "v_head_dim")), "head"),
     ),
 )
+_PLAMO = replace(
+    _SHORT,
+    architectures=("plamo2",),
+    projections=_fused("qkv_proj"),
+    attention="mixer",
+    layer_list="model.layers.layers",
+    n_heads="q_num_heads",
+    n_kv_heads="k_num_heads",
+)
 
 
 def _in_wrapper(port: Port, *architectures: str) -> Port:
@@ -129,6 +138,7 @@ PORTS: tuple[Port, ...] = (
         layer_list="model.language_model.layers",
         stem=None,
         heads=("model.language_model.embed_tokens",),
+        same_with_cache=False,  # only with one do its last layers share their keys and values
     ),
     replace(_SHORT, architectures=("llama4_text",), heads=("output", "model.embed_tokens")),
     replace(_SHORT, architectures=("plamo",), layer_list="model.layers.layers",
@@ -154,15 +164,9 @@ PORTS: tuple[Port, ...] = (
         classes=("BailingMoeAttention", "Attention"),
         heads=("lm_head", "model.word_embeddings"),
     ),
-    replace(
-        _SHORT,
-        architectures=("plamo2", "plamo3"),
-        projections=_fused("qkv_proj"),
-        attention="mixer",
-        layer_list="model.layers.layers",
-        n_heads="q_num_heads",
-        n_kv_heads="k_num_heads",
-    ),
+    _PLAMO,
+    # With a cache its windows are a token shorter.
+    replace(_PLAMO, architectures=("plamo3",), same_with_cache=False),
     replace(_SHORT, architectures=("internlm2",), attention="attention",
             projections=_fused("wqkv", "group"),
             heads=("output", "model.tok_embeddings")),
