@@ -55,7 +55,7 @@ def test_rooms_are_listed_in_their_order(readme: str, checkout: Path) -> None:
 
 def test_commands_and_flags_exist(readme: str) -> None:
     commands = set(re.findall(r"abft-mlx ([a-z]+)", readme))
-    assert commands == {"demo", "finetune", "eval", "study", "recipes", "doctor"}
+    assert commands == {"demo", "finetune", "eval", "predict", "study", "recipes", "doctor"}
     for command in commands:
         lines = [line for line in readme.splitlines() if f"abft-mlx {command}" in line]
         page = invoke(command, "--help").stdout

@@ -25,6 +25,7 @@ ROOMS = (
     "evaluation",
     "footprint",
     "facts",
+    "prediction",
     "experiment",
     "study",
     "analysis",

@@ -105,8 +105,9 @@ class _GrownOnce(KVCache):
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """All keys and values, (B, G, P + T, D) each."""
-        self.keys = mx.concatenate([self.keys, keys], axis=2)
-        self.values = mx.concatenate([self.values, values], axis=2)
+        known_keys, known_values = self.state[:2]
+        self.keys = mx.concatenate([known_keys, keys], axis=2)
+        self.values = mx.concatenate([known_values, values], axis=2)
         self.offset += keys.shape[2]
         return self.keys, self.values
 
