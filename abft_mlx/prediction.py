@@ -24,7 +24,7 @@ from abft_mlx.task import prompt_builder
 
 # Texts are sorted by length within as many as fill this many batches; their answers wait for it.
 LOOKAHEAD_BATCHES = 8
-# Queries that share no beginning: what their prompts have in common belongs to every prompt.
+# Queries that share no beginning, so that what their prompts have in common is mostly in every one.
 _PROBES = ("a", "7", "(", "É", "The", "\u4e2d")
 
 
@@ -49,7 +49,8 @@ class Predictor:
     Attributes:
         builder: makes the prompts; counts the texts that it shortened.
         demonstrations: the K pairs of text and class number that every prompt shows.
-        prefix: what is cached of them; empty for models whose prompts must be computed whole.
+        prefix: what is cached of them, computed anew if a text turns up whose first token takes in
+            what stands before it; empty for models whose prompts must be computed whole.
     """
 
     def __init__(
@@ -117,7 +118,9 @@ class Predictor:
 
     def _answers(self, asked: Sequence[tuple[data.Query, prompts.Prompt]]) -> list[Prediction]:
         names = self.builder.space.names
-        found = self.probabilities([prompt for _, prompt in asked])
+        chosen = [prompt for _, prompt in asked]
+        self._shorten(chosen)
+        found = self.probabilities(chosen)
         return [
             Prediction(query.text, names[row.argmax()], dict(zip(names, row.tolist(), strict=True)))
             for (query, _), row in zip(asked, found, strict=True)
@@ -127,12 +130,19 @@ class Predictor:
         # Nothing here looks at the gold label, which nobody knows.
         return self.builder.build(self.demonstrations, text, 0, where=where)
 
+    def _shorten(self, asked: Sequence[prompts.Prompt]) -> None:
+        """Have a prefix that these prompts begin with; down to the last label, all of them do."""
+        kept = self.prefix.token_ids
+        shared = evaluation.common_prefix([kept, *(one.token_ids for one in asked)])
+        if len(shared) < len(kept):
+            self.prefix = evaluation.Prefix(self._model, shared)
+
     def _shared(self) -> tuple[int, ...]:
-        """The tokens that prompts begin with, whatever text is asked."""
+        """The tokens that prompts begin with, as far as a few texts can tell."""
         made, failed = [], None
-        for probe in _PROBES:
+        for probe in (*_PROBES, *(text for text, _ in self.demonstrations)):
             try:
-                made.append(self._prompt(probe, "a prompt of the demonstrations"))
+                made.append(self._prompt(probe, "a prompt of the demonstrations").token_ids)
             except PromptError as error:
                 failed = error
         if not made:

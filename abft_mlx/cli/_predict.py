@@ -20,7 +20,6 @@ from abft_mlx.cli._options import (
     Overwrite,
     Quiet,
     Set,
-    TextColumn,
 )
 from abft_mlx.cli._shell import Shell, dump
 from abft_mlx.errors import OutputError, UsageError
@@ -72,7 +71,14 @@ def predict(
             show_default=False,
         ),
     ] = None,
-    text_column: TextColumn = None,
+    text_column: Annotated[
+        str | None,
+        typer.Option(
+            help="The column of texts in FILE; in --data, too, and without a recipe in "
+            "--demonstrations.",
+            show_default="the recipe's",
+        ),
+    ] = None,
     label_column: LabelColumn = None,
     labels: Labels = None,
     seed: Annotated[
@@ -118,7 +124,7 @@ def predict(
     changes = _options.overrides(
         model=model,
         data=data or (demonstrations if named is None else None),
-        text_column=text_column,
+        text_column=text_column if data is not None or named is None else None,
         label_column=label_column,
         labels=labels,
         settings=settings,
@@ -136,7 +142,8 @@ def predict(
         changes = ["prompt.label_words=auto", *changes]
     shell = Shell(as_json=as_json or output is None, quiet=quiet)
     with shell.speaking():
-        document = _run(shell, named, changes, adapter, demonstrations, file, output, overwrite)
+        opened = (named, changes, adapter, demonstrations)
+        document = _run(shell, *opened, file, text_column, output, overwrite)
     if output is not None:
         shell.document(document)
 
@@ -157,6 +164,7 @@ def _run(
     adapter: Path | None,
     demonstrations: str | None,
     file: str,
+    text_column: str | None,
     output: Path | None,
     overwrite: bool,
 ) -> dict[str, Any]:
@@ -170,8 +178,9 @@ def _run(
     recipe = _options.open_recipe(named, changes)
     piped = file == _STANDARD_INPUT
     # Before the model is opened: a missing file shall not cost a download.
+    section = recipe.data.model_copy(update={"text": text_column} if text_column else {})
     queries = Queries(
-        "standard input" if piped else file, recipe.data, sys.stdin.buffer if piped else None
+        "standard input" if piped else file, section, sys.stdin.buffer if piped else None
     )
     if output is not None and output.exists() and not overwrite:
         raise OutputError(f"{output} exists; give --overwrite to replace it, or another --output")
@@ -206,7 +215,9 @@ def _write(stream: TextIO, answers: Iterable[list[Prediction]]) -> int:
     count = 0
     for some in answers:
         for one in some:
-            line = {"text": one.text, "label": one.label, "probabilities": one.probabilities}
+            # The digits behind these hang on which texts shared a batch.
+            shares = {name: round(share, 6) for name, share in one.probabilities.items()}
+            line = {"text": one.text, "label": one.label, "probabilities": shares}
             stream.write(dump(line) + "\n")
         stream.flush()
         count += len(some)

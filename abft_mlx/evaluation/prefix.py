@@ -92,9 +92,9 @@ def cacheable(model: nn.Module) -> bool:
     return ports.port_for(model).same_with_cache and all(map(_known, cache))
 
 
-def common_prefix(prompts: Sequence[Prompt]) -> tuple[int, ...]:
-    """The tokens that all of some prompts begin with."""
-    first, last = (pick(one.token_ids for one in prompts) for pick in (min, max))
+def common_prefix(tokens: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """The tokens that all of some sequences, at least one, begin with."""
+    first, last = min(tokens), max(tokens)
     pairs = enumerate(zip(first, last, strict=False))
     parting = next((place for place, (one, other) in pairs if one != other), None)
     return first if parting is None else first[:parting]
