@@ -75,6 +75,13 @@ def test_lines_of_standard_input(run: Path) -> None:
     assert base[0]["probabilities"] != found[0]["probabilities"]
 
 
+def test_a_run_without_its_adapter_is_not_taken_for_its_base(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_bytes((run / "recipe.yaml").read_bytes())
+    result = ask(lines(ASKED), tmp_path, "--quiet", "--json")
+    assert result.exit_code == 2
+    assert document(result)["error"]["kind"] == "AdapterError"
+
+
 def test_files_give_the_same(run: Path, tmp_path: Path) -> None:
     expected = ask(lines(ASKED), run).stdout
     plain = tmp_path / "asked.txt"

@@ -117,7 +117,7 @@ def predict(
     standard error.
     """
     named, file = _arguments(run_or_recipe, file)
-    if named is not None and adapter is None and (Path(named) / "adapters.safetensors").is_file():
+    if named is not None and adapter is None and _is_run(named):
         adapter = Path(named)
     if named is None and adapter is not None and (adapter / "recipe.yaml").is_file():
         named = str(adapter)
@@ -155,6 +155,13 @@ def _arguments(first: str | None, second: str | None) -> tuple[str | None, str]:
     if first == _STANDARD_INPUT or first.lower().endswith(_TEXTS):
         return None, first
     return first, _STANDARD_INPUT
+
+
+def _is_run(named: str) -> bool:
+    """Whether a recipe's name is a run folder: its adapter is meant, too, and missed if absent."""
+    from abft_mlx import recipe
+
+    return Path(named).is_dir() and recipe.find(named) == Path(named) / "recipe.yaml"
 
 
 def _run(

@@ -79,7 +79,8 @@ class Prefix:
         Returns:
             (B, T, width).
         """
-        return self._port.hidden(self._model, tokens, _spread(self._cache, len(tokens)))
+        cache = _spread(self._cache, len(tokens)) if self._cache else None
+        return self._port.hidden(self._model, tokens, cache)
 
 
 def cacheable(model: nn.Module) -> bool:
