@@ -35,6 +35,7 @@ _MLX_ROOMS = frozenset(
         "loading",
         "objective",
         "ports",
+        "prediction",
         "study",
         "trainer",
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,17 +152,33 @@ def open_task(
     """
     splits = data.split(texts, section.data, section.prompt.demonstrations)
     template = prompts.Template.from_section(section.prompt)
-    wording = _wording(section, template, tokenizer)
-    space = prompts.label_space(tokenizer, wording, texts.names, section.prompt.label_words)
-    builder = prompts.PromptBuilder(
+    builder = prompt_builder(section, texts.names, tokenizer, context_tokens)
+    return Task(section, texts, splits, template, builder.space, builder, tokenizer, context_tokens)
+
+
+def prompt_builder(
+    section: TaskSection, names: Sequence[str], tokenizer: Any, context_tokens: int | None = None
+) -> prompts.PromptBuilder:
+    """What makes a task's prompts, from the names of its classes alone.
+
+    Args:
+        section: data, prompt and variants.
+        names: the classes.
+        tokenizer: anything with ``encode(text, add_special_tokens=False)`` and ``decode``.
+        context_tokens: longer prompts are refused.
+
+    Raises:
+        PromptError: a label word is not one token, or the tokenizer has no chat template.
+    """
+    wording = _wording(section, prompts.Template.from_section(section.prompt), tokenizer)
+    return prompts.PromptBuilder(
         tokenizer,
         wording,
-        space,
+        prompts.label_space(tokenizer, wording, names, section.prompt.label_words),
         max_text_tokens=section.prompt.max_text_tokens,
         context_tokens=context_tokens,
         allow_empty=section.data.empty_texts == "keep",
     )
-    return Task(section, texts, splits, template, space, builder, tokenizer, context_tokens)
 
 
 def _wording(section: TaskSection, template: prompts.Template, tokenizer: Any) -> prompts.Wording:

@@ -15,7 +15,7 @@ from abft_mlx.cli import _shell
 from abft_mlx.errors import DataError, OutputError, RecipeError, RunError
 
 HEAVY = ("mlx", "mlx_lm", "numpy", "yaml", "huggingface_hub", "transformers", "torch")
-COMMANDS = ("demo", "finetune", "eval", "study", "recipes", "doctor")
+COMMANDS = ("demo", "finetune", "eval", "predict", "study", "recipes", "doctor")
 
 
 def python(program: str) -> subprocess.CompletedProcess[str]:

@@ -27,6 +27,7 @@ def readme(checkout: Path) -> str:
         "docs/LOG.md",
         "docs/studies.md",
         "docs/memory.md",
+        "docs/prediction.md",
         "docs/ports.md",
         "docs/performance.md",
     ],
@@ -56,7 +57,9 @@ def test_rooms_are_listed_in_their_order(readme: str, checkout: Path) -> None:
 
 def test_commands_and_flags_exist(readme: str) -> None:
     commands = set(re.findall(r"abft-mlx ([a-z]+)", readme))
-    assert commands == {"demo", "finetune", "eval", "study", "recipes", "bench", "doctor"}
+    assert commands == {
+        "demo", "finetune", "eval", "predict", "study", "recipes", "bench", "doctor"
+    }  # fmt: skip
     for command in commands:
         lines = [line for line in readme.splitlines() if f"abft-mlx {command}" in line]
         page = invoke(command, "--help").stdout

@@ -27,6 +27,7 @@ ROOMS = (
     "footprint",
     "bench",
     "facts",
+    "prediction",
     "experiment",
     "study",
     "analysis",

@@ -12,7 +12,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 from typer.core import TyperGroup
@@ -51,6 +51,11 @@ class Shell:
         self.as_json = as_json
         self.quiet = quiet
         self._stdout = sys.stdout
+
+    @property
+    def stdout(self) -> TextIO:
+        """Standard output itself, for a command whose result is a stream of lines."""
+        return self._stdout
 
     @contextlib.contextmanager
     def speaking(self) -> Iterator[Shell]:

@@ -78,7 +78,7 @@ def check(
     empty = 0
     for row, label in zip(table.rows, values, strict=True):
         text = row.text
-        found = _text_problems(text)
+        found = text_problems(text)
         blank = isinstance(text, str) and not text.strip()
         if blank and empty_texts != "keep":
             empty += 1
@@ -211,7 +211,8 @@ def _label(value: Any) -> str | _Bad:
     return _Bad(f"the label is {_brief(value)}, which is neither a word nor a whole number")
 
 
-def _text_problems(text: Any) -> list[str]:
+def text_problems(text: Any) -> list[str]:
+    """What keeps a value from being a text, one line each; an empty one passes."""
     if text is MISSING or text is None:
         return ["there is no text"]
     if not isinstance(text, str):

@@ -50,8 +50,13 @@ def pick(wanted: str, found: Sequence[str]) -> str | None:
     return next((name for name in columns(wanted) if name in found), None)
 
 
-def read(path: Path, text: str, label: str) -> Table:
+def read(path: Path, text: str, label: str | None) -> Table:
     """Read a file by its ending.
+
+    Args:
+        path: of the file.
+        text: the columns allowed for texts, as in ``sentence|text``.
+        label: the same for labels; None reads texts alone, and every row's label is MISSING.
 
     Raises:
         DataError: the file cannot be opened, or its kind is unknown.
@@ -69,7 +74,8 @@ def read(path: Path, text: str, label: str) -> Table:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
     if not content.strip():
-        return Table(problems=[(0, "the file is empty; it needs a text and a label in each row")])
+        needs = "a text and a label" if label else "a text"
+        return Table(problems=[(0, f"the file is empty; it needs {needs} in each row")])
     return reader(content, text, label)
 
 
@@ -92,13 +98,13 @@ def _decode(content: bytes, table: Table) -> str:
         return content.decode("utf-8-sig", errors="replace")
 
 
-def _csv(content: bytes, text: str, label: str) -> Table:
+def _csv(content: bytes, text: str, label: str | None) -> Table:
     table = Table()
     source = _decode(content, table)
     delimiter = _delimiter(source.lstrip().split("\n", 1)[0], text, label)
     reader = csv.reader(io.StringIO(source, newline=""), delimiter=delimiter, strict=True)
     header: list[str] = []
-    where: tuple[int, int] | None = None
+    where: tuple[int, int | None] | None = None
     number = 0
     try:
         for line, cells in _lines(reader):
@@ -119,7 +125,9 @@ def _csv(content: bytes, text: str, label: str) -> Table:
                     )
                 )
             elif where is not None:
-                table.rows.append(Row(number, place, cells[where[0]], cells[where[1]]))
+                text_at, label_at = where
+                value = MISSING if label_at is None else cells[label_at]
+                table.rows.append(Row(number, place, cells[text_at], value))
     except csv.Error as error:
         table.problems.append(
             (number + 1, f"row {number + 1} (up to line {reader.line_num}): {error}; check quotes")
@@ -138,28 +146,36 @@ def _lines(reader: Any) -> Iterator[tuple[int, list[str]]]:
         start = reader.line_num + 1
 
 
-def _delimiter(header: str, text: str, label: str) -> str:
+def _delimiter(header: str, text: str, label: str | None) -> str:
     """Comma, unless only semicolons or tabs give the columns that are wanted."""
     for delimiter in (",", ";", "\t"):
         found = [cell.strip().strip('"') for cell in header.strip().split(delimiter)]
-        if pick(text, found) and pick(label, found):
+        if all(pick(wanted, found) for wanted, _ in _wanted(text, label)):
             return delimiter
     return ","
 
 
-def _positions(header: list[str], text: str, label: str, table: Table) -> tuple[int, int] | None:
-    """Where the two columns are in the header; what is wrong with it goes into the table."""
+def _wanted(text: str, label: str | None) -> list[tuple[str, str]]:
+    """The columns to find, each with the setting that names it."""
+    return [(text, "data.text"), *([(label, "data.label")] if label is not None else [])]
+
+
+def _positions(
+    header: list[str], text: str, label: str | None, table: Table
+) -> tuple[int, int | None] | None:
+    """Where the columns are in the header; what is wrong with it goes into the table."""
     names = []
-    for wanted, setting in ((text, "data.text"), (label, "data.label")):
+    for wanted, setting in _wanted(text, label):
         name = pick(wanted, header)
         if name is None:
             table.problems.append((0, no_column(wanted, setting, header)))
         elif header.count(name) > 1:
             table.problems.append((0, f"the header names column {name!r} twice"))
         names.append(name)
-    if None in names:
+    places = [header.index(name) for name in names if name is not None]
+    if len(places) < len(names):
         return None
-    return header.index(names[0]), header.index(names[1])  # type: ignore[arg-type]
+    return places[0], places[1] if label is not None else None
 
 
 def no_column(wanted: str, setting: str, found: Sequence[str]) -> str:
@@ -170,7 +186,7 @@ def no_column(wanted: str, setting: str, found: Sequence[str]) -> str:
     return f"no column {asked}; the columns are {shown or 'none'}{more} (name yours in {setting})"
 
 
-def _jsonl(content: bytes, text: str, label: str) -> Table:
+def _jsonl(content: bytes, text: str, label: str | None) -> Table:
     table = Table()
     lines = enumerate(_decode(content, table).split("\n"), 1)
     filled = [(line_number, line) for line_number, line in lines if line.strip()]
@@ -184,7 +200,7 @@ def _jsonl(content: bytes, text: str, label: str) -> Table:
     return _from_objects(objects, text, label, table)
 
 
-def _json(content: bytes, text: str, label: str) -> Table:
+def _json(content: bytes, text: str, label: str | None) -> Table:
     """A JSON array of objects, or JSON Lines by another name."""
     if not content.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
         return _jsonl(content, text, label)
@@ -205,30 +221,29 @@ def _reason(error: Exception) -> str:
     return error.msg if isinstance(error, json.JSONDecodeError) else "too deep or too big"
 
 
-def _from_objects(values: list[tuple[int, str, Any]], text: str, label: str, table: Table) -> Table:
+def _from_objects(
+    values: list[tuple[int, str, Any]], text: str, label: str | None, table: Table
+) -> Table:
     """Rows of JSON objects; what is no object becomes a problem."""
     objects = [entry for entry in values if isinstance(entry[2], dict)]
     for number, place, value in values:
         if not isinstance(value, dict):
-            table.problems.append((number, f"{place}: not an object with a text and a label"))
+            needs = "a text and a label" if label is not None else "a text"
+            table.problems.append((number, f"{place}: not an object with {needs}"))
     found = list(dict.fromkeys(key for _, _, value in objects for key in value))
-    text_name, label_name = pick(text, found), pick(label, found)
-    if text_name is not None and label_name is not None:
+    lacking = [one for one in _wanted(text, label) if pick(one[0], found) is None]
+    if not lacking:
+        text_name, label_name = pick(text, found), None if label is None else pick(label, found)
         table.rows = [
             Row(number, place, value.get(text_name, MISSING), value.get(label_name, MISSING))
             for number, place, value in objects
         ]
     elif objects:
-        for name, wanted, setting in (
-            (text_name, text, "data.text"),
-            (label_name, label, "data.label"),
-        ):
-            if name is None:
-                table.problems.append((0, no_column(wanted, setting, found)))
+        table.problems += [(0, no_column(*one, found)) for one in lacking]
     return table
 
 
-def _parquet(content: bytes, text: str, label: str) -> Table:
+def _parquet(content: bytes, text: str, label: str | None) -> Table:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -243,14 +258,18 @@ def _parquet(content: bytes, text: str, label: str) -> Table:
         where = _positions(header, text, label, table)
         if where is None:
             return table
-        chosen = [header[where[0]], header[where[1]]]
+        chosen = [header[place] for place in where if place is not None]
         data = file.read(columns=chosen)
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).split("\n", 1)[0]
         table.problems.append((0, f"not a Parquet file that can be read ({reason})"))
         return table
-    table.names = _class_names(file.schema_arrow.metadata, chosen[1])
-    pairs = zip(data[chosen[0]].to_pylist(), data[chosen[1]].to_pylist(), strict=True)
+    texts = data[chosen[0]].to_pylist()
+    labels = [MISSING] * len(texts)
+    if label is not None:
+        table.names = _class_names(file.schema_arrow.metadata, chosen[1])
+        labels = data[chosen[1]].to_pylist()
+    pairs = zip(texts, labels, strict=True)
     table.rows = [Row(number, f"row {number}", *pair) for number, pair in enumerate(pairs, 1)]
     if not table.rows:
         table.problems.append((0, "the file has columns and no rows"))
@@ -267,7 +286,7 @@ def _class_names(metadata: dict[bytes, bytes] | None, column: str) -> tuple[str,
     return tuple(str(name) for name in names) or None
 
 
-READERS: dict[str, Callable[[bytes, str, str], Table]] = {
+READERS: dict[str, Callable[[bytes, str, str | None], Table]] = {
     ".jsonl": _jsonl,
     ".ndjson": _jsonl,
     ".json": _json,

@@ -14,6 +14,7 @@ import numpy as np
 from abft_mlx import ports
 from abft_mlx.evaluation.metrics import softmax
 from abft_mlx.evaluation.outputs import hidden_at_last, hidden_batches
+from abft_mlx.evaluation.prefix import Prefix
 from abft_mlx.prompts import LabelSpace, Prompt
 
 
@@ -40,6 +41,7 @@ def label_probabilities(
     space: LabelSpace,
     *,
     batch_tokens: int,
+    prefix: Prefix | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
     """Softmax over the label tokens' logits at each prompt's last position.
@@ -48,7 +50,8 @@ def label_probabilities(
         model: a loaded model.
         prompts: N prompts of any lengths.
         space: the labels.
-        batch_tokens: tokens in one batch, padding included.
+        batch_tokens: tokens in one batch, padding and the prefix included.
+        prefix: spares the tokens that it holds, for prompts that begin with it.
         on_progress: told how many prompts of how many are done, after each batch.
 
     Returns:
@@ -56,7 +59,7 @@ def label_probabilities(
     """
     probabilities = np.zeros((len(prompts), len(space)))
     for rows, hidden in hidden_batches(
-        model, prompts, batch_tokens=batch_tokens, on_progress=on_progress
+        model, prompts, batch_tokens=batch_tokens, prefix=prefix, on_progress=on_progress
     ):
         probabilities[rows] = probabilities_of_hidden(model, hidden, space)
     return probabilities

@@ -123,6 +123,7 @@ class Port:
             path in other layers.
         block_input: the name under which a block's ``__call__`` takes its hidden states; "" for
             its first argument.
+        same_with_cache: mlx-lm's code computes the same with a prompt cache as without.
     """
 
     architectures: tuple[str, ...]
@@ -140,6 +141,7 @@ class Port:
     whole_vocabulary: bool = False
     classes: tuple[str, ...] = ()
     block_input: str = ""
+    same_with_cache: bool = True
 
     @property
     def computes_softmax(self) -> bool:

@@ -95,6 +95,15 @@ _LATENT = replace(
         Projection("kv_b_proj", "k", (("k", "qk_nope_head_dim"), ("v", "v_head_dim")), "head"),
     ),
 )
+_PLAMO = replace(
+    _SHORT,
+    architectures=("plamo2",),
+    projections=_fused("qkv_proj"),
+    attention="mixer",
+    layer_list="model.layers.layers",
+    n_heads="q_num_heads",
+    n_kv_heads="k_num_heads",
+)
 
 
 def _in_wrapper(port: Port, *architectures: str) -> Port:
@@ -154,7 +163,7 @@ PORTS: tuple[Port, ...] = (
     # Every other layer, or all, attend in blocks, by hand.
     replace(_SHORT, architectures=("phi3small",), projections=_fused("query_key_value", "group"),
             by_hand=("_block_sparse_attention",), heads=("model.embed_tokens",),
-            whole_vocabulary=True),
+            whole_vocabulary=True, same_with_cache=False),
     # Keys are rounded to 8 bits, through which no gradient comes: of W_Q and W_K, W_Q learns.
     replace(
         _SHORT,
@@ -174,15 +183,9 @@ PORTS: tuple[Port, ...] = (
         classes=("BailingMoeAttention", "Attention"),
         heads=("lm_head", "model.word_embeddings"),
     ),
-    replace(
-        _SHORT,
-        architectures=("plamo2", "plamo3"),
-        projections=_fused("qkv_proj"),
-        attention="mixer",
-        layer_list="model.layers.layers",
-        n_heads="q_num_heads",
-        n_kv_heads="k_num_heads",
-    ),
+    _PLAMO,
+    # With a cache its windows are a token shorter.
+    replace(_PLAMO, architectures=("plamo3",), same_with_cache=False),
     replace(_SHORT, architectures=("internlm2",), attention="attention",
             projections=_fused("wqkv", "group"),
             heads=("output", "model.tok_embeddings")),

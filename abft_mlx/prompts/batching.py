@@ -47,6 +47,7 @@ def batches(
     max_tokens: int,
     bucket_tokens: int = 32,
     max_prompts: int | None = None,
+    cached_tokens: int = 0,
 ) -> list[PromptBatch]:
     """Cut prompts into batches, longest first, so that a run that fails for memory fails at once.
 
@@ -56,6 +57,7 @@ def batches(
             longer makes a batch of its own.
         bucket_tokens: T is a multiple of this, so that few shapes occur.
         max_prompts: at most this many prompts in a batch.
+        cached_tokens: tokens before every prompt whose keys and values are known; they count.
     """
     if len({len(prompt.label_positions) for prompt in prompts}) > 1:
         raise PromptError("prompts with different numbers of demonstrations share no batch")
@@ -64,7 +66,7 @@ def batches(
     while order:
         longest = len(prompts[order[0]].token_ids)
         width = -(-longest // bucket_tokens) * bucket_tokens
-        size = max(1, min(max_tokens // width, max_prompts or len(order)))
+        size = max(1, min(max_tokens // (cached_tokens + width), max_prompts or len(order)))
         made.append(pad(prompts, order[:size], width))
         del order[:size]
     return made

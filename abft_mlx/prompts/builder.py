@@ -34,6 +34,10 @@ class Prompt:
         return len(self.token_ids) - 1
 
 
+# Texts and pieces whose tokens are kept, some tens of megabytes; then they are forgotten.
+KEPT = 2**14
+
+
 class PromptBuilder:
     """Assembles prompts, and checks that a prompt's pieces are how its text is tokenised.
 
@@ -43,7 +47,8 @@ class PromptBuilder:
     inside the prompt.
 
     Attributes:
-        shortened: how many distinct texts were cut to max_text_tokens.
+        shortened: how many distinct texts were cut to max_text_tokens; one that comes again after
+            KEPT others may count again.
     """
 
     def __init__(
@@ -134,12 +139,13 @@ class PromptBuilder:
 
     def _head(self, piece: str) -> list[int]:
         if piece not in self._heads:
-            self._heads[piece] = self._encode(piece)
+            _keep(self._heads, piece, self._encode(piece))
         return self._heads[piece]
 
     def _tail(self, piece: str) -> list[int]:
         if piece not in self._tails:
-            self._tails[piece] = self._encode(self._anchor + piece)[self._anchor_tokens :]
+            ids = self._encode(self._anchor + piece)[self._anchor_tokens :]
+            _keep(self._tails, piece, ids)
         return self._tails[piece]
 
     def _whole(
@@ -195,7 +201,7 @@ class PromptBuilder:
         if limit is not None and len(self._encode(text)) > limit:
             short = self._shorten(text, limit)
             self.shortened += 1
-        self._texts[text] = short
+        _keep(self._texts, text, short)
         return short
 
     def _shorten(self, text: str, limit: int) -> str:
@@ -213,6 +219,13 @@ class PromptBuilder:
             if space and 2 * len(words) >= low:
                 cut = words
         return cut.rstrip() or cut
+
+
+def _keep(kept: dict[str, Any], key: str, value: Any) -> None:
+    """Remember a value; a stream of texts without end must not fill the memory."""
+    if len(kept) >= KEPT:
+        kept.clear()
+    kept[key] = value
 
 
 def _first_difference(one: Sequence[Any], other: Sequence[Any]) -> int:
