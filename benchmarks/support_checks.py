@@ -129,6 +129,20 @@ def pattern_error(model: nn.Module) -> tuple[float, float]:
     return max(errors), max(outputs)
 
 
+def padding_error(model: nn.Module) -> float:
+    """Largest difference between rows of a right-padded batch and of its prompts alone."""
+    tokens, last = tiny_configs.tokens()
+    padded = attention.capture(model, tokens, last)
+    error = 0.0
+    for number, end in enumerate(np.array(last).tolist()):
+        alone = attention.capture(model, tokens[number : number + 1, : end + 1], last[number:][:1])
+        for one, other in zip(padded, alone, strict=True):
+            if one is not None and other is not None:
+                row = one[number, :, : end + 1]
+                error = max(error, float(mx.abs(row - other[0]).max().item()))
+    return error
+
+
 def logit_error(model: nn.Module) -> float:
     """Largest difference between the port's logits of a few tokens and the model's own."""
     tokens, last = tiny_configs.tokens()

@@ -21,6 +21,7 @@ REASONS = {
     "mamba2": _NO_ATTENTION,
     "muse_spark": "Metal kernels make its queries and keys: no gradient, and none on a CPU",
     "olmo": "it needs ai2-olmo, and then mlx-lm's code fails: it adds the mask 'causal' to scores",
+    "phi3small": "mlx-lm adds its boolean mask to the scores of its blocks, so that it looks ahead",
     "prism_hadamard_qwen35": "packed checkpoints alone, on whose layers mlx-lm can put no LoRA",
     "rwkv7": _NO_ATTENTION,
 }
@@ -55,7 +56,7 @@ reason that stands below.
 - **NumPy**: largest difference between the rows and float64 NumPy's softmax of the queries, keys,
   mask and sinks that the model hands to its attention function; NumPy's pattern times the values
   gives the model's own attention output to within {limit:.0e}, too. A dash where the model computes
-  its pattern itself.
+  its pattern itself. Rows of the padded batch are those of its prompts alone, as closely.
 - **port**: largest difference between the port's logits and the model's own, of all tokens
   and of a few.
 - **LoRA**: how far three updates of LoRA on W_Q and W_K moved the rows. **4 bits**: the same on a
@@ -99,7 +100,9 @@ def problem(name: str, found: dict[str, Any]) -> str | None:
     """What of the checks failed, or None."""
     if "error" in found:
         return str(found["error"])
-    limits = dict.fromkeys(("pattern", "output", "logits", "stock", "hooks", "eager"), LIMIT)
+    limits = dict.fromkeys(
+        ("pattern", "output", "padding", "logits", "stock", "hooks", "eager"), LIMIT
+    )
     limits["eager_logits"] = LOGIT_LIMIT
     wrong = [
         f"{one} {found[one]:.1e}"

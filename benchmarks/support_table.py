@@ -38,6 +38,7 @@ def check(name: str) -> dict[str, Any]:
         "trained": checks.trained(model),
         "logits": checks.logit_error(model),
         "hooks": checks.hook_error(model),
+        "padding": checks.padding_error(model),
         "pattern": None,
         "output": None,
     }

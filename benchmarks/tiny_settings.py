@@ -296,8 +296,6 @@ CHANGES: dict[str, dict[str, Any]] = {
         "ffn_dim_divisor": 16,
     },
     "phi3small": {
-        # It masks tokens of its own vocabulary by their numbers.
-        "vocab_size": 100_352,
         "dense_attention_every_n_layers": 2,
         "blocksparse_block_size": 32,
         "blocksparse_num_local_blocks": 1,

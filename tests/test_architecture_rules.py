@@ -154,17 +154,6 @@ def test_a_model_that_does_not_initialise_its_base_trains_nothing_but_the_adapte
     assert not model.training
 
 
-def test_a_few_logits_of_a_model_that_masks_tokens_by_their_numbers(tiny: ModuleType) -> None:
-    """Phi 3 small: the masked stay masked, and nothing else is."""
-    model = tiny.build("phi3small")
-    port = ports.port_for(model)
-    tokens, _ = tiny.tokens()
-    ids = [7, 100_256, 100_257, 100_267]
-    some = np.array(port.logits(model, port.hidden(model, tokens), ids))
-    assert np.array_equal(some, np.array(model(tokens)[..., mx.array(ids)]))
-    assert np.isneginf(some[0, 0]).tolist() == [False, True, False, True]
-
-
 def test_scores_that_are_capped_in_a_function_of_their_own(
     checks: ModuleType, tiny: ModuleType
 ) -> None:

@@ -117,8 +117,6 @@ class Port:
             functions that its methods call.
         by_hand: where the pattern is computed with ``mx.softmax`` instead: methods, or functions.
         needs_cache: without a prompt cache mlx-lm's code computes another model.
-        whole_vocabulary: the model's code names tokens by their place among the logits, so a few
-            logits are picked from all of them.
         classes: names of the classes of softmax attention, where linear attention sits at the same
             path in other layers.
         block_input: the name under which a block's ``__call__`` takes its hidden states; "" for
@@ -138,7 +136,6 @@ class Port:
     calls: tuple[str, ...] = ("__call__",)
     by_hand: tuple[str, ...] = ()
     needs_cache: bool = False
-    whole_vocabulary: bool = False
     classes: tuple[str, ...] = ()
     block_input: str = ""
     same_with_cache: bool = True
@@ -289,8 +286,6 @@ class Port:
         if token_ids is None:
             return logits_of(model, hidden, self.stem, self.head_path(model)).astype(mx.float32)
         ids = token_ids if isinstance(token_ids, mx.array) else mx.array(list(token_ids))
-        if self.whole_vocabulary:
-            return self.logits(model, hidden)[..., ids]
         narrow = NarrowHead(self.head(model), ids)
         return logits_of(model, hidden, self.stem, self.head_path(model), narrow)
 

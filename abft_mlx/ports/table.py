@@ -160,10 +160,6 @@ PORTS: tuple[Port, ...] = (
     ),
     # Fused projections
     replace(_SHORT, architectures=("phi3",), projections=_fused("qkv_proj")),
-    # Every other layer, or all, attend in blocks, by hand.
-    replace(_SHORT, architectures=("phi3small",), projections=_fused("query_key_value", "group"),
-            by_hand=("_block_sparse_attention",), heads=("model.embed_tokens",),
-            whole_vocabulary=True, same_with_cache=False),
     # Keys are rounded to 8 bits, through which no gradient comes: of W_Q and W_K, W_Q learns.
     replace(
         _SHORT,
