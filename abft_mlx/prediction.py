@@ -20,6 +20,7 @@ import numpy as np
 from abft_mlx import data, evaluation, loading, prompts
 from abft_mlx import recipe as recipes
 from abft_mlx.errors import PromptError
+from abft_mlx.prefix import common_prefix
 from abft_mlx.task import prompt_builder
 
 # Texts are sorted by length within as many as fill this many batches; their answers wait for it.
@@ -133,7 +134,7 @@ class Predictor:
     def _shorten(self, asked: Sequence[prompts.Prompt]) -> None:
         """Have a prefix that these prompts begin with; down to the last label, all of them do."""
         kept = self.prefix.token_ids
-        shared = evaluation.common_prefix([kept, *(one.token_ids for one in asked)])
+        shared = common_prefix([kept, *(one.token_ids for one in asked)])
         if len(shared) < len(kept):
             self.prefix = evaluation.Prefix(self._model, shared)
 
@@ -148,7 +149,7 @@ class Predictor:
         if not made:
             assert failed is not None
             raise failed
-        return evaluation.common_prefix(made)
+        return common_prefix(made)
 
 
 @dataclass(frozen=True)

@@ -114,15 +114,9 @@ def forward(
         return hidden, recorder.rows
 
 
-def common_tokens(prompts: Sequence[Any]) -> int:
-    """How many tokens all prompts begin with; of each at least one more is left.
-
-    Args:
-        prompts: anything with ``token_ids``.
-    """
-    shortest = min(len(one.token_ids) for one in prompts) - 1
-    first = prompts[0].token_ids
-    for position in range(shortest):
-        if any(one.token_ids[position] != first[position] for one in prompts):
-            return position
-    return shortest
+def common_prefix(tokens: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """The tokens that all of some sequences, at least one, begin with."""
+    first, last = min(tokens), max(tokens)
+    pairs = enumerate(zip(first, last, strict=False))
+    parting = next((place for place, (one, other) in pairs if one != other), None)
+    return first if parting is None else first[:parting]

@@ -12,8 +12,9 @@ import pytest
 from mlx_lm.models.cache import KVCache, QuantizedKVCache, make_prompt_cache
 
 from abft_mlx import evaluation, ports
-from abft_mlx.evaluation import Prefix, common_prefix
+from abft_mlx.evaluation import Prefix
 from abft_mlx.evaluation import prefix as room
+from abft_mlx.prefix import common_prefix
 from abft_mlx.prompts import LabelSpace, Prompt, batches
 
 Import = Callable[[str], ModuleType]

@@ -5,7 +5,7 @@ from abft_mlx.evaluation.intervals import bootstrap_interval, intervals, mcnemar
 from abft_mlx.evaluation.methods import entry, probabilities_of, report, zero_shot_prompts
 from abft_mlx.evaluation.metrics import summary
 from abft_mlx.evaluation.outputs import hidden_states, vocabulary_logits
-from abft_mlx.evaluation.prefix import Prefix, cacheable, common_prefix
+from abft_mlx.evaluation.prefix import Prefix, cacheable
 from abft_mlx.evaluation.probabilities import label_logits, label_probabilities
 from abft_mlx.evaluation.suite import measure
 
@@ -14,7 +14,6 @@ __all__ = [
     "against_base",
     "bootstrap_interval",
     "cacheable",
-    "common_prefix",
     "entry",
     "hidden_states",
     "intervals",

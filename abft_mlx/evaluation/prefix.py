@@ -93,14 +93,6 @@ def cacheable(model: nn.Module) -> bool:
     return ports.port_for(model).same_with_cache and all(map(_known, cache))
 
 
-def common_prefix(tokens: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """The tokens that all of some sequences, at least one, begin with."""
-    first, last = min(tokens), max(tokens)
-    pairs = enumerate(zip(first, last, strict=False))
-    parting = next((place for place, (one, other) in pairs if one != other), None)
-    return first if parting is None else first[:parting]
-
-
 class _GrownOnce(KVCache):
     """A KVCache that makes room for what comes, not for 256 tokens: it is used once."""
 

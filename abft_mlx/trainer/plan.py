@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import mlx.core as mx
 import numpy as np
 
-from abft_mlx.prefix import common_tokens
+from abft_mlx.prefix import common_prefix
 from abft_mlx.prompts import Prompt, PromptBatch, pad
 
 # Widths are rounded up to a multiple of this, so that few shapes occur.
@@ -112,7 +112,10 @@ def shared_micro_batches(
     groups: dict[int, list[list[Prompt]]] = {}
     for start in range(0, len(prompts), together):
         group = list(prompts[start : start + together])
-        shared = common_tokens(group) // bucket_tokens * bucket_tokens
+        tokens = [one.token_ids for one in group]
+        # Each prompt keeps a token of its own, its last.
+        shared = min(len(common_prefix(tokens)), min(map(len, tokens)) - 1)
+        shared = shared // bucket_tokens * bucket_tokens
         groups.setdefault(shared, []).append(group)
     cut = []
     for shared, alike in sorted(groups.items()):
