@@ -26,11 +26,13 @@ class Value:
         name: unique within the graph.
         shape: its shape.
         itemsize: bytes of one number.
+        dtype: its type, as MLX names it.
     """
 
     name: str
     shape: tuple[int, ...]
     itemsize: int
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def trace(function: Callable[..., Sequence[mx.array]], arguments: Sequence[mx.ar
 
 
 def _value(name: str, shape: Sequence[int], dtype: mx.Dtype) -> Value:
-    return Value(name, tuple(shape), dtype.size)
+    return Value(name, tuple(shape), dtype.size, str(dtype).removeprefix("mlx.core."))
 
 
 def evaluation_order(graph: Graph, stages: Sequence[int] = ()) -> list[Operation]:
