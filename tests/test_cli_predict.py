@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -196,10 +198,16 @@ def test_interrupted(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def start(checkout: Path, run: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+    """The command in a process, which is ended where it would keep the test waiting."""
+    process = subprocess.Popen(
         [sys.executable, checkout / "cli.py", "predict", run, "-", "--quiet"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
     )  # fmt: skip
+    watchdog = threading.Timer(60, process.kill)
+    watchdog.daemon = True
+    watchdog.start()
+    return process
 
 
 def test_answers_come_before_the_input_ends(run: Path, checkout: Path) -> None:

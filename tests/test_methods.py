@@ -146,9 +146,9 @@ def test_a_prompt_goes_through_the_model_once(
     passed, told = [], []
     original = outputs.hidden_at_last
 
-    def counting(model, tokens, last):
+    def counting(model, tokens, last, prefix):
         passed.append(tokens.shape[0])
-        return original(model, tokens, last)
+        return original(model, tokens, last, prefix)
 
     monkeypatch.setattr(outputs, "hidden_at_last", counting)
     chosen = section(f"evaluation.methods=[{', '.join(names)}]")

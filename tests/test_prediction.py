@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
+import made_chats
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -58,6 +59,20 @@ def test_the_prefix_reaches_into_the_query() -> None:
     # The last label, the line break and the query's input_prefix up to the text itself.
     assert len(made.prefix) > one.label_positions[-1] + 1
     assert text.endswith("\ntext:")
+
+
+def test_turns_of_a_chat() -> None:
+    tokenizer = made_chats.CHATS["chatml"].tokenizer()
+    task = tiny_task.task("prompt.chat=true", "prompt.label_words=auto", tokenizer=tokenizer)
+    model = tiny_task.model(vocab_size=len(tokenizer))
+    made = Predictor(model, task.builder, task.splits.demonstrations.pairs()[:3], 512)
+    found = flat(made.predict([queries(TEXTS[:6])]))
+    asked = [task.builder.build(made.demonstrations, text, 0) for text in TEXTS[:6]]
+    expected = evaluation.label_probabilities(model, asked, task.space, batch_tokens=512)
+    for one, row in zip(found, expected, strict=True):
+        np.testing.assert_allclose(list(one.probabilities.values()), row, atol=1e-5)
+    # The answer's end and the next user turn's beginning are shared.
+    assert len(made.prefix) > asked[0].label_positions[-1] + 3
 
 
 def test_a_prefix_that_was_too_long_is_shortened() -> None:
