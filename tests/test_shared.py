@@ -131,5 +131,5 @@ def test_groups_of_rows() -> None:
         assert len({one[:4] for one in group}) == 1
         assert len({*group[0][:4], *(one[4] for one in group)}) == 4 + len(group)
     assert rows[0][:4] != rows[3][:4]
-    with pytest.raises(ValueError, match="need 7 distinct rows"):
+    with pytest.raises(ValueError, match="needs 7 distinct rows"):
         training_rows(3, 6, 4, together=3)

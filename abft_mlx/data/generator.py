@@ -67,7 +67,8 @@ def training_rows(
     Where ``together`` prompts share their demonstrations, group i depends on seed + i.
     """
     if k + together > pool:
-        raise ValueError(f"training prompts need {k + together} distinct rows, there are {pool}")
+        what = "a training prompt" if together == 1 else f"a group of {together} training prompts"
+        raise ValueError(f"{what} needs {k + together} distinct rows, there are {pool}")
     rows = []
     for group in range(-(-n_prompts // together)):
         drawn = random.Random(seed + group).sample(range(pool), k + together)
