@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,12 @@ import numpy as np
 from abft_mlx import adapters, attention, data, evaluation, facts, loading, prompts, runtime
 from abft_mlx import recipe as recipes
 from abft_mlx.errors import RecipeError
-from abft_mlx.induction import HeadCensus
+from abft_mlx.induction import HeadCensus, Window
 from abft_mlx.task import Task, open_task
 from abft_mlx.trainer import Progress, RunFolder, Trainer, Update
+
+# Enough for a mean number of heads in every layer.
+WINDOW_PROMPTS = 32
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Experiment:
         task: what is measured, and trained on unless there is a mixture.
         mixture: the tasks that are trained on at once, if the recipe names several.
         others: the tasks that the transfer protocol measures on.
+        window: how the recipe's ``adapter.layers`` were found, where a census did.
     """
 
     recipe: recipes.Recipe
@@ -35,6 +39,7 @@ class Experiment:
     task: Task
     mixture: tuple[Task, ...] = ()
     others: tuple[Task, ...] = ()
+    window: Window | None = None
 
     @property
     def texts(self) -> data.LabelledTexts:
@@ -130,13 +135,29 @@ class Experiment:
             )
         return census
 
+    def with_layers(self, training_prompts: list[prompts.Prompt]) -> Experiment:
+        """The same with ``adapter.layers`` auto made into layer numbers; itself where it is not.
+
+        Args:
+            training_prompts: the run's; the first few are looked at, by the model as it is now.
+        """
+        if self.recipe.adapter.layers != "auto":
+            return self
+        found = Window.of(self.census(training_prompts[:WINDOW_PROMPTS]))
+        adapter = self.recipe.adapter.model_copy(update={"layers": found.layers})
+        return replace(
+            self,
+            recipe=self.recipe.model_copy(update={"adapter": adapter}),
+            window=found,
+        )
+
 
 @dataclass(frozen=True)
 class RunResult:
     """What a finished fine-tuning run came to.
 
     Attributes:
-        experiment: with the fine-tuned model in it.
+        experiment: with the fine-tuned model in it, and the recipe with the layers that trained.
         progress: updates, seconds, validations, peak memory.
         output: the run folder.
         trainable_parameters: numbers that were trained.
@@ -205,9 +226,13 @@ def train(
         UsageError: something does not fit, or the folder cannot be used.
         RunError: the loss stopped being finite, or the disk is full.
     """
-    recipe, model = experiment.recipe, experiment.loaded.model
-    folder = RunFolder(Path(output))
+    model, folder = experiment.loaded.model, RunFolder(Path(output))
     training_prompts = experiment.training_prompts()
+    if resume:
+        found = folder.read_run().get("window")
+        experiment = replace(experiment, window=Window(**found) if found else None)
+    experiment = experiment.with_layers(training_prompts)
+    recipe = experiment.recipe
     validation = experiment.validation_prompts() if recipe.training.validate_every else []
     adapters.attach(model, recipe.adapter, seed=recipe.training.seed)
     if not resume:
@@ -336,6 +361,7 @@ def evaluate(
 
 
 def _facts(experiment: Experiment) -> dict[str, Any]:
-    return facts.of_run(
+    known = facts.of_run(
         experiment.recipe, experiment.loaded, experiment.task, experiment.trained_tasks
     )
+    return known | ({"window": asdict(experiment.window)} if experiment.window else {})

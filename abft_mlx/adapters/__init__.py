@@ -7,7 +7,7 @@ their gradients through :func:`mask_gradients`, so that the V part of a fused pr
 moves.
 """
 
-from abft_mlx.adapters.attach import adapted, attach, detach, place, train_mode
+from abft_mlx.adapters.attach import adapted, attach, detach, place, train_mode, trained_layers
 from abft_mlx.adapters.combine import combine
 from abft_mlx.adapters.files import CONFIG, FACTORS, WEIGHTS, save, tensors
 from abft_mlx.adapters.layers import FullLinear
@@ -36,4 +36,5 @@ __all__ = [
     "tensors",
     "train_mode",
     "trainable_parameters",
+    "trained_layers",
 ]

@@ -60,6 +60,17 @@ def targets(model: nn.Module, layers: list[int] | None = None) -> list[Target]:
     return list(found.values())
 
 
+def trained_layers(model: nn.Module) -> list[int]:
+    """Layers whose W_Q or W_K carries an adapter, in order; all that share a module, if it does."""
+    port, changed = port_for(model), adapted(model)
+    return [
+        n
+        for n, layer in enumerate(port.layers(model))
+        if port.attention_module(layer) is not None
+        and any(f"{layer.path}.{one.path}" in changed for one in port.layer_projections(layer))
+    ]
+
+
 def adapted(model: nn.Module) -> dict[str, nn.Module]:
     """Full path to module for every layer that carries an adapter, in the model's order.
 
@@ -101,7 +112,12 @@ def place(model: nn.Module, section: AdapterSection, *, seed: int = 0) -> None:
     """As :func:`attach`, but nothing is evaluated: enough to see shapes, whatever their size."""
     if adapted(model):
         raise AdapterError("this model already carries an adapter; detach() it first")
-    chosen = targets(model, None if section.layers is None else list(section.layers))
+    if section.layers == "auto":
+        raise AdapterError(
+            "adapter.layers auto is resolved by the census at the start of a run; give layer "
+            "numbers, or None for all"
+        )
+    chosen = targets(model, section.layers)
     head = _trainable_head(model) if section.head else None
     if section.kind == "full":
         _check_full(model, chosen)

@@ -211,6 +211,8 @@ def _document(result: RunResult) -> dict[str, Any]:
         "seconds": progress.seconds,
         "peak_memory_bytes": progress.peak_memory_bytes,
     }
+    if experiment.window is not None:
+        document["layers"] = experiment.window.layers
     validation = _validation(result)
     if validation:
         document["validation"] = validation

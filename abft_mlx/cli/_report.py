@@ -55,6 +55,7 @@ def plan(experiment: Experiment, trainable: int | None, output: object = None) -
             f"of {training.prompts_per_update} prompts with {recipe.prompt.demonstrations} "
             f"demonstrations{chat}{how}"
         )
+        lines.append(f"layers    {_layers(experiment)}")
     if experiment.builder.shortened:
         lines.append(
             f"warning   {experiment.builder.shortened:,} texts shortened to "
@@ -63,6 +64,35 @@ def plan(experiment: Experiment, trainable: int | None, output: object = None) -
     if output is not None:
         lines.append(f"output    {output}")
     return lines
+
+
+def _layers(experiment: Experiment) -> str:
+    """Which layers train, and why."""
+    chosen, found = experiment.recipe.adapter.layers, experiment.window
+    if found is not None and not found.heads:
+        return f"all train: no induction head was seen in {found.prompts} training prompts"
+    if found is not None:
+        total = sum(one is not None for one in found.heads_by_layer)
+        return (
+            f"{_numbers(found.layers)} of {total} train: they hold "
+            f"{found.heads_inside / found.heads:.0%} of the {found.heads:.1f} induction heads in a "
+            f"prompt, seen in {found.prompts} training prompts"
+        )
+    if isinstance(chosen, list):
+        return f"{_numbers(chosen)} train, as adapter.layers says"
+    return "all train, as adapter.layers says (auto chooses those with induction heads)"
+
+
+def _numbers(layers: Sequence[int]) -> str:
+    """Layer numbers in order, runs of three or more as first to last."""
+    runs: list[list[int]] = []
+    for layer in sorted(layers):
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    parts = [f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs]
+    return ", ".join(parts)
 
 
 def warnings(experiment: Experiment) -> list[str]:

@@ -66,6 +66,8 @@ class Footprint:
 def footprint(model: nn.Module, recipe: Recipe, length_tokens: int) -> Footprint:
     """Estimate what a recipe takes on a model.
 
+    ``adapter.layers`` auto counts as all layers: which it will choose, only a census can say.
+
     The trainer's own step is traced for one micro-batch, and so are its optimizer step and a batch
     of an evaluation; what MLX would allocate and free is replayed. The model is left without an
     adapter.
@@ -79,7 +81,10 @@ def footprint(model: nn.Module, recipe: Recipe, length_tokens: int) -> Footprint
         AdapterError: the recipe's adapter cannot be put on this model.
     """
     parameters, weights = parameter_count(model), _bytes(model.parameters())
-    adapters.place(model, recipe.adapter)
+    section = recipe.adapter
+    if section.layers == "auto":
+        section = section.model_copy(update={"layers": None})
+    adapters.place(model, section)
     try:
         return _with_adapter(model, recipe, length_tokens, parameters, weights)
     finally:
@@ -102,6 +107,7 @@ def _with_adapter(
         optim.Adam(1.0, bias_correction=True),
         reward_weight=recipe.objective.reward,
         use_filter=recipe.objective.filter,
+        only_trained=recipe.objective.layers == "trained",
         objective=recipe.objective.kind,
         gradient=training.gradient,
         compiled=False,

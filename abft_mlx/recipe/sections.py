@@ -183,10 +183,11 @@ class AdapterSection(Section):
         default=2.0, gt=0, description="Multiplies B·A directly (PEFT's alpha is scale · rank)."
     )
     dropout: Number = Field(default=0.0, ge=0, lt=1, description="Dropout before lora_a.")
-    layers: list[Int] | None = Field(
-        default=None, min_length=1, description="Layer numbers from 0; null means every layer."
+    layers: Annotated[list[Int], Field(min_length=1)] | Literal["auto"] | None = Field(
+        default=None,
+        description="Layer numbers from 0; null means every layer; auto finds the layers that hold "
+        "90% of the induction heads in a few training prompts.",
     )
-
     head: bool = Field(
         default=False,
         description="Train the LM head, too, in full; for end_to_end, as the paper's baseline.",
@@ -194,8 +195,10 @@ class AdapterSection(Section):
 
     @field_validator("layers")
     @classmethod
-    def _layer_numbers(cls, layers: list[int] | None) -> list[int] | None:
-        if layers is not None and (min(layers) < 0 or len(set(layers)) < len(layers)):
+    def _layer_numbers(
+        cls, layers: list[int] | Literal["auto"] | None
+    ) -> list[int] | Literal["auto"] | None:
+        if isinstance(layers, list) and (min(layers) < 0 or len(set(layers)) < len(layers)):
             raise ValueError("layer numbers start at 0 and occur once each")
         return layers
 
@@ -216,6 +219,11 @@ class ObjectiveSection(Section):
         default=1.0, ge=0, description="B: weight of attention missing from the gold label."
     )
     filter: bool = Field(default=True, description="Only induction heads count.")
+    layers: Literal["all", "trained"] | None = Field(
+        default=None,
+        description="Whose heads count: all layers', or those of the layers that train; null means "
+        "trained where adapter.layers is auto, and all otherwise.",
+    )
     pid: bool = Field(
         default=True, description="Steer A so that the number of induction heads holds."
     )
@@ -357,6 +365,10 @@ def resolve(recipe: Recipe) -> Recipe:
         rate = LORA_LEARNING_RATE if recipe.adapter.kind == "lora" else FULL_LEARNING_RATE
         training = recipe.training.model_copy(update={"learning_rate": rate})
         recipe = recipe.model_copy(update={"training": training})
+    if recipe.objective.layers is None:
+        counting = "trained" if recipe.adapter.layers == "auto" else "all"
+        objective = recipe.objective.model_copy(update={"layers": counting})
+        recipe = recipe.model_copy(update={"objective": objective})
     if recipe.prompt.chat:
         transfer = [_in_turns(one) for one in recipe.evaluation.transfer]
         evaluation = recipe.evaluation.model_copy(update={"transfer": transfer})

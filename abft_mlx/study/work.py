@@ -279,6 +279,7 @@ def _run(result: RunResult, curve: list[Update]) -> dict[str, Any]:
         "peak_memory_bytes": progress.peak_memory_bytes,
         "process_peak_bytes": runtime.process_peak_bytes(),
         "trainable_parameters": result.trainable_parameters,
+        "layers": result.experiment.recipe.adapter.layers,
         "adapter_bytes": result.adapter_bytes,
         "updates": progress.updates,
         "curve": [{name: asdict(one)[name] for name in _CURVE} for one in curve],

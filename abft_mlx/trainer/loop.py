@@ -98,6 +98,7 @@ class Trainer:
             self.optimizer,
             reward_weight=self.reward_weight,
             use_filter=objective.filter,
+            only_trained=objective.layers == "trained",
             objective=objective.kind,
             gradient=training.gradient,
             max_gradient_norm=training.max_gradient_norm,

@@ -52,6 +52,8 @@ class Step:
         optimizer: an MLX optimizer.
         reward_weight: B.
         use_filter: whether heads must pass the induction-head filter.
+        only_trained: whether only layers that train have a part in equation 1; nothing above the
+            last of them is then computed. With local gradients it is always so, block by block.
         gradient: "exact", or "local": each layer's loss trains that layer alone
             (:mod:`abft_mlx.trainer.local`). End-to-end gradients are always exact.
         objective: "abft", or "end_to_end", for which the punish weight, ``reward_weight`` and
@@ -73,6 +75,7 @@ class Step:
         *,
         reward_weight: float,
         use_filter: bool,
+        only_trained: bool = False,
         objective: Objective = "abft",
         gradient: Gradient = "exact",
         max_gradient_norm: float | None = None,
@@ -88,13 +91,16 @@ class Step:
             self.compiled = False
             self.value_and_grad = self._build_local(reward_weight, use_filter)
         else:
-            self.value_and_grad = self._build(objective, reward_weight, use_filter)
+            self.value_and_grad = self._build(objective, reward_weight, use_filter, only_trained)
         optimizer.init(model.trainable_parameters())
 
     def _build(
-        self, objective: Objective, reward_weight: float, use_filter: bool
+        self, objective: Objective, reward_weight: float, use_filter: bool, only_trained: bool
     ) -> Callable[..., tuple]:
         model, port = self.model, ports.port_for(self.model)
+        # End to end, rows are measured only: all of them.
+        dropped = only_trained and objective == "abft"
+        counting = set(adapters.trained_layers(model)) if dropped else None
 
         def terms(batch: dict[str, mx.array], punish_weight: mx.array) -> Terms:
             last = batch["last"]
@@ -104,6 +110,8 @@ class Step:
             else:
                 behind = last
                 hidden, rows = attention.forward(model, batch["tokens"], last)
+            if counting is not None:
+                rows = [one if n in counting else None for n, one in enumerate(rows)]
             seen = (rows, batch["label_positions"], batch["demonstration_labels"], batch["gold"])
             if objective == "end_to_end":
                 # (B, V) logits: the head never sees the other positions.

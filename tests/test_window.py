@@ -1,0 +1,392 @@
+"""``adapter.layers: auto``: the window, its loss, and whole runs with it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import mlx.core as mx
+import mlx.optimizers as optim
+import numpy as np
+import pytest
+import tiny_models
+from cli_support import document, invoke, write_model, write_texts
+from mlx.utils import tree_flatten, tree_unflatten
+from study_support import SETTINGS
+from test_local import prompts, step_of
+
+from abft_mlx import adapters, attention, experiment, footprint, loading, ports, study
+from abft_mlx import recipe as recipes
+from abft_mlx.errors import AdapterError, RecipeError
+from abft_mlx.footprint.graph import Graph, trace
+from abft_mlx.induction import HeadCensus, Window, window
+from abft_mlx.objective import abft_terms
+from abft_mlx.recipe import AdapterSection
+from abft_mlx.trainer.plan import micro_batches, shared_micro_batches
+from abft_mlx.trainer.step import Step
+
+
+@pytest.fixture(scope="module")
+def tiny(benchmark: Callable[[str], ModuleType]) -> ModuleType:
+    return benchmark("tiny_configs")
+
+
+@pytest.mark.parametrize(
+    ("heads", "found"),
+    [
+        ([0.0, 0.0, 5.0, 0.0], [2]),
+        ([0.1, 4.0, 5.0, 0.2], [1, 2]),
+        ([1.0, 1.0, 1.0], [0, 1, 2]),
+        # Exactly 90%, though three times 0.3 is a hair less as a float.
+        ([0.1, 0.3, 0.3, 0.3], [1, 2, 3]),
+        ([1 / 3, 1 / 3, 7 / 3, 0.0], [0, 1, 2]),
+        ([9.0, 0.0, 1.0], [0]),
+        # Equally short: the one with most heads, and then the lowest.
+        ([0.5, 9.0, 0.6, 0.0], [1, 2]),
+        ([0.0, 1.0, 8.0, 1.0, 0.0], [1, 2]),
+        # Layers without heads do not interrupt a run.
+        ([0.0, None, 3.0, None, None, 2.0, None, 0.0], [2, 5]),
+        ([4.0, None], [0]),
+        ([0.0, None, 0.0], []),
+        ([None], []),
+    ],
+)
+def test_the_smallest_run_of_layers(heads: list[float | None], found: list[int]) -> None:
+    assert window(heads) == found
+
+
+def test_the_share_is_what_is_asked_for() -> None:
+    assert window([3.0, 5.0, 2.0], 0.5) == [1]
+    assert window([3.0, 5.0, 2.0], 0.51) == [0, 1]
+    assert window([3.0, 5.0, 2.0], 1.0) == [0, 1, 2]
+
+
+def census(*heads: int | None, prompts: int = 2) -> HeadCensus:
+    """A census of layers of four heads, so many of which look at the one label in all prompts."""
+    made = HeadCensus()
+    rows = []
+    for count in heads:
+        row = np.zeros((prompts, 4, 10), dtype=np.float32)
+        row[..., 9] = 1.0
+        if count is not None:
+            row[:, :count] = np.eye(10)[3]
+        rows.append(None if count is None else mx.array(row))
+    labels, last = mx.zeros((prompts, 1), dtype=mx.int32), mx.full((prompts,), 9)
+    made.add(rows, labels + 3, labels, labels[:, 0], last)
+    return made
+
+
+def test_a_census_becomes_a_window() -> None:
+    found = Window.of(census(0, None, 1, 3, 0))
+    assert found == Window([2, 3], [0.0, None, 1.0, 3.0, 0.0], 2, 0.9)
+    assert (found.heads, found.heads_inside) == (4.0, 4.0)
+    assert Window.of(census(1, 4, 4, 4)).heads_inside == 12.0
+
+
+def test_without_heads_all_layers_that_could_have_some() -> None:
+    found = Window.of(census(0, None, 0))
+    assert (found.layers, found.heads, found.prompts) == ([0, 2], 0.0, 2)
+
+
+def restricted(model: Any, layers: list[int], batch: dict[str, mx.array]) -> tuple[Any, Any]:
+    """The loss of some layers' rows, and its gradients by autodiff."""
+    kept = model.trainable_parameters()
+
+    def loss(parameters: Any) -> Any:
+        model.update(parameters)
+        rows = attention.capture(model, batch["tokens"], batch["last"])
+        return tuple(
+            abft_terms(
+                [rows[layer] for layer in layers],
+                batch["label_positions"],
+                batch["demonstration_labels"],
+                batch["gold"],
+                batch["last"],
+                punish_weight=0.5,
+                reward_weight=1.0,
+                use_filter=False,
+                prompt_weights=batch["weights"],
+            )
+        )
+
+    values, gradients = mx.value_and_grad(loss)(kept)
+    mx.eval(values, gradients)
+    model.update(kept)
+    return mx.stack(values), dict(tree_flatten(gradients))
+
+
+def only(step: Step, gradient: Any = "exact") -> Step:
+    """The same model's step with the rows of trained layers alone."""
+    return Step(
+        step.model,
+        optim.Adam(1e-3),
+        reward_weight=1.0,
+        use_filter=False,
+        only_trained=True,
+        gradient=gradient,
+        compiled=False,
+    )
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3_next", "deepseek_v2", "olmoe", "gemma3n"])
+def test_gradients_are_those_of_the_layers_rows(tiny: ModuleType, name: str) -> None:
+    model = tiny.build(name)
+    with_heads = [n for n, one in enumerate(ports.heads(model)) if one is not None]
+    layers = with_heads[:2]
+    whole = step_of(model, "exact", layers)
+    (batch,) = micro_batches(prompts(), 4)
+    gradients, terms = only(whole).gradients([batch], 0.5)
+    expected_terms, expected = restricted(model, layers, batch.arrays())
+    np.testing.assert_allclose(np.array(terms), np.array(expected_terms), rtol=1e-5)
+    found = dict(tree_flatten(gradients))
+    assert found.keys() == expected.keys()
+    for path, one in expected.items():
+        np.testing.assert_allclose(np.array(found[path]), np.array(one), atol=1e-6, err_msg=path)
+    assert max(mx.abs(one).max().item() for one in expected.values()) > 1e-4
+    if len(with_heads) > len(layers):
+        everything, all_terms = whole.gradients([batch], 0.5)
+        assert all_terms[3].item() > terms[3].item()
+        assert any(
+            mx.abs(one - found[path]).max().item() > 1e-5 for path, one in tree_flatten(everything)
+        )
+
+
+def test_shared_demonstrations_drop_the_same_rows(tiny: ModuleType) -> None:
+    one = prompts()[0]
+    pair = [one, type(one)((*one.token_ids[:-3], 7, 8, 9), (3, 8, 13), (0, 1, 0), 1, 5)]
+    step = only(step_of(tiny.build("llama"), "exact", [0, 1]))
+    apart, terms = step.gradients(micro_batches(pair, 2), 0.5)
+    together, shared_terms = step.gradients(shared_micro_batches(pair, 2, 2), 0.5)
+    np.testing.assert_allclose(np.array(shared_terms), np.array(terms), rtol=1e-5)
+    for path, gradient in tree_flatten(apart):
+        found = dict(tree_flatten(together))[path]
+        np.testing.assert_allclose(np.array(found), np.array(gradient), atol=1e-5, err_msg=path)
+
+
+def test_local_gradients_are_the_same_either_way(tiny: ModuleType) -> None:
+    (batch,) = micro_batches(prompts(), 4)
+    whole = step_of(tiny.build("llama"), "local", [1])
+    gradients, terms = whole.gradients([batch], 0.5)
+    others, other_terms = only(whole, "local").gradients([batch], 0.5)
+    assert mx.array_equal(terms, other_terms)
+    for path, gradient in tree_flatten(gradients):
+        assert mx.array_equal(dict(tree_flatten(others))[path], gradient), path
+
+
+def graph(layers: list[int] | None, only_trained: bool, depth: int) -> Graph:
+    """What an exact step computes."""
+    model = tiny_models.build("llama", num_hidden_layers=depth)
+    step = step_of(model, "exact", layers)
+    step = only(step) if only_trained else step
+    (batch,) = micro_batches(prompts(), 4)
+    kept = model.trainable_parameters()
+    names = [path for path, _ in tree_flatten(kept)]
+
+    def train(*parameters: mx.array) -> Sequence[mx.array]:
+        tree = tree_unflatten(list(zip(names, parameters, strict=True)))
+        terms, gradients = step.value_and_grad(tree, batch.arrays(), mx.array(0.5))
+        return [terms, *(one for _, one in tree_flatten(gradients))]
+
+    return trace(train, [one for _, one in tree_flatten(kept)])
+
+
+def test_nothing_above_the_window_is_computed() -> None:
+    """A model of five layers of which two train costs what one of two layers does."""
+    kinds = [one.name for one in graph([0, 1], True, 5).operations]
+    assert sorted(kinds) == sorted(one.name for one in graph(None, False, 2).operations)
+    assert len(graph([0, 1], False, 5).operations) > len(kinds)
+
+
+def test_trained_layers(tiny: ModuleType) -> None:
+    for name in ("llama", "gpt2", "qwen3_next", "gemma3n", "longcat_flash"):
+        model = tiny.build(name)
+        with_heads = [n for n, one in enumerate(ports.heads(model)) if one is not None]
+        assert adapters.trained_layers(model) == []
+        adapters.attach(model, AdapterSection(rank=2, layers=with_heads[:1]))
+        assert adapters.trained_layers(model) == with_heads[:1], name
+        adapters.detach(model)
+        adapters.attach(model, AdapterSection(rank=2))
+        assert adapters.trained_layers(model) == with_heads, name
+
+
+AUTO = "adapter.layers=auto"
+SMALL = (
+    "training.examples=40",
+    "training.updates=3",
+    "training.prompts_per_update=8",
+    "training.checkpoint_every=1",
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> experiment.RunResult:
+    folder = tmp_path_factory.mktemp("runs") / "auto"
+    return experiment.finetune(recipes.load("demo", [*SMALL, AUTO]), folder)
+
+
+def test_the_run_trains_where_the_heads_are(run: experiment.RunResult) -> None:
+    """Oracle: heads counted prompt by prompt, in float64, on the base model."""
+    base = loading.load_model("demo", None).model
+    counts = np.zeros(3)
+    chosen = run.experiment.training_prompts()[:32]
+    for one in chosen:
+        tokens = mx.array([one.token_ids])
+        rows = attention.capture(base, tokens, mx.array([len(one.token_ids) - 1]))
+        k = len(one.label_positions)
+        limit = k / (k + math.log(len(one.token_ids)))
+        for layer, row in enumerate(rows):
+            mass = np.array(row[0], dtype=np.float64)[:, list(one.label_positions)].sum(axis=1)
+            counts[layer] += (mass > limit).sum()
+    saved = recipes.load(str(run.output))
+    layers = saved.adapter.layers
+    assert layers == run.experiment.recipe.adapter.layers == window(list(counts))
+    assert 0 < len(layers) < 3
+    assert saved.objective.layers == "trained"
+    facts = json.loads((run.output / "run.json").read_text())
+    np.testing.assert_allclose(facts["window"].pop("heads_by_layer"), counts / 32)
+    assert facts["window"] == {"layers": layers, "prompts": 32, "share": 0.9}
+    names = mx.load(str(run.output / "adapters.safetensors"))
+    assert {int(name.split(".layers.")[1].split(".")[0]) for name in names} == set(layers)
+
+
+def test_its_own_recipe_reproduces_it(run: experiment.RunResult, tmp_path: Path) -> None:
+    again = experiment.finetune(recipes.load(str(run.output)), tmp_path / "again")
+    assert again.experiment.window is None
+    for name in ("adapters.safetensors", "adapter_config.json", "recipe.yaml"):
+        assert (again.output / name).read_bytes() == (run.output / name).read_bytes()
+
+
+class StopHereError(Exception):
+    pass
+
+
+def test_a_resumed_run_takes_no_census(
+    run: experiment.RunResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(update: Any) -> None:
+        if update.step == 2:
+            raise StopHereError
+
+    folder = tmp_path / "cut"
+    with pytest.raises(StopHereError):
+        experiment.finetune(recipes.load("demo", [*SMALL, AUTO]), folder, on_update=stop)
+
+    def census(*_: object) -> None:
+        raise AssertionError("a census")
+
+    monkeypatch.setattr(experiment.Experiment, "census", census)
+    resumed = experiment.resume(folder)
+    for name in ("adapters.safetensors", "recipe.yaml"):
+        assert (folder / name).read_bytes() == (run.output / name).read_bytes()
+    assert resumed.experiment.window == run.experiment.window
+    ours, theirs = (json.loads((one / "run.json").read_text()) for one in (folder, run.output))
+    assert ours["window"] == theirs["window"]
+
+
+def said(*words: object) -> str:
+    """The line on layers that finetune prints."""
+    small = [f"--set={one}" for one in SMALL]
+    result = invoke("finetune", *words, *small)
+    assert result.exit_code == 0, result.stderr
+    (line,) = [one for one in result.stdout.splitlines() if one.startswith("layers ")]
+    return " ".join(line.split())
+
+
+def test_the_command_says_which_layers_train_and_why(tmp_path: Path) -> None:
+    def output(number: int) -> str:
+        return f"--output={tmp_path / str(number)}"
+
+    found = said("demo", output(0), f"--set={AUTO}")
+    assert found == (
+        "layers 1, 2 of 3 train: they hold 100% of the 3.8 induction heads in a prompt, "
+        "seen in 32 training prompts"
+    )
+    assert "all train, as adapter.layers says" in said("demo", output(1))
+    listed = said("demo", output(2), "--set=adapter.layers=[2, 0]")
+    assert listed == "layers 0, 2 train, as adapter.layers says"
+    result = invoke(
+        "finetune", "demo", output(3), f"--set={AUTO}", *[f"--set={one}" for one in SMALL], "--json"
+    )
+    assert document(result)["layers"] == [1, 2]
+
+
+def test_no_heads_and_it_is_said(tmp_path: Path) -> None:
+    model, texts = write_model(tmp_path / "model"), write_texts(tmp_path / "texts.csv")
+    output = tmp_path / "run"
+    line = said("--model", model, "--data", texts, "--output", output, f"--set={AUTO}")
+    assert line == "layers all train: no induction head was seen in 32 training prompts"
+    assert recipes.load(str(output)).adapter.layers == [0, 1]
+
+
+def test_a_study_of_it(tmp_path: Path) -> None:
+    text = (
+        "name: small\nmodels: [demo]\ntasks: [generated/emotion]\nmethods: [abft]\n"
+        f"settings: [{', '.join((*SETTINGS, AUTO))}]\n"
+    )
+    opened = study.loads(text)
+    study.run(opened, tmp_path / "study", report=lambda *_: [])
+    (cell,) = study.read(tmp_path / "study")
+    assert cell["status"] == "done"
+    (planned,) = study.cells(opened)
+    alone = experiment.finetune(planned.recipe, tmp_path / "run")
+    assert cell["run"]["layers"] == alone.experiment.recipe.adapter.layers
+    assert cell["run"]["adapter_bytes"] == alone.adapter_bytes
+
+
+def test_an_estimate_counts_all_layers() -> None:
+    config = tiny_models.config("llama")
+
+    def estimate(*changes: str) -> Any:
+        recipe = recipes.resolve(recipes.default(["training.micro_batch_tokens=256", *changes]))
+        return footprint.footprint(loading.describe(config, "model"), recipe, 64)
+
+    assert estimate(AUTO) == estimate()
+    first = estimate("adapter.layers=[0]", "objective.layers=trained")
+    assert first.activations_bytes < estimate("adapter.layers=[0]").activations_bytes
+
+
+def test_the_doctor_takes_it() -> None:
+    result = invoke("doctor", "demo", f"--set={AUTO}", "--json")
+    assert result.exit_code == 0, result.stderr
+    plain = document(invoke("doctor", "demo", "--json"))["memory_estimate"]
+    assert document(result)["memory_estimate"] == plain
+
+
+@pytest.mark.parametrize(
+    ("changes", "objective"),
+    [
+        ([], "all"),
+        (["adapter.layers=[1]"], "all"),
+        ([AUTO], "trained"),
+        ([AUTO, "objective.layers=all"], "all"),
+        (["objective.layers=trained"], "trained"),
+    ],
+)
+def test_whose_heads_count(changes: list[str], objective: str) -> None:
+    assert recipes.resolve(recipes.default(changes)).objective.layers == objective
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ("adapter.layers=automatic", "'automatic': a list of layer numbers such as .4, 5., auto"),
+        ("adapter.layers=3", "3: a list of layer numbers such as .4, 5., auto"),
+        ("adapter.layers=[]", "at least 1 item"),
+        ("adapter.layers=[-1]", "layer numbers start at 0"),
+        ("objective.layers=some", "objective.layers is 'some': input should be 'all' or 'trained'"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line(change: str, line: str) -> None:
+    with pytest.raises(RecipeError, match=line) as caught:
+        recipes.default([change])
+    assert "\n" not in str(caught.value)
+    assert " more: " not in str(caught.value)
+
+
+def test_attaching_needs_numbers() -> None:
+    with pytest.raises(AdapterError, match="give layer numbers, or None for all"):
+        adapters.attach(tiny_models.build("llama"), AdapterSection(layers="auto"))
