@@ -222,13 +222,7 @@ def train(
     training_prompts = experiment.training_prompts()
     validation = experiment.validation_prompts() if recipe.training.validate_every else []
     adapters.attach(model, recipe.adapter, seed=recipe.training.seed)
-    if not resume and ranks.first:
-        folder.create(overwrite=overwrite)
-        recipes.save(recipe, folder.path / "recipe.yaml")
-        folder.write_run(_facts(experiment))
-    trainable = adapters.trainable_parameters(model)
-    if on_prepared is not None:
-        on_prepared(experiment, trainable)
+    fingerprint = facts.fingerprint(recipe, experiment.loaded, experiment.trained_tasks)
     trainer = Trainer(
         model,
         training_prompts,
@@ -236,9 +230,17 @@ def train(
         folder=folder,
         validate=lambda: experiment.accuracy(validation, ranks),
         on_update=on_update,
-        fingerprint=facts.fingerprint(recipe, experiment.loaded, experiment.trained_tasks),
+        fingerprint=fingerprint,
         ranks=ranks,
     )
+    ranks.agree(fingerprint, "recipe, model, data or version")
+    if not resume and ranks.first:
+        folder.create(overwrite=overwrite)
+        recipes.save(recipe, folder.path / "recipe.yaml")
+        folder.write_run(_facts(experiment))
+    trainable = adapters.trainable_parameters(model)
+    if on_prepared is not None:
+        on_prepared(experiment, trainable)
     progress = trainer.run(resume=resume)
     if not ranks.first:
         ranks.wait()

@@ -180,6 +180,7 @@ def test_ranks_give_the_adapter_of_one_process(
             assert here[name] == pytest.approx(there[name], rel=1e-5, abs=1e-7), name
     assert len({one["induction_heads"] for one in ours}) > 1
     assert len({one["A"] for one in ours}) > 1
+    assert all(0 < one.get("validation_accuracy", 0.5) < 1 for one in ours)
     totals = json.loads((together / "run.json").read_text())["totals"]
     assert totals["processes"] == size
     assert "processes" not in json.loads((alone / "run.json").read_text())["totals"]
@@ -270,3 +271,4 @@ def test_more_ranks_than_groups_are_refused(
     result = invoke(*finetune(model, texts, tmp_path / "run", settings))
     assert result.exit_code == 2
     assert "prompts_per_update 4: 2 groups of prompts cannot be shared by 3" in result.stderr
+    assert not (tmp_path / "run").exists()
