@@ -14,6 +14,7 @@ from abft_mlx import adapters, attention, data, evaluation, facts, loading, prom
 from abft_mlx import recipe as recipes
 from abft_mlx.errors import RecipeError
 from abft_mlx.induction import HeadCensus, Window
+from abft_mlx.ranks import Ranks
 from abft_mlx.task import Task, open_task
 from abft_mlx.trainer import Progress, RunFolder, Trainer, Update
 
@@ -106,6 +107,14 @@ class Experiment:
         right = evaluation.right_string(probabilities, gold)
         return evaluation.summary(probabilities, gold) | {"right": right}
 
+    def accuracy(self, chosen: list[prompts.Prompt], ranks: Ranks) -> float:
+        """Share of prompts answered rightly, in 0..1; every rank answers its part of them."""
+        if ranks.size == 1:
+            return self.measure(chosen)["accuracy"]
+        own = chosen[ranks.rank :: ranks.size]
+        right = self.measure(own)["right"].count("1") if own else 0
+        return ranks.count(right) / len(chosen)
+
     def measure_all(self, on_progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
         """What the recipe's evaluation section asks for, of the model as it is now.
 
@@ -161,7 +170,7 @@ class RunResult:
         progress: updates, seconds, validations, peak memory.
         output: the run folder.
         trainable_parameters: numbers that were trained.
-        adapter_bytes: size of ``adapters.safetensors``.
+        adapter_bytes: size of ``adapters.safetensors``; 0 on a rank that did not write it.
     """
 
     experiment: Experiment
@@ -211,6 +220,7 @@ def train(
     resume: bool = False,
     on_prepared: Callable[[Experiment, int], None] | None = None,
     on_update: Callable[[Update], None] | None = None,
+    ranks: Ranks | None = None,
 ) -> RunResult:
     """Fine-tune the experiment's model with ABFT and write its run folder.
 
@@ -221,11 +231,13 @@ def train(
         resume: go on from the checkpoint that lies there.
         on_prepared: told once, before training, of the experiment and its trainable parameters.
         on_update: told of every update.
+        ranks: the processes that train together; the first one writes the folder.
 
     Raises:
         UsageError: something does not fit, or the folder cannot be used.
-        RunError: the loss stopped being finite, or the disk is full.
+        RunError: the loss stopped being finite, the disk is full, or a rank is gone.
     """
+    ranks = ranks or Ranks()
     model, folder = experiment.loaded.model, RunFolder(Path(output))
     training_prompts = experiment.training_prompts()
     if resume:
@@ -235,23 +247,29 @@ def train(
     recipe = experiment.recipe
     validation = experiment.validation_prompts() if recipe.training.validate_every else []
     adapters.attach(model, recipe.adapter, seed=recipe.training.seed)
-    if not resume:
+    fingerprint = facts.fingerprint(recipe, experiment.loaded, experiment.trained_tasks)
+    trainer = Trainer(
+        model,
+        training_prompts,
+        recipe,
+        folder=folder,
+        validate=lambda: experiment.accuracy(validation, ranks),
+        on_update=on_update,
+        fingerprint=fingerprint,
+        ranks=ranks,
+    )
+    ranks.agree(fingerprint, "recipe, model, data or version")
+    if not resume and ranks.first:
         folder.create(overwrite=overwrite)
         recipes.save(recipe, folder.path / "recipe.yaml")
         folder.write_run(_facts(experiment))
     trainable = adapters.trainable_parameters(model)
     if on_prepared is not None:
         on_prepared(experiment, trainable)
-    trainer = Trainer(
-        model,
-        training_prompts,
-        recipe,
-        folder=folder,
-        validate=lambda: experiment.measure(validation)["accuracy"],
-        on_update=on_update,
-        fingerprint=facts.fingerprint(recipe, experiment.loaded, experiment.trained_tasks),
-    )
     progress = trainer.run(resume=resume)
+    if not ranks.first:
+        ranks.wait()
+        return RunResult(experiment, progress, folder.path, trainable, 0)
     adapters.save(model, folder.path, base_model=recipe.model)
     adapter_bytes = (folder.path / "adapters.safetensors").stat().st_size
     totals = {
@@ -265,6 +283,8 @@ def train(
         "micro_batch_prompts": trainer.rows,
         "compiled_shapes": sorted(trainer.step.shapes),
     }
+    if ranks.size > 1:
+        totals["processes"] = ranks.size
     written = {**_facts(experiment), "finished": True, "totals": totals}
     if progress.validations:
         written["validation"] = {
@@ -276,6 +296,7 @@ def train(
             "kept_update": progress.best_update if recipe.training.keep_best else progress.updates,
         }
     folder.write_run(written)
+    ranks.wait()
     return RunResult(experiment, progress, folder.path, trainable, adapter_bytes)
 
 
@@ -286,6 +307,7 @@ def finetune(
     overwrite: bool = False,
     on_prepared: Callable[[Experiment, int], None] | None = None,
     on_update: Callable[[Update], None] | None = None,
+    ranks: Ranks | None = None,
 ) -> RunResult:
     """Run a recipe: open what it names, fine-tune with ABFT, write the run folder.
 
@@ -295,11 +317,18 @@ def finetune(
         overwrite: replace a run that lies there.
         on_prepared: told once, before training, of the experiment and its trainable parameters.
         on_update: told of every update.
+        ranks: the processes that train together; the first one writes the folder.
     """
-    folder = RunFolder(Path(output))
-    folder.check(overwrite=overwrite)
+    # The first rank may have made the folder before another looks.
+    if ranks is None or ranks.first:
+        RunFolder(Path(output)).check(overwrite=overwrite)
     return train(
-        prepare(recipe), output, overwrite=overwrite, on_prepared=on_prepared, on_update=on_update
+        prepare(recipe),
+        output,
+        overwrite=overwrite,
+        on_prepared=on_prepared,
+        on_update=on_update,
+        ranks=ranks,
     )
 
 
@@ -308,12 +337,20 @@ def resume(
     *,
     on_prepared: Callable[[Experiment, int], None] | None = None,
     on_update: Callable[[Update], None] | None = None,
+    ranks: Ranks | None = None,
 ) -> RunResult:
     """Continue the run in a folder from its checkpoint, with the recipe that lies there."""
     folder = RunFolder(Path(output))
     folder.read_run()
     recipe = recipes.load(str(folder.path / "recipe.yaml"))
-    return train(prepare(recipe), output, resume=True, on_prepared=on_prepared, on_update=on_update)
+    return train(
+        prepare(recipe),
+        output,
+        resume=True,
+        on_prepared=on_prepared,
+        on_update=on_update,
+        ranks=ranks,
+    )
 
 
 def evaluate(

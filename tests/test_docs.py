@@ -30,6 +30,7 @@ def readme(checkout: Path) -> str:
         "docs/prediction.md",
         "docs/ports.md",
         "docs/performance.md",
+        "docs/distributed.md",
     ],
 )
 def test_links_lead_somewhere(name: str, checkout: Path) -> None:

@@ -11,6 +11,7 @@ ROOMS = (
     "errors",
     "files",
     "runtime",
+    "ranks",
     "recipe",
     "data",
     "prompts",

@@ -26,6 +26,7 @@ from abft_mlx.errors import UsageError
 
 if TYPE_CHECKING:
     from abft_mlx.experiment import Experiment, RunResult
+    from abft_mlx.ranks import Ranks
     from abft_mlx.trainer import Update
 
 # People's labels are rarely one token, so a run without a recipe lets abft-mlx choose words.
@@ -93,16 +94,31 @@ def finetune(
         )
     elif recipe is None:
         changes = [*_WITHOUT_RECIPE, *changes]
+    ranks = _join()
+    if not ranks.first:  # the first rank speaks for all
+        as_json, quiet = False, True
     shell = Shell(as_json=as_json, quiet=quiet)
     with shell.speaking():
-        result = _run(shell, recipe, changes, output, resume, overwrite=overwrite)
+        result = _run(shell, ranks, recipe, changes, output, resume, overwrite=overwrite)
+        if not ranks.first:
+            return
         for line in _outcome(result):
             shell.tell(line)
     shell.document(_document(result))
 
 
+def _join() -> Ranks:
+    from abft_mlx import runtime
+
+    runtime.prepare()
+    from abft_mlx import ranks
+
+    return ranks.join()
+
+
 def _run(
     shell: Shell,
+    ranks: Ranks,
     recipe: str | None,
     changes: list[str],
     output: Path | None,
@@ -110,10 +126,7 @@ def _run(
     *,
     overwrite: bool,
 ) -> RunResult:
-    from abft_mlx import runtime
-
-    runtime.prepare()
-    from abft_mlx import api, experiment
+    from abft_mlx import api, experiment, runtime
 
     runtime.use_wired_memory()
     if resume is not None:
@@ -126,7 +139,7 @@ def _run(
         with Follow(shell, folder) as follow:
             if resume is not None:
                 return experiment.resume(
-                    folder, on_prepared=follow.prepared, on_update=follow.updated
+                    folder, on_prepared=follow.prepared, on_update=follow.updated, ranks=ranks
                 )
             return experiment.finetune(
                 opened,
@@ -134,9 +147,10 @@ def _run(
                 overwrite=overwrite,
                 on_prepared=follow.prepared,
                 on_update=follow.updated,
+                ranks=ranks,
             )
     except KeyboardInterrupt:
-        if (folder / "checkpoint").is_dir():
+        if ranks.first and (folder / "checkpoint").is_dir():
             shell.tell(f"to go on: {_report.command('finetune', '--resume', folder)}")
         raise
 

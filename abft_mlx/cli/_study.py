@@ -182,23 +182,23 @@ def _run(
 
 def _part(given: tuple[int, int] | None) -> tuple[int, int]:
     """This process's part: as given, or its rank under mlx.launch."""
-    import mlx.core as mx
+    from abft_mlx import ranks
 
-    group = mx.distributed.init()
-    if group.size() == 1:
+    joined = ranks.join()
+    if joined.size == 1:
         return given or (1, 1)
     if given is not None:
         raise UsageError(
-            f"--shard {given[0]}/{given[1]}: mlx.launch runs {group.size()} processes, each of "
+            f"--shard {given[0]}/{given[1]}: mlx.launch runs {joined.size} processes, each of "
             "which takes its part; leave --shard out"
         )
-    return group.rank() + 1, group.size()
+    return joined.rank + 1, joined.size
 
 
 def _launched() -> bool:
-    import mlx.core as mx
+    from abft_mlx import ranks
 
-    return mx.distributed.init().size() > 1
+    return ranks.join().size > 1
 
 
 def _write_reports(folder: Path, opened: Study, cells: list[dict[str, Any]]) -> list[Path]:

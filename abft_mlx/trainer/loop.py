@@ -13,9 +13,10 @@ import mlx.optimizers as optim
 from mlx.utils import tree_flatten
 
 from abft_mlx import adapters, runtime
-from abft_mlx.errors import OutputError
+from abft_mlx.errors import OutputError, RecipeError
 from abft_mlx.objective import PunishController
 from abft_mlx.prompts import Prompt
+from abft_mlx.ranks import Ranks
 from abft_mlx.recipe import Recipe
 from abft_mlx.trainer import checkpoint, memory, plan
 from abft_mlx.trainer.run_folder import RunFolder, Update
@@ -48,15 +49,24 @@ class Progress:
 class Trainer:
     """Runs ABFT, or end-to-end fine-tuning, on a model that has adapters attached.
 
+    Several ranks make the same updates: each takes its share of an update's prompts, and gradients
+    and head counts are those of all. The first rank alone writes to the folder, which the others
+    only read when they resume.
+
     Args:
         model: a loaded model, adapters attached, everything else frozen.
         prompts: the training prompts, all with the same number of demonstrations.
         recipe: a resolved recipe; its objective and training sections are used.
         folder: where metrics and checkpoints go, or None to write nothing.
         validate: gives the model's accuracy in 0..1 as it is now; called before the first update,
-            every ``training.validate_every`` updates and after the last, where that is not 0.
+            every ``training.validate_every`` updates and after the last, where that is not 0. All
+            ranks must get the same number.
         on_update: told of every update.
         fingerprint: what is trained on what; a checkpoint with another one is refused.
+        ranks: the processes that train together; this one alone if None.
+
+    Raises:
+        RecipeError: an update has fewer groups of prompts than there are ranks.
     """
 
     def __init__(
@@ -69,6 +79,7 @@ class Trainer:
         validate: Callable[[], float] | None = None,
         on_update: Callable[[Update], None] | None = None,
         fingerprint: str = "",
+        ranks: Ranks | None = None,
     ) -> None:
         self.model = model
         self.prompts = prompts
@@ -77,9 +88,16 @@ class Trainer:
         self.validate = validate if recipe.training.validate_every else None
         self.on_update = on_update
         self.fingerprint = fingerprint
+        self.ranks = ranks or Ranks()
         self.progress = Progress()
         self._best: Any = None
         objective, training = recipe.objective, recipe.training
+        groups = training.prompts_per_update // training.shared_demonstrations
+        if groups < self.ranks.size:
+            raise RecipeError(
+                f"training.prompts_per_update {training.prompts_per_update}: {groups} groups of "
+                f"prompts cannot be shared by {self.ranks.size} processes; start at most {groups}"
+            )
         assert training.learning_rate is not None, "the recipe must be resolved"
         # End to end, equation 1 is only measured: both its weights are 0.
         supervised = objective.kind == "abft"
@@ -102,6 +120,7 @@ class Trainer:
             objective=objective.kind,
             gradient=training.gradient,
             max_gradient_norm=training.max_gradient_norm,
+            ranks=self.ranks,
         )
         longest = max(len(one.token_ids) for one in prompts)
         self.rows = memory.micro_batch_rows(model, recipe, longest)
@@ -113,14 +132,20 @@ class Trainer:
         parameters of the best one.
 
         Raises:
-            RunError: the loss stopped being finite.
+            RunError: the loss stopped being finite, or a rank is gone.
+            UsageError: the ranks were not started alike.
             OutputError: there is nothing to resume, or it belongs to another run.
         """
         training = self.recipe.training
         runtime.reset_peak_memory()
         if resume:
             self._restore()
-        else:
+        # Never validate before this: ranks that differ may not validate alike.
+        self.ranks.agree(
+            f"{self.fingerprint} {self.progress.updates}",
+            "recipe, model, data, version or checkpoint",
+        )
+        if not resume:
             self._validate()
         adapters.train_mode(self.model)
         try:
@@ -136,8 +161,9 @@ class Trainer:
     def _one_update(self) -> None:
         training, progress = self.recipe.training, self.progress
         start = time.perf_counter()
-        # Dropout's key follows from seed and update alone, so resuming needs no random state.
-        mx.random.seed((progress.updates << 32) | (training.seed & 0xFFFFFFFF))
+        # Dropout's key follows from seed, update and rank, so resuming needs no random state.
+        key = (progress.updates << 32) | (training.seed & 0xFFFFFFFF)
+        mx.random.seed(key ^ (self.ranks.rank << 56))
         m = training.shared_demonstrations
         groups = plan.update_rows(
             len(self.prompts) // m,
@@ -145,6 +171,9 @@ class Trainer:
             progress.updates,
             training.seed,
         )
+        if self.ranks.size > 1:
+            lengths = [len(self.prompts[group * m].token_ids) for group in groups]
+            groups = plan.share(groups, lengths, self.ranks.rank, self.ranks.size)
         chosen = [self.prompts[group * m + number] for group in groups for number in range(m)]
         if m == 1:
             batches = plan.micro_batches(chosen, self.rows)
@@ -178,7 +207,7 @@ class Trainer:
             peak_memory_bytes=progress.peak_memory_bytes,
             validation_accuracy=accuracy,
         )
-        if self.folder is not None:
+        if self.folder is not None and self.ranks.first:
             self.folder.add_metrics(update)
             if last or progress.updates % training.checkpoint_every == 0:
                 self._save(self.folder)
@@ -236,4 +265,5 @@ class Trainer:
         progress = dict(found.facts["progress"])
         progress["validations"] = [tuple(one) for one in progress["validations"]]
         self.progress = Progress(**progress)
-        self.folder.keep_metrics(self.progress.updates)
+        if self.ranks.first:
+            self.folder.keep_metrics(self.progress.updates)

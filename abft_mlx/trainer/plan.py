@@ -174,3 +174,16 @@ def update_rows(examples: int, prompts_per_update: int, update: int, seed: int) 
         chosen.extend(piece)
         position += len(piece)
     return chosen
+
+
+def share(groups: Sequence[int], lengths: Sequence[int], rank: int, size: int) -> list[int]:
+    """One rank's part of an update: every group in one part, and parts of like lengths.
+
+    Args:
+        groups: what the update sees, at least ``size``.
+        lengths: tokens of each, as far as they are known.
+        rank: whose part, from 0.
+        size: how many parts.
+    """
+    order = sorted(range(len(groups)), key=lambda number: lengths[number])
+    return [groups[number] for number in order[rank::size]]

@@ -10,11 +10,12 @@ from typing import Any, Literal
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
-from mlx.utils import tree_flatten, tree_map
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from abft_mlx import adapters, attention, ports, prefix
 from abft_mlx.errors import RunError
 from abft_mlx.objective import Terms, abft_terms, end_to_end_terms
+from abft_mlx.ranks import Ranks
 from abft_mlx.trainer import local
 from abft_mlx.trainer.plan import MicroBatch
 
@@ -61,6 +62,7 @@ class Step:
         max_gradient_norm: clip the averaged gradient to this L2 norm, or None.
         compiled: compile value and gradient into one graph; None compiles on a GPU only. Local
             gradients are never compiled.
+        ranks: the processes that share every update; this one alone if None.
 
     Attributes:
         settle: evaluates what local gradients have come to, block by block.
@@ -80,8 +82,10 @@ class Step:
         gradient: Gradient = "exact",
         max_gradient_norm: float | None = None,
         compiled: bool | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.model = model
+        self.ranks = ranks or Ranks()
         self.optimizer = optimizer
         self.max_gradient_norm = max_gradient_norm
         self.shapes: set[tuple[int, int]] = set()
@@ -199,11 +203,18 @@ class Step:
     def update(self, micro_batches: Sequence[MicroBatch], punish_weight: float) -> Totals:
         """Average the gradients over the update's prompts and take one optimizer step.
 
+        Args:
+            micro_batches: this rank's share of the update's prompts.
+            punish_weight: A.
+
         Raises:
-            RunError: the loss or the gradient is not finite; nothing was changed.
+            RunError: the loss or the gradient is not finite, or a rank is gone; nothing changed.
         """
         prompts = sum(one.prompts for one in micro_batches)
+        tokens = sum(one.tokens for one in micro_batches)
         gradients, terms = self.gradients(micro_batches, punish_weight)
+        if self.ranks.size > 1:
+            gradients, terms, prompts, tokens = self._summed(gradients, terms, prompts, tokens)
         gradients, norm = self.average(gradients, prompts)
         means = (terms / prompts).tolist()
         gradient_norm = norm.item()
@@ -218,5 +229,15 @@ class Step:
         self.optimizer.update(self.model, gradients)
         mx.eval(self.model.trainable_parameters(), self.optimizer.state)
         loss, punish, reward, heads = means
-        tokens = sum(one.tokens for one in micro_batches)
         return Totals(loss, punish, reward, heads, tokens, gradient_norm)
+
+    def _summed(
+        self, gradients: Tree, terms: mx.array, prompts: int, tokens: int
+    ) -> tuple[Tree, mx.array, int, int]:
+        flat = tree_flatten(gradients)
+        counts = mx.array([prompts, tokens], dtype=mx.float32)
+        *arrays, terms, counts = self.ranks.sum([*(one for _, one in flat), terms, counts])
+        names = [name for name, _ in flat]
+        all_prompts, all_tokens = (int(one) for one in counts.tolist())
+        summed = tree_unflatten(list(zip(names, arrays, strict=True)))
+        return summed, terms, all_prompts, all_tokens

@@ -1,0 +1,151 @@
+"""The processes that work on one run together, through MLX's own distributed engine.
+
+Whoever starts them (``mlx.launch``, ``mpirun``) decides how many there are and how they speak; the
+stream is left to MLX, since the ring computes on CPU streams and NCCL on the GPU's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import threading
+from collections.abc import Iterator, Sequence
+
+import mlx.core as mx
+
+from abft_mlx.errors import RunError, UsageError
+
+TIMEOUT_VARIABLE = "ABFT_MLX_RANK_TIMEOUT"
+TIMEOUT_SECONDS = 1800.0
+
+
+class Ranks:
+    """This process's place among the processes of a run; alone, it sends nothing.
+
+    Args:
+        group: MLX's group of processes, or None for this process alone.
+        timeout_seconds: how long one exchange may wait for the slowest rank.
+
+    Attributes:
+        rank: this process's number, from 0.
+        size: processes of the run.
+    """
+
+    def __init__(
+        self, group: mx.distributed.Group | None = None, timeout_seconds: float = TIMEOUT_SECONDS
+    ) -> None:
+        self._group = group
+        self.rank = 0 if group is None else group.rank()
+        self.size = 1 if group is None else group.size()
+        self.timeout_seconds = timeout_seconds
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that writes files and speaks."""
+        return self.rank == 0
+
+    def sum(self, arrays: Sequence[mx.array]) -> list[mx.array]:
+        """Arrays summed over all ranks, sent as one message of float32; alone, the same arrays.
+
+        Args:
+            arrays: of the same shapes on every rank.
+
+        Raises:
+            RunError: a rank is gone.
+        """
+        if self.size == 1:
+            return list(arrays)
+        flat = mx.concatenate([one.reshape(-1).astype(mx.float32) for one in arrays])
+        mx.eval(flat)  # this rank's own work is not the exchange's
+        with self._exchange():
+            flat = mx.distributed.all_sum(flat, group=self._group)
+            mx.eval(flat)
+        summed, start = [], 0
+        for one in arrays:
+            piece = flat[start : start + one.size]
+            summed.append(piece.reshape(one.shape).astype(one.dtype))
+            start += one.size
+        return summed
+
+    def count(self, number: int) -> int:
+        """A whole number, below 2**24 in all, summed over all ranks."""
+        return int(self.sum([mx.array([number], dtype=mx.float32)])[0].item())
+
+    def wait(self) -> None:
+        """Wait until every rank is here."""
+        self.count(1)
+
+    def agree(self, text: str, what: str) -> None:
+        """Check that every rank holds the same text.
+
+        Args:
+            text: anything that must not differ.
+            what: what it stands for, for the message.
+
+        Raises:
+            UsageError: it differs; every rank raises it.
+            RunError: a rank is gone.
+        """
+        if self.size == 1:
+            return
+        digest = hashlib.sha256(text.encode()).digest()[:8]
+        own = mx.array([list(digest)], dtype=mx.int32)
+        with self._exchange():
+            found = mx.distributed.all_gather(own, group=self._group).tolist()
+        others = [rank for rank, one in enumerate(found) if one != found[0]]
+        if others:
+            raise UsageError(
+                f"rank {others[0]} was started with another {what} than rank 0; give every rank "
+                "the same"
+            )
+
+    @contextlib.contextmanager
+    def _exchange(self) -> Iterator[None]:
+        # JACCL, and the ring before MLX 0.32.4, wait for ever for a rank that is gone, inside MLX,
+        # where no signal handler of Python runs: only leaving the process ends that.
+        watch = threading.Timer(self.timeout_seconds, self._give_up)
+        watch.daemon = True
+        watch.start()
+        try:
+            yield
+        except RuntimeError as error:
+            raise RunError(
+                f"rank {self.rank} of {self.size} lost another rank and stops ({error}); what that "
+                "rank printed says why, and --resume goes on from the last checkpoint"
+            ) from error
+        finally:
+            watch.cancel()
+
+    def _give_up(self) -> None:
+        line = (
+            f"error: rank {self.rank} of {self.size} has waited {self.timeout_seconds:g} s for "
+            f"another rank and stops; {TIMEOUT_VARIABLE} sets the seconds, and --resume goes on "
+            "from the last checkpoint\n"
+        )
+        os.write(2, line.encode())
+        os._exit(1)
+
+
+def join() -> Ranks:
+    """The ranks that this process was started among, or this process alone.
+
+    Raises:
+        RunError: the other ranks cannot be reached.
+        UsageError: the timeout in the environment is not a number of seconds.
+    """
+    given = os.environ.get(TIMEOUT_VARIABLE)
+    try:
+        timeout_seconds = TIMEOUT_SECONDS if given is None else float(given)
+    except ValueError:
+        timeout_seconds = 0.0
+    if not 0 < timeout_seconds < threading.TIMEOUT_MAX:
+        raise UsageError(f"{TIMEOUT_VARIABLE}={given}: must be a number of seconds above 0")
+    try:
+        group = mx.distributed.init()
+    except (RuntimeError, ValueError) as error:
+        raise RunError(
+            f"cannot join the other ranks ({error}); see that the host file's addresses are right "
+            "and free, and that every rank was started"
+        ) from error
+    return Ranks(group if group.size() > 1 else None, timeout_seconds)
