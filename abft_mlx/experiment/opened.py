@@ -1,0 +1,192 @@
+"""What a recipe names, opened: model, data, prompts, and what can be measured of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from abft_mlx import attention, data, evaluation, loading, prompts
+from abft_mlx import recipe as recipes
+from abft_mlx.errors import RecipeError
+from abft_mlx.induction import HeadCensus, Window
+from abft_mlx.ranks import Ranks
+from abft_mlx.task import Task, open_task
+
+# Enough for a mean number of heads in every layer.
+WINDOW_PROMPTS = 32
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A recipe with everything that it names opened and checked.
+
+    Attributes:
+        recipe: the resolved recipe.
+        loaded: model, tokenizer and what is known of them.
+        task: what is measured, and trained on unless there is a mixture.
+        mixture: the tasks that are trained on at once, if the recipe names several.
+        others: the tasks that the transfer protocol measures on.
+        window: how the recipe's ``adapter.layers`` were found, where a census did.
+    """
+
+    recipe: recipes.Recipe
+    loaded: loading.Loaded
+    task: Task
+    mixture: tuple[Task, ...] = ()
+    others: tuple[Task, ...] = ()
+    window: Window | None = None
+
+    @property
+    def texts(self) -> data.LabelledTexts:
+        """All labelled texts of the task."""
+        return self.task.texts
+
+    @property
+    def splits(self) -> data.Splits:
+        """The task's disjoint parts."""
+        return self.task.splits
+
+    @property
+    def space(self) -> prompts.LabelSpace:
+        """The task's labels, their words and their tokens."""
+        return self.task.space
+
+    @property
+    def builder(self) -> prompts.PromptBuilder:
+        """Makes the task's prompts; counts the texts it shortened."""
+        return self.task.builder
+
+    @property
+    def trained_tasks(self) -> tuple[Task, ...]:
+        """What training prompts are made of: the mixture, or the task."""
+        return self.mixture or (self.task,)
+
+    def training_prompts(self) -> list[prompts.Prompt]:
+        """The training prompts: k + 1 rows of the training split each, the last one the query.
+
+        A mixture's prompts come from its tasks in turn, ``training.examples`` in all.
+        """
+        training = self.recipe.training
+        if not self.mixture:
+            return self.task.training_prompts(training)
+        m = training.shared_demonstrations
+        each = -(-training.examples // (m * len(self.mixture))) * m
+        share = training.model_copy(update={"examples": each})
+        made = [task.training_prompts(share) for task in self.mixture]
+        turns = [[ones[n : n + m] for ones in made] for n in range(0, each, m)]
+        return [one for turn in turns for group in turn for one in group][: training.examples]
+
+    def validation_prompts(self) -> list[prompts.Prompt]:
+        """Queries from the validation split, demonstrations from the training split."""
+        return self.task.validation_prompts(self.recipe.training)
+
+    def test_prompts(self) -> list[prompts.Prompt]:
+        """The fixed, seeded prompts of an evaluation."""
+        return self.task.test_prompts(self.recipe.evaluation)
+
+    def measure(
+        self,
+        chosen: list[prompts.Prompt],
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> dict[str, Any]:
+        """One method of eval's JSON of the model as it is now: its metrics and ``right``."""
+        probabilities = evaluation.label_probabilities(
+            self.loaded.model,
+            chosen,
+            self.space,
+            batch_tokens=self.recipe.evaluation.batch_tokens,
+            on_progress=on_progress,
+        )
+        gold = np.array([one.gold for one in chosen])
+        right = evaluation.right_string(probabilities, gold)
+        return evaluation.summary(probabilities, gold) | {"right": right}
+
+    def accuracy(self, chosen: list[prompts.Prompt], ranks: Ranks) -> float:
+        """Share of prompts answered rightly, in 0..1; every rank answers its part of them."""
+        if ranks.size == 1:
+            return self.measure(chosen)["accuracy"]
+        own = chosen[ranks.rank :: ranks.size]
+        right = self.measure(own)["right"].count("1") if own else 0
+        return ranks.count(right) / len(chosen)
+
+    def measure_all(self, on_progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
+        """What the recipe's evaluation section asks for, of the model as it is now.
+
+        Returns:
+            Parts of eval's JSON: ``methods``, ``comparisons``, ``robustness`` and so on.
+        """
+        return evaluation.measure(
+            self.loaded.model,
+            self.task,
+            self.recipe.evaluation,
+            trained=self.trained_tasks,
+            others=self.others,
+            on_progress=on_progress,
+        )
+
+    def census(self, chosen: list[prompts.Prompt]) -> HeadCensus:
+        """What every head does with the label tokens of some prompts."""
+        census = HeadCensus()
+        for batch in prompts.batches(chosen, max_tokens=self.recipe.evaluation.batch_tokens):
+            last = mx.array(batch.last)
+            census.add(
+                attention.capture(self.loaded.model, mx.array(batch.tokens), last),
+                mx.array(batch.label_positions),
+                mx.array(batch.demonstration_labels),
+                mx.array(batch.gold),
+                last,
+            )
+        return census
+
+    def with_layers(self, training_prompts: list[prompts.Prompt]) -> Experiment:
+        """The same with ``adapter.layers`` auto made into layer numbers; itself where it is not.
+
+        Args:
+            training_prompts: the run's; the first few are looked at, by the model as it is now.
+        """
+        if self.recipe.adapter.layers != "auto":
+            return self
+        found = Window.of(self.census(training_prompts[:WINDOW_PROMPTS]))
+        adapter = self.recipe.adapter.model_copy(update={"layers": found.layers})
+        return replace(
+            self,
+            recipe=self.recipe.model_copy(update={"adapter": adapter}),
+            window=found,
+        )
+
+
+def prepare(recipe: recipes.Recipe, adapter: str | Path | None = None) -> Experiment:
+    """Open everything that a recipe names, and check that it fits together.
+
+    Args:
+        recipe: what to open.
+        adapter: a run folder or mlx-lm adapter folder to put on the model.
+
+    Raises:
+        UsageError: the first thing that is wrong, in one line.
+    """
+    recipe = recipes.resolve(recipe)
+    recipes.check_mixture(recipe.prompt.demonstrations, recipe.mixture)
+    others = recipe.evaluation.transfer if "transfer" in recipe.evaluation.protocols else []
+    if not others and "transfer" in recipe.evaluation.protocols:
+        raise RecipeError(
+            "protocol transfer measures on other tasks and evaluation.transfer is empty; name "
+            "recipes of other tasks there, or with --transfer"
+        )
+    sections = [recipes.task(recipe), *recipe.mixture, *others]
+    # Texts first: a model may have to be downloaded.
+    texts = [data.load(section.data) for section in sections]
+    for section, read in zip(sections, texts, strict=True):
+        data.split(read, section.data, section.prompt.demonstrations)
+    loaded = loading.load_model(recipe.model, recipe.revision, adapter=adapter)
+    task, *more = (
+        open_task(section, read, loaded.tokenizer, loaded.context_tokens)
+        for section, read in zip(sections, texts, strict=True)
+    )
+    count = len(recipe.mixture)
+    return Experiment(recipe, loaded, task, tuple(more[:count]), tuple(more[count:]))
