@@ -258,6 +258,7 @@ def test_demo_tells_before_and_after(
     assert any(line.startswith("  before  ") and line.endswith("%") for line in lines)
     assert any(line.startswith("  after   ") and line.endswith("n = 12") for line in lines)
     assert any(line.startswith("  strongest head   layer ") for line in lines)
+    assert sum(line.startswith("layers    all train") for line in lines) == 1
     assert f"next: abft-mlx eval --adapter {tmp_path}/one" in lines
     assert recipe.load(tmp_path / "one/recipe.yaml").training.seed == 1
 
