@@ -13,7 +13,7 @@ OURS = "ours-exact"
 
 
 def table(size: Size, rows: Sequence[Row]) -> Table:
-    """Seconds, examples per second and memory, each beside our exact step's."""
+    """Seconds, prompts per second and memory, each also as a multiple of our exact step's."""
     drawn = Table(
         box=None,
         pad_edge=False,
@@ -23,8 +23,8 @@ def table(size: Size, rows: Sequence[Row]) -> Table:
         ),
         title_justify="left",
     )
-    for heading in ("", "seconds", "range", "prompts/s", "ours is", "peak", "ours has"):
-        drawn.add_column(heading, justify="left" if not heading else "right")
+    for heading in ("", "seconds", "range", "prompts/s", "of exact", "peak", "of exact"):
+        drawn.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     ours = next((row for row in rows if row.name == OURS), None)
     for row in rows:
         drawn.add_row(
@@ -32,18 +32,18 @@ def table(size: Size, rows: Sequence[Row]) -> Table:
             f"{row.seconds:.3f}",
             f"{row.fastest_seconds:.2f}–{row.slowest_seconds:.2f}",
             f"{row.examples_per_second:.2f}",
-            _faster(row, ours),
+            _time(row, ours),
             "–" if row.peak_memory_bytes is None else f"{row.peak_memory_bytes / 2**20:,.0f} MiB",
             _share(row, ours),
         )
     return drawn
 
 
-def _faster(row: Row, ours: Row | None) -> str:
-    return "–" if ours is None or row is ours else f"{row.seconds / ours.seconds:.2f}x as fast"
+def _time(row: Row, ours: Row | None) -> str:
+    return "–" if ours is None else f"{row.seconds / ours.seconds:.2f}x"
 
 
 def _share(row: Row, ours: Row | None) -> str:
-    if ours is None or row is ours or not row.peak_memory_bytes or not ours.peak_memory_bytes:
+    if ours is None or not row.peak_memory_bytes or not ours.peak_memory_bytes:
         return "–"
-    return f"{ours.peak_memory_bytes / row.peak_memory_bytes:.2f}x"
+    return f"{row.peak_memory_bytes / ours.peak_memory_bytes:.2f}x"
