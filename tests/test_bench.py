@@ -78,8 +78,8 @@ def test_the_papers_way_has_our_loss() -> None:
         arrays["demonstration_labels"],
         arrays["gold"],
         arrays["last"],
-        punish_weight=contenders.PUNISH,
-        reward_weight=contenders.REWARD,
+        punish_weight=models.PUNISH,
+        reward_weight=models.REWARD,
         use_filter=False,
     ).loss.item()
     reference, prompts = torch_way.reference(TINY, mx.float32)
@@ -149,3 +149,11 @@ def test_an_unknown_contender_is_one_line() -> None:
     assert result.exit_code == 2
     assert "nosuch" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_an_output_that_cannot_be_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    for output in (tmp_path, tmp_path / "none" / "bench.json"):
+        result = invoke("bench", "--size", TINY, "--output", output)
+        assert result.exit_code == 2
+        assert str(output) in result.stderr
+        assert "warming up" not in result.stdout

@@ -64,17 +64,17 @@ def step_of(model: Any, gradient: Any, layers: list[int] | None = None) -> Step:
     )
 
 
-def stopped(model: Any, batch: dict[str, mx.array]) -> tuple[mx.array, dict[str, np.ndarray]]:
-    """The whole loss and its gradients, nothing passing from layer to layer."""
+def autodiff(
+    model: Any, batch: dict[str, mx.array], rows: Callable[[], list[mx.array | None]]
+) -> tuple[mx.array, dict[str, np.ndarray]]:
+    """The loss of some rows, and its gradients by autodiff of the whole."""
     kept = model.trainable_parameters()
 
     def loss(parameters: Any) -> Any:
         model.update(parameters)
-        with ports.hook_blocks(model, before=lambda _, hidden: mx.stop_gradient(hidden)):
-            rows = attention.forward(model, batch["tokens"], batch["last"])[1]
         return tuple(
             abft_terms(
-                rows,
+                rows(),
                 batch["label_positions"],
                 batch["demonstration_labels"],
                 batch["gold"],
@@ -90,6 +90,16 @@ def stopped(model: Any, batch: dict[str, mx.array]) -> tuple[mx.array, dict[str,
     mx.eval(values, gradients)
     model.update(kept)
     return mx.stack(values), {name: np.array(one) for name, one in tree_flatten(gradients)}
+
+
+def stopped(model: Any, batch: dict[str, mx.array]) -> tuple[mx.array, dict[str, np.ndarray]]:
+    """The whole loss and its gradients, nothing passing from block to block."""
+
+    def rows() -> list[mx.array | None]:
+        with ports.hook_blocks(model, before=lambda _, hidden: mx.stop_gradient(hidden)):
+            return attention.forward(model, batch["tokens"], batch["last"])[1]
+
+    return autodiff(model, batch, rows)
 
 
 @pytest.mark.parametrize("layers", [None, [1]])

@@ -17,14 +17,13 @@ import tiny_models
 from cli_support import document, invoke, write_model, write_texts
 from mlx.utils import tree_flatten, tree_unflatten
 from study_support import SETTINGS
-from test_local import prompts, step_of
+from test_local import autodiff, prompts, step_of
 
 from abft_mlx import adapters, attention, experiment, footprint, loading, ports, study
 from abft_mlx import recipe as recipes
 from abft_mlx.errors import AdapterError, RecipeError
 from abft_mlx.footprint.graph import Graph, trace
 from abft_mlx.induction import HeadCensus, Window, window
-from abft_mlx.objective import abft_terms
 from abft_mlx.recipe import AdapterSection
 from abft_mlx.trainer.plan import micro_batches, shared_micro_batches
 from abft_mlx.trainer.step import Step
@@ -92,31 +91,16 @@ def test_without_heads_all_layers_that_could_have_some() -> None:
     assert (found.layers, found.heads, found.prompts) == ([0, 2], 0.0, 2)
 
 
-def restricted(model: Any, layers: list[int], batch: dict[str, mx.array]) -> tuple[Any, Any]:
+def restricted(
+    model: Any, layers: list[int], batch: dict[str, mx.array]
+) -> tuple[mx.array, dict[str, np.ndarray]]:
     """The loss of some layers' rows, and its gradients by autodiff."""
-    kept = model.trainable_parameters()
 
-    def loss(parameters: Any) -> Any:
-        model.update(parameters)
-        rows = attention.capture(model, batch["tokens"], batch["last"])
-        return tuple(
-            abft_terms(
-                [rows[layer] for layer in layers],
-                batch["label_positions"],
-                batch["demonstration_labels"],
-                batch["gold"],
-                batch["last"],
-                punish_weight=0.5,
-                reward_weight=1.0,
-                use_filter=False,
-                prompt_weights=batch["weights"],
-            )
-        )
+    def rows() -> list[mx.array | None]:
+        every = attention.capture(model, batch["tokens"], batch["last"])
+        return [every[layer] for layer in layers]
 
-    values, gradients = mx.value_and_grad(loss)(kept)
-    mx.eval(values, gradients)
-    model.update(kept)
-    return mx.stack(values), dict(tree_flatten(gradients))
+    return autodiff(model, batch, rows)
 
 
 def only(step: Step, gradient: Any = "exact") -> Step:

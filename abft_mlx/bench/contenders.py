@@ -15,7 +15,7 @@ from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from abft_mlx import adapters, attention
 from abft_mlx.bench import torch_way
-from abft_mlx.bench.models import random_model, random_prompts
+from abft_mlx.bench.models import PUNISH, REWARD, random_model, random_prompts
 from abft_mlx.bench.sizes import Size
 from abft_mlx.recipe import AdapterSection
 from abft_mlx.trainer.plan import MicroBatch, micro_batches, shared_micro_batches
@@ -24,7 +24,6 @@ from abft_mlx.trainer.step import Gradient, Step
 RANK = 16
 SCALE = 2.0
 LEARNING_RATE = 1e-4
-PUNISH, REWARD = 0.5, 1.0
 # Prompts that share demonstrations, where they do.
 SHARED = 8
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
-from abft_mlx.bench.contenders import PUNISH, batch_of, our_step
+from abft_mlx.bench.contenders import batch_of, our_step
+from abft_mlx.bench.models import PUNISH
 from abft_mlx.bench.sizes import Size
 from abft_mlx.footprint.graph import Graph, trace
 

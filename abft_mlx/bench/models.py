@@ -13,6 +13,8 @@ from abft_mlx.bench.sizes import Size
 from abft_mlx.prompts import Prompt
 
 CLASSES = 4
+# A and B of equation 1.
+PUNISH, REWARD = 0.5, 1.0
 
 
 def config(size: Size) -> dict[str, Any]:

@@ -13,13 +13,12 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
-from abft_mlx.bench.models import config, random_model, random_prompts
+from abft_mlx.bench.models import PUNISH, REWARD, config, random_model, random_prompts
 from abft_mlx.bench.sizes import Size
 from abft_mlx.errors import UsageError
 from abft_mlx.prompts import Prompt
 
 LEARNING_RATE = 2e-5
-PUNISH, REWARD = 0.5, 1.0
 
 
 def paper_update(size: Size, dtype: mx.Dtype) -> Callable[[], float]:

@@ -10,6 +10,7 @@ import typer
 
 from abft_mlx.cli._options import Json, Quiet
 from abft_mlx.cli._shell import Shell, dump
+from abft_mlx.errors import OutputError
 
 
 class Dtype(StrEnum):
@@ -21,9 +22,7 @@ class Dtype(StrEnum):
 
 
 def bench(
-    quick: Annotated[
-        bool, typer.Option("--quick", help="The reference size alone; under three minutes.")
-    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="The reference size alone.")] = False,
     size: Annotated[
         list[str] | None,
         typer.Option(
@@ -51,6 +50,11 @@ def bench(
     is measured apart.
     """
     shell = Shell(as_json=as_json, quiet=quiet)
+    # Minutes of measuring must not end in a folder that is not there.
+    if output is not None and (output.is_dir() or not output.parent.is_dir()):
+        raise OutputError(
+            f"--output {output}: is a folder, or lies in none; name a file in a folder"
+        )
     with shell.speaking():
         from abft_mlx import runtime
 

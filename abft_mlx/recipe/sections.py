@@ -279,7 +279,8 @@ class TrainingSection(Section):
         for name in ("examples", "prompts_per_update"):
             if getattr(self, name) % m:
                 raise ValueError(
-                    f"shared_demonstrations {m} does not divide {name} {getattr(self, name)}"
+                    f"shared_demonstrations {m} does not divide {name} {getattr(self, name)}; "
+                    "choose one that does"
                 )
         return self
 
