@@ -133,3 +133,12 @@ def test_groups_of_rows() -> None:
     assert rows[0][:4] != rows[3][:4]
     with pytest.raises(ValueError, match="needs 7 distinct rows"):
         training_rows(3, 6, 4, together=3)
+
+
+def test_a_prompt_that_begins_another_keeps_its_last_token() -> None:
+    whole = prompts()[0]
+    shorter = Prompt(whole.token_ids[:18], (3, 8, 13), (0, 1, 0), 0, 5)
+    (batch,) = shared_micro_batches([whole, shorter], 2, 2)
+    assert batch.prefix is not None
+    assert batch.prefix.shape == (1, 17)
+    assert batch.batch.last.tolist() == [len(whole.token_ids) - 1, 17]
