@@ -18,6 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 BLAS_VARIABLE = "ABFT_MLX_BLAS"
+# OpenBLAS reads the kernel to use from here, once, as it is loaded.
+KERNEL_VARIABLE = "OPENBLAS_CORETYPE"
+# What OpenBLAS falls back to on an x86 processor that is younger than itself.
+FALLBACK_KERNELS = ("Prescott", "Core2", "Generic")
 CACHE_SHARE = 0.25
 
 
@@ -70,6 +74,51 @@ def _candidates() -> Iterator[tuple[str, str]]:
         yield str(found), "the mkl package of this environment"
 
 
+def _cpu_flags() -> set[str]:
+    """The x86 instruction sets that Linux names; none on another processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return set()
+    return set(next((one for one in lines if one.startswith("flags")), "").split())
+
+
+def _better_kernel(path: str) -> str | None:
+    """The OpenBLAS kernel to ask for, where the library itself would pick one for old processors.
+
+    Args:
+        path: a library that is not loaded yet; it is loaded, asked, and let go again.
+    """
+    flags = _cpu_flags()
+    if {"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= flags:
+        wanted = "SkylakeX"
+    elif {"avx2", "fma"} <= flags:
+        wanted = "Haswell"
+    else:
+        return None
+    if os.environ.get(KERNEL_VARIABLE):
+        return None
+    library = ctypes.CDLL(path, mode=ctypes.RTLD_LOCAL)
+    if not hasattr(library, "openblas_get_corename"):
+        return None
+    library.openblas_get_corename.restype = ctypes.c_char_p
+    picked = library.openblas_get_corename().decode()
+    ctypes.CDLL(None, mode=ctypes.RTLD_LOCAL).dlclose(ctypes.c_void_p(library._handle))
+    return wanted if picked in FALLBACK_KERNELS else None
+
+
+def _load(path: str) -> tuple[ctypes.CDLL, str | None]:
+    """A library whose symbols all later ones see, and the kernel that was asked of it, if any."""
+    kernel = _better_kernel(path)
+    if kernel is None:
+        return ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL), None
+    os.environ[KERNEL_VARIABLE] = kernel
+    try:
+        return ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL), kernel
+    finally:
+        del os.environ[KERNEL_VARIABLE]
+
+
 def prepare() -> BlasChoice:
     """Load an optimised BLAS on Linux, once, before MLX is imported; do nothing on a Mac.
 
@@ -90,14 +139,15 @@ def prepare() -> BlasChoice:
     failures: list[str] = []
     for path, origin in _candidates():
         try:
-            library = ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
+            library, kernel = _load(path)
         except OSError as error:
             failures.append(f"{path}: {error}")
             continue
         if not hasattr(library, "cblas_sgemm"):
             failures.append(f"{path}: has no cblas_sgemm")
             continue
-        _choice = BlasChoice(path, origin)
+        note = f"; with its {kernel} kernels: it does not know this processor" if kernel else ""
+        _choice = BlasChoice(path, origin + note)
         return _choice
     asked = os.environ.get(BLAS_VARIABLE)
     if failures:

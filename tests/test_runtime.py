@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
+import os
 import subprocess
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -20,6 +22,8 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.delitem(sys.modules, "mlx.core", raising=False)
     monkeypatch.delenv(runtime.BLAS_VARIABLE, raising=False)
+    monkeypatch.delenv(runtime.KERNEL_VARIABLE, raising=False)
+    monkeypatch.setattr(runtime, "_cpu_flags", set)
 
 
 class Loader:
@@ -109,6 +113,69 @@ class TestPrepare:
         monkeypatch.setattr(ctypes, "CDLL", None)
         monkeypatch.setattr(runtime, "_candidates", None)
         assert runtime.prepare() == runtime.BlasChoice(None, "MLX brings its own")
+
+
+class OpenBlas:
+    """Stands for ctypes.CDLL: an OpenBLAS that reads the variable whenever it is loaded anew."""
+
+    def __init__(self, picks: str) -> None:
+        self.picks, self.modes, self.closed = picks, [], 0
+
+    def __call__(self, path: str | None, mode: int) -> SimpleNamespace:
+        if path is None:
+            return SimpleNamespace(dlclose=self.close)
+        self.modes.append((mode, os.environ.get(runtime.KERNEL_VARIABLE, self.picks)))
+        corename = partial(str.encode, self.picks)
+        return SimpleNamespace(cblas_sgemm=None, openblas_get_corename=corename, _handle=1)
+
+    def close(self, _: object) -> None:
+        self.closed += 1
+
+
+@pytest.mark.usefixtures("fresh")
+class TestKernels:
+    """An OpenBLAS that is older than the processor picks kernels from before AVX."""
+
+    def prepared(
+        self, monkeypatch: pytest.MonkeyPatch, picks: str, flags: str
+    ) -> tuple[OpenBlas, runtime.BlasChoice]:
+        library = OpenBlas(picks)
+        use(monkeypatch, library, ["openblas"])  # type: ignore[arg-type]
+        monkeypatch.setattr(runtime, "_cpu_flags", lambda: set(flags.split()))
+        return library, runtime.prepare()
+
+    @pytest.mark.parametrize(
+        ("flags", "kernel"),
+        [
+            ("avx2 fma avx512f avx512bw avx512dq avx512vl", "SkylakeX"),
+            ("avx2 fma avx512f", "Haswell"),
+        ],
+    )
+    def test_a_fallback_is_replaced(
+        self, monkeypatch: pytest.MonkeyPatch, flags: str, kernel: str
+    ) -> None:
+        library, choice = self.prepared(monkeypatch, "Prescott", flags)
+        assert library.modes == [
+            (ctypes.RTLD_LOCAL, "Prescott"),
+            (ctypes.RTLD_GLOBAL, kernel),
+        ]
+        assert library.closed == 1
+        assert f"its {kernel} kernels" in choice.note
+        assert runtime.KERNEL_VARIABLE not in os.environ
+
+    @pytest.mark.parametrize(("picks", "flags"), [("Zen", "avx2 fma"), ("Prescott", "sse2")])
+    def test_a_known_processor_and_an_old_one_keep_their_own(
+        self, monkeypatch: pytest.MonkeyPatch, picks: str, flags: str
+    ) -> None:
+        library, choice = self.prepared(monkeypatch, picks, flags)
+        assert library.modes[-1] == (ctypes.RTLD_GLOBAL, picks)
+        assert choice.note == "found"
+
+    def test_what_the_user_asks_for_is_left_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv(runtime.KERNEL_VARIABLE, "Nehalem")
+        library, _ = self.prepared(monkeypatch, "Prescott", "avx2 fma")
+        assert library.modes == [(ctypes.RTLD_GLOBAL, "Nehalem")]
+        assert os.environ[runtime.KERNEL_VARIABLE] == "Nehalem"
 
 
 def test_python_users_are_prepared_before_mlx_and_not_at_import() -> None:
