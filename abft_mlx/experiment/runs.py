@@ -105,6 +105,8 @@ def train(
         "micro_batch_prompts": trainer.rows,
         "compiled_shapes": sorted(trainer.step.shapes),
     }
+    if trainer.kept_hidden is not None:
+        totals["kept_hidden"] = trainer.kept_hidden
     if ranks.size > 1:
         totals["processes"] = ranks.size
     written = {**_facts(experiment), "finished": True, "totals": totals}

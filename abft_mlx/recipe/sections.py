@@ -258,6 +258,17 @@ class TrainingSection(Section):
     micro_batch_tokens: Int | None = Field(
         default=None, ge=1, description="Tokens in a forward pass; null chooses by memory."
     )
+    keep_hidden: bool = Field(
+        default=True,
+        description="Keep the hidden states that go into the first block that trains from update "
+        "to update, so that what lies below is computed once for each prompt.",
+    )
+    keep_hidden_bytes: Int | None = Field(
+        default=None,
+        ge=0,
+        description="Bytes of them in memory; null chooses by memory. The rest goes to temporary "
+        "files.",
+    )
     validate_every: Int = Field(
         default=0, ge=0, description="Updates between validations; 0 means never."
     )
@@ -274,7 +285,7 @@ class TrainingSection(Section):
     )
 
     @model_validator(mode="after")
-    def _whole_groups(self) -> TrainingSection:
+    def _fitting(self) -> TrainingSection:
         m = self.shared_demonstrations
         for name in ("examples", "prompts_per_update"):
             if getattr(self, name) % m:
@@ -282,6 +293,11 @@ class TrainingSection(Section):
                     f"shared_demonstrations {m} does not divide {name} {getattr(self, name)}; "
                     "choose one that does"
                 )
+        if self.keep_hidden_bytes is not None and not self.keep_hidden:
+            raise ValueError(
+                f"keep_hidden_bytes {self.keep_hidden_bytes} has no use where keep_hidden is "
+                "false; leave one of them out"
+            )
         return self
 
 

@@ -18,6 +18,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from abft_mlx import attention, ports
 from abft_mlx.objective import Terms
 from abft_mlx.prefix import PrefixKeys, prefix_caches
+from abft_mlx.trainer.below import first_trained
 
 Tree = Any
 BlockTerms = Callable[[Sequence[mx.array | None], dict[str, mx.array], mx.array], Terms]
@@ -30,8 +31,9 @@ def value_and_grad(
     """A function like ``mx.value_and_grad``'s of the whole loss, evaluated block by block.
 
     It cannot be compiled: it evaluates as it goes. Keys and values that a layer takes
-    from another block are constants to it. Blocks above the last one that trains are not run, and
-    the terms are those of the blocks that train.
+    from another block are constants to it. Blocks above the last one that trains are not run, nor
+    blocks below the first where a micro-batch has its hidden states (``hidden``), and the terms are
+    those of the blocks that train.
 
     Args:
         model: a loaded model with adapters attached.
@@ -49,6 +51,8 @@ def value_and_grad(
     ) -> tuple[mx.array, Tree]:
         model.update(parameters)
         top = max(n for n, one in enumerate(blocks) if _trains(one.module))
+        known = batch.get("hidden")
+        first = 0 if known is None else first_trained(model)
         shared = _Shared(model, batch["prefix"], top, settle) if "prefix" in batch else None
         total = mx.zeros(4)
         gradients: dict[str, mx.array] = {}
@@ -56,6 +60,10 @@ def value_and_grad(
         def around(number: int, block: Callable[[mx.array], Any], hidden: mx.array) -> Any:
             nonlocal total
             here = blocks[number]
+            if number < first:
+                return hidden
+            if known is not None and number == first:
+                hidden = known
             if number > top or not _trains(here.module):
                 output = block(hidden)
                 # Above the top nobody asks for it.

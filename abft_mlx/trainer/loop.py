@@ -65,6 +65,10 @@ class Trainer:
         fingerprint: what is trained on what; a checkpoint with another one is refused.
         ranks: the processes that train together; this one alone if None.
 
+    Attributes:
+        kept_hidden: after a run, how much was kept of what lies below the first block that trains
+            (:meth:`abft_mlx.trainer.kept.Kept.counts`); None where nothing is kept.
+
     Raises:
         RecipeError: an update has fewer groups of prompts than there are ranks.
     """
@@ -90,6 +94,7 @@ class Trainer:
         self.fingerprint = fingerprint
         self.ranks = ranks or Ranks()
         self.progress = Progress()
+        self.kept_hidden: dict[str, int] | None = None
         self._best: Any = None
         objective, training = recipe.objective, recipe.training
         groups = training.prompts_per_update // training.shared_demonstrations
@@ -111,6 +116,7 @@ class Trainer:
         )
         # The paper's Adam corrects its bias; MLX's does so only when asked.
         self.optimizer = optim.Adam(training.learning_rate, bias_correction=True)
+        keeps = training.keep_hidden and training.shared_demonstrations == 1
         self.step = Step(
             model,
             self.optimizer,
@@ -121,6 +127,7 @@ class Trainer:
             gradient=training.gradient,
             max_gradient_norm=training.max_gradient_norm,
             ranks=self.ranks,
+            kept_bytes=memory.kept_bytes(model, recipe, self.ranks.size) if keeps else None,
         )
         longest = max(len(one.token_ids) for one in prompts)
         self.rows = memory.micro_batch_rows(model, recipe, longest)
@@ -153,6 +160,9 @@ class Trainer:
                 self._one_update()
         finally:
             adapters.train_mode(self.model, False)
+            if self.step.kept is not None:
+                self.kept_hidden = self.step.kept.counts()
+                self.step.kept.close()
         if self._best is not None:
             self.model.update(self._best)
         mx.eval(self.model.trainable_parameters())

@@ -1,4 +1,4 @@
-"""How many tokens one micro-batch may hold on this machine."""
+"""How many tokens one micro-batch may hold on this machine, and how much may be kept beside it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ CPU_TOKENS = 4096
 GPU_TOKENS = 16384
 SMALLEST_TOKENS = 256
 MEMORY_SHARE = 0.5
+# Of hidden states that are kept from update to update, beside that.
+KEPT_SHARE = 0.25
 
 
 def bytes_per_token(model: nn.Module, longest_tokens: int) -> int:
@@ -84,14 +86,40 @@ def micro_batch_tokens(model: nn.Module, longest_tokens: int, objective: str = "
         longest_tokens: longest prompt of the run.
         objective: "abft" or "end_to_end".
     """
-    weights = sum(one.nbytes for _, one in tree_flatten(model.parameters()))
     on_gpu = mx.default_device() == mx.Device(mx.gpu)
-    info = mx.device_info()
-    memory = int(info.get("max_recommended_working_set_size", runtime.machine_memory_bytes()))
-    room = max(0.0, memory * MEMORY_SHARE - weights - training_bytes(model))
+    room = max(0.0, _memory() * MEMORY_SHARE - _resident_bytes(model))
     per_prompt = bytes_per_prompt(model, objective)
     fitting = int(room / (bytes_per_token(model, longest_tokens) + per_prompt / longest_tokens))
     return max(SMALLEST_TOKENS, min(fitting, GPU_TOKENS if on_gpu else CPU_TOKENS))
+
+
+def kept_bytes(model: nn.Module, recipe: Recipe, processes: int = 1) -> int:
+    """Bytes of hidden states that may be kept in memory from update to update.
+
+    A share of the machine's memory of their own, less what weights too large for the other share
+    take of it.
+
+    Args:
+        model: a loaded model, adapters attached.
+        recipe: its ``training.keep_hidden_bytes`` goes before what fits this machine.
+        processes: that may share the machine.
+    """
+    given = recipe.training.keep_hidden_bytes
+    if given is not None:
+        return given
+    memory = _memory()
+    beyond = max(0.0, _resident_bytes(model) - memory * MEMORY_SHARE)
+    return max(0, int(memory * KEPT_SHARE - beyond)) // processes
+
+
+def _memory() -> int:
+    info = mx.device_info()
+    return int(info.get("max_recommended_working_set_size", runtime.machine_memory_bytes()))
+
+
+def _resident_bytes(model: nn.Module) -> int:
+    weights = sum(one.nbytes for _, one in tree_flatten(model.parameters()))
+    return weights + training_bytes(model)
 
 
 def micro_batch_rows(model: nn.Module, recipe: Recipe, longest_tokens: int) -> int:

@@ -16,7 +16,8 @@ from abft_mlx import adapters, attention, ports, prefix
 from abft_mlx.errors import RunError
 from abft_mlx.objective import Terms, abft_terms, end_to_end_terms
 from abft_mlx.ranks import Ranks
-from abft_mlx.trainer import local
+from abft_mlx.trainer import below, local
+from abft_mlx.trainer.kept import Kept
 from abft_mlx.trainer.plan import MicroBatch
 
 Tree = Any
@@ -63,9 +64,13 @@ class Step:
         compiled: compile value and gradient into one graph; None compiles on a GPU only. Local
             gradients are never compiled.
         ranks: the processes that share every update; this one alone if None.
+        kept_bytes: keep the hidden states that go into the first block that trains, so many bytes
+            of them in memory, where they suffice (:func:`abft_mlx.trainer.below.boundary`); None
+            computes them in every update. Micro-batches may then not share beginnings.
 
     Attributes:
         settle: evaluates what local gradients have come to, block by block.
+        kept: what is kept of the prompts that were seen, or None.
         value_and_grad: from trainable parameters, one micro-batch's arrays and the punish weight to
             the four terms (4,) and the parameters' gradients, summed over prompts.
     """
@@ -83,6 +88,7 @@ class Step:
         max_gradient_norm: float | None = None,
         compiled: bool | None = None,
         ranks: Ranks | None = None,
+        kept_bytes: int | None = None,
     ) -> None:
         self.model = model
         self.ranks = ranks or Ranks()
@@ -91,6 +97,17 @@ class Step:
         self.shapes: set[tuple[int, int]] = set()
         self.settle: Callable[..., None] = mx.eval
         self.compiled = mx.default_device() == mx.Device(mx.gpu) if compiled is None else compiled
+        first = None if kept_bytes is None else below.boundary(model)
+        self.kept: Kept | None = None
+        if first is not None and kept_bytes is not None:
+            supervised = objective == "abft"
+            self.kept = Kept(
+                model,
+                first,
+                kept_bytes,
+                counted=not supervised or not (only_trained or gradient == "local"),
+                use_filter=use_filter or not supervised,
+            )
         if gradient == "local" and objective == "abft":
             self.compiled = False
             self.value_and_grad = self._build_local(reward_weight, use_filter)
@@ -108,7 +125,10 @@ class Step:
 
         def terms(batch: dict[str, mx.array], punish_weight: mx.array) -> Terms:
             last = batch["last"]
-            if "prefix" in batch:
+            if self.kept is not None:
+                behind, known = last, batch["hidden"]
+                hidden, rows = below.run_above(model, self.kept.first, known, batch["tokens"], last)
+            elif "prefix" in batch:
                 behind = last - batch["prefix"].shape[1]
                 hidden, rows = prefix.forward(model, batch["prefix"], batch["tokens"], behind)
             else:
@@ -120,14 +140,15 @@ class Step:
             if objective == "end_to_end":
                 # (B, V) logits: the head never sees the other positions.
                 at_last = mx.take_along_axis(hidden, behind[:, None, None], axis=1)[:, 0]
-                return end_to_end_terms(
+                found = end_to_end_terms(
                     port.logits(model, at_last),
                     batch["target"],
                     *seen,
                     last,
                     prompt_weights=batch["weights"],
                 )
-            return abft_terms(
+                return _with_below(found, batch, 0.0, 0.0)
+            found = abft_terms(
                 *seen,
                 last,
                 punish_weight=punish_weight,
@@ -135,6 +156,7 @@ class Step:
                 use_filter=use_filter,
                 prompt_weights=batch["weights"],
             )
+            return _with_below(found, batch, punish_weight, reward_weight)
 
         def loss(parameters: Tree, batch: dict[str, mx.array], punish_weight: mx.array) -> tuple:
             model.update(parameters)
@@ -184,7 +206,8 @@ class Step:
         try:
             for micro_batch in micro_batches:
                 self.shapes.add(micro_batch.shape)
-                one_terms, one = self.value_and_grad(parameters, micro_batch.arrays(), weight)
+                arrays = self._arrays(micro_batch)
+                one_terms, one = self.value_and_grad(parameters, arrays, weight)
                 total = one if total is None else tree_map(mx.add, total, one)
                 terms = terms + one_terms
                 mx.eval(total, terms)
@@ -192,6 +215,9 @@ class Step:
             # Tracing leaves placeholders in the model; put the real arrays back.
             self.model.update(parameters)
         return total, terms
+
+    def _arrays(self, micro_batch: MicroBatch) -> dict[str, mx.array]:
+        return micro_batch.arrays() if self.kept is None else self.kept.arrays(micro_batch)
 
     def average(self, gradients: Tree, prompts: int) -> tuple[Tree, mx.array]:
         """Gradients per prompt, with V masked out of fused projections, and their L2 norm."""
@@ -241,3 +267,22 @@ class Step:
         all_prompts, all_tokens = (int(one) for one in counts.tolist())
         summed = tree_unflatten(list(zip(names, arrays, strict=True)))
         return summed, terms, all_prompts, all_tokens
+
+
+def _with_below(
+    terms: Terms,
+    batch: dict[str, mx.array],
+    punish_weight: mx.array | float,
+    reward_weight: mx.array | float,
+) -> Terms:
+    """The terms with those of layers below the first that trains, where a batch knows them."""
+    if "below" not in batch:
+        return terms
+    known = (batch["below"] * batch["weights"][:, None]).sum(axis=0)
+    punish, reward, heads = known[0], known[1], known[2]
+    return Terms(
+        terms.loss + punish_weight * punish + reward_weight * reward,
+        terms.punish + punish,
+        terms.reward + reward,
+        terms.induction_heads + heads,
+    )
