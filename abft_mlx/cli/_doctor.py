@@ -172,12 +172,13 @@ def describe_estimate(estimate: dict[str, Any]) -> list[str]:
         return f"{value / 2**30:.1f} GiB" if value >= 2**30 else f"{value / 2**20:.1f} MiB"
 
     kind = f"{estimate['bits']}-bit" if estimate["bits"] else estimate["number_type"]
-    parts = ("weights", "adapter", "moments", "gradients", "activations")
+    parts = ["weights", "adapter", "moments", "gradients", "activations"]
+    parts += ["kept_hidden"] if estimate["kept_hidden_bytes"] else []
     lines = [
         f"model      {estimate['model']}: {estimate['parameters']:,} parameters in {kind}, "
         f"{estimate['trainable_parameters']:,} trained",
         f"training   about {size('training_bytes')}: "
-        + ", ".join(f"{part} {size(part + '_bytes')}" for part in parts),
+        + ", ".join(f"{part.replace('_', ' ')} {size(part + '_bytes')}" for part in parts),
         f"           at a time {estimate['rows']} x {estimate['tokens']} tokens, "
         f"an update {estimate['micro_batches']} x that",
         f"evaluation about {size('evaluation_bytes')}: "

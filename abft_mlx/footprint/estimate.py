@@ -17,7 +17,7 @@ from abft_mlx.footprint.graph import trace
 from abft_mlx.footprint.peak import peak_bytes
 from abft_mlx.prompts import Prompt
 from abft_mlx.recipe import Recipe
-from abft_mlx.trainer import memory, plan
+from abft_mlx.trainer import below, memory, plan
 from abft_mlx.trainer.step import Step
 
 Arrays = dict[str, mx.array]
@@ -40,6 +40,7 @@ class Footprint:
         moments_bytes: Adam's two moments.
         gradients_bytes: one gradient; two where an update has several micro-batches.
         activations_bytes: the rest of the peak: what the backward pass keeps, and temporaries.
+        kept_hidden_bytes: hidden states below what trains that are kept in memory, at most.
         training_bytes: the sum of these parts.
         evaluation_bytes: peak of predicting labels with the adapter.
     """
@@ -55,6 +56,7 @@ class Footprint:
     moments_bytes: int
     gradients_bytes: int
     activations_bytes: int
+    kept_hidden_bytes: int
     training_bytes: int
     evaluation_bytes: int
 
@@ -122,6 +124,7 @@ def _with_adapter(
         peak += trainable
     averaging, updating = _update_peaks(step)
     peak = max(peak, resident + moments + averaging, resident + updating)
+    kept = _kept_bytes(model, recipe, length_tokens)
     evaluation = recipe.evaluation
     queries = evaluation.queries * evaluation.repeats
     seen = max(1, min(evaluation.batch_tokens // tokens, queries))
@@ -138,9 +141,20 @@ def _with_adapter(
         moments_bytes=moments,
         gradients_bytes=gradients,
         activations_bytes=peak - resident - moments - gradients,
-        training_bytes=peak,
+        kept_hidden_bytes=kept,
+        training_bytes=peak + kept,
         evaluation_bytes=resident + _evaluation_peak(model, batch),
     )
+
+
+def _kept_bytes(model: nn.Module, recipe: Recipe, length_tokens: int) -> int:
+    """Hidden states of all training prompts, as far as they may be in memory."""
+    training = recipe.training
+    if not training.keep_hidden or training.shared_demonstrations > 1:
+        return 0
+    prompts = min(training.examples, training.updates * training.prompts_per_update)
+    each = below.input_bytes(model, length_tokens)
+    return min(prompts * each, memory.kept_bytes(model, recipe))
 
 
 def parameter_count(model: nn.Module) -> int:

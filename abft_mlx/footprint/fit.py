@@ -100,16 +100,21 @@ def _way_out(
 ) -> str:
     """The mildest of a few changes that fits, in words."""
     width = plan.padded_tokens(length_tokens)
-    small = (f"training.micro_batch_tokens={width}", f"evaluation.batch_tokens={width}")
+    # What is kept can go to files instead, as far as memory lacks.
+    kept, lacking = found.kept_hidden_bytes, found.training_bytes - limit_bytes
+    files = ("training.keep_hidden_bytes=0",) if kept else ()
+    small = (f"training.micro_batch_tokens={width}", f"evaluation.batch_tokens={width}", *files)
     halves = []
     rows = found.rows // 2
     while rows > 1:
         tokens = rows * width
         halves.append(
-            (f"training.micro_batch_tokens={tokens}", f"evaluation.batch_tokens={tokens}")
+            (f"training.micro_batch_tokens={tokens}", f"evaluation.batch_tokens={tokens}", *files)
         )
         rows //= 2
     tries: list[tuple[tuple[str, ...], bool]] = [(small, False)]
+    if 0 < lacking <= kept:
+        tries.insert(0, ((f"training.keep_hidden_bytes={kept - lacking}",), False))
     lora = ("adapter.kind=lora",) if recipe.adapter.kind == "full" else ()
     if lora:
         tries += [(lora, False), (lora + small, False)]

@@ -29,6 +29,27 @@ def first_trained(model: nn.Module) -> int:
     return trained.index(True) if True in trained else len(blocks)
 
 
+def input_bytes(model: nn.Module, length_tokens: int) -> int:
+    """Bytes of the hidden states that go into the first block that trains, from shapes alone.
+
+    Args:
+        model: a loaded model, or one that is never evaluated, with adapters attached.
+        length_tokens: of a prompt.
+
+    Returns:
+        The bytes for one prompt; 0 where no block lies below, or blocks are run piece by piece.
+        Not asked is whether hidden states suffice.
+    """
+    first = first_trained(model)
+    if first in (0, len(ports.port_for(model).blocks(model))):
+        return 0
+    tokens = mx.zeros((1, length_tokens), dtype=mx.int32)
+    try:
+        return int(run_below(model, first, tokens, mx.array([length_tokens - 1]))[0].nbytes)
+    except UnsupportedArchitectureError:
+        return 0
+
+
 def boundary(model: nn.Module) -> int | None:
     """The first block that trains, if a run may begin there with known hidden states.
 

@@ -122,12 +122,13 @@ class Step:
         # End to end, rows are measured only: all of them.
         dropped = only_trained and objective == "abft"
         counting = set(adapters.trained_layers(model)) if dropped else None
+        first = None if self.kept is None else self.kept.first
 
         def terms(batch: dict[str, mx.array], punish_weight: mx.array) -> Terms:
             last = batch["last"]
-            if self.kept is not None:
+            if first is not None:
                 behind, known = last, batch["hidden"]
-                hidden, rows = below.run_above(model, self.kept.first, known, batch["tokens"], last)
+                hidden, rows = below.run_above(model, first, known, batch["tokens"], last)
             elif "prefix" in batch:
                 behind = last - batch["prefix"].shape[1]
                 hidden, rows = prefix.forward(model, batch["prefix"], batch["tokens"], behind)
