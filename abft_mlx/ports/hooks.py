@@ -48,6 +48,8 @@ def wrap_blocks(model: nn.Module, around: Around) -> Iterator[None]:
     """
     port = port_for(model)
     thread = threading.get_ident()
+    # The classes made below live until the garbage collector runs; what a hook holds must not.
+    opened: list[Around] = [around]
     modules: dict[int, nn.Module] = {}
     numbers: dict[int, list[int]] = {}
     for number, block in enumerate(port.blocks(model)):
@@ -78,12 +80,15 @@ def wrap_blocks(model: nn.Module, around: Around) -> Iterator[None]:
                     return original(self, *args, **{**options, name: hidden})
                 return original(self, *args[:place], hidden, *args[place + 1 :], **options)
 
-            return around(next(order), run, options[name] if name in options else args[place])
+            return opened[0](next(order), run, options[name] if name in options else args[place])
 
         return subclass(kind, __call__=call)
 
-    with swapped(modules, wrapped):
-        yield
+    try:
+        with swapped(modules, wrapped):
+            yield
+    finally:
+        opened.clear()
 
 
 @contextmanager
