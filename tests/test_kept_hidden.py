@@ -116,7 +116,8 @@ def test_heads_below_count_as_they_would() -> None:
     model = tiny_models.build("llama")
     plain = step_of(model, "exact", [2])
     batches = plan.micro_batches(make_prompts(5, seed=3), 4)
-    for objective, use_filter in (("abft", True), ("end_to_end", False)):
+    assert sum(len(one.batch) - one.prompts for one in batches) == 3
+    for objective, use_filter in (("abft", True), ("abft", False), ("end_to_end", False)):
         settings = {"reward_weight": 0.7, "use_filter": use_filter, "objective": objective}
         without = Step(model, optim.Adam(1e-3), compiled=False, **settings)  # type: ignore[arg-type]
         expected, terms = without.gradients(batches, 0.3)

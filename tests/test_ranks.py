@@ -144,6 +144,8 @@ def lines(folder: Path) -> list[dict]:
                 "data.validation_rows=5",
                 "training.validate_every=2",
                 "training.keep_best=false",
+                # Layer 0 is computed once for each prompt, and its heads count.
+                "adapter.layers=[1]",
             ],
         ),
         (4, ["training.shared_demonstrations=2", "training.prompts_per_update=12"]),
@@ -183,6 +185,7 @@ def test_ranks_give_the_adapter_of_one_process(
     assert all(0 < one.get("validation_accuracy", 0.5) < 1 for one in ours)
     totals = json.loads((together / "run.json").read_text())["totals"]
     assert totals["processes"] == size
+    assert ("kept_hidden" in totals) == ("adapter.layers=[1]" in settings)
     assert "processes" not in json.loads((alone / "run.json").read_text())["totals"]
 
 
