@@ -88,7 +88,11 @@ def prefix_caches(model: nn.Module) -> list[PrefixKeys]:
 
 
 def forward(
-    model: nn.Module, prefix: mx.array, tokens: mx.array, last: mx.array
+    model: nn.Module,
+    prefix: mx.array,
+    tokens: mx.array,
+    last: mx.array,
+    attend: attention.Attend | None = None,
 ) -> tuple[mx.array, list[mx.array | None]]:
     """Run prompts that share their beginnings, and record every layer's pattern row.
 
@@ -97,6 +101,7 @@ def forward(
         prefix: (G, P) the shared beginnings, without padding.
         tokens: (B, Q) right-padded, the rest of each prompt; a group's prompts follow each other.
         last: (B,) last position of each prompt among ``tokens``.
+        attend: as for :func:`abft_mlx.attention.instrument`.
 
     Returns:
         (B, Q, width) hidden states of ``tokens`` after the final norm, and one (B, H, P + Q)
@@ -107,8 +112,8 @@ def forward(
         UnsupportedArchitectureError: the model keeps something else than keys and values.
     """
     port, caches = port_for(model), prefix_caches(model)
-    port.hidden(model, prefix, caches)
-    with attention.instrument(model) as recorder:
+    with attention.instrument(model, attend) as recorder:
+        port.hidden(model, prefix, caches)
         recorder.last = last
         hidden = port.hidden(model, tokens, [PrefixKeys(one.keys, one.values) for one in caches])
         return hidden, recorder.rows

@@ -15,6 +15,7 @@ from abft_mlx import adapters
 from abft_mlx.evaluation.outputs import hidden_at_last
 from abft_mlx.footprint.graph import trace
 from abft_mlx.footprint.peak import peak_bytes
+from abft_mlx.footprint.recomputed import marked, spelled_out
 from abft_mlx.prompts import Prompt
 from abft_mlx.recipe import Recipe
 from abft_mlx.trainer import memory, plan
@@ -196,7 +197,7 @@ def _peak(
             given[number][name] = one
         return function(*given)
 
-    graph = trace(flat, [one for group in groups for one in group.values()])
+    graph = spelled_out(trace(flat, [one for group in groups for one in group.values()]))
     released = [place for place, (number, _) in enumerate(names) if number in dying]
     return peak_bytes(graph, dying=released, stages=stages)
 
@@ -219,7 +220,7 @@ def _gradients_peak(step: Step, batch: Arrays) -> int:
         return [*settled, *(one for _, one in tree_flatten(gradients)), terms]
 
     whole = model.parameters()
-    step.settle = settle
+    step.seams.settle, step.seams.again = settle, marked
     try:
         return _peak(function, [_lazy(whole), batch, {"A": mx.array(0.5)}], stages=stages)
     finally:

@@ -78,12 +78,18 @@ def wrap_blocks(model: nn.Module, around: Around) -> Iterator[None]:
                     return original(self, *args, **{**options, name: hidden})
                 return original(self, *args[:place], hidden, *args[place + 1 :], **options)
 
-            return around(next(order), run, options[name] if name in options else args[place])
+            hidden = options[name] if name in options else args[place]
+            return inside[0](next(order), run, hidden)
 
         return subclass(kind, __call__=call)
 
-    with swapped(modules, wrapped):
-        yield
+    # Classes live until the garbage collector runs; what `around` holds must not.
+    inside = [around]
+    try:
+        with swapped(modules, wrapped):
+            yield
+    finally:
+        inside.clear()
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
-from abft_mlx import adapters, attention, ports, prefix
+from abft_mlx import adapters, attention, ports, prefix, recompute
 from abft_mlx.errors import RunError
 from abft_mlx.objective import Terms, abft_terms, end_to_end_terms
 from abft_mlx.ranks import Ranks
@@ -45,6 +45,19 @@ class Totals:
     gradient_norm: float
 
 
+@dataclass
+class Seams:
+    """What the footprint replaces in a step that it only looks at.
+
+    Attributes:
+        settle: evaluates what local gradients have come to, block by block.
+        again: makes the backward pass compute a function again (:mod:`abft_mlx.recompute`).
+    """
+
+    settle: Callable[..., None] = mx.eval
+    again: recompute.Again = recompute.again
+
+
 class Step:
     """Computes gradients of equation 1, or of end-to-end fine-tuning's loss, and applies them.
 
@@ -65,7 +78,7 @@ class Step:
         ranks: the processes that share every update; this one alone if None.
 
     Attributes:
-        settle: evaluates what local gradients have come to, block by block.
+        seams: for whoever looks at the step without running it.
         value_and_grad: from trainable parameters, one micro-batch's arrays and the punish weight to
             the four terms (4,) and the parameters' gradients, summed over prompts.
     """
@@ -89,7 +102,7 @@ class Step:
         self.optimizer = optimizer
         self.max_gradient_norm = max_gradient_norm
         self.shapes: set[tuple[int, int]] = set()
-        self.settle: Callable[..., None] = mx.eval
+        self.seams = Seams()
         self.compiled = mx.default_device() == mx.Device(mx.gpu) if compiled is None else compiled
         if gradient == "local" and objective == "abft":
             self.compiled = False
@@ -101,19 +114,24 @@ class Step:
     def _build(
         self, objective: Objective, reward_weight: float, use_filter: bool, only_trained: bool
     ) -> Callable[..., tuple]:
-        model, port = self.model, ports.port_for(self.model)
+        # MLX's functions hide what they hold from Python's collector: never let them hold the step.
+        model, port, seams = self.model, ports.port_for(self.model), self.seams
         # End to end, rows are measured only: all of them.
         dropped = only_trained and objective == "abft"
         counting = set(adapters.trained_layers(model)) if dropped else None
 
         def terms(batch: dict[str, mx.array], punish_weight: mx.array) -> Terms:
             last = batch["last"]
-            if "prefix" in batch:
-                behind = last - batch["prefix"].shape[1]
-                hidden, rows = prefix.forward(model, batch["prefix"], batch["tokens"], behind)
-            else:
-                behind = last
-                hidden, rows = attention.forward(model, batch["tokens"], last)
+            attend = recompute.attending(seams.again)
+            with recompute.activations(model, seams.again):
+                if "prefix" in batch:
+                    behind = last - batch["prefix"].shape[1]
+                    hidden, rows = prefix.forward(
+                        model, batch["prefix"], batch["tokens"], behind, attend
+                    )
+                else:
+                    behind = last
+                    hidden, rows = attention.forward(model, batch["tokens"], last, attend)
             if counting is not None:
                 rows = [one if n in counting else None for n, one in enumerate(rows)]
             seen = (rows, batch["label_positions"], batch["demonstration_labels"], batch["gold"])
@@ -168,7 +186,8 @@ class Step:
                 prompt_weights=batch["weights"],
             )
 
-        return local.value_and_grad(self.model, terms, lambda *arrays: self.settle(*arrays))
+        seams = self.seams
+        return local.value_and_grad(self.model, terms, lambda *arrays: seams.settle(*arrays))
 
     def gradients(
         self, micro_batches: Sequence[MicroBatch], punish_weight: float
