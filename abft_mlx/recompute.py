@@ -90,8 +90,12 @@ def attending(
                 # Whoever attends causally sees no key behind a piece's last query.
                 seen = S - T + stop if isinstance(mask, str) and mask == "causal" else S
                 own = given | {"mask": _rows(mask, start, stop, T)} if "mask" in given else given
-                piece = again(_bound(original, own))
-                pieces.append(piece(some, keys[:, :, :seen], values[:, :, :seen]))
+                # Latent attention adds scores of its own as a mask: gradients go there, too.
+                learnt = [n for n in ("mask", "sinks") if _differentiable(own.get(n))]
+                piece = again(_with_arrays(original, own, learnt))
+                pieces.append(
+                    piece(some, keys[:, :, :seen], values[:, :, :seen], *(own[n] for n in learnt))
+                )
             return pieces[0] if len(pieces) == 1 else mx.concatenate(pieces, axis=2)
 
         return attend
@@ -99,8 +103,20 @@ def attending(
     return around
 
 
-def _bound(function: Callable[..., mx.array], options: dict[str, Any]) -> Callable[..., mx.array]:
-    return lambda queries, keys, values: function(queries, keys, values, **options)
+def _with_arrays(
+    function: Callable[..., mx.array], options: dict[str, Any], names: list[str]
+) -> Callable[..., mx.array]:
+    """An attention function of queries, keys, values and some of its options."""
+
+    def call(queries: mx.array, keys: mx.array, values: mx.array, *given: mx.array) -> mx.array:
+        changed = options | dict(zip(names, given, strict=True))
+        return function(queries, keys, values, **changed)
+
+    return call
+
+
+def _differentiable(option: Any) -> bool:
+    return isinstance(option, mx.array) and mx.issubdtype(option.dtype, mx.floating)
 
 
 def _rows(mask: Any, start: int, stop: int, T: int) -> Any:

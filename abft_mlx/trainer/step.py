@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from abft_mlx import adapters, attention, ports, prefix, recompute
 from abft_mlx.errors import RunError
 from abft_mlx.objective import Terms, abft_terms, end_to_end_terms
 from abft_mlx.ranks import Ranks
-from abft_mlx.trainer import local
+from abft_mlx.trainer import backoff, checkpoints, local
 from abft_mlx.trainer.plan import MicroBatch
 
 Tree = Any
@@ -70,6 +71,8 @@ class Step:
             last of them is then computed. With local gradients it is always so, block by block.
         gradient: "exact", or "local": each layer's loss trains that layer alone
             (:mod:`abft_mlx.trainer.local`). End-to-end gradients are always exact.
+        checkpointing: whether exact gradients run blocks again instead of keeping what they
+            computed (:mod:`abft_mlx.trainer.checkpoints`).
         objective: "abft", or "end_to_end", for which the punish weight, ``reward_weight`` and
             ``use_filter`` do nothing.
         max_gradient_norm: clip the averaged gradient to this L2 norm, or None.
@@ -93,6 +96,7 @@ class Step:
         only_trained: bool = False,
         objective: Objective = "abft",
         gradient: Gradient = "exact",
+        checkpointing: bool = False,
         max_gradient_norm: float | None = None,
         compiled: bool | None = None,
         ranks: Ranks | None = None,
@@ -108,11 +112,18 @@ class Step:
             self.compiled = False
             self.value_and_grad = self._build_local(reward_weight, use_filter)
         else:
-            self.value_and_grad = self._build(objective, reward_weight, use_filter, only_trained)
+            self.value_and_grad = self._build(
+                objective, reward_weight, use_filter, only_trained, checkpointing
+            )
         optimizer.init(model.trainable_parameters())
 
     def _build(
-        self, objective: Objective, reward_weight: float, use_filter: bool, only_trained: bool
+        self,
+        objective: Objective,
+        reward_weight: float,
+        use_filter: bool,
+        only_trained: bool,
+        checkpointing: bool,
     ) -> Callable[..., tuple]:
         # MLX's functions hide what they hold from Python's collector: never let them hold the step.
         model, port, seams = self.model, ports.port_for(self.model), self.seams
@@ -120,10 +131,14 @@ class Step:
         dropped = only_trained and objective == "abft"
         counting = set(adapters.trained_layers(model)) if dropped else None
 
-        def terms(batch: dict[str, mx.array], punish_weight: mx.array) -> Terms:
+        def terms(
+            batch: dict[str, mx.array], punish_weight: mx.array, forward: checkpoints.Forward
+        ) -> Terms:
             last = batch["last"]
             attend = recompute.attending(seams.again)
-            with recompute.activations(model, seams.again):
+            # A block that runs again computes these again as it is.
+            cheap = nullcontext() if checkpointing else recompute.activations(model, seams.again)
+            with cheap:
                 if "prefix" in batch:
                     behind = last - batch["prefix"].shape[1]
                     hidden, rows = prefix.forward(
@@ -131,7 +146,7 @@ class Step:
                     )
                 else:
                     behind = last
-                    hidden, rows = attention.forward(model, batch["tokens"], last, attend)
+                    hidden, rows = forward(model, batch["tokens"], last, attend)
             if counting is not None:
                 rows = [one if n in counting else None for n, one in enumerate(rows)]
             seen = (rows, batch["label_positions"], batch["demonstration_labels"], batch["gold"])
@@ -154,14 +169,19 @@ class Step:
                 prompt_weights=batch["weights"],
             )
 
-        def loss(parameters: Tree, batch: dict[str, mx.array], punish_weight: mx.array) -> tuple:
+        def loss(parameters: Tree, *given: Any) -> tuple:
             model.update(parameters)
-            return tuple(terms(batch, punish_weight))
+            return tuple(terms(*given))
 
         value_and_grad = mx.value_and_grad(loss)
 
         def run(parameters: Tree, batch: dict[str, mx.array], punish_weight: mx.array) -> tuple:
-            values, gradients = value_and_grad(parameters, batch, punish_weight)
+            with (
+                checkpoints.checkpointed(model, counting)
+                if checkpointing
+                else nullcontext(attention.forward)
+            ) as forward:
+                values, gradients = value_and_grad(parameters, batch, punish_weight, forward)
             return mx.stack(values), gradients
 
         # A CPU gains nothing: MLX runs a C++ compiler there, most of a minute on a new machine.
@@ -219,19 +239,27 @@ class Step:
         squares = [one.astype(mx.float32).square().sum() for _, one in tree_flatten(gradients)]
         return gradients, mx.sqrt(mx.stack(squares).sum())
 
-    def update(self, micro_batches: Sequence[MicroBatch], punish_weight: float) -> Totals:
+    def update(
+        self,
+        micro_batches: Sequence[MicroBatch],
+        punish_weight: float,
+        smaller: Callable[[str], Sequence[MicroBatch]] | None = None,
+    ) -> Totals:
         """Average the gradients over the update's prompts and take one optimizer step.
 
         Args:
             micro_batches: this rank's share of the update's prompts.
             punish_weight: A.
+            smaller: cuts them anew where memory ran out, told in MLX's words, or raises.
 
         Raises:
             RunError: the loss or the gradient is not finite, or a rank is gone; nothing changed.
         """
         prompts = sum(one.prompts for one in micro_batches)
         tokens = sum(one.tokens for one in micro_batches)
-        gradients, terms = self.gradients(micro_batches, punish_weight)
+        gradients, terms = backoff.attempt(
+            lambda batches: self.gradients(batches, punish_weight), micro_batches, smaller
+        )
         if self.ranks.size > 1:
             gradients, terms, prompts, tokens = self._summed(gradients, terms, prompts, tokens)
         gradients, norm = self.average(gradients, prompts)
