@@ -8,7 +8,8 @@ contenders of a task and a seed train in turns, an update each, in one process, 
 the machine does falls on all alike; each has a clock of its own, which runs only inside updates. A
 contender that is faster than ``exact`` makes more updates in each turn, until its clock is not
 behind, so all can be compared at equal updates and at equal seconds.
-Every pair of task and seed (a cell) is a JSON file in the output folder, written when it is done
+Test prompts are the same for all contenders of a seed, with demonstrations drawn anew for each
+seed. Every pair of task and seed (a cell) is a JSON file in the output folder, written when it is done
 and not done again, so a run can be made in pieces (``--tasks``, ``--seeds``). ``--summary`` prints
 the table as Markdown and draws the figure from what lies there; it needs the extra ``plots``.
 """
@@ -101,6 +102,7 @@ def cell(task: str, seed: int, chosen: argparse.Namespace) -> dict[str, Any]:
         f"training.seed={seed}",
         f"training.updates={most}",
         f"evaluation.queries={chosen.queries}",
+        f"evaluation.seed={seed}",
         "evaluation.repeats=1",
         *chosen.set,
     ]
@@ -239,7 +241,7 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--updates", type=int, default=32, help="at least (default 32)")
     parser.add_argument(
-        "--queries", type=int, default=256, help="test prompts of a task (default 256)"
+        "--queries", type=int, default=128, help="test prompts of a task (default 128)"
     )
     parser.add_argument("--base", default="demo", help="model (default demo, the bundled one)")
     parser.add_argument(
