@@ -252,6 +252,7 @@ def figure(path: Path, cells: Sequence[Cell]) -> list[Path]:
             line(axes, index, mean.seconds[1:], 100 * mean.accuracy[1:], None, None, name)
         axes.axhline(100 * start, color="black", linewidth=1, linestyle=":", label="untrained")
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
         axes.set_xlabel("seconds in updates, warm-up left out")
         axes.set_ylabel("mean accuracy (%)")
         style.legend(axes)

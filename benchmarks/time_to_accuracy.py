@@ -7,9 +7,10 @@ The settings are those of the study ``modes``: 32 prompts an update, learning ra
 contenders of a task and a seed train in turns, an update each, in one process, so that what else
 the machine does falls on all alike; each has a clock of its own, which runs only inside updates. A
 contender that is faster than ``exact`` makes more updates in each turn, until its clock is not
-behind, so all can be compared at equal updates and at equal seconds.
-Test prompts are the same for all contenders of a seed, with demonstrations drawn anew for each
-seed. Every pair of task and seed (a cell) is a JSON file in the output folder, written when it is done
+behind, so all can be compared at equal updates and at equal seconds. Test prompts are the same for
+all contenders, with demonstrations drawn anew for each seed.
+
+Every pair of task and seed (a cell) is a JSON file in the output folder, written when it is done
 and not done again, so a run can be made in pieces (``--tasks``, ``--seeds``). ``--summary`` prints
 the table as Markdown and draws the figure from what lies there; it needs the extra ``plots``.
 """
@@ -166,6 +167,18 @@ def behind(every: Mapping[str, contenders.Contender]) -> list[str]:
     return [name for name in every if clock[name] < clock[summary.REFERENCE]]
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder where there is none.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise files.write_failure(path, error) from error
+
+
 def run(
     chosen: argparse.Namespace,
     make: Callable[[str, int, argparse.Namespace], dict[str, Any]] = cell,
@@ -182,10 +195,7 @@ def run(
     Raises:
         OutputError: a cell of other settings lies there, or the folder cannot be written.
     """
-    try:
-        chosen.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise files.write_failure(chosen.output, error) from error
+    make_folder(chosen.output)
     wanted = [(task, seed) for seed in chosen.seeds for task in chosen.tasks]
     paths = {one: cell_path(chosen.output, *one) for one in wanted}
     there = [one for one, path in paths.items() if path.exists()]
@@ -223,7 +233,7 @@ def summarise(chosen: argparse.Namespace) -> str:
     if style.missing():
         print(style.missing(), file=sys.stderr)
     else:
-        chosen.figure.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(chosen.figure.parent)
         for path in summary.figure(chosen.figure, cells):
             print(f"wrote {path}", file=sys.stderr)
     updates = made["updates"]

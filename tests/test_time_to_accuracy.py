@@ -166,6 +166,7 @@ def test_cells_that_lie_there_are_not_done_again(script: ModuleType, tmp_path: P
     [
         (["--contenders", "exakt"], "contender 'exakt' is not known; there are exact, local"),
         (["--updates", "0"], "--updates 0: give at least 1"),
+        (["--output", __file__], "cannot be written (File exists); choose another folder"),
         (["--summary"], "holds no cells; run without --summary first"),
     ],
 )
