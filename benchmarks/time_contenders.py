@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 from mlx_lm.tuner.trainer import iterate_batches
 
-from abft_mlx import adapters, experiment, recipe
+from abft_mlx import adapters, experiment, ports, recipe
 from abft_mlx.adapters.attach import targets
 from abft_mlx.bench import contenders as bench
 from abft_mlx.bench import torch_way
@@ -41,8 +42,8 @@ OURS: dict[str, tuple[str, ...]] = {
     "auto_shared": ("adapter.layers=auto", _SHARED),
     "full": _FULL,
 }
-MLX_LM, PYTORCH = "mlx-lm", "pytorch-paper"
-NAMES = (*OURS, MLX_LM, PYTORCH)
+MLX_LM, MLX_LM_QK, PYTORCH = "mlx-lm", "mlx-lm-qk", "pytorch-paper"
+NAMES = (*OURS, MLX_LM, MLX_LM_QK, PYTORCH)
 
 
 class Contender:
@@ -121,13 +122,18 @@ class Ours(Contender):
 
 
 class MlxLm(Contender):
-    """mlx-lm's LoRA step on its default keys: cross-entropy of the label token, in its batches."""
+    """mlx-lm's LoRA step: cross-entropy of the label token, in its batches.
 
-    def __init__(self, opened: experiment.Experiment) -> None:
+    Args:
+        opened: what it trains and is measured on.
+        keys: which linear layers of a block get LoRA; None for mlx-lm's default.
+    """
+
+    def __init__(self, opened: experiment.Experiment, keys: list[str] | None = None) -> None:
         super().__init__(opened)
         training = opened.recipe.training
         mx.random.seed(training.seed)
-        self.step = bench.mlx_lm_updates(opened.loaded.model, training.learning_rate)
+        self.step = bench.mlx_lm_updates(opened.loaded.model, training.learning_rate, keys)
         self.shapes: set[tuple[int, ...]] = set()
 
     def update(self) -> None:
@@ -262,9 +268,19 @@ def make(name: str, task: str, settings: Sequence[str]) -> Contender:
         task: a recipe's name or file.
         settings: ``section.key=value`` each, the same for all contenders.
     """
+    own = OURS.get(name, _FULL if name == PYTORCH else ())
+    opened = experiment.prepare(recipe.load(task, [*settings, *own]))
     if name in OURS:
-        made: Callable[[experiment.Experiment], Contender] = Ours
-        own = OURS[name]
-    else:
-        made, own = (MlxLm, ()) if name == MLX_LM else (Paper, _FULL)
-    return made(experiment.prepare(recipe.load(task, [*settings, *own])))
+        return Ours(opened)
+    if name == PYTORCH:
+        return Paper(opened)
+    return MlxLm(opened, our_keys(opened.loaded.model) if name == MLX_LM_QK else None)
+
+
+def our_keys(model: nn.Module) -> list[str]:
+    """W_Q and W_K as mlx-lm's LoRA keys name them: by their path in a block."""
+    blocks = [f"{one.path}." for one in ports.port_for(model).blocks(model)]
+    paths = [one.path for one in targets(model)]
+    return sorted(
+        {path.removeprefix(block) for path in paths for block in blocks if path.startswith(block)}
+    )

@@ -258,6 +258,18 @@ def test_the_papers_way_is_our_exact_step_in_full(contenders: ModuleType) -> Non
         assert mx.abs(copied[name] - trained[name]).mean() < 1e-6, name
 
 
+def test_mlx_lm_trains_its_default_keys_or_ours(contenders: ModuleType) -> None:
+    trained = {}
+    for name in ("exact", "mlx-lm-qk", "mlx-lm"):
+        model = contenders.make(name, TASK, SMALL).opened.loaded.model
+        trained[name] = {
+            key.rsplit(".", 1)[0] for key, _ in tree_flatten(model.trainable_parameters())
+        }
+    assert trained["mlx-lm-qk"] == trained["exact"]
+    assert len(trained["exact"]) == 3 * 2
+    assert len(trained["mlx-lm"]) == 3 * 7
+
+
 def test_only_the_label_counts_in_mlx_lms_loss(contenders: ModuleType) -> None:
     """mlx-lm's own loss of its own batch is the cross-entropy of the label tokens."""
     opened = contenders.make("exact", TASK, SMALL).opened
