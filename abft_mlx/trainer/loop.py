@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -147,6 +147,15 @@ class Trainer:
             UsageError: the ranks were not started alike.
             OutputError: there is nothing to resume, or it belongs to another run.
         """
+        for _ in self.updates(resume=resume):
+            pass
+        return self.progress
+
+    def updates(self, *, resume: bool = False) -> Iterator[Progress]:
+        """As :meth:`run`, but an update at a time, so that several trainers can take turns.
+
+        Between updates the model may be looked at, not changed; its dropout is on.
+        """
         training = self.recipe.training
         runtime.reset_peak_memory()
         if resume:
@@ -164,12 +173,12 @@ class Trainer:
                 self._measure()
             while self.progress.updates < training.updates:
                 self._one_update()
+                yield self.progress
         finally:
             adapters.train_mode(self.model, False)
         if self._best is not None:
             self.model.update(self._best)
         mx.eval(self.model.trainable_parameters())
-        return self.progress
 
     def _measure(self) -> None:
         """See how many prompts fit, where a rough estimate leaves a doubt."""
