@@ -15,7 +15,7 @@ import mlx.nn as nn
 import numpy as np
 
 from abft_mlx import ports
-from abft_mlx.evaluation.prefix import Prefix
+from abft_mlx.prefix import Prefix
 from abft_mlx.prompts import Prompt, PromptBatch, batches
 
 # Numbers in one piece of whole-vocabulary logits: 64 MiB of float32.

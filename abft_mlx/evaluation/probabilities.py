@@ -14,7 +14,7 @@ import numpy as np
 from abft_mlx import ports
 from abft_mlx.evaluation.metrics import softmax
 from abft_mlx.evaluation.outputs import hidden_at_last, hidden_batches
-from abft_mlx.evaluation.prefix import Prefix
+from abft_mlx.prefix import Prefix
 from abft_mlx.prompts import LabelSpace, Prompt
 
 
