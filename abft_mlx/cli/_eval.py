@@ -125,7 +125,8 @@ def _accuracy(shell: Shell, document: dict[str, Any]) -> None:
     last = "with adapter" if "base" in document else "model"
     rows |= {_row(last, n): m for n, m in document["methods"].items()}
     chat = " in chat turns" if document["chat_template"] else ""
-    shell.tell(f"{document['prompts']:,} prompts with {document['k']} demonstrations{chat}")
+    kept = " fixed" if document["demonstrations"] == "fixed" else ""
+    shell.tell(f"{document['prompts']:,} prompts with {document['k']}{kept} demonstrations{chat}")
     shell.show(_report.measures(rows))
     for name, method in rows.items():
         table = None if len(rows) > 2 else _report.confusion(names, method["confusion"])

@@ -139,12 +139,14 @@ def wrong_label_prompts(task: Task, section: EvaluationSection) -> list[list[Pro
     rows = task.test_rows(section)
     pool, asked = task.splits.demonstrations, task.splits.test.pairs()
     queries = task.test_queries(section)
+    # Fixed demonstrations are wrong for all queries alike.
+    each = queries if section.demonstrations == "fixed" else 1
+    drawn = wrong_labels(rows[::each], pool.labels, len(task.space), section.seed)
     made = []
-    for rate, labels in zip(
-        RATES, wrong_labels(rows, pool.labels, len(task.space), section.seed), strict=True
-    ):
+    for rate, labels in zip(RATES, drawn, strict=True):
         prompts = []
-        for i, (chosen, shown) in enumerate(zip(rows, labels, strict=True)):
+        for i, chosen in enumerate(rows):
+            shown = labels[i // each]
             texts = [(pool.texts[row], label) for row, label in zip(chosen, shown, strict=True)]
             where = f"prompt {i} at wrong-label rate {rate}"
             prompts.append(task.builder.build(texts, *asked[i % queries], where=where))

@@ -8,24 +8,26 @@ Letters: B prompts, N prompts in all, T tokens, C labels, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
 from abft_mlx import ports
-from abft_mlx.prefix import Prefix
-from abft_mlx.prompts import Prompt, PromptBatch, batches
+from abft_mlx.evaluation.sharing import parts
+from abft_mlx.prefix import Prefix, Prefixes
+from abft_mlx.prompts import Prompt
 
 # Numbers in one piece of whole-vocabulary logits: 64 MiB of float32.
 PIECE = 2**24
-# Behind a prefix prompts are short, and padding to 32 would be half of a batch.
-BUCKET = 8
 
 
 def hidden_at_last(
-    model: nn.Module, tokens: mx.array, last: mx.array, prefix: Prefix | None = None
+    model: nn.Module,
+    tokens: mx.array,
+    last: mx.array,
+    prefix: Prefixes | None = None,
+    which: Sequence[int] | None = None,
 ) -> mx.array:
     """Hidden state after the final norm at each prompt's last position.
 
@@ -34,11 +36,12 @@ def hidden_at_last(
         tokens: (B, T) right-padded token ids.
         last: (B,) index of each prompt's last token.
         prefix: what stands before the tokens, computed already.
+        which: (B,) the beginning that each prompt has, where there are several.
 
     Returns:
         (B, width) in the model's own number type.
     """
-    hidden = ports.port_for(model).hidden(model, tokens) if not prefix else prefix.hidden(tokens)
+    hidden = prefix.hidden(tokens, which) if prefix else ports.port_for(model).hidden(model, tokens)
     return mx.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
 
 
@@ -52,38 +55,28 @@ def hidden_batches(
 ) -> Iterator[tuple[np.ndarray, mx.array]]:
     """Hidden states at the last position, batch after batch.
 
+    What prompts share at their beginning is computed once where that is worth it.
+
     Args:
         model: a loaded model.
         prompts: N prompts of any lengths, all with the same number of demonstrations.
-        batch_tokens: tokens in one batch, padding and the prefix included.
+        batch_tokens: tokens in one batch, padding and beginnings included.
         prefix: spares the tokens that it holds, for prompts that begin with it.
         on_progress: told how many prompts of how many are done, after each batch.
 
     Yields:
         (B,) where each prompt was in ``prompts``, and (B, width) hidden states.
     """
-    cached = [prefix is not None and prefix.begins(one) for one in prompts]
     done = 0
-    for behind in (None, prefix) if any(cached) else (None,):
-        rows = np.array([row for row, one in enumerate(cached) if one == (behind is not None)])
-        for batch in _batches([prompts[row] for row in rows], batch_tokens, behind):
-            hidden = hidden_at_last(model, mx.array(batch.tokens), mx.array(batch.last), behind)
+    for behind in parts(model, prompts, batch_tokens, prefix):
+        for batch, which in behind.batches(prompts, batch_tokens):
+            tokens, last = mx.array(batch.tokens), mx.array(batch.last)
+            hidden = hidden_at_last(model, tokens, last, behind.prefix, which)
             mx.eval(hidden)
-            yield rows[batch.rows], hidden
+            yield batch.rows, hidden
             done += len(batch)
             if on_progress is not None:
                 on_progress(done, len(prompts))
-
-
-def _batches(
-    prompts: Sequence[Prompt], batch_tokens: int, prefix: Prefix | None
-) -> list[PromptBatch]:
-    """Batches of whole prompts, or of what they are behind a prefix."""
-    if prefix is None:
-        return batches(prompts, max_tokens=batch_tokens)
-    size = len(prefix)
-    own = [replace(one, token_ids=one.token_ids[size:], label_positions=()) for one in prompts]
-    return batches(own, max_tokens=batch_tokens, bucket_tokens=BUCKET, cached_tokens=size)
 
 
 def hidden_states(

@@ -82,11 +82,17 @@ def unseen_prompts(task: Task, section: EvaluationSection) -> list[Prompt]:
     gold = [label for _, label in asked]
     k = task.demonstrations
     _check(task, gold)
+    # Fixed demonstrations are the same for all queries of a label.
+    drawn_for = sorted(set(gold)) if section.demonstrations == "fixed" else gold
+    drawn = unseen_rows(pool.labels, drawn_for, section.repeats, k, section.seed)
     made = []
-    for i, rows in enumerate(unseen_rows(pool.labels, gold, section.repeats, k, section.seed)):
+    for i in range(len(asked) * section.repeats):
+        repeat, query = divmod(i, len(asked))
+        place = query if drawn_for is gold else drawn_for.index(gold[query])
+        rows = drawn[place + len(drawn_for) * repeat]
         shown = [(pool.texts[row], pool.labels[row]) for row in rows]
         where = f"unseen-label prompt {i}"
-        made.append(task.builder.build(shown, *asked[i % len(asked)], where=where))
+        made.append(task.builder.build(shown, *asked[query], where=where))
     return made
 
 

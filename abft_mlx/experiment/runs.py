@@ -206,6 +206,7 @@ def evaluate(
         "k": recipe.prompt.demonstrations,
         "prompts": experiment.task.test_queries(section) * section.repeats,
         "seed": section.seed,
+        "demonstrations": section.demonstrations,
         "compat": section.compat,
     }
     document |= experiment.measure_all(on_progress)
