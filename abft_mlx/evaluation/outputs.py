@@ -14,12 +14,15 @@ import mlx.nn as nn
 import numpy as np
 
 from abft_mlx import ports
-from abft_mlx.evaluation.sharing import parts
+from abft_mlx.evaluation.sharing import own_rows, parts
 from abft_mlx.prefix import Prefix, Prefixes
 from abft_mlx.prompts import Prompt
+from abft_mlx.ranks import Ranks
 
 # Numbers in one piece of whole-vocabulary logits: 64 MiB of float32.
 PIECE = 2**24
+# Prompts whose hidden states, gathered from all ranks, are handed on at a time.
+TOGETHER = 512
 
 
 def hidden_at_last(
@@ -52,10 +55,12 @@ def hidden_batches(
     batch_tokens: int,
     prefix: Prefix | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    ranks: Ranks | None = None,
 ) -> Iterator[tuple[np.ndarray, mx.array]]:
     """Hidden states at the last position, batch after batch.
 
-    What prompts share at their beginning is computed once where that is worth it.
+    What prompts share at their beginning is computed once where that is worth it. Every rank
+    computes a part of the prompts, and yields all of them.
 
     Args:
         model: a loaded model.
@@ -63,20 +68,47 @@ def hidden_batches(
         batch_tokens: tokens in one batch, padding and beginnings included.
         prefix: spares the tokens that it holds, for prompts that begin with it.
         on_progress: told how many prompts of how many are done, after each batch.
+        ranks: the processes that measure together, each with the same prompts.
 
     Yields:
         (B,) where each prompt was in ``prompts``, and (B, width) hidden states.
+
+    Raises:
+        RunError: a rank is gone.
     """
+    ranks = ranks or Ranks()
+    share = own_rows(prompts, ranks)
+    own = [prompts[row] for row in share]
+    mine: list[tuple[np.ndarray, mx.array]] = []
     done = 0
-    for behind in parts(model, prompts, batch_tokens, prefix):
-        for batch, which in behind.batches(prompts, batch_tokens):
+    for behind in parts(model, own, batch_tokens, prefix):
+        for batch, which in behind.batches(own, batch_tokens):
             tokens, last = mx.array(batch.tokens), mx.array(batch.last)
             hidden = hidden_at_last(model, tokens, last, behind.prefix, which)
             mx.eval(hidden)
-            yield batch.rows, hidden
+            if len(own) == len(prompts):
+                yield share[batch.rows], hidden
+            else:
+                mine.append((share[batch.rows], hidden))
             done += len(batch)
             if on_progress is not None:
-                on_progress(done, len(prompts))
+                on_progress(done * len(prompts) // len(own), len(prompts))
+    if mine:
+        yield from _everybodys(mine, len(prompts), ranks)
+
+
+def _everybodys(
+    mine: list[tuple[np.ndarray, mx.array]], n: int, ranks: Ranks
+) -> Iterator[tuple[np.ndarray, mx.array]]:
+    """All ranks' hidden states, some prompts at a time; what a rank has not computed is zero."""
+    states = mx.zeros((n, mine[0][1].shape[1]), dtype=mine[0][1].dtype)
+    for rows, hidden in mine:
+        states[mx.array(rows)] = hidden
+    # float32 carries every narrower number and its sum with zeros exactly.
+    (states,) = ranks.sum([states])
+    for start in range(0, n, TOGETHER):
+        some = states[start : start + TOGETHER]
+        yield np.arange(start, start + len(some)), some
 
 
 def hidden_states(
@@ -86,6 +118,7 @@ def hidden_states(
     batch_tokens: int,
     each: Callable[[np.ndarray, mx.array], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    ranks: Ranks | None = None,
 ) -> mx.array:
     """Hidden states at the last position of all prompts.
 
@@ -95,13 +128,14 @@ def hidden_states(
         batch_tokens: tokens in one batch, padding included.
         each: given rows and hidden states of every batch, as ``hidden_batches`` yields them.
         on_progress: told how many prompts of how many are done, after each batch.
+        ranks: the processes that measure together, each of which gets all.
 
     Returns:
         (N, width) in the model's own number type, in the order of ``prompts``.
     """
     order, parts = [], []
     for rows, hidden in hidden_batches(
-        model, prompts, batch_tokens=batch_tokens, on_progress=on_progress
+        model, prompts, batch_tokens=batch_tokens, on_progress=on_progress, ranks=ranks
     ):
         if each is not None:
             each(rows, hidden)

@@ -13,6 +13,7 @@ import numpy as np
 
 from abft_mlx.prefix import Group, Prefix, Prefixes, cacheable, groups
 from abft_mlx.prompts import Prompt, PromptBatch, batches
+from abft_mlx.ranks import Ranks
 
 # Behind a beginning prompts are short, and padding to 32 would be half of a batch.
 BUCKET = 8
@@ -20,6 +21,18 @@ BUCKET = 8
 KEPT = 1 / 8
 # Groups are run side by side if this part of the longest beginning, or more, is in all of them.
 ALIKE = 7 / 8
+
+
+def own_rows(prompts: Sequence[Prompt], ranks: Ranks) -> np.ndarray:
+    """Where the prompts are that this rank computes; all of them where there are too few for all.
+
+    What begins alike is adjacent, so that few groups are cut.
+    """
+    n = len(prompts)
+    if n < ranks.size or ranks.size == 1:
+        return np.arange(n)
+    order = sorted(range(n), key=lambda row: prompts[row].token_ids)
+    return np.array(order[n * ranks.rank // ranks.size : n * (ranks.rank + 1) // ranks.size])
 
 
 @dataclass(frozen=True)

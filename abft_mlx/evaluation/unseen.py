@@ -19,6 +19,7 @@ from abft_mlx.evaluation._progress import Progress, part
 from abft_mlx.evaluation.methods import entry, zero_shot_prompts
 from abft_mlx.evaluation.probabilities import label_probabilities
 from abft_mlx.prompts import Prompt
+from abft_mlx.ranks import Ranks
 from abft_mlx.recipe import EvaluationSection
 from abft_mlx.task import Task
 
@@ -118,6 +119,7 @@ def unseen(
     section: EvaluationSection,
     on_progress: Progress | None = None,
     vanilla: np.ndarray | None = None,
+    ranks: Ranks | None = None,
 ) -> dict[str, Any]:
     """Metrics with the protocol's demonstrations, with unseen labels, and with none.
 
@@ -127,6 +129,7 @@ def unseen(
         section: size, seed, batch size, bootstrap samples, compat.
         on_progress: told how many prompts of how many are done.
         vanilla: (N, C) probabilities of the test prompts, if they are known.
+        ranks: the processes that measure together; each gets the same.
 
     Returns:
         ``random`` (the test prompts), ``unseen`` and ``zero_shot``, each the metrics of N prompts
@@ -149,6 +152,7 @@ def unseen(
             task.space,
             batch_tokens=section.batch_tokens,
             on_progress=part(on_progress, before, total),
+            ranks=ranks,
         )
 
     together = measure(unknown + hidden, 0)
