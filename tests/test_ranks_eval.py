@@ -15,6 +15,7 @@ from cli_support import document, invoke
 from ranks_support import Job, job, model, texts
 
 from abft_mlx import evaluation
+from abft_mlx.evaluation import outputs
 from abft_mlx.evaluation.sharing import own_rows
 from abft_mlx.ranks import Ranks
 
@@ -170,3 +171,29 @@ def test_fewer_prompts_than_ranks_are_computed_by_each() -> None:
     alone = evaluation.label_probabilities(model, prompts, task.space, batch_tokens=512)
     assert not nobody.sent
     np.testing.assert_array_equal(found, alone)
+
+
+def test_every_measurement_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    passed = [0]
+    work = outputs.hidden_at_last
+
+    def counting(model: Any, tokens: mx.array, *others: Any) -> mx.array:
+        passed[-1] += len(tokens)
+        return work(model, tokens, *others)
+
+    monkeypatch.setattr(outputs, "hidden_at_last", counting)
+    task, model = tiny_task.task(), tiny_task.model()
+    other = tiny_task.task("data.seed=1")
+    methods = "evaluation.methods=[vanilla, zero_shot, contextual, domain, batch, hidden, knn]"
+    few = ("evaluation.calibration_prompts=6", "evaluation.anchor_prompts=8")
+    for protocol in ("accuracy", "robustness", "bias", "unseen", "transfer"):
+        changes = (methods, *few, f"evaluation.protocols=[{protocol}]")
+        section = tiny_task.recipe(*changes).evaluation
+        counts = []
+        for ranks in (None, Together(0, 2, [])):
+            passed.append(0)
+            if ranks is not None:
+                monkeypatch.setattr(ranks, "sum", list)
+            evaluation.measure(model, task, section, others=(other,), ranks=ranks)
+            counts.append(passed[-1])
+        assert 0 < counts[1] < 0.6 * counts[0], protocol
