@@ -219,6 +219,11 @@ class EvaluationSection(Section):
     )
     batch_tokens: Int = Field(default=16384, ge=1, description="Tokens in a forward pass.")
     seed: Int = Field(default=42, ge=0, description="Seed of the choice of demonstrations.")
+    demonstrations: Literal["per_query", "fixed"] = Field(
+        default="per_query",
+        description="per_query, the protocol's, draws anew for every prompt; fixed draws once for "
+        "all queries of a repeat, which are then computed behind them as predict does.",
+    )
     protocols: list[Protocol] = Field(
         default=["accuracy"],
         min_length=1,

@@ -1,4 +1,4 @@
-"""Prompts of a batch that begin alike: the shared beginning is computed once, with its gradient.
+"""A batch of prompts behind their shared beginnings, computed in one go and with its gradient.
 
 Letters in shapes: G groups of m prompts, P tokens of a group's prefix, Q tokens of the rest of each
 prompt, B = G · m prompts, H query heads.
@@ -6,7 +6,6 @@ prompt, B = G · m prompts, H query heads.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -117,11 +116,3 @@ def forward(
         recorder.last = last
         hidden = port.hidden(model, tokens, [PrefixKeys(one.keys, one.values) for one in caches])
         return hidden, recorder.rows
-
-
-def common_prefix(tokens: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """The tokens that all of some sequences, at least one, begin with."""
-    first, last = min(tokens), max(tokens)
-    pairs = enumerate(zip(first, last, strict=False))
-    parting = next((place for place, (one, other) in pairs if one != other), None)
-    return first if parting is None else first[:parting]
