@@ -76,6 +76,16 @@ class Recorder:
         finally:
             self._last = last
 
+    @contextmanager
+    def aside(self, last: mx.array) -> Iterator[list[mx.array | None]]:
+        """Record into a list of its own while the block runs, as if a call began here."""
+        kept = self._last, self.rows, self._calls
+        self._last, self.rows, self._calls = last, [None] * len(self.rows), Counter()
+        try:
+            yield self.rows
+        finally:
+            self._last, self.rows, self._calls = kept
+
     def hook(
         self, layers: tuple[int, ...], original: Callable[..., mx.array]
     ) -> Callable[..., mx.array]:
@@ -307,16 +317,30 @@ def forward(
         layer, None for a layer without heads. Columns after ``last`` are exactly 0.
     """
     with instrument(model, attend) as recorder:
-        recorder.last = last
-        port = port_for(model)
-        hidden = port.hidden(model, tokens)
-        for row, layer in zip(recorder.rows, port.layers(model), strict=True):
-            if row is None and port.attention_module(layer) is not None:
-                raise UnsupportedArchitectureError(
-                    f"this {architecture(model)} model computes its attention in another way than "
-                    f"by {SEAM}, so its patterns cannot be read; use another model"
-                )
-        return hidden, recorder.rows
+        return run(model, recorder, tokens, last)
+
+
+def run(
+    model: nn.Module, recorder: Recorder, tokens: mx.array, last: mx.array
+) -> tuple[mx.array, list[mx.array | None]]:
+    """As :func:`forward`, of a model that is instrumented already.
+
+    Args:
+        model: the model.
+        recorder: what :func:`instrument` gave for it.
+        tokens: (B, T) right-padded token ids.
+        last: (B,) last position of each prompt.
+    """
+    recorder.last = last
+    port = port_for(model)
+    hidden = port.hidden(model, tokens)
+    for row, layer in zip(recorder.rows, port.layers(model), strict=True):
+        if row is None and port.attention_module(layer) is not None:
+            raise UnsupportedArchitectureError(
+                f"this {architecture(model)} model computes its attention in another way than "
+                f"by {SEAM}, so its patterns cannot be read; use another model"
+            )
+    return hidden, recorder.rows
 
 
 def capture(

@@ -12,6 +12,7 @@ import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_unflatten
 
 from abft_mlx import adapters
+from abft_mlx.errors import RecipeError
 from abft_mlx.evaluation.outputs import hidden_at_last
 from abft_mlx.footprint.graph import trace
 from abft_mlx.footprint.peak import peak_bytes
@@ -80,7 +81,14 @@ def footprint(model: nn.Module, recipe: Recipe, length_tokens: int) -> Footprint
 
     Raises:
         AdapterError: the recipe's adapter cannot be put on this model.
+        RecipeError: gradient checkpointing, whose graph MLX cannot export.
     """
+    if recipe.training.gradient_checkpointing:
+        raise RecipeError(
+            "training.gradient_checkpointing true: MLX cannot describe what it computes, so its "
+            "memory cannot be estimated; leave it out for the most that it can take, or measure a "
+            "short run with --set training.updates=1"
+        )
     parameters, weights = parameter_count(model), _bytes(model.parameters())
     section = recipe.adapter
     if section.layers == "auto":

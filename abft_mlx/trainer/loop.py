@@ -119,6 +119,7 @@ class Trainer:
             only_trained=objective.layers == "trained",
             objective=objective.kind,
             gradient=training.gradient,
+            checkpointing=training.gradient_checkpointing,
             max_gradient_norm=training.max_gradient_norm,
             ranks=self.ranks,
         )

@@ -17,19 +17,24 @@ SMALLEST_TOKENS = 256
 MEMORY_SHARE = 0.5
 
 
-def bytes_per_token(model: nn.Module, longest_tokens: int) -> int:
+def bytes_per_token(model: nn.Module, longest_tokens: int, *, checkpointing: bool = False) -> int:
     """Rough bytes that a step keeps per prompt token for the backward pass.
 
     Per layer: about twelve arrays of the model's width, four of the MLP's (taken as four times
-    the width), and the attention's backward pass, which holds a row of scores per head.
+    the width), and the attention's backward pass, which holds a row of scores per head. With
+    gradient checkpointing that of one layer, and of every layer four arrays of the width: its input
+    and what the adapter's gradients wait for.
 
     Args:
         model: a loaded model.
         longest_tokens: longest prompt of the run.
+        checkpointing: whether blocks are run again instead of keeping what they computed.
     """
     shapes = [one for one in ports.heads(model) if one is not None]
     width = max(one.n_heads * one.head_dim for one in shapes)
     per_layer = (12 + 16) * width + 2 * max(one.n_heads for one in shapes) * longest_tokens
+    if checkpointing:
+        return 4 * (per_layer + 4 * width * len(shapes))
     return 4 * per_layer * len(shapes)
 
 
@@ -76,13 +81,20 @@ def kept_originals_bytes(model: nn.Module) -> int:
     )
 
 
-def micro_batch_tokens(model: nn.Module, longest_tokens: int, objective: str = "abft") -> int:
+def micro_batch_tokens(
+    model: nn.Module,
+    longest_tokens: int,
+    objective: str = "abft",
+    *,
+    checkpointing: bool = False,
+) -> int:
     """Tokens of one micro-batch that fit beside the weights, padding included.
 
     Args:
         model: a loaded model, adapters attached.
         longest_tokens: longest prompt of the run.
         objective: "abft" or "end_to_end".
+        checkpointing: as :func:`bytes_per_token`.
     """
     weights = sum(one.nbytes for _, one in tree_flatten(model.parameters()))
     on_gpu = mx.default_device() == mx.Device(mx.gpu)
@@ -90,7 +102,8 @@ def micro_batch_tokens(model: nn.Module, longest_tokens: int, objective: str = "
     memory = int(info.get("max_recommended_working_set_size", runtime.machine_memory_bytes()))
     room = max(0.0, memory * MEMORY_SHARE - weights - training_bytes(model))
     per_prompt = bytes_per_prompt(model, objective)
-    fitting = int(room / (bytes_per_token(model, longest_tokens) + per_prompt / longest_tokens))
+    per_token = bytes_per_token(model, longest_tokens, checkpointing=checkpointing)
+    fitting = int(room / (per_token + per_prompt / longest_tokens))
     return max(SMALLEST_TOKENS, min(fitting, GPU_TOKENS if on_gpu else CPU_TOKENS))
 
 
@@ -104,6 +117,9 @@ def micro_batch_rows(model: nn.Module, recipe: Recipe, longest_tokens: int) -> i
     """
     training = recipe.training
     budget = training.micro_batch_tokens or micro_batch_tokens(
-        model, longest_tokens, recipe.objective.kind
+        model,
+        longest_tokens,
+        recipe.objective.kind,
+        checkpointing=training.gradient_checkpointing,
     )
     return plan.rows_within(budget, longest_tokens, training.prompts_per_update, plan.BUCKET_TOKENS)

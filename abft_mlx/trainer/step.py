@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import mlx.core as mx
@@ -17,6 +19,7 @@ from abft_mlx.errors import RunError
 from abft_mlx.objective import Terms, abft_terms, end_to_end_terms
 from abft_mlx.ranks import Ranks
 from abft_mlx.trainer import local
+from abft_mlx.trainer.checkpointing import Forward, checkpointed
 from abft_mlx.trainer.plan import MicroBatch
 
 Tree = Any
@@ -70,6 +73,8 @@ class Step:
             last of them is then computed. With local gradients it is always so, block by block.
         gradient: "exact", or "local": each layer's loss trains that layer alone
             (:mod:`abft_mlx.trainer.local`). End-to-end gradients are always exact.
+        checkpointing: whether exact gradients run blocks again instead of keeping what they
+            computed (:mod:`abft_mlx.trainer.checkpointing`).
         objective: "abft", or "end_to_end", for which the punish weight, ``reward_weight`` and
             ``use_filter`` do nothing.
         max_gradient_norm: clip the averaged gradient to this L2 norm, or None.
@@ -93,6 +98,7 @@ class Step:
         only_trained: bool = False,
         objective: Objective = "abft",
         gradient: Gradient = "exact",
+        checkpointing: bool = False,
         max_gradient_norm: float | None = None,
         compiled: bool | None = None,
         ranks: Ranks | None = None,
@@ -108,11 +114,18 @@ class Step:
             self.compiled = False
             self.value_and_grad = self._build_local(reward_weight, use_filter)
         else:
-            self.value_and_grad = self._build(objective, reward_weight, use_filter, only_trained)
+            self.value_and_grad = self._build(
+                objective, reward_weight, use_filter, only_trained, checkpointing
+            )
         optimizer.init(model.trainable_parameters())
 
     def _build(
-        self, objective: Objective, reward_weight: float, use_filter: bool, only_trained: bool
+        self,
+        objective: Objective,
+        reward_weight: float,
+        use_filter: bool,
+        only_trained: bool,
+        checkpointing: bool,
     ) -> Callable[..., tuple]:
         # MLX's functions hide what they hold from Python's collector: never let them hold the step.
         model, port, seams = self.model, ports.port_for(self.model), self.seams
@@ -120,18 +133,17 @@ class Step:
         dropped = only_trained and objective == "abft"
         counting = set(adapters.trained_layers(model)) if dropped else None
 
-        def terms(batch: dict[str, mx.array], punish_weight: mx.array) -> Terms:
+        def terms(batch: dict[str, mx.array], punish_weight: mx.array, forward: Forward) -> Terms:
             last = batch["last"]
-            attend = recompute.attending(seams.again)
-            with recompute.activations(model, seams.again):
-                if "prefix" in batch:
-                    behind = last - batch["prefix"].shape[1]
-                    hidden, rows = prefix.forward(
-                        model, batch["prefix"], batch["tokens"], behind, attend
-                    )
-                else:
-                    behind = last
-                    hidden, rows = attention.forward(model, batch["tokens"], last, attend)
+            if "prefix" in batch:
+                behind = last - batch["prefix"].shape[1]
+                attend = recompute.attending(seams.again)
+                hidden, rows = prefix.forward(
+                    model, batch["prefix"], batch["tokens"], behind, attend
+                )
+            else:
+                behind = last
+                hidden, rows = forward(model, batch["tokens"], last)
             if counting is not None:
                 rows = [one if n in counting else None for n, one in enumerate(rows)]
             seen = (rows, batch["label_positions"], batch["demonstration_labels"], batch["gold"])
@@ -154,14 +166,18 @@ class Step:
                 prompt_weights=batch["weights"],
             )
 
-        def loss(parameters: Tree, batch: dict[str, mx.array], punish_weight: mx.array) -> tuple:
+        def loss(parameters: Tree, *given: Any) -> tuple:
             model.update(parameters)
-            return tuple(terms(batch, punish_weight))
+            return tuple(terms(*given))
 
         value_and_grad = mx.value_and_grad(loss)
 
         def run(parameters: Tree, batch: dict[str, mx.array], punish_weight: mx.array) -> tuple:
-            values, gradients = value_and_grad(parameters, batch, punish_weight)
+            attend = recompute.attending(seams.again)
+            plain = nullcontext(partial(attention.forward, attend=attend))
+            opened = checkpointed(model, counting, attend) if checkpointing else plain
+            with recompute.activations(model, seams.again), opened as forward:
+                values, gradients = value_and_grad(parameters, batch, punish_weight, forward)
             return mx.stack(values), gradients
 
         # A CPU gains nothing: MLX runs a C++ compiler there, most of a minute on a new machine.
