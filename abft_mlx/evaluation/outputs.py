@@ -14,7 +14,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from abft_mlx import ports
+from abft_mlx import ports, runtime
+from abft_mlx.errors import RunError
 from abft_mlx.evaluation.prefix import Prefix
 from abft_mlx.prompts import Prompt, PromptBatch, batches
 
@@ -66,13 +67,37 @@ def hidden_batches(
     done = 0
     for behind in (None, prefix) if any(cached) else (None,):
         rows = np.array([row for row, one in enumerate(cached) if one == (behind is not None)])
-        for batch in _batches([prompts[row] for row in rows], batch_tokens, behind):
-            hidden = hidden_at_last(model, mx.array(batch.tokens), mx.array(batch.last), behind)
-            mx.eval(hidden)
+        waiting = _batches([prompts[row] for row in rows], batch_tokens, behind)[::-1]
+        while waiting:
+            batch = waiting.pop()
+            hidden = _evaluated(model, batch, behind)
+            if hidden is None:
+                waiting += batch.halves()[::-1]
+                continue
             yield rows[batch.rows], hidden
             done += len(batch)
             if on_progress is not None:
                 on_progress(done, len(prompts))
+
+
+def _evaluated(model: nn.Module, batch: PromptBatch, prefix: Prefix | None) -> mx.array | None:
+    """A batch's hidden states, or None where memory ran out over several prompts."""
+    tokens, last = mx.array(batch.tokens), mx.array(batch.last)
+    try:
+        hidden = hidden_at_last(model, tokens, last, prefix)
+        mx.eval(hidden)
+        return hidden
+    except (RuntimeError, MemoryError) as error:
+        if not runtime.out_of_memory(error):
+            raise
+        said = str(error) or type(error).__name__
+    if len(batch) == 1:
+        raise RunError(
+            f"a prompt of {len(batch.tokens[0])} tokens does not fit into memory ({said}); take a "
+            "4-bit copy of the model, or fewer prompt.demonstrations"
+        )
+    runtime.release_memory()
+    return None
 
 
 def _batches(

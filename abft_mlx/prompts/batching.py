@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,15 @@ class PromptBatch:
 
     def __len__(self) -> int:
         return len(self.last)
+
+    def halves(self) -> list[PromptBatch]:
+        """The same prompts in two batches of the same width."""
+        middle = len(self) // 2
+        names = [one.name for one in fields(self)]
+        return [
+            PromptBatch(**{name: getattr(self, name)[part] for name in names})
+            for part in (slice(middle), slice(middle, None))
+        ]
 
 
 def batches(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -40,8 +40,10 @@ class TrainingSection(Section):
         description="Training prompts that share one set of demonstrations, which is computed once "
         "for them all; divides examples and prompts_per_update.",
     )
-    micro_batch_tokens: Int | None = Field(
-        default=None, ge=1, description="Tokens in a forward pass; null chooses by memory."
+    micro_batch_tokens: Annotated[Int, Field(ge=1)] | Literal["auto"] | None = Field(
+        default="auto",
+        description="Tokens in a forward pass; auto chooses by memory, measures where that is "
+        "short and takes fewer where it runs out; null only estimates.",
     )
     validate_every: Int = Field(
         default=0, ge=0, description="Updates between validations; 0 means never."

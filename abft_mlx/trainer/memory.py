@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
@@ -15,6 +17,8 @@ CPU_TOKENS = 4096
 GPU_TOKENS = 16384
 SMALLEST_TOKENS = 256
 MEMORY_SHARE = 0.5
+# Rough estimates are right within this factor, either way.
+ROUGHLY = 3
 
 
 def bytes_per_token(model: nn.Module, longest_tokens: int, *, checkpointing: bool = False) -> int:
@@ -107,19 +111,30 @@ def micro_batch_tokens(
     return max(SMALLEST_TOKENS, min(fitting, GPU_TOKENS if on_gpu else CPU_TOKENS))
 
 
+def peak_bytes(work: Callable[[], object]) -> int:
+    """MLX's peak while some work is done, beside what was held before; counted anew from here."""
+    runtime.release_memory()
+    runtime.reset_peak_memory()
+    held = mx.get_active_memory()
+    work()
+    return runtime.peak_memory_bytes() - held
+
+
 def micro_batch_rows(model: nn.Module, recipe: Recipe, longest_tokens: int) -> int:
     """Prompts of one micro-batch, as the trainer cuts its updates.
 
     Args:
         model: a loaded model, adapters attached.
-        recipe: its ``training.micro_batch_tokens`` goes before what fits this machine.
+        recipe: a number of ``training.micro_batch_tokens`` goes before what fits this machine.
         longest_tokens: longest prompt of the run.
     """
     training = recipe.training
-    budget = training.micro_batch_tokens or micro_batch_tokens(
-        model,
-        longest_tokens,
-        recipe.objective.kind,
-        checkpointing=training.gradient_checkpointing,
-    )
+    budget = training.micro_batch_tokens
+    if not isinstance(budget, int):
+        budget = micro_batch_tokens(
+            model,
+            longest_tokens,
+            recipe.objective.kind,
+            checkpointing=training.gradient_checkpointing,
+        )
     return plan.rows_within(budget, longest_tokens, training.prompts_per_update, plan.BUCKET_TOKENS)

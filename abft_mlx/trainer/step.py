@@ -18,7 +18,7 @@ from abft_mlx import adapters, attention, ports, prefix, recompute
 from abft_mlx.errors import RunError
 from abft_mlx.objective import Terms, abft_terms, end_to_end_terms
 from abft_mlx.ranks import Ranks
-from abft_mlx.trainer import local
+from abft_mlx.trainer import backoff, local
 from abft_mlx.trainer.checkpointing import Forward, checkpointed
 from abft_mlx.trainer.plan import MicroBatch
 
@@ -235,19 +235,27 @@ class Step:
         squares = [one.astype(mx.float32).square().sum() for _, one in tree_flatten(gradients)]
         return gradients, mx.sqrt(mx.stack(squares).sum())
 
-    def update(self, micro_batches: Sequence[MicroBatch], punish_weight: float) -> Totals:
+    def update(
+        self,
+        micro_batches: Sequence[MicroBatch],
+        punish_weight: float,
+        smaller: Callable[[str], Sequence[MicroBatch]] | None = None,
+    ) -> Totals:
         """Average the gradients over the update's prompts and take one optimizer step.
 
         Args:
             micro_batches: this rank's share of the update's prompts.
             punish_weight: A.
+            smaller: cuts them anew where memory ran out, told in MLX's words, or raises.
 
         Raises:
             RunError: the loss or the gradient is not finite, or a rank is gone; nothing changed.
         """
         prompts = sum(one.prompts for one in micro_batches)
         tokens = sum(one.tokens for one in micro_batches)
-        gradients, terms = self.gradients(micro_batches, punish_weight)
+        gradients, terms = backoff.attempt(
+            lambda batches: self.gradients(batches, punish_weight), micro_batches, smaller
+        )
         if self.ranks.size > 1:
             gradients, terms, prompts, tokens = self._summed(gradients, terms, prompts, tokens)
         gradients, norm = self.average(gradients, prompts)
