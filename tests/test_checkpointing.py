@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -145,6 +147,26 @@ def test_an_update_takes_half_the_memory() -> None:
         return runtime.peak_memory_bytes() - stays
 
     assert peak(checkpointing=True) < 0.5 * peak()
+
+
+def test_a_step_leaves_nothing_behind(tiny: ModuleType) -> None:
+    """No gradients or rows, not even until the collector comes round, and not its model."""
+    step = step_of(tiny.build("llama"), "exact", [0, 1], checkpointing=True, only_trained=True)
+    (batch,) = plan.micro_batches(prompts(), 3)
+    step.gradients([batch], 0.5)
+    gc.collect()
+    gc.disable()
+    try:
+        before = mx.get_active_memory()
+        for _ in range(3):
+            step.gradients([batch], 0.5)
+        assert mx.get_active_memory() - before < 4096
+    finally:
+        gc.enable()
+    model = weakref.ref(step.model)
+    del step
+    gc.collect()
+    assert model() is None
 
 
 SETTING = "training.gradient_checkpointing=true"
