@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import mlx.core as mx
@@ -17,7 +18,8 @@ from abft_mlx import adapters, attention, ports, prefix, recompute
 from abft_mlx.errors import RunError
 from abft_mlx.objective import Terms, abft_terms, end_to_end_terms
 from abft_mlx.ranks import Ranks
-from abft_mlx.trainer import backoff, checkpoints, local
+from abft_mlx.trainer import backoff, local
+from abft_mlx.trainer.checkpointing import Forward, checkpointed
 from abft_mlx.trainer.plan import MicroBatch
 
 Tree = Any
@@ -72,7 +74,7 @@ class Step:
         gradient: "exact", or "local": each layer's loss trains that layer alone
             (:mod:`abft_mlx.trainer.local`). End-to-end gradients are always exact.
         checkpointing: whether exact gradients run blocks again instead of keeping what they
-            computed (:mod:`abft_mlx.trainer.checkpoints`).
+            computed (:mod:`abft_mlx.trainer.checkpointing`).
         objective: "abft", or "end_to_end", for which the punish weight, ``reward_weight`` and
             ``use_filter`` do nothing.
         max_gradient_norm: clip the averaged gradient to this L2 norm, or None.
@@ -131,22 +133,17 @@ class Step:
         dropped = only_trained and objective == "abft"
         counting = set(adapters.trained_layers(model)) if dropped else None
 
-        def terms(
-            batch: dict[str, mx.array], punish_weight: mx.array, forward: checkpoints.Forward
-        ) -> Terms:
+        def terms(batch: dict[str, mx.array], punish_weight: mx.array, forward: Forward) -> Terms:
             last = batch["last"]
-            attend = recompute.attending(seams.again)
-            # A block that runs again computes these again as it is.
-            cheap = nullcontext() if checkpointing else recompute.activations(model, seams.again)
-            with cheap:
-                if "prefix" in batch:
-                    behind = last - batch["prefix"].shape[1]
-                    hidden, rows = prefix.forward(
-                        model, batch["prefix"], batch["tokens"], behind, attend
-                    )
-                else:
-                    behind = last
-                    hidden, rows = forward(model, batch["tokens"], last, attend)
+            if "prefix" in batch:
+                behind = last - batch["prefix"].shape[1]
+                attend = recompute.attending(seams.again)
+                hidden, rows = prefix.forward(
+                    model, batch["prefix"], batch["tokens"], behind, attend
+                )
+            else:
+                behind = last
+                hidden, rows = forward(model, batch["tokens"], last)
             if counting is not None:
                 rows = [one if n in counting else None for n, one in enumerate(rows)]
             seen = (rows, batch["label_positions"], batch["demonstration_labels"], batch["gold"])
@@ -176,11 +173,10 @@ class Step:
         value_and_grad = mx.value_and_grad(loss)
 
         def run(parameters: Tree, batch: dict[str, mx.array], punish_weight: mx.array) -> tuple:
-            with (
-                checkpoints.checkpointed(model, counting)
-                if checkpointing
-                else nullcontext(attention.forward)
-            ) as forward:
+            attend = recompute.attending(seams.again)
+            plain = nullcontext(partial(attention.forward, attend=attend))
+            opened = checkpointed(model, counting, attend) if checkpointing else plain
+            with recompute.activations(model, seams.again), opened as forward:
                 values, gradients = value_and_grad(parameters, batch, punish_weight, forward)
             return mx.stack(values), gradients
 

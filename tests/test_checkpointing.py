@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -19,7 +21,7 @@ from abft_mlx.adapters import attach
 from abft_mlx.errors import RecipeError, UnsupportedArchitectureError
 from abft_mlx.prompts import Prompt
 from abft_mlx.recipe import AdapterSection
-from abft_mlx.trainer import checkpoints, plan
+from abft_mlx.trainer import checkpointing, plan
 from abft_mlx.trainer.step import Step
 
 # Capped scores; windows; experts; a hybrid; blocks that attend twice; the head inside the stem.
@@ -83,14 +85,14 @@ def test_rows_and_their_gradients_are_those_without(tiny: ModuleType) -> None:
     tokens, last = tiny.tokens()
     weights = mx.arange(tokens.shape[1]).astype(mx.float32)
 
-    def loss(parameters: Any, forward: checkpoints.Forward) -> tuple[Any, Any]:
+    def loss(parameters: Any, forward: checkpointing.Forward) -> tuple[Any, Any]:
         model.update(parameters)
         rows = forward(model, tokens, last)[1]
         return sum((row * weights).sum() for row in rows if row is not None), rows
 
     parameters = model.trainable_parameters()
     (_, expected), gradients = mx.value_and_grad(loss)(parameters, attention.forward)
-    with checkpoints.checkpointed(model) as forward:
+    with checkpointing.checkpointed(model) as forward:
         (_, rows), ours = mx.value_and_grad(loss)(parameters, forward)
     model.update(parameters)
     for one, other in zip(rows, expected, strict=True):
@@ -107,7 +109,7 @@ def test_another_model_of_the_class_has_no_part(tiny: ModuleType) -> None:
     tokens, last = tiny.tokens()
     plain = np.array(other(tokens))
     kinds = [type(one) for one in model.layers]
-    with checkpoints.checkpointed(model) as forward:
+    with checkpointing.checkpointed(model) as forward:
         assert [type(one) for one in other.layers] == kinds
         assert [type(one) for one in model.layers] != kinds
         assert np.array_equal(np.array(other(tokens)), plain)
@@ -115,7 +117,7 @@ def test_another_model_of_the_class_has_no_part(tiny: ModuleType) -> None:
         after = [one for _, one in tree_flatten(model.trainable_parameters())]
         assert all(one is other for one, other in zip(before, after, strict=True))
     assert [type(one) for one in model.layers] == kinds
-    with pytest.raises(ZeroDivisionError), checkpoints.checkpointed(model):
+    with pytest.raises(ZeroDivisionError), checkpointing.checkpointed(model):
         _ = 1 // 0
     assert [type(one) for one in model.layers] == kinds
 
@@ -145,6 +147,26 @@ def test_an_update_takes_half_the_memory() -> None:
         return runtime.peak_memory_bytes() - stays
 
     assert peak(checkpointing=True) < 0.5 * peak()
+
+
+def test_a_step_leaves_nothing_behind(tiny: ModuleType) -> None:
+    """No gradients or rows, not even until the collector comes round, and not its model."""
+    step = step_of(tiny.build("llama"), "exact", [0, 1], checkpointing=True, only_trained=True)
+    (batch,) = plan.micro_batches(prompts(), 3)
+    step.gradients([batch], 0.5)
+    gc.collect()
+    gc.disable()
+    try:
+        before = mx.get_active_memory()
+        for _ in range(3):
+            step.gradients([batch], 0.5)
+        assert mx.get_active_memory() - before < 4096
+    finally:
+        gc.enable()
+    model = weakref.ref(step.model)
+    del step
+    gc.collect()
+    assert model() is None
 
 
 SETTING = "training.gradient_checkpointing=true"

@@ -12,16 +12,19 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from abft_mlx import attention, ports, recompute
+from abft_mlx import attention, ports
 from abft_mlx.errors import UnsupportedArchitectureError
 
 Tree = Any
-Forward = Callable[..., tuple[mx.array, list[mx.array | None]]]
-"""Gives what :func:`abft_mlx.attention.forward` gives, of the same arguments."""
+Forward = Callable[[nn.Module, mx.array, mx.array], tuple[mx.array, list[mx.array | None]]]
+"""Hidden states and pattern rows of a model, tokens and last positions, as
+:func:`abft_mlx.attention.forward` gives them."""
 
 
 @contextmanager
-def checkpointed(model: nn.Module, counting: set[int] | None = None) -> Iterator[Forward]:
+def checkpointed(
+    model: nn.Module, counting: set[int] | None = None, attend: attention.Attend | None = None
+) -> Iterator[Forward]:
     """A forward pass of one model whose blocks are run again for their gradients.
 
     The context must stay open until the gradients are known, for that is when blocks run again.
@@ -32,6 +35,7 @@ def checkpointed(model: nn.Module, counting: set[int] | None = None) -> Iterator
             that is run again would draw others.
         counting: layers whose rows are used; None for all, and the hidden states too. The last
             block that is used is not run again: its turn comes at once.
+        attend: as for :func:`abft_mlx.attention.instrument`.
 
     Yields:
         What to call instead of :func:`abft_mlx.attention.forward`, on this model.
@@ -71,7 +75,7 @@ def checkpointed(model: nn.Module, counting: set[int] | None = None) -> Iterator
         return output
 
     def forward(
-        _: nn.Module, tokens: mx.array, last: mx.array, *_attend: Any
+        _: nn.Module, tokens: mx.array, last: mx.array
     ) -> tuple[mx.array, list[mx.array | None]]:
         try:
             return attention.run(model, recorder, tokens, last)
@@ -79,8 +83,6 @@ def checkpointed(model: nn.Module, counting: set[int] | None = None) -> Iterator
             # Some models run their blocks once more, for nothing, to come to their logits.
             recorder.last = None
 
-    # A piece of attention at a time, but kept: the whole block is computed again.
-    attend = recompute.attending(lambda function: function)
     with attention.instrument(model, attend) as recorder, ports.wrap_blocks(model, around):
         yield forward
 
