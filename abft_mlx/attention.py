@@ -25,7 +25,10 @@ import mlx.nn as nn
 import numpy as np
 
 from abft_mlx.errors import ModelError, RunError, UnsupportedArchitectureError
-from abft_mlx.ports import Port, architecture, port_for, subclass, swapped
+from abft_mlx.ports import Namespace, Port, architecture, finding, port_for, subclass, swapped
+
+Attend = Callable[[Callable[..., mx.array]], Callable[..., mx.array]]
+"""Given a model's attention function, one that gives the same in another way."""
 
 SEAM = "scaled_dot_product_attention"
 BY_HAND = "softmax"
@@ -41,7 +44,8 @@ class Recorder:
             without heads. Setting ``last`` starts a new list.
     """
 
-    def __init__(self, n_layers: int) -> None:
+    def __init__(self, n_layers: int, attend: Attend | None = None) -> None:
+        self._attend = attend
         self.rows: list[mx.array | None] = [None] * n_layers
         self._calls: Counter[tuple[int, ...]] = Counter()
         self._last: mx.array | None = None
@@ -72,10 +76,21 @@ class Recorder:
         finally:
             self._last = last
 
+    @contextmanager
+    def aside(self, last: mx.array) -> Iterator[list[mx.array | None]]:
+        """Record into a list of its own while the block runs, as if a call began here."""
+        kept = self._last, self.rows, self._calls
+        self._last, self.rows, self._calls = last, [None] * len(self.rows), Counter()
+        try:
+            yield self.rows
+        finally:
+            self._last, self.rows, self._calls = kept
+
     def hook(
         self, layers: tuple[int, ...], original: Callable[..., mx.array]
     ) -> Callable[..., mx.array]:
         """The attention function that the module of some layers gets instead of the original."""
+        attend = original if self._attend is None else self._attend(original)
 
         def recording(
             queries: mx.array,
@@ -97,7 +112,7 @@ class Recorder:
                     sinks=given.get("sinks"),
                 )
                 self._record(layers, row)
-            return original(queries, keys, values, *args, **options)
+            return attend(queries, keys, values, *args, **options)
 
         return recording
 
@@ -109,18 +124,7 @@ class Recorder:
                 self._record(layers, row_of_scores(scores, self._last))
             return original.softmax(scores, *args, **options)
 
-        return _Namespace(original, softmax=recording)
-
-
-class _Namespace:
-    """A module under whose names one finds another function."""
-
-    def __init__(self, original: Any, **replaced: Any) -> None:
-        self.original = original
-        self.__dict__.update(replaced)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.original, name)
+        return Namespace(original, softmax=recording)
 
 
 def row_of_scores(scores: mx.array, last: mx.array) -> mx.array:
@@ -195,18 +199,23 @@ def _mask_row(mask: mx.array, last: mx.array) -> mx.array:
 
 
 @contextmanager
-def instrument(model: nn.Module) -> Iterator[Recorder]:
+def instrument(model: nn.Module, attend: Attend | None = None) -> Iterator[Recorder]:
     """Record pattern rows of a model while the block runs; set ``recorder.last`` before each call.
 
     Only calls from the thread that opened the block are recorded. A model can be instrumented once
     at a time.
+
+    Args:
+        model: a loaded model.
+        attend: gives what runs in place of the model's attention function
+            (:func:`abft_mlx.recompute.attending`), where the model calls one.
 
     Raises:
         UnsupportedArchitectureError: no port, or attention is computed in another way than it says.
         RunError: the model is already instrumented.
     """
     port, name = port_for(model), architecture(model)
-    recorder = Recorder(len(port.layers(model)))
+    recorder = Recorder(len(port.layers(model)), attend)
     attending: dict[int, tuple[nn.Module, list[int]]] = {}
     for number, layer in enumerate(port.layers(model)):
         module = port.attention_module(layer)
@@ -276,17 +285,10 @@ class _Hooked:
         else:
             core = untouched["mx"]
             hook = self._recorder.hook(self._layers, getattr(core.fast, SEAM))
-            changed["mx"] = _Namespace(core, fast=_Namespace(core.fast, **{SEAM: hook}))
-        namespace = untouched | changed
-        self._changed.append((namespace, {one: untouched[one] for one in changed}))
-        made = FunctionType(
-            function.__code__,
-            namespace,
-            function.__name__,
-            function.__defaults__,
-            function.__closure__,
-        )
-        made.__kwdefaults__ = function.__kwdefaults__
+            changed["mx"] = Namespace(core, fast=Namespace(core.fast, **{SEAM: hook}))
+        made = finding(function, changed)
+        before = {one: untouched[one] for one in changed}
+        self._changed.append((made.__globals__, before))
         return made
 
     def forget(self) -> None:
@@ -296,7 +298,11 @@ class _Hooked:
 
 
 def forward(
-    model: nn.Module, tokens: mx.array, last: mx.array
+    model: nn.Module,
+    tokens: mx.array,
+    last: mx.array,
+    attend: Attend | None = None,
+    first_layer: int = 0,
 ) -> tuple[mx.array, list[mx.array | None]]:
     """Run the model up to its final norm and record every layer's pattern row.
 
@@ -308,22 +314,45 @@ def forward(
         model: a loaded model.
         tokens: (B, T) right-padded token ids.
         last: (B,) last position of each prompt.
+        attend: as for :func:`instrument`.
+        first_layer: layers below it are not run (:func:`abft_mlx.ports.wrap_blocks` sees to that),
+            and have no rows.
 
     Returns:
         (B, T, width) hidden states after the final norm, and one (B, H, T) float32 pattern row per
         layer, None for a layer without heads. Columns after ``last`` are exactly 0.
     """
-    with instrument(model) as recorder:
-        recorder.last = last
-        port = port_for(model)
-        hidden = port.hidden(model, tokens)
-        for row, layer in zip(recorder.rows, port.layers(model), strict=True):
-            if row is None and port.attention_module(layer) is not None:
-                raise UnsupportedArchitectureError(
-                    f"this {architecture(model)} model computes its attention in another way than "
-                    f"by {SEAM}, so its patterns cannot be read; use another model"
-                )
-        return hidden, recorder.rows
+    with instrument(model, attend) as recorder:
+        return run(model, recorder, tokens, last, first_layer)
+
+
+def run(
+    model: nn.Module,
+    recorder: Recorder,
+    tokens: mx.array,
+    last: mx.array,
+    first_layer: int = 0,
+) -> tuple[mx.array, list[mx.array | None]]:
+    """As :func:`forward`, of a model that is instrumented already.
+
+    Args:
+        model: the model.
+        recorder: what :func:`instrument` gave for it.
+        tokens: (B, T) right-padded token ids.
+        last: (B,) last position of each prompt.
+        first_layer: as there.
+    """
+    recorder.last = last
+    port = port_for(model)
+    hidden = port.hidden(model, tokens)
+    expected = zip(recorder.rows[first_layer:], port.layers(model)[first_layer:], strict=True)
+    for row, layer in expected:
+        if row is None and port.attention_module(layer) is not None:
+            raise UnsupportedArchitectureError(
+                f"this {architecture(model)} model computes its attention in another way than "
+                f"by {SEAM}, so its patterns cannot be read; use another model"
+            )
+    return hidden, recorder.rows
 
 
 def capture(

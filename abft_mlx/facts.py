@@ -7,6 +7,7 @@ import json
 import platform
 from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from abft_mlx import adapters, loading, runtime
@@ -71,6 +72,14 @@ def _data(task: Task) -> dict[str, Any]:
         "classes": task.texts.class_counts(),
         "rows": {name: len(rows) for name, rows in task.splits.rows.items()},
     }
+
+
+def weights_fingerprint(folder: Path) -> str:
+    """What an adapter's weights are known by: a hash of its files' bytes."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def fingerprint(recipe: recipes.Recipe, loaded: loading.Loaded, trained: Sequence[Task]) -> str:

@@ -2,7 +2,7 @@
 
 What is asked is what ``abft-mlx eval`` asks by its vanilla method: the label tokens' probabilities
 at the last position of a prompt of demonstrations and a text. All prompts have the same
-demonstrations here, so that their keys and values are cached (``evaluation.Prefix``).
+demonstrations here, so that their keys and values are cached (``prefix.Prefix``).
 
 Letters: N texts, C labels, K demonstrations.
 """
@@ -20,7 +20,7 @@ import numpy as np
 from abft_mlx import data, evaluation, loading, prompts
 from abft_mlx import recipe as recipes
 from abft_mlx.errors import PromptError
-from abft_mlx.prefix import common_prefix
+from abft_mlx.prefix import Prefix, common_prefix
 from abft_mlx.task import prompt_builder
 
 # Texts are sorted by length within as many as fill this many batches; their answers wait for it.
@@ -76,7 +76,7 @@ class Predictor:
         self.demonstrations = tuple(demonstrations)
         self._model = model
         self._batch_tokens = batch_tokens
-        self.prefix = evaluation.Prefix(model, self._shared())
+        self.prefix = Prefix(model, self._shared())
 
     def predict(self, arrivals: Iterable[Sequence[data.Query]]) -> Iterator[list[Prediction]]:
         """Answers in the order of the texts, a list as soon as it is there.
@@ -136,7 +136,7 @@ class Predictor:
         kept = self.prefix.token_ids
         shared = common_prefix([kept, *(one.token_ids for one in asked)])
         if len(shared) < len(kept):
-            self.prefix = evaluation.Prefix(self._model, shared)
+            self.prefix = Prefix(self._model, shared)
 
     def _shared(self) -> tuple[int, ...]:
         """The tokens that prompts begin with, as far as a few texts can tell."""

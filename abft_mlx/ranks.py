@@ -18,6 +18,9 @@ from abft_mlx.errors import RunError, UsageError
 
 TIMEOUT_VARIABLE = "ABFT_MLX_RANK_TIMEOUT"
 TIMEOUT_SECONDS = 1800.0
+# The way out when a rank is gone, of a run that has checkpoints and of what has none.
+RESUME = "--resume goes on from the last checkpoint"
+AGAIN = "nothing is lost by starting again"
 
 
 class Ranks:
@@ -26,6 +29,7 @@ class Ranks:
     Args:
         group: MLX's group of processes, or None for this process alone.
         timeout_seconds: how long one exchange may wait for the slowest rank.
+        way_out: what to do when a rank is gone, for the message.
 
     Attributes:
         rank: this process's number, from 0.
@@ -33,12 +37,16 @@ class Ranks:
     """
 
     def __init__(
-        self, group: mx.distributed.Group | None = None, timeout_seconds: float = TIMEOUT_SECONDS
+        self,
+        group: mx.distributed.Group | None = None,
+        timeout_seconds: float = TIMEOUT_SECONDS,
+        way_out: str = RESUME,
     ) -> None:
         self._group = group
         self.rank = 0 if group is None else group.rank()
         self.size = 1 if group is None else group.size()
         self.timeout_seconds = timeout_seconds
+        self._way_out = way_out
 
     @property
     def first(self) -> bool:
@@ -112,7 +120,7 @@ class Ranks:
         except RuntimeError as error:
             raise RunError(
                 f"rank {self.rank} of {self.size} lost another rank and stops ({error}); what that "
-                "rank printed says why, and --resume goes on from the last checkpoint"
+                f"rank printed says why, and {self._way_out}"
             ) from error
         finally:
             watch.cancel()
@@ -120,15 +128,17 @@ class Ranks:
     def _give_up(self) -> None:
         line = (
             f"error: rank {self.rank} of {self.size} has waited {self.timeout_seconds:g} s for "
-            f"another rank and stops; {TIMEOUT_VARIABLE} sets the seconds, and --resume goes on "
-            "from the last checkpoint\n"
+            f"another rank and stops; {TIMEOUT_VARIABLE} sets the seconds, and {self._way_out}\n"
         )
         os.write(2, line.encode())
         os._exit(1)
 
 
-def join() -> Ranks:
+def join(way_out: str = RESUME) -> Ranks:
     """The ranks that this process was started among, or this process alone.
+
+    Args:
+        way_out: what to do when a rank is gone, for the message.
 
     Raises:
         RunError: the other ranks cannot be reached.
@@ -148,4 +158,4 @@ def join() -> Ranks:
             f"cannot join the other ranks ({error}); see that the host file's addresses are right "
             "and free, and that every rank was started"
         ) from error
-    return Ranks(group if group.size() > 1 else None, timeout_seconds)
+    return Ranks(group if group.size() > 1 else None, timeout_seconds, way_out)

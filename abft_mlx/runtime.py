@@ -227,6 +227,67 @@ def memory_facts() -> dict[str, int | None]:
     return {"machine_bytes": machine_memory_bytes(), "recommended_bytes": recommended}
 
 
+# MLX's allocators, its Metal command buffers, and CUDA, each in their own words.
+_OUT_OF_MEMORY = ("unable to allocate", "[metal::malloc]", "insufficient memory", "out of memory")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out."""
+    if isinstance(error, MemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(one in text for one in _OUT_OF_MEMORY)
+
+
+def release_memory() -> None:
+    """Give back what nobody holds any more: arrays in circles of references, and MLX's cache."""
+    import gc
+
+    import mlx.core as mx
+
+    gc.collect()
+    mx.clear_cache()
+
+
+def memory_room_bytes() -> int:
+    """Bytes that MLX may still take: what the device, the system and the process's limits leave."""
+    import mlx.core as mx
+
+    if mx.default_device() == mx.Device(mx.gpu):
+        info = mx.device_info()
+        if "free_memory" in info:
+            return int(info["free_memory"])
+        whole = int(info.get("max_recommended_working_set_size", machine_memory_bytes()))
+        return max(0, whole - int(mx.get_active_memory()))
+    if sys.platform != "linux":
+        return max(0, machine_memory_bytes() - int(mx.get_active_memory()))
+    import resource
+
+    meminfo = Path("/proc/meminfo").read_text()
+    rooms = [1024 * int(meminfo.partition("MemAvailable:")[2].split()[0])]
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY:
+        status = Path("/proc/self/status").read_text()
+        rooms.append(limit - 1024 * int(status.partition("VmSize:")[2].split()[0]))
+    rooms += _control_group_rooms()
+    return max(0, min(rooms))
+
+
+def _control_group_rooms() -> list[int]:
+    """What a container's limit leaves, where there is one."""
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        root = Path("/sys/fs/cgroup")
+        try:
+            most, taken = (root / limit).read_text().strip(), (root / used).read_text()
+        except OSError:
+            continue
+        return [int(most) - int(taken)] if most.isdigit() else []
+    return []
+
+
 def versions() -> dict[str, str]:
     """Versions of this package, of Python and of what the numbers depend on."""
     from importlib.metadata import version

@@ -118,6 +118,7 @@ class Task:
             len(self.splits.demonstrations),
             self.demonstrations,
             evaluation.seed,
+            fixed=evaluation.demonstrations == "fixed",
         )
 
     def test_prompts(self, evaluation: EvaluationSection) -> list[prompts.Prompt]:
@@ -130,6 +131,7 @@ class Task:
             evaluation.repeats,
             self.demonstrations,
             evaluation.seed,
+            fixed=evaluation.demonstrations == "fixed",
         )
 
 

@@ -12,6 +12,7 @@ estimate of training or evaluation is off by more than 15%.
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -146,6 +147,8 @@ def compare(
     from abft_mlx.prompts import Prompt
     from abft_mlx.trainer import Trainer, plan
 
+    # What an earlier case left to Python's collector would count.
+    gc.collect()
     recipe = recipe_for(rows, tokens, settings)
     estimate = footprint(loading.describe(config, "model"), recipe, tokens)
     model = loading.describe(config, "model")

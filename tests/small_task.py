@@ -83,10 +83,10 @@ def always(answer: Any) -> Any:
     """In place of label_probabilities: certain of whatever answer(prompt) is."""
 
     def probabilities(
-        model: Any, prompts: list[Prompt], space: Any, *, batch_tokens: int, on_progress: Any = None
+        model: Any, prompts: list[Prompt], space: Any, *, batch_tokens: int, **others: Any
     ) -> np.ndarray:
         del model, batch_tokens
-        if on_progress is not None:
+        if (on_progress := others.get("on_progress")) is not None:
             on_progress(len(prompts), len(prompts))
         return np.eye(len(space))[[answer(prompt) for prompt in prompts]]
 

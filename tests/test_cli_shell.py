@@ -96,6 +96,11 @@ FAILURES = [
     (OutputError("x exists"), 2, "error: x exists\n"),
     (KeyboardInterrupt(), 130, "error: interrupted\n"),
     (MemoryError(), 1, "error: out of memory: the machine has no more\n"),
+    (
+        RuntimeError("[malloc] Unable to allocate 9 bytes."),
+        1,
+        "error: out of memory: [malloc] Unable to allocate 9 bytes.\n",
+    ),
     (OSError(errno.ENOSPC, "No space left on device"), 1, "error: No space left on device\n"),
     (
         PermissionError(errno.EACCES, "Permission denied", "/root/x"),

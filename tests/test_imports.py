@@ -18,6 +18,7 @@ ROOMS = (
     "task",
     "ports",
     "attention",
+    "recompute",
     "prefix",
     "induction",
     "objective",

@@ -252,7 +252,13 @@ def run(*changes: str, name: str = "llama", **options: Any) -> Trainer:
 
 @pytest.mark.parametrize(
     "changes",
-    [(), ("objective.layers=trained",), ("training.gradient=local",), ("adapter.dropout=0.3",)],
+    [
+        (),
+        ("objective.layers=trained",),
+        ("training.gradient=local",),
+        ("adapter.dropout=0.3",),
+        ("training.gradient_checkpointing=true", "adapter.layers=[1, 2]"),
+    ],
 )
 def test_whole_runs_give_the_same_adapter(changes: tuple[str, ...]) -> None:
     without = run("training.keep_hidden=false", *changes)

@@ -46,7 +46,7 @@ def prompts() -> list[Prompt]:
     return made
 
 
-def step_of(model: Any, gradient: Any, layers: list[int] | None = None) -> Step:
+def step_of(model: Any, gradient: Any, layers: list[int] | None = None, **settings: Any) -> Step:
     adapters.attach(model, AdapterSection(kind="lora", rank=4, scale=2.0, layers=layers), seed=0)
     # lora_b starts at 0, and then lora_a has no gradient: move it.
     changed = [
@@ -60,7 +60,8 @@ def step_of(model: Any, gradient: Any, layers: list[int] | None = None) -> Step:
         reward_weight=1.0,
         use_filter=False,
         gradient=gradient,
-        compiled=False,
+        compiled=settings.pop("compiled", False),
+        **settings,
     )
 
 

@@ -146,9 +146,9 @@ def test_a_prompt_goes_through_the_model_once(
     passed, told = [], []
     original = outputs.hidden_at_last
 
-    def counting(model, tokens, last, prefix):
+    def counting(model, tokens, last, *behind):
         passed.append(tokens.shape[0])
-        return original(model, tokens, last, prefix)
+        return original(model, tokens, last, *behind)
 
     monkeypatch.setattr(outputs, "hidden_at_last", counting)
     chosen = section(f"evaluation.methods=[{', '.join(names)}]")

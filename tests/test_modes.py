@@ -69,7 +69,7 @@ def test_an_update_takes_whole_groups_and_computes_their_beginnings_once() -> No
     trainer.prompts = shared_prompts()
     update = trainer.step.update
 
-    def noted(batches: Any, weight: float) -> Any:
+    def noted(batches: Any, weight: float, *_: Any) -> Any:
         seen.append(batches)
         return update(batches, weight)
 

@@ -14,6 +14,7 @@ import tiny_task
 from abft_mlx import data, evaluation, experiment, prediction, recipe
 from abft_mlx.errors import DataError, PromptError
 from abft_mlx.prediction import Predictor
+from abft_mlx.prefix import Prefix
 from abft_mlx.prompts import builder as builder_room
 from abft_mlx.task import Task
 
@@ -81,7 +82,7 @@ def test_a_prefix_that_was_too_long_is_shortened() -> None:
     made = predictor(task)
     kept = made.prefix.token_ids
     asked = task.builder.build(made.demonstrations, TEXTS[0], 0).token_ids
-    made.prefix = evaluation.Prefix(tiny_task.model(), asked[: len(kept) + 1])
+    made.prefix = Prefix(tiny_task.model(), asked[: len(kept) + 1])
     texts = [TEXTS[0], next(one for one in TEXTS if one[0] != TEXTS[0][0])]
     found = flat(made.predict([queries(texts[:1]), queries(texts)]))
     assert made.prefix.token_ids == kept

@@ -12,9 +12,7 @@ import pytest
 from mlx_lm.models.cache import KVCache, QuantizedKVCache, make_prompt_cache
 
 from abft_mlx import evaluation, ports
-from abft_mlx.evaluation import Prefix
-from abft_mlx.evaluation import prefix as room
-from abft_mlx.prefix import common_prefix
+from abft_mlx.prefix import Prefix, cacheable, common_prefix
 from abft_mlx.prompts import LabelSpace, Prompt, batches
 
 Import = Callable[[str], ModuleType]
@@ -132,9 +130,9 @@ def test_a_cache_of_an_unknown_kind_is_not_used(benchmark: Import) -> None:
     for kind in (Other, lambda: QuantizedKVCache(group_size=32)):
         model.make_cache = lambda kind=kind: [KVCache(), kind(), KVCache()]
         assert len(Prefix(model, SHARED)) == 0
-        assert not room.cacheable(model)
+        assert not cacheable(model)
     model.make_cache = lambda: [KVCache() for _ in range(3)]
-    assert room.cacheable(model)
+    assert cacheable(model)
 
 
 def test_half_precision_stays_half(benchmark: Import) -> None:

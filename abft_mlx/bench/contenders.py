@@ -91,11 +91,32 @@ def mlx_lm_step(size: Size, dtype: mx.Dtype, keys: list[str] | None) -> Update:
         dtype: of the base.
         keys: which linear layers of a block get LoRA; None for mlx-lm's default.
     """
-    model = random_model(size, dtype)
+    step = mlx_lm_updates(random_model(size, dtype), LEARNING_RATE, keys)
+    batch = batch_of(size).batch
+    tokens = mx.concatenate([mx.array(batch.tokens), mx.array(batch.target)[:, None]], axis=1)
+    lengths = mx.array([[size.tokens, size.tokens + 1]] * size.prompts)
+    return lambda: step(tokens, lengths)
+
+
+def mlx_lm_updates(
+    model: nn.Module, learning_rate: float, keys: list[str] | None = None
+) -> Callable[[mx.array, mx.array], float]:
+    """What makes updates of a model as mlx-lm's LoRA trainer does.
+
+    Args:
+        model: gets LoRA layers of the same rank and scale as ours, from MLX's random state.
+        learning_rate: Adam's.
+        keys: which linear layers of a block get LoRA; None for mlx-lm's default.
+
+    Returns:
+        From tokens (B, T) and, of each row, the first and last counted position (B, 2), as
+        mlx-lm's batches have them, to the loss; waits for the update.
+    """
     model.freeze()
     settings = {"rank": RANK, "scale": SCALE, "dropout": 0.0}
-    linear_to_lora_layers(model, size.layers, settings | ({"keys": keys} if keys else {}))
-    optimizer = optim.Adam(LEARNING_RATE)
+    layers = len(model.layers)
+    linear_to_lora_layers(model, layers, settings | ({"keys": keys} if keys else {}))
+    optimizer = optim.Adam(learning_rate)
     optimizer.init(model.trainable_parameters())
     value_and_grad = nn.value_and_grad(model, default_loss)
     state = [model.state, optimizer.state, mx.random.state]
@@ -106,12 +127,9 @@ def mlx_lm_step(size: Size, dtype: mx.Dtype, keys: list[str] | None) -> Update:
         optimizer.update(model, gradients)
         return value
 
-    batch = batch_of(size).batch
-    tokens = mx.concatenate([mx.array(batch.tokens), mx.array(batch.target)[:, None]], axis=1)
-    lengths = mx.array([[size.tokens, size.tokens + 1]] * size.prompts)
     model.train()
 
-    def run() -> float:
+    def run(tokens: mx.array, lengths: mx.array) -> float:
         value = step(tokens, lengths)
         mx.eval(state, value)
         return float(value.item())

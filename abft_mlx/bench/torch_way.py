@@ -6,7 +6,7 @@ Needs the extra ``bench``.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -35,30 +35,66 @@ def paper_update(size: Size, dtype: mx.Dtype) -> Callable[[], float]:
         UsageError: torch or transformers is not installed.
     """
     model, prompts = reference(size, dtype)
-    import torch
+    step = PaperStep(model, LEARNING_RATE)
+    return lambda: step.update(prompts, PUNISH)[0]
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model.to(device).train()
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_("q_proj" in name or "k_proj" in name)
-    trained = [one for one in model.parameters() if one.requires_grad]
-    optimizer = torch.optim.Adam(trained, lr=LEARNING_RATE)
 
-    def run() -> float:
-        total = 0.0
-        optimizer.zero_grad()
+class PaperStep:
+    """Updates of W_Q and W_K in full by Adam, gradients accumulated prompt by prompt.
+
+    Args:
+        model: a transformers model with eager attention and projections of these names.
+        learning_rate: Adam's.
+        reward_weight: B.
+        use_filter: whether heads must pass the induction-head filter.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        learning_rate: float,
+        *,
+        reward_weight: float = REWARD,
+        use_filter: bool = True,
+    ) -> None:
+        import torch
+
+        self.model = model
+        self.reward_weight = reward_weight
+        self.use_filter = use_filter
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        model.to(self.device).train()
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_("q_proj" in name or "k_proj" in name)
+        trained = [one for one in model.parameters() if one.requires_grad]
+        self.optimizer = torch.optim.Adam(trained, lr=learning_rate)
+
+    def update(self, prompts: Sequence[Prompt], punish_weight: float) -> tuple[float, float]:
+        """Make one update and wait for it.
+
+        Args:
+            prompts: what the loss is averaged over.
+            punish_weight: A.
+
+        Returns:
+            The loss, and the induction heads in a prompt.
+        """
+        import torch
+
+        total = heads = 0.0
+        self.optimizer.zero_grad()
         for prompt in prompts:
-            ids = torch.tensor([prompt.token_ids], device=device)
-            output = model(input_ids=ids, output_attentions=True, use_cache=False)
-            loss = equation_1(output.attentions, prompt, torch) / len(prompts)
+            ids = torch.tensor([prompt.token_ids], device=self.device)
+            output = self.model(input_ids=ids, output_attentions=True, use_cache=False)
+            punish, reward, kept = terms(output.attentions, prompt, torch, self.use_filter)
+            loss = (punish_weight * punish + self.reward_weight * reward) / len(prompts)
             loss.backward()
             total += float(loss.detach())
-        optimizer.step()
-        if device == "cuda":
+            heads += float(kept) / len(prompts)
+        self.optimizer.step()
+        if self.device == "cuda":
             torch.cuda.synchronize()
-        return total
-
-    return run
+        return total, heads
 
 
 def reference(size: Size, dtype: mx.Dtype) -> tuple[Any, list[Prompt]]:
@@ -90,17 +126,26 @@ def reference(size: Size, dtype: mx.Dtype) -> tuple[Any, list[Prompt]]:
 
 def equation_1(attentions: Any, prompt: Prompt, torch: Any, use_filter: bool = True) -> Any:
     """The loss of one prompt from all layers' whole patterns, (1, H, T, T) each."""
+    punish, reward, _ = terms(attentions, prompt, torch, use_filter)
+    return PUNISH * punish + REWARD * reward
+
+
+def terms(
+    attentions: Any, prompt: Prompt, torch: Any, use_filter: bool = True
+) -> tuple[Any, Any, Any]:
+    """Equation 1's two terms without A and B, and the number of kept heads, of one prompt."""
     n, k = len(prompt.token_ids), len(prompt.label_positions)
     right = torch.tensor([one == prompt.gold for one in prompt.demonstration_labels])
-    total = 0.0
+    punish = reward = heads = 0.0
     for pattern in attentions:
         at_labels = pattern[0, :, -1, list(prompt.label_positions)].float()
-        kept = (at_labels.sum(-1) > k / (k + math.log(n)) * use_filter).float().detach()
+        above = at_labels.sum(-1) > k / (k + math.log(n)) * use_filter
+        kept = above.float().detach()
         right = right.to(at_labels.device)
-        punish = (at_labels * ~right).sum(-1)
-        reward = 1 - (at_labels * right).sum(-1)
-        total = total + (kept * (PUNISH * punish + REWARD * reward)).sum()
-    return total
+        punish = punish + (kept * (at_labels * ~right).sum(-1)).sum()
+        reward = reward + (kept * (1 - (at_labels * right).sum(-1))).sum()
+        heads = heads + kept.sum()
+    return punish, reward, heads
 
 
 def _weights(size: Size, dtype: mx.Dtype, torch: Any) -> dict[str, Any]:

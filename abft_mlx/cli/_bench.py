@@ -22,7 +22,9 @@ class Dtype(StrEnum):
 
 
 def bench(
-    quick: Annotated[bool, typer.Option("--quick", help="The reference size alone.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="The reference size alone, and mlx-lm's default keys.")
+    ] = False,
     size: Annotated[
         list[str] | None,
         typer.Option(
@@ -46,8 +48,7 @@ def bench(
 ) -> None:
     """Measure one update side by side: ours, mlx-lm's, the paper's way in PyTorch, the limit.
 
-    All start from the same random weights and prompts, and take turns in one process; peak memory
-    is measured apart.
+    All start from the same random weights and prompts, and take turns in one process.
     """
     shell = Shell(as_json=as_json, quiet=quiet)
     # Minutes of measuring must not end in a folder that is not there.
@@ -64,7 +65,8 @@ def bench(
         chosen = [sizes.parse(one) for one in size or []]
         if not chosen:
             chosen = [sizes.REFERENCE] if quick else sizes.sweep()
-        names = measure.reference_names(without or [])
+        skipped = [*(without or []), *(measure.QUICK_WITHOUT if quick and not size else [])]
+        names = measure.reference_names(skipped)
         found = {}
         for one in chosen:
             found[one] = measure.compare(

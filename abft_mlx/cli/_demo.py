@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from abft_mlx.cli import _options, _progress, _report
+from abft_mlx.cli import _options, _progress, _ranks, _report
 from abft_mlx.cli._finetune import Follow
 from abft_mlx.cli._options import Json, Overwrite, Quiet
 from abft_mlx.cli._shell import Shell
@@ -53,10 +53,8 @@ def demo(
 def _run(
     shell: Shell, changes: list[str], output: Path | None, overwrite: bool
 ) -> tuple[dict[str, Any], tuple[HeadCensus, HeadCensus]]:
-    from abft_mlx import runtime
-
-    runtime.prepare()
-    from abft_mlx import api, experiment
+    _ranks.alone("demo")
+    from abft_mlx import api, experiment, runtime
     from abft_mlx.trainer import RunFolder
 
     runtime.use_wired_memory()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from abft_mlx.cli import _options, _progress, _protocols, _report
+from abft_mlx.cli import _options, _progress, _protocols, _ranks, _report
 from abft_mlx.cli._options import (
     Data,
     Json,
@@ -22,6 +22,9 @@ from abft_mlx.cli._options import (
 from abft_mlx.cli._protocols import Compat, Methods, Protocols, Transfer
 from abft_mlx.cli._shell import Shell
 from abft_mlx.errors import UsageError
+
+if TYPE_CHECKING:
+    from abft_mlx.ranks import Ranks
 
 
 def evaluate(
@@ -80,9 +83,14 @@ def evaluate(
         )
     if named is None:
         changes = ["prompt.label_words=auto", *changes]
+    ranks = _ranks.join(resumable=False)
+    if not ranks.first:  # the first rank speaks for all
+        as_json, quiet = False, True
     shell = Shell(as_json=as_json, quiet=quiet)
     with shell.speaking():
-        document = _measure(shell, named, changes, adapter)
+        document = _measure(shell, ranks, named, changes, adapter)
+        if not ranks.first:
+            return
         if not as_json:
             _show(shell, document)
             if adapter is None:
@@ -92,18 +100,15 @@ def evaluate(
 
 
 def _measure(
-    shell: Shell, recipe: str | None, changes: list[str], adapter: Path | None
+    shell: Shell, ranks: Ranks, recipe: str | None, changes: list[str], adapter: Path | None
 ) -> dict[str, Any]:
-    from abft_mlx import runtime
-
-    runtime.prepare()
-    from abft_mlx import experiment
+    from abft_mlx import experiment, runtime
 
     runtime.use_wired_memory()
     opened = _options.open_recipe(recipe, changes)
     shell.say(f"measuring {opened.model} on {opened.data.source} …")
     with _progress.prompts(shell, "prompts") as on_progress:
-        return experiment.evaluate(opened, adapter, on_progress=on_progress)
+        return experiment.evaluate(opened, adapter, on_progress=on_progress, ranks=ranks)
 
 
 def _show(shell: Shell, document: dict[str, Any]) -> None:
@@ -125,7 +130,8 @@ def _accuracy(shell: Shell, document: dict[str, Any]) -> None:
     last = "with adapter" if "base" in document else "model"
     rows |= {_row(last, n): m for n, m in document["methods"].items()}
     chat = " in chat turns" if document["chat_template"] else ""
-    shell.tell(f"{document['prompts']:,} prompts with {document['k']} demonstrations{chat}")
+    kept = " fixed" if document["demonstrations"] == "fixed" else ""
+    shell.tell(f"{document['prompts']:,} prompts with {document['k']}{kept} demonstrations{chat}")
     shell.show(_report.measures(rows))
     for name, method in rows.items():
         table = None if len(rows) > 2 else _report.confusion(names, method["confusion"])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from abft_mlx.cli import _options, _progress, _report
+from abft_mlx.cli import _options, _progress, _ranks, _report
 from abft_mlx.cli._options import (
     Data,
     Json,
@@ -94,7 +94,7 @@ def finetune(
         )
     elif recipe is None:
         changes = [*_WITHOUT_RECIPE, *changes]
-    ranks = _join()
+    ranks = _ranks.join(resumable=True)
     if not ranks.first:  # the first rank speaks for all
         as_json, quiet = False, True
     shell = Shell(as_json=as_json, quiet=quiet)
@@ -105,15 +105,6 @@ def finetune(
         for line in _outcome(result):
             shell.tell(line)
     shell.document(_document(result))
-
-
-def _join() -> Ranks:
-    from abft_mlx import runtime
-
-    runtime.prepare()
-    from abft_mlx import ranks
-
-    return ranks.join()
 
 
 def _run(

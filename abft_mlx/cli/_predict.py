@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from abft_mlx.cli import _options, _progress
+from abft_mlx.cli import _options, _progress, _ranks
 from abft_mlx.cli._options import (
     Data,
     LabelColumn,
@@ -175,10 +175,8 @@ def _run(
     output: Path | None,
     overwrite: bool,
 ) -> dict[str, Any]:
-    from abft_mlx import runtime
-
-    runtime.prepare()
-    from abft_mlx import prediction
+    _ranks.alone("predict")
+    from abft_mlx import prediction, runtime
     from abft_mlx.data import Queries
 
     runtime.use_wired_memory()

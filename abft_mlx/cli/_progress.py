@@ -88,6 +88,8 @@ class _Lines:
         step = update.step
         validated = update.validation_accuracy is not None
         due = self._silent_seconds >= _LONGEST_SILENCE_SECONDS
+        if update.note:
+            print(f"update {step}: {update.note}", file=sys.stderr, flush=True)
         if not (due or step == self._total or step % self._every == 0 or validated):
             return
         self._silent_seconds = 0.0
@@ -143,6 +145,8 @@ def _bar(total: int) -> Iterator[Display]:
             if not wide:
                 text = text.replace("induction heads", "heads")
             progress.update(task, completed=update.step, description=text)
+            if update.note:
+                progress.console.print(f"update {update.step}: {update.note}")
             if update.validation_accuracy is not None:
                 progress.console.print(
                     f"update {update.step}: validation {update.validation_accuracy:.1%}"

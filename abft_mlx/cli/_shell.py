@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import typer
 from typer.core import TyperGroup
 
+from abft_mlx import runtime
 from abft_mlx.errors import AbftError, DataError
 
 if TYPE_CHECKING:
@@ -162,9 +163,6 @@ class Commands(TyperGroup):
                 problems=problems,
                 as_json=as_json,
             ) from error
-        except MemoryError as error:
-            message = f"out of memory: {str(error) or 'the machine has no more'}"
-            raise fail(message, 1, kind="MemoryError", as_json=as_json) from error
         except OSError as error:
             if error.errno is None:  # not the operating system's: a bug, or a library's own
                 raise
@@ -173,6 +171,9 @@ class Commands(TyperGroup):
             message = f"{where}{error.strerror}"
             raise fail(message, status, kind=type(error).__name__, as_json=as_json) from error
         except Exception as error:
+            if runtime.out_of_memory(error):
+                message = f"out of memory: {str(error) or 'the machine has no more'}"
+                raise fail(message, 1, kind=type(error).__name__, as_json=as_json) from error
             # Typer vendors Click: its usage errors are known by what they can do.
             if as_json and hasattr(error, "format_message") and hasattr(error, "exit_code"):
                 _print_error("UsageError", error.format_message())

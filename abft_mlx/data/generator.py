@@ -39,7 +39,7 @@ class Generator:
 
 
 def demonstration_rows(
-    n_queries: int, repeats: int, pool: int, k: int, seed: int = 42
+    n_queries: int, repeats: int, pool: int, k: int, seed: int = 42, *, fixed: bool = False
 ) -> list[tuple[int, ...]]:
     """Rows of the demonstration pool for every test prompt; as StaICC's sampler.
 
@@ -49,12 +49,16 @@ def demonstration_rows(
         pool: rows to choose from.
         k: demonstrations in a prompt; chosen with repetition only where k > pool.
         seed: 42 is StaICC's.
+        fixed: all queries of a repeat have the same row, the sampler's next one; not StaICC's.
 
     Returns:
         n_queries · repeats rows of k indices; query q in repeat r has row q + n_queries · r.
     """
     generator = Generator(seed)
-    return [tuple(generator.draw(pool, k, k > pool)) for _ in range(n_queries * repeats)]
+    together = n_queries if fixed else 1
+    draws = n_queries * repeats // together
+    drawn = [tuple(generator.draw(pool, k, k > pool)) for _ in range(draws)]
+    return [row for row in drawn for _ in range(together)]
 
 
 def training_rows(

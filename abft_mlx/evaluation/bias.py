@@ -19,6 +19,7 @@ from abft_mlx.evaluation.calibration import domain_queries
 from abft_mlx.evaluation.metrics import accuracy, softmax
 from abft_mlx.evaluation.probabilities import label_probabilities
 from abft_mlx.prompts import Prompt
+from abft_mlx.ranks import Ranks
 from abft_mlx.recipe import EvaluationSection
 from abft_mlx.task import Task
 
@@ -139,12 +140,14 @@ def wrong_label_prompts(task: Task, section: EvaluationSection) -> list[list[Pro
     rows = task.test_rows(section)
     pool, asked = task.splits.demonstrations, task.splits.test.pairs()
     queries = task.test_queries(section)
+    # Fixed demonstrations are wrong for all queries alike.
+    each = queries if section.demonstrations == "fixed" else 1
+    drawn = wrong_labels(rows[::each], pool.labels, len(task.space), section.seed)
     made = []
-    for rate, labels in zip(
-        RATES, wrong_labels(rows, pool.labels, len(task.space), section.seed), strict=True
-    ):
+    for rate, labels in zip(RATES, drawn, strict=True):
         prompts = []
-        for i, (chosen, shown) in enumerate(zip(rows, labels, strict=True)):
+        for i, chosen in enumerate(rows):
+            shown = labels[i // each]
             texts = [(pool.texts[row], label) for row, label in zip(chosen, shown, strict=True)]
             where = f"prompt {i} at wrong-label rate {rate}"
             prompts.append(task.builder.build(texts, *asked[i % queries], where=where))
@@ -159,6 +162,7 @@ def bias(
     vanilla: np.ndarray,
     gold: np.ndarray,
     on_progress: Progress | None = None,
+    ranks: Ranks | None = None,
 ) -> dict[str, Any]:
     """Contextual, domain and posterior bias, and what wrong labels of demonstrations do (GLER).
 
@@ -169,6 +173,7 @@ def bias(
         vanilla: (N, C) probabilities of the test prompts.
         gold: (N,) their gold labels.
         on_progress: told how many prompts of how many are done.
+        ranks: the processes that measure together; each gets the same.
 
     Returns:
         ``contextual_entropy`` (empty query) and ``domain_entropy`` (random words) of the mean
@@ -185,6 +190,7 @@ def bias(
         task.space,
         batch_tokens=section.batch_tokens,
         on_progress=on_progress,
+        ranks=ranks,
     )
     empty, words, *rates = np.split(probabilities, len(parts))
     accuracies = [accuracy(found, gold) for found in (vanilla, *rates)]

@@ -20,6 +20,7 @@ from abft_mlx.evaluation.metrics import predictions, summary
 from abft_mlx.evaluation.outputs import hidden_states, vocabulary_logits
 from abft_mlx.evaluation.probabilities import label_probabilities, probabilities_of_hidden
 from abft_mlx.prompts import Prompt
+from abft_mlx.ranks import Ranks
 from abft_mlx.recipe import EvaluationSection
 from abft_mlx.task import Task
 
@@ -50,6 +51,7 @@ def probabilities_of(
     prompts: Sequence[Prompt],
     section: EvaluationSection,
     on_progress: Progress | None = None,
+    ranks: Ranks | None = None,
 ) -> dict[str, np.ndarray]:
     """Label probabilities of the test prompts by every method of a section.
 
@@ -62,6 +64,7 @@ def probabilities_of(
             the number of queries.
         section: methods and sizes.
         on_progress: told how many prompts of how many are done, calibration prompts included.
+        ranks: the processes that measure together; each gets the same.
 
     Returns:
         For each method (N, C) float64.
@@ -73,7 +76,7 @@ def probabilities_of(
     # All prompts first: one that cannot be built shows before the model works.
     extra = _extra_prompts(task, names, section)
     together = [*extra.values(), prompts] if set(names) - {"zero_shot"} else [*extra.values()]
-    passes = _Passes(model, task, section, sum(map(len, together)), on_progress)
+    passes = _Passes(model, task, section, sum(map(len, together)), on_progress, ranks)
     found: dict[str, np.ndarray] = {}
     if "zero_shot" in names:
         each = passes.probabilities(extra["zero_shot"])
@@ -199,6 +202,7 @@ class _Passes:
         section: EvaluationSection,
         total: int,
         on_progress: Progress | None,
+        ranks: Ranks | None,
     ) -> None:
         self.model = model
         self.space = task.space
@@ -206,6 +210,7 @@ class _Passes:
         self.total = total
         self.done = 0
         self.on_progress = on_progress
+        self.ranks = ranks
 
     def probabilities(self, prompts: Sequence[Prompt]) -> np.ndarray:
         """Label probabilities (N, C)."""
@@ -215,6 +220,7 @@ class _Passes:
             self.space,
             batch_tokens=self.batch_tokens,
             on_progress=part(self.on_progress, self.done, self.total),
+            ranks=self.ranks,
         )
         self.done += len(prompts)
         return found
@@ -232,6 +238,7 @@ class _Passes:
             batch_tokens=self.batch_tokens,
             each=read,
             on_progress=part(self.on_progress, self.done, self.total),
+            ranks=self.ranks,
         )
         self.done += len(prompts)
         return found, states

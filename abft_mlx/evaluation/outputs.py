@@ -8,24 +8,30 @@ Letters: B prompts, N prompts in all, T tokens, C labels, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from abft_mlx import ports
-from abft_mlx.evaluation.prefix import Prefix
-from abft_mlx.prompts import Prompt, PromptBatch, batches
+from abft_mlx import ports, runtime
+from abft_mlx.errors import RunError
+from abft_mlx.evaluation.sharing import own_rows, parts
+from abft_mlx.prefix import Prefix, Prefixes
+from abft_mlx.prompts import Prompt, PromptBatch
+from abft_mlx.ranks import Ranks
 
 # Numbers in one piece of whole-vocabulary logits: 64 MiB of float32.
 PIECE = 2**24
-# Behind a prefix prompts are short, and padding to 32 would be half of a batch.
-BUCKET = 8
+# Prompts whose hidden states, gathered from all ranks, are handed on at a time.
+TOGETHER = 512
 
 
 def hidden_at_last(
-    model: nn.Module, tokens: mx.array, last: mx.array, prefix: Prefix | None = None
+    model: nn.Module,
+    tokens: mx.array,
+    last: mx.array,
+    prefix: Prefixes | None = None,
+    which: Sequence[int] | None = None,
 ) -> mx.array:
     """Hidden state after the final norm at each prompt's last position.
 
@@ -34,11 +40,12 @@ def hidden_at_last(
         tokens: (B, T) right-padded token ids.
         last: (B,) index of each prompt's last token.
         prefix: what stands before the tokens, computed already.
+        which: (B,) the beginning that each prompt has, where there are several.
 
     Returns:
         (B, width) in the model's own number type.
     """
-    hidden = ports.port_for(model).hidden(model, tokens) if not prefix else prefix.hidden(tokens)
+    hidden = prefix.hidden(tokens, which) if prefix else ports.port_for(model).hidden(model, tokens)
     return mx.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
 
 
@@ -49,41 +56,96 @@ def hidden_batches(
     batch_tokens: int,
     prefix: Prefix | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    ranks: Ranks | None = None,
 ) -> Iterator[tuple[np.ndarray, mx.array]]:
     """Hidden states at the last position, batch after batch.
+
+    What prompts share at their beginning is computed once where that is worth it. Every rank
+    computes a part of the prompts, and yields all of them.
 
     Args:
         model: a loaded model.
         prompts: N prompts of any lengths, all with the same number of demonstrations.
-        batch_tokens: tokens in one batch, padding and the prefix included.
+        batch_tokens: tokens in one batch, padding and beginnings included.
         prefix: spares the tokens that it holds, for prompts that begin with it.
         on_progress: told how many prompts of how many are done, after each batch.
+        ranks: the processes that measure together, each with the same prompts.
 
     Yields:
         (B,) where each prompt was in ``prompts``, and (B, width) hidden states.
+
+    Raises:
+        RunError: a rank is gone.
     """
-    cached = [prefix is not None and prefix.begins(one) for one in prompts]
+    ranks = ranks or Ranks()
+    share = own_rows(prompts, ranks)
+    own = [prompts[row] for row in share]
+    mine: list[tuple[np.ndarray, mx.array]] = []
     done = 0
-    for behind in (None, prefix) if any(cached) else (None,):
-        rows = np.array([row for row, one in enumerate(cached) if one == (behind is not None)])
-        for batch in _batches([prompts[row] for row in rows], batch_tokens, behind):
-            hidden = hidden_at_last(model, mx.array(batch.tokens), mx.array(batch.last), behind)
-            mx.eval(hidden)
-            yield rows[batch.rows], hidden
-            done += len(batch)
-            if on_progress is not None:
-                on_progress(done, len(prompts))
+    for behind in parts(model, own, batch_tokens, prefix):
+        for whole, all_which in behind.batches(own, batch_tokens):
+            for batch, hidden in _evaluated(model, whole, behind.prefix, all_which):
+                if len(own) == len(prompts):
+                    yield share[batch.rows], hidden
+                else:
+                    mine.append((share[batch.rows], hidden))
+                done += len(batch)
+                if on_progress is not None:
+                    on_progress(done * len(prompts) // len(own), len(prompts))
+    if mine:
+        yield from _everybodys(mine, len(prompts), ranks)
 
 
-def _batches(
-    prompts: Sequence[Prompt], batch_tokens: int, prefix: Prefix | None
-) -> list[PromptBatch]:
-    """Batches of whole prompts, or of what they are behind a prefix."""
-    if prefix is None:
-        return batches(prompts, max_tokens=batch_tokens)
-    size = len(prefix)
-    own = [replace(one, token_ids=one.token_ids[size:], label_positions=()) for one in prompts]
-    return batches(own, max_tokens=batch_tokens, bucket_tokens=BUCKET, cached_tokens=size)
+def _evaluated(
+    model: nn.Module, batch: PromptBatch, prefix: Prefixes | None, which: list[int] | None
+) -> Iterator[tuple[PromptBatch, mx.array]]:
+    """A batch's hidden states, or those of its halves where memory runs out."""
+    waiting = [(batch, which)]
+    while waiting:
+        some, own = waiting.pop()
+        hidden = _hidden_if_it_fits(model, some, prefix, own)
+        if hidden is not None:
+            yield some, hidden
+            continue
+        first, second = some.halves()
+        middle = len(first)
+        waiting.append((second, None if own is None else own[middle:]))
+        waiting.append((first, None if own is None else own[:middle]))
+
+
+def _hidden_if_it_fits(
+    model: nn.Module, batch: PromptBatch, prefix: Prefixes | None, which: list[int] | None
+) -> mx.array | None:
+    """A batch's hidden states, or None where memory ran out over several prompts."""
+    try:
+        hidden = hidden_at_last(model, mx.array(batch.tokens), mx.array(batch.last), prefix, which)
+        mx.eval(hidden)
+        return hidden
+    except (RuntimeError, MemoryError) as error:
+        if not runtime.out_of_memory(error):
+            raise
+        said = str(error) or type(error).__name__
+    if len(batch) == 1:
+        raise RunError(
+            f"a prompt of {len(batch.tokens[0])} tokens does not fit into memory ({said}); take a "
+            "4-bit copy of the model, or fewer prompt.demonstrations"
+        )
+    runtime.release_memory()
+    return None
+
+
+def _everybodys(
+    mine: list[tuple[np.ndarray, mx.array]], n: int, ranks: Ranks
+) -> Iterator[tuple[np.ndarray, mx.array]]:
+    """All ranks' hidden states, some prompts at a time; what a rank has not computed is zero."""
+    states = mx.zeros((n, mine[0][1].shape[1]), dtype=mine[0][1].dtype)
+    for rows, hidden in mine:
+        states[mx.array(rows)] = hidden
+    # float32 carries every narrower number and its sum with zeros exactly.
+    (states,) = ranks.sum([states])
+    for start in range(0, n, TOGETHER):
+        some = states[start : start + TOGETHER]
+        yield np.arange(start, start + len(some)), some
 
 
 def hidden_states(
@@ -93,6 +155,7 @@ def hidden_states(
     batch_tokens: int,
     each: Callable[[np.ndarray, mx.array], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    ranks: Ranks | None = None,
 ) -> mx.array:
     """Hidden states at the last position of all prompts.
 
@@ -102,13 +165,14 @@ def hidden_states(
         batch_tokens: tokens in one batch, padding included.
         each: given rows and hidden states of every batch, as ``hidden_batches`` yields them.
         on_progress: told how many prompts of how many are done, after each batch.
+        ranks: the processes that measure together, each of which gets all.
 
     Returns:
         (N, width) in the model's own number type, in the order of ``prompts``.
     """
     order, parts = [], []
     for rows, hidden in hidden_batches(
-        model, prompts, batch_tokens=batch_tokens, on_progress=on_progress
+        model, prompts, batch_tokens=batch_tokens, on_progress=on_progress, ranks=ranks
     ):
         if each is not None:
             each(rows, hidden)

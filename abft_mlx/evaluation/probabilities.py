@@ -14,8 +14,9 @@ import numpy as np
 from abft_mlx import ports
 from abft_mlx.evaluation.metrics import softmax
 from abft_mlx.evaluation.outputs import hidden_at_last, hidden_batches
-from abft_mlx.evaluation.prefix import Prefix
+from abft_mlx.prefix import Prefix
 from abft_mlx.prompts import LabelSpace, Prompt
+from abft_mlx.ranks import Ranks
 
 
 def label_logits(model: nn.Module, tokens: mx.array, last: mx.array, labels: mx.array) -> mx.array:
@@ -43,6 +44,7 @@ def label_probabilities(
     batch_tokens: int,
     prefix: Prefix | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    ranks: Ranks | None = None,
 ) -> np.ndarray:
     """Softmax over the label tokens' logits at each prompt's last position.
 
@@ -53,13 +55,19 @@ def label_probabilities(
         batch_tokens: tokens in one batch, padding and the prefix included.
         prefix: spares the tokens that it holds, for prompts that begin with it.
         on_progress: told how many prompts of how many are done, after each batch.
+        ranks: the processes that measure together, each of which gets all.
 
     Returns:
         (N, C) float64, in the order of ``prompts``.
     """
     probabilities = np.zeros((len(prompts), len(space)))
     for rows, hidden in hidden_batches(
-        model, prompts, batch_tokens=batch_tokens, prefix=prefix, on_progress=on_progress
+        model,
+        prompts,
+        batch_tokens=batch_tokens,
+        prefix=prefix,
+        on_progress=on_progress,
+        ranks=ranks,
     ):
         probabilities[rows] = probabilities_of_hidden(model, hidden, space)
     return probabilities

@@ -16,6 +16,7 @@ from abft_mlx.evaluation.metrics import predictions
 from abft_mlx.evaluation.probabilities import label_probabilities
 from abft_mlx.evaluation.variants import variant_prompts
 from abft_mlx.prompts import Prompt
+from abft_mlx.ranks import Ranks
 from abft_mlx.recipe import EvaluationSection
 from abft_mlx.task import Task
 
@@ -52,6 +53,7 @@ def robustness(
     task: Task,
     section: EvaluationSection,
     on_progress: Progress | None = None,
+    ranks: Ranks | None = None,
 ) -> dict[str, Any]:
     """Consistency of predictions over nine templates and over eight sets of demonstrations.
 
@@ -64,6 +66,7 @@ def robustness(
         task: what is asked, and its ``variants``.
         section: seed, batch size, bootstrap samples.
         on_progress: told how many prompts of how many are done.
+        ranks: the processes that measure together; each gets the same.
 
     Returns:
         ``template`` and ``demonstrations``, each with ``consistency`` (mean over queries of the
@@ -83,6 +86,7 @@ def robustness(
             space,
             batch_tokens=section.batch_tokens,
             on_progress=part(on_progress, done, total),
+            ranks=ranks,
         )
         found.append(predictions(probabilities))
         done += len(prompts)

@@ -13,6 +13,7 @@ from abft_mlx.evaluation.bias import bias
 from abft_mlx.evaluation.robustness import robustness
 from abft_mlx.evaluation.transfer import transfer
 from abft_mlx.evaluation.unseen import unseen
+from abft_mlx.ranks import Ranks
 from abft_mlx.recipe import EvaluationSection
 from abft_mlx.task import Task
 
@@ -25,6 +26,7 @@ def measure(
     trained: Sequence[Task] = (),
     others: Sequence[Task] = (),
     on_progress: Callable[[int, int], None] | None = None,
+    ranks: Ranks | None = None,
 ) -> dict[str, Any]:
     """Measure a model as it is now.
 
@@ -35,6 +37,7 @@ def measure(
         trained: the tasks whose training texts transfer must not ask for; ``task`` if none.
         others: the tasks that the transfer protocol measures on.
         on_progress: told how many prompts of how many are done, of one measurement at a time.
+        ranks: the processes that measure together; each gets the same.
 
     Returns:
         The parts of eval's JSON that describe the model, one for each protocol asked for:
@@ -53,16 +56,20 @@ def measure(
         prompts = task.test_prompts(section)
         gold = np.array([one.gold for one in prompts])
         groups = np.arange(len(prompts)) % task.test_queries(section)
-        found = methods.probabilities_of(model, task, prompts, asked, on_progress)
+        found = methods.probabilities_of(model, task, prompts, asked, on_progress, ranks)
         vanilla = found.get("vanilla")
         if "accuracy" in wanted:
             document |= methods.report(found, gold, groups, section)
         if "bias" in wanted:
-            document["bias"] = bias(model, task, section, found["vanilla"], gold, on_progress)
+            document["bias"] = bias(
+                model, task, section, found["vanilla"], gold, on_progress, ranks
+            )
     if "robustness" in wanted:
-        document["robustness"] = robustness(model, task, section, on_progress)
+        document["robustness"] = robustness(model, task, section, on_progress, ranks)
     if "unseen" in wanted:
-        document["unseen"] = unseen(model, task, section, on_progress, vanilla)
+        document["unseen"] = unseen(model, task, section, on_progress, vanilla, ranks)
     if "transfer" in wanted:
-        document["transfer"] = transfer(model, others, trained or (task,), section, on_progress)
+        document["transfer"] = transfer(
+            model, others, trained or (task,), section, on_progress, ranks
+        )
     return document

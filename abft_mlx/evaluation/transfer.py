@@ -16,6 +16,7 @@ import numpy as np
 from abft_mlx.data import fold
 from abft_mlx.evaluation import methods
 from abft_mlx.evaluation.probabilities import label_probabilities
+from abft_mlx.ranks import Ranks
 from abft_mlx.recipe import EvaluationSection
 from abft_mlx.task import Task
 
@@ -36,6 +37,7 @@ def transfer(
     trained: Sequence[Task],
     section: EvaluationSection,
     on_progress: Callable[[int, int], None] | None = None,
+    ranks: Ranks | None = None,
 ) -> dict[str, Any]:
     """Measure a model on tasks that it was not trained on.
 
@@ -46,6 +48,7 @@ def transfer(
         section: the evaluation's size; the test prompts are those of the protocol, less the ones
             whose query was seen in training.
         on_progress: told how many prompts of how many are done, task by task.
+        ranks: the processes that measure together; each gets the same.
 
     Returns:
         ``accuracy``, the plain mean over tasks (None where nothing is left), and ``tasks``: for
@@ -75,6 +78,7 @@ def transfer(
                 task.space,
                 batch_tokens=section.batch_tokens,
                 on_progress=on_progress,
+                ranks=ranks,
             )
             entry |= methods.entry(probabilities, gold, groups, section)
         found[task.name] = entry

@@ -19,6 +19,7 @@ from abft_mlx.evaluation._progress import Progress, part
 from abft_mlx.evaluation.methods import entry, zero_shot_prompts
 from abft_mlx.evaluation.probabilities import label_probabilities
 from abft_mlx.prompts import Prompt
+from abft_mlx.ranks import Ranks
 from abft_mlx.recipe import EvaluationSection
 from abft_mlx.task import Task
 
@@ -82,11 +83,17 @@ def unseen_prompts(task: Task, section: EvaluationSection) -> list[Prompt]:
     gold = [label for _, label in asked]
     k = task.demonstrations
     _check(task, gold)
+    # Fixed demonstrations are the same for all queries of a label.
+    drawn_for = sorted(set(gold)) if section.demonstrations == "fixed" else gold
+    drawn = unseen_rows(pool.labels, drawn_for, section.repeats, k, section.seed)
     made = []
-    for i, rows in enumerate(unseen_rows(pool.labels, gold, section.repeats, k, section.seed)):
+    for i in range(len(asked) * section.repeats):
+        repeat, query = divmod(i, len(asked))
+        place = query if drawn_for is gold else drawn_for.index(gold[query])
+        rows = drawn[place + len(drawn_for) * repeat]
         shown = [(pool.texts[row], pool.labels[row]) for row in rows]
         where = f"unseen-label prompt {i}"
-        made.append(task.builder.build(shown, *asked[i % len(asked)], where=where))
+        made.append(task.builder.build(shown, *asked[query], where=where))
     return made
 
 
@@ -112,6 +119,7 @@ def unseen(
     section: EvaluationSection,
     on_progress: Progress | None = None,
     vanilla: np.ndarray | None = None,
+    ranks: Ranks | None = None,
 ) -> dict[str, Any]:
     """Metrics with the protocol's demonstrations, with unseen labels, and with none.
 
@@ -121,6 +129,7 @@ def unseen(
         section: size, seed, batch size, bootstrap samples, compat.
         on_progress: told how many prompts of how many are done.
         vanilla: (N, C) probabilities of the test prompts, if they are known.
+        ranks: the processes that measure together; each gets the same.
 
     Returns:
         ``random`` (the test prompts), ``unseen`` and ``zero_shot``, each the metrics of N prompts
@@ -143,6 +152,7 @@ def unseen(
             task.space,
             batch_tokens=section.batch_tokens,
             on_progress=part(on_progress, before, total),
+            ranks=ranks,
         )
 
     together = measure(unknown + hidden, 0)

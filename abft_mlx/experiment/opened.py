@@ -93,6 +93,7 @@ class Experiment:
         self,
         chosen: list[prompts.Prompt],
         on_progress: Callable[[int, int], None] | None = None,
+        ranks: Ranks | None = None,
     ) -> dict[str, Any]:
         """One method of eval's JSON of the model as it is now: its metrics and ``right``."""
         probabilities = evaluation.label_probabilities(
@@ -101,6 +102,7 @@ class Experiment:
             self.space,
             batch_tokens=self.recipe.evaluation.batch_tokens,
             on_progress=on_progress,
+            ranks=ranks,
         )
         gold = np.array([one.gold for one in chosen])
         right = evaluation.right_string(probabilities, gold)
@@ -108,13 +110,13 @@ class Experiment:
 
     def accuracy(self, chosen: list[prompts.Prompt], ranks: Ranks) -> float:
         """Share of prompts answered rightly, in 0..1; every rank answers its part of them."""
-        if ranks.size == 1:
-            return self.measure(chosen)["accuracy"]
-        own = chosen[ranks.rank :: ranks.size]
-        right = self.measure(own)["right"].count("1") if own else 0
-        return ranks.count(right) / len(chosen)
+        return self.measure(chosen, ranks=ranks)["accuracy"]
 
-    def measure_all(self, on_progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
+    def measure_all(
+        self,
+        on_progress: Callable[[int, int], None] | None = None,
+        ranks: Ranks | None = None,
+    ) -> dict[str, Any]:
         """What the recipe's evaluation section asks for, of the model as it is now.
 
         Returns:
@@ -127,6 +129,7 @@ class Experiment:
             trained=self.trained_tasks,
             others=self.others,
             on_progress=on_progress,
+            ranks=ranks,
         )
 
     def census(self, chosen: list[prompts.Prompt]) -> HeadCensus:

@@ -182,6 +182,7 @@ def evaluate(
     adapter: str | Path | None = None,
     *,
     on_progress: Callable[[int, int], None] | None = None,
+    ranks: Ranks | None = None,
 ) -> dict[str, Any]:
     """Measure a model on fixed seeded test prompts, without and with an adapter.
 
@@ -189,13 +190,20 @@ def evaluate(
         recipe: names model, data, prompts and the evaluation's size.
         adapter: a run folder or mlx-lm adapter folder, or None.
         on_progress: told how many prompts of how many are done, of one measurement at a time.
+        ranks: the processes that measure together; each gets the whole document.
 
     Returns:
         The document of DESIGN.md, section 5. Its parts describe the model with the adapter where
         there is one; ``base`` then holds the same parts without it, and ``comparisons`` also every
         method against itself without the adapter.
     """
+    ranks = ranks or Ranks()
     experiment = prepare(recipe, adapter)
+    if ranks.size > 1:
+        tasks = (experiment.task, *experiment.trained_tasks, *experiment.others)
+        fingerprint = facts.fingerprint(recipe, experiment.loaded, tasks)
+        attached = "" if adapter is None else facts.weights_fingerprint(Path(adapter))
+        ranks.agree(fingerprint + attached, "recipe, model, adapter, data or version")
     section = recipe.evaluation
     document: dict[str, Any] = {
         "schema": facts.SCHEMA,
@@ -208,12 +216,13 @@ def evaluate(
         "k": recipe.prompt.demonstrations,
         "prompts": experiment.task.test_queries(section) * section.repeats,
         "seed": section.seed,
+        "demonstrations": section.demonstrations,
         "compat": section.compat,
     }
-    document |= experiment.measure_all(on_progress)
+    document |= experiment.measure_all(on_progress, ranks)
     if adapter is not None:
         adapters.detach(experiment.loaded.model)
-        document["base"] = experiment.measure_all(on_progress)
+        document["base"] = experiment.measure_all(on_progress, ranks)
         if "methods" in document:
             document["comparisons"] += evaluation.against_base(
                 document["methods"], document["base"]["methods"]

@@ -28,7 +28,7 @@ ELEMENTWISE = frozenset((
 # fmt: on
 VIEWS = frozenset(("Broadcast", "BroadcastAxes", "Transpose", "Slice"))
 RESHAPES = frozenset(("Flatten", "Unflatten", "Reshape", "ExpandDims", "Squeeze"))
-SAME = frozenset(("StopGradient", "Copy", "CustomTransforms", "Depends", "Checkpoint"))
+SAME = frozenset(("StopGradient", "Copy", "CustomTransforms", "Checkpoint"))
 UPDATES = frozenset(("SliceUpdate", "Scatter", "ScatterAxis", "DynamicSliceUpdate"))
 PRODUCTS = frozenset(("Matmul", "AddMM"))
 
@@ -117,6 +117,9 @@ def run(operation: Operation, inputs: list[Stored], may_take: Callable[[int], bo
         may_take: whether the input of this number dies here, so that its buffer may be taken.
     """
     name, outputs = operation.name, operation.outputs
+    if name == "Depends":
+        pairs = zip(outputs, inputs, strict=False)
+        return Effect([_shared(one, source, operation) for one, source in pairs])
     if name in SAME or name == "Split":
         return Effect([_shared(one, inputs[0], operation) for one in outputs])
     value = outputs[0]

@@ -12,9 +12,11 @@ import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_unflatten
 
 from abft_mlx import adapters
+from abft_mlx.errors import RecipeError
 from abft_mlx.evaluation.outputs import hidden_at_last
 from abft_mlx.footprint.graph import trace
 from abft_mlx.footprint.peak import peak_bytes
+from abft_mlx.footprint.recomputed import marked, spelled_out
 from abft_mlx.prompts import Prompt
 from abft_mlx.recipe import Recipe
 from abft_mlx.trainer import below, memory, plan
@@ -81,7 +83,14 @@ def footprint(model: nn.Module, recipe: Recipe, length_tokens: int) -> Footprint
 
     Raises:
         AdapterError: the recipe's adapter cannot be put on this model.
+        RecipeError: gradient checkpointing, whose graph MLX cannot export.
     """
+    if recipe.training.gradient_checkpointing:
+        raise RecipeError(
+            "training.gradient_checkpointing true: MLX cannot describe what it computes, so its "
+            "memory cannot be estimated; leave it out for the most that it can take, or measure a "
+            "short run with --set training.updates=1"
+        )
     parameters, weights = parameter_count(model), _bytes(model.parameters())
     section = recipe.adapter
     if section.layers == "auto":
@@ -210,7 +219,7 @@ def _peak(
             given[number][name] = one
         return function(*given)
 
-    graph = trace(flat, [one for group in groups for one in group.values()])
+    graph = spelled_out(trace(flat, [one for group in groups for one in group.values()]))
     released = [place for place, (number, _) in enumerate(names) if number in dying]
     return peak_bytes(graph, dying=released, stages=stages)
 
@@ -233,7 +242,7 @@ def _gradients_peak(step: Step, batch: Arrays) -> int:
         return [*settled, *(one for _, one in tree_flatten(gradients)), terms]
 
     whole = model.parameters()
-    step.settle = settle
+    step.seams.settle, step.seams.again = settle, marked
     try:
         return _peak(function, [_lazy(whole), batch, {"A": mx.array(0.5)}], stages=stages)
     finally:

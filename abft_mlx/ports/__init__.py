@@ -13,7 +13,7 @@ from abft_mlx.ports.registry import (
     supported,
     supported_in_words,
 )
-from abft_mlx.ports.swap import subclass, swapped
+from abft_mlx.ports.swap import Namespace, finding, subclass, swapped
 from abft_mlx.ports.table import PORTS
 from abft_mlx.ports.weights import base_linear, freeze, has, head_rows, output_dims, resolve
 
@@ -23,10 +23,12 @@ __all__ = [
     "Block",
     "HeadShape",
     "Hook",
+    "Namespace",
     "Port",
     "Projection",
     "architecture",
     "base_linear",
+    "finding",
     "freeze",
     "has",
     "head_rows",

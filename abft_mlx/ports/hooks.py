@@ -48,8 +48,6 @@ def wrap_blocks(model: nn.Module, around: Around) -> Iterator[None]:
     """
     port = port_for(model)
     thread = threading.get_ident()
-    # The classes made below live until the garbage collector runs; what a hook holds must not.
-    opened: list[Around] = [around]
     modules: dict[int, nn.Module] = {}
     numbers: dict[int, list[int]] = {}
     for number, block in enumerate(port.blocks(model)):
@@ -80,15 +78,18 @@ def wrap_blocks(model: nn.Module, around: Around) -> Iterator[None]:
                     return original(self, *args, **{**options, name: hidden})
                 return original(self, *args[:place], hidden, *args[place + 1 :], **options)
 
-            return opened[0](next(order), run, options[name] if name in options else args[place])
+            hidden = options[name] if name in options else args[place]
+            return inside[0](next(order), run, hidden)
 
         return subclass(kind, __call__=call)
 
+    # Classes live until the garbage collector runs; what `around` holds must not.
+    inside = [around]
     try:
         with swapped(modules, wrapped):
             yield
     finally:
-        opened.clear()
+        inside.clear()
 
 
 @contextmanager

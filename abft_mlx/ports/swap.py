@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import FunctionType
 from typing import Any
 
 import mlx.nn as nn
@@ -16,6 +17,30 @@ def subclass(kind: type, **members: Any) -> type:
     """A subclass that passes for its parent, with some members of its own."""
     described = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
     return type(kind.__name__, (kind,), described | members)
+
+
+class Namespace:
+    """A module under whose names one finds other things."""
+
+    def __init__(self, original: Any, **replaced: Any) -> None:
+        self.original = original
+        self.__dict__.update(replaced)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.original, name)
+
+
+def finding(function: FunctionType, found: Mapping[str, Any]) -> FunctionType:
+    """The same code, which finds other things under some of its global names."""
+    made = FunctionType(
+        function.__code__,
+        function.__globals__ | dict(found),
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+    made.__kwdefaults__ = function.__kwdefaults__
+    return made
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,15 @@ class PromptBatch:
 
     def __len__(self) -> int:
         return len(self.last)
+
+    def halves(self) -> list[PromptBatch]:
+        """The same prompts in two batches of the same width."""
+        middle = len(self) // 2
+        names = [one.name for one in fields(self)]
+        return [
+            PromptBatch(**{name: getattr(self, name)[part] for name in names})
+            for part in (slice(middle), slice(middle, None))
+        ]
 
 
 def batches(
@@ -139,10 +148,13 @@ def evaluation_prompts(
     repeats: int,
     k: int,
     seed: int = 42,
+    *,
+    fixed: bool = False,
 ) -> list[Prompt]:
     """The protocol's test prompts: every query with its demonstrations, repeat after repeat.
 
-    Query q in repeat r is prompt q + n · r, where n is the smaller of queries and len(test).
+    Query q in repeat r is prompt q + n · r, where n is the smaller of queries and len(test). With
+    ``fixed``, the protocol's no longer, all prompts of a repeat show the same demonstrations.
 
     Raises:
         DataError: no demonstrations or no queries.
@@ -156,7 +168,8 @@ def evaluation_prompts(
         )
     shown, asked = demonstrations.pairs(), test.pairs()
     prompts = []
-    for number, rows in enumerate(demonstration_rows(n, repeats, len(shown), k, seed)):
+    drawn = demonstration_rows(n, repeats, len(shown), k, seed, fixed=fixed)
+    for number, rows in enumerate(drawn):
         where = f"evaluation prompt {number} (test row {number % n})"
         chosen = [shown[row] for row in rows]
         prompts.append(builder.build(chosen, *asked[number % n], where=where))

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from abft_mlx.recipe._fields import Int, Name, Number, Pair, Section
+from abft_mlx.recipe._training import (
+    FULL_LEARNING_RATE,
+    LORA_LEARNING_RATE,
+    TrainingSection,
+)
 
 Method = Literal["vanilla", "zero_shot", "contextual", "domain", "batch", "hidden", "knn"]
 Protocol = Literal["accuracy", "robustness", "bias", "unseen", "transfer"]
-
-LORA_LEARNING_RATE = 1e-4
-FULL_LEARNING_RATE = 2e-5
-
-
-def _no_flag(value: Any) -> Any:
-    """Refuse booleans where a number belongs: pydantic would read ``true`` as 1."""
-    if isinstance(value, bool):
-        raise ValueError("a number is needed here")
-    return value
-
-
-def _as_name(value: Any) -> Any:
-    """Let people write class names such as 0 and 1 without quotes."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    return value
 
 
 def _no_trailing_space(prefix: str) -> str:
@@ -33,18 +23,6 @@ def _no_trailing_space(prefix: str) -> str:
             "it ends in a space, which belongs to the label that follows: leave it out"
         )
     return prefix
-
-
-Int = Annotated[int, BeforeValidator(_no_flag)]
-Number = Annotated[float, BeforeValidator(_no_flag), Field(allow_inf_nan=False)]
-Name = Annotated[str, BeforeValidator(_as_name)]
-Pair = tuple[str, str]
-
-
-class Section(BaseModel):
-    """Settings that cannot be changed after construction; unknown keys are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
 class DataSection(Section):
@@ -232,75 +210,6 @@ class ObjectiveSection(Section):
     cd: Number = Field(default=0.005, ge=0, description="Differential constant of the controller.")
 
 
-class TrainingSection(Section):
-    """How long, how fast and in what pieces."""
-
-    examples: Int = Field(default=512, ge=1, description="Distinct training prompts.")
-    updates: Int = Field(default=32, ge=1, description="Optimizer steps.")
-    prompts_per_update: Int = Field(default=32, ge=1, description="Prompts averaged in a step.")
-    learning_rate: Number | None = Field(
-        default=None,
-        gt=0,
-        description=f"Adam's learning rate; null means {LORA_LEARNING_RATE:g} for lora and "
-        f"{FULL_LEARNING_RATE:g} for full.",
-    )
-    gradient: Literal["exact", "local"] = Field(
-        default="exact",
-        description="exact, or local: each layer's loss trains that layer alone, in the time and "
-        "memory of inference; end_to_end is always exact.",
-    )
-    shared_demonstrations: Int = Field(
-        default=1,
-        ge=1,
-        description="Training prompts that share one set of demonstrations, which is computed once "
-        "for them all; divides examples and prompts_per_update.",
-    )
-    micro_batch_tokens: Int | None = Field(
-        default=None, ge=1, description="Tokens in a forward pass; null chooses by memory."
-    )
-    keep_hidden: bool = Field(
-        default=True,
-        description="Keep the hidden states that go into the first block that trains from update "
-        "to update, so that what lies below is computed once for each prompt.",
-    )
-    keep_hidden_bytes: Int | None = Field(
-        default=None,
-        ge=0,
-        description="Bytes of them in memory; null chooses by memory. The rest goes to temporary "
-        "files.",
-    )
-    validate_every: Int = Field(
-        default=0, ge=0, description="Updates between validations; 0 means never."
-    )
-    validation_prompts: Int = Field(default=256, ge=1, description="Prompts of a validation.")
-    keep_best: bool = Field(
-        default=True, description="With validation: save the adapter of the best one."
-    )
-    checkpoint_every: Int = Field(
-        default=8, ge=1, description="Updates between checkpoints; the last update always has one."
-    )
-    seed: Int = Field(default=42, ge=0, description="Seed of prompts, their order and lora_a.")
-    max_gradient_norm: Number | None = Field(
-        default=None, gt=0, description="Clip the gradient to this norm; null means no clipping."
-    )
-
-    @model_validator(mode="after")
-    def _fitting(self) -> TrainingSection:
-        m = self.shared_demonstrations
-        for name in ("examples", "prompts_per_update"):
-            if getattr(self, name) % m:
-                raise ValueError(
-                    f"shared_demonstrations {m} does not divide {name} {getattr(self, name)}; "
-                    "choose one that does"
-                )
-        if self.keep_hidden_bytes is not None and not self.keep_hidden:
-            raise ValueError(
-                f"keep_hidden_bytes {self.keep_hidden_bytes} has no use where keep_hidden is "
-                "false; leave one of them out"
-            )
-        return self
-
-
 class EvaluationSection(Section):
     """How accuracy is measured."""
 
@@ -310,6 +219,11 @@ class EvaluationSection(Section):
     )
     batch_tokens: Int = Field(default=16384, ge=1, description="Tokens in a forward pass.")
     seed: Int = Field(default=42, ge=0, description="Seed of the choice of demonstrations.")
+    demonstrations: Literal["per_query", "fixed"] = Field(
+        default="per_query",
+        description="per_query, the protocol's, draws anew for every prompt; fixed draws once for "
+        "all queries of a repeat, which are then computed behind them as predict does.",
+    )
     protocols: list[Protocol] = Field(
         default=["accuracy"],
         min_length=1,
@@ -368,6 +282,16 @@ class Recipe(Section):
     evaluation: EvaluationSection = Field(
         default_factory=EvaluationSection, description="Evaluation."
     )
+
+    @model_validator(mode="after")
+    def _same_numbers_again(self) -> Recipe:
+        if self.training.gradient_checkpointing and self.adapter.dropout:
+            raise ValueError(
+                f"training.gradient_checkpointing does not go with adapter.dropout "
+                f"{self.adapter.dropout:g}: what is computed again would drop other numbers; set "
+                "dropout to 0"
+            )
+        return self
 
 
 def task(recipe: Recipe) -> TaskSection:

@@ -6,7 +6,8 @@ are constants of a prompt. Letters in shapes: B prompts, H query heads, T tokens
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import mlx.core as mx
@@ -128,21 +129,14 @@ def run_below(
         return inputs[0], recorder.rows
 
 
-def run_above(
-    model: nn.Module, first: int, known: mx.array, tokens: mx.array, last: mx.array
-) -> tuple[mx.array, Rows]:
-    """Run the blocks from one on, as :func:`abft_mlx.attention.forward` runs them all.
+@contextmanager
+def beginning(model: nn.Module, first: int, known: mx.array) -> Iterator[None]:
+    """Let runs begin at a block while the context is open: none below it is run.
 
     Args:
         model: a loaded model.
         first: the block, from :func:`boundary`.
         known: (B, T, width) hidden states that go into it.
-        tokens: (B, T) right-padded token ids, whose number the model's own code needs.
-        last: (B,) last position of each prompt.
-
-    Returns:
-        (B, T, width) hidden states after the final norm, and a (B, H, T) row for each layer from
-        there on, None for the layers below.
     """
 
     def around(number: int, block: Callable[[mx.array], Any], hidden: mx.array) -> Any:
@@ -150,6 +144,5 @@ def run_above(
             return hidden
         return block(known if number == first else hidden)
 
-    with attention.instrument(model) as recorder, ports.wrap_blocks(model, around):
-        recorder.last = last
-        return ports.port_for(model).hidden(model, tokens), recorder.rows
+    with ports.wrap_blocks(model, around):
+        yield

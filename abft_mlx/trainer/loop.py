@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from abft_mlx.objective import PunishController
 from abft_mlx.prompts import Prompt
 from abft_mlx.ranks import Ranks
 from abft_mlx.recipe import Recipe
-from abft_mlx.trainer import checkpoint, memory, plan
+from abft_mlx.trainer import backoff, checkpoint, memory, plan
 from abft_mlx.trainer.run_folder import RunFolder, Update
 from abft_mlx.trainer.step import Step
 
@@ -125,12 +125,23 @@ class Trainer:
             only_trained=objective.layers == "trained",
             objective=objective.kind,
             gradient=training.gradient,
+            checkpointing=training.gradient_checkpointing,
             max_gradient_norm=training.max_gradient_norm,
             ranks=self.ranks,
             kept_bytes=memory.kept_bytes(model, recipe, self.ranks.size) if keeps else None,
         )
         longest = max(len(one.token_ids) for one in prompts)
-        self.rows = memory.micro_batch_rows(model, recipe, longest)
+        self.backoff = backoff.Backoff(
+            memory.micro_batch_rows(model, recipe, longest),
+            training.shared_demonstrations,
+            training.micro_batch_tokens == "auto",
+            longest,
+        )
+
+    @property
+    def rows(self) -> int:
+        """Prompts of a micro-batch."""
+        return self.backoff.rows
 
     def run(self, *, resume: bool = False) -> Progress:
         """Train from the start, or from the folder's checkpoint, to the last update.
@@ -139,9 +150,18 @@ class Trainer:
         parameters of the best one.
 
         Raises:
-            RunError: the loss stopped being finite, or a rank is gone.
+            RunError: the loss stopped being finite, memory does not suffice, or a rank is gone.
             UsageError: the ranks were not started alike.
             OutputError: there is nothing to resume, or it belongs to another run.
+        """
+        for _ in self.updates(resume=resume):
+            pass
+        return self.progress
+
+    def updates(self, *, resume: bool = False) -> Iterator[Progress]:
+        """As :meth:`run`, but an update at a time, so that several trainers can take turns.
+
+        Between updates the model may be looked at, not changed; its dropout is on.
         """
         training = self.recipe.training
         runtime.reset_peak_memory()
@@ -156,8 +176,11 @@ class Trainer:
             self._validate()
         adapters.train_mode(self.model)
         try:
+            if self.backoff.automatic:
+                self._measure()
             while self.progress.updates < training.updates:
                 self._one_update()
+                yield self.progress
         finally:
             adapters.train_mode(self.model, False)
             if self.step.kept is not None:
@@ -166,14 +189,44 @@ class Trainer:
         if self._best is not None:
             self.model.update(self._best)
         mx.eval(self.model.trainable_parameters())
-        return self.progress
+
+    def _measure(self) -> None:
+        """See how many prompts fit, where a rough estimate leaves a doubt."""
+        training, longest = self.recipe.training, self.backoff.longest_tokens
+        m, again = training.shared_demonstrations, training.gradient_checkpointing
+        each = memory.bytes_per_token(self.model, longest, checkpointing=again)
+        each *= plan.padded_tokens(longest)
+        room = runtime.memory_room_bytes() - memory.training_bytes(self.model)
+        if each * self.rows * memory.ROUGHLY < room:
+            return
+        if training.gradient == "exact" and each > room * memory.ROUGHLY:
+            self.backoff.fail(f"{room / 1e9:.1f} GB are left")
+        groups = range(0, len(self.prompts), m)
+        longest_first = sorted(groups, key=lambda row: -len(self.prompts[row].token_ids))
+
+        def peak_bytes(rows: int) -> int:
+            begins = longest_first[: rows // m]
+            batches = self._cut([self.prompts[row + n] for row in begins for n in range(m)])
+            progress = self.progress
+            progress.peak_memory_bytes = max(
+                progress.peak_memory_bytes, runtime.peak_memory_bytes()
+            )
+            return memory.peak_bytes(lambda: self.step.gradients(batches, 0.0))
+
+        backoff.attempt(
+            lambda peak: self.backoff.measure(peak, room), peak_bytes, self.backoff.fail
+        )
+
+    def _cut(self, chosen: Sequence[Prompt]) -> list[plan.MicroBatch]:
+        m = self.recipe.training.shared_demonstrations
+        if m == 1:
+            return plan.micro_batches(chosen, self.rows)
+        bucket = plan.BUCKET_TOKENS if self.step.compiled else 1
+        return plan.shared_micro_batches(chosen, m, self.rows, bucket_tokens=bucket)
 
     def _one_update(self) -> None:
         training, progress = self.recipe.training, self.progress
         start = time.perf_counter()
-        # Dropout's key follows from seed, update and rank, so resuming needs no random state.
-        key = (progress.updates << 32) | (training.seed & 0xFFFFFFFF)
-        mx.random.seed(key ^ (self.ranks.rank << 56))
         m = training.shared_demonstrations
         groups = plan.update_rows(
             len(self.prompts) // m,
@@ -185,13 +238,19 @@ class Trainer:
             lengths = [len(self.prompts[group * m].token_ids) for group in groups]
             groups = plan.share(groups, lengths, self.ranks.rank, self.ranks.size)
         chosen = [self.prompts[group * m + number] for group in groups for number in range(m)]
-        if m == 1:
-            batches = plan.micro_batches(chosen, self.rows)
-        else:
-            bucket = plan.BUCKET_TOKENS if self.step.compiled else 1
-            batches = plan.shared_micro_batches(chosen, m, self.rows, bucket_tokens=bucket)
+
+        def cut() -> list[plan.MicroBatch]:
+            # Dropout's key follows from seed, update and rank, so resuming needs no random state.
+            key = (progress.updates << 32) | (training.seed & 0xFFFFFFFF)
+            mx.random.seed(key ^ (self.ranks.rank << 56))
+            return self._cut(chosen)
+
+        def smaller(said: str) -> list[plan.MicroBatch]:
+            self.backoff.smaller(min(self.rows, len(chosen)), said)
+            return cut()
+
         punish_weight = self.controller.punish_weight
-        totals = self.step.update(batches, punish_weight)
+        totals = self.step.update(cut(), punish_weight, smaller)
         self.controller.update(totals.induction_heads)
         seconds = time.perf_counter() - start
         progress.updates += 1
@@ -216,6 +275,7 @@ class Trainer:
             seconds=seconds,
             peak_memory_bytes=progress.peak_memory_bytes,
             validation_accuracy=accuracy,
+            note=self.backoff.news(),
         )
         if self.folder is not None and self.ranks.first:
             self.folder.add_metrics(update)

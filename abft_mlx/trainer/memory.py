@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
@@ -17,21 +19,28 @@ SMALLEST_TOKENS = 256
 MEMORY_SHARE = 0.5
 # Of hidden states that are kept from update to update, beside that.
 KEPT_SHARE = 0.25
+# Rough estimates are right within this factor, either way.
+ROUGHLY = 3
 
 
-def bytes_per_token(model: nn.Module, longest_tokens: int) -> int:
+def bytes_per_token(model: nn.Module, longest_tokens: int, *, checkpointing: bool = False) -> int:
     """Rough bytes that a step keeps per prompt token for the backward pass.
 
     Per layer: about twelve arrays of the model's width, four of the MLP's (taken as four times
-    the width), and the attention's backward pass, which holds a row of scores per head.
+    the width), and the attention's backward pass, which holds a row of scores per head. With
+    gradient checkpointing that of one layer, and of every layer four arrays of the width: its input
+    and what the adapter's gradients wait for.
 
     Args:
         model: a loaded model.
         longest_tokens: longest prompt of the run.
+        checkpointing: whether blocks are run again instead of keeping what they computed.
     """
     shapes = [one for one in ports.heads(model) if one is not None]
     width = max(one.n_heads * one.head_dim for one in shapes)
     per_layer = (12 + 16) * width + 2 * max(one.n_heads for one in shapes) * longest_tokens
+    if checkpointing:
+        return 4 * (per_layer + 4 * width * len(shapes))
     return 4 * per_layer * len(shapes)
 
 
@@ -78,18 +87,26 @@ def kept_originals_bytes(model: nn.Module) -> int:
     )
 
 
-def micro_batch_tokens(model: nn.Module, longest_tokens: int, objective: str = "abft") -> int:
+def micro_batch_tokens(
+    model: nn.Module,
+    longest_tokens: int,
+    objective: str = "abft",
+    *,
+    checkpointing: bool = False,
+) -> int:
     """Tokens of one micro-batch that fit beside the weights, padding included.
 
     Args:
         model: a loaded model, adapters attached.
         longest_tokens: longest prompt of the run.
         objective: "abft" or "end_to_end".
+        checkpointing: as :func:`bytes_per_token`.
     """
     on_gpu = mx.default_device() == mx.Device(mx.gpu)
     room = max(0.0, _memory() * MEMORY_SHARE - _resident_bytes(model))
     per_prompt = bytes_per_prompt(model, objective)
-    fitting = int(room / (bytes_per_token(model, longest_tokens) + per_prompt / longest_tokens))
+    per_token = bytes_per_token(model, longest_tokens, checkpointing=checkpointing)
+    fitting = int(room / (per_token + per_prompt / longest_tokens))
     return max(SMALLEST_TOKENS, min(fitting, GPU_TOKENS if on_gpu else CPU_TOKENS))
 
 
@@ -122,16 +139,30 @@ def _resident_bytes(model: nn.Module) -> int:
     return weights + training_bytes(model)
 
 
+def peak_bytes(work: Callable[[], object]) -> int:
+    """MLX's peak while some work is done, beside what was held before; counted anew from here."""
+    runtime.release_memory()
+    runtime.reset_peak_memory()
+    held = mx.get_active_memory()
+    work()
+    return runtime.peak_memory_bytes() - held
+
+
 def micro_batch_rows(model: nn.Module, recipe: Recipe, longest_tokens: int) -> int:
     """Prompts of one micro-batch, as the trainer cuts its updates.
 
     Args:
         model: a loaded model, adapters attached.
-        recipe: its ``training.micro_batch_tokens`` goes before what fits this machine.
+        recipe: a number of ``training.micro_batch_tokens`` goes before what fits this machine.
         longest_tokens: longest prompt of the run.
     """
     training = recipe.training
-    budget = training.micro_batch_tokens or micro_batch_tokens(
-        model, longest_tokens, recipe.objective.kind
-    )
+    budget = training.micro_batch_tokens
+    if not isinstance(budget, int):
+        budget = micro_batch_tokens(
+            model,
+            longest_tokens,
+            recipe.objective.kind,
+            checkpointing=training.gradient_checkpointing,
+        )
     return plan.rows_within(budget, longest_tokens, training.prompts_per_update, plan.BUCKET_TOKENS)

@@ -33,6 +33,7 @@ class Update:
         seconds: wall-clock seconds of this update.
         peak_memory_bytes: MLX's peak so far in this run.
         validation_accuracy: in 0..1, where this update was followed by a validation.
+        note: what this update changed to fit into memory, where it did.
     """
 
     step: int
@@ -48,6 +49,7 @@ class Update:
     seconds: float
     peak_memory_bytes: int
     validation_accuracy: float | None = None
+    note: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The fields that are known, in order."""

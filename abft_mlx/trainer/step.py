@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import mlx.core as mx
@@ -12,11 +14,12 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
-from abft_mlx import adapters, attention, ports, prefix
+from abft_mlx import adapters, attention, ports, prefix, recompute
 from abft_mlx.errors import RunError
 from abft_mlx.objective import Terms, abft_terms, end_to_end_terms
 from abft_mlx.ranks import Ranks
-from abft_mlx.trainer import below, local
+from abft_mlx.trainer import backoff, below, local
+from abft_mlx.trainer.checkpointing import Forward, checkpointed
 from abft_mlx.trainer.kept import Kept
 from abft_mlx.trainer.plan import MicroBatch
 
@@ -46,6 +49,19 @@ class Totals:
     gradient_norm: float
 
 
+@dataclass
+class Seams:
+    """What the footprint replaces in a step that it only looks at.
+
+    Attributes:
+        settle: evaluates what local gradients have come to, block by block.
+        again: makes the backward pass compute a function again (:mod:`abft_mlx.recompute`).
+    """
+
+    settle: Callable[..., None] = mx.eval
+    again: recompute.Again = recompute.again
+
+
 class Step:
     """Computes gradients of equation 1, or of end-to-end fine-tuning's loss, and applies them.
 
@@ -58,6 +74,8 @@ class Step:
             last of them is then computed. With local gradients it is always so, block by block.
         gradient: "exact", or "local": each layer's loss trains that layer alone
             (:mod:`abft_mlx.trainer.local`). End-to-end gradients are always exact.
+        checkpointing: whether exact gradients run blocks again instead of keeping what they
+            computed (:mod:`abft_mlx.trainer.checkpointing`).
         objective: "abft", or "end_to_end", for which the punish weight, ``reward_weight`` and
             ``use_filter`` do nothing.
         max_gradient_norm: clip the averaged gradient to this L2 norm, or None.
@@ -69,7 +87,7 @@ class Step:
             computes them in every update. Micro-batches may then not share beginnings.
 
     Attributes:
-        settle: evaluates what local gradients have come to, block by block.
+        seams: for whoever looks at the step without running it.
         kept: what is kept of the prompts that were seen, or None.
         value_and_grad: from trainable parameters, one micro-batch's arrays and the punish weight to
             the four terms (4,) and the parameters' gradients, summed over prompts.
@@ -85,6 +103,7 @@ class Step:
         only_trained: bool = False,
         objective: Objective = "abft",
         gradient: Gradient = "exact",
+        checkpointing: bool = False,
         max_gradient_norm: float | None = None,
         compiled: bool | None = None,
         ranks: Ranks | None = None,
@@ -95,7 +114,7 @@ class Step:
         self.optimizer = optimizer
         self.max_gradient_norm = max_gradient_norm
         self.shapes: set[tuple[int, int]] = set()
-        self.settle: Callable[..., None] = mx.eval
+        self.seams = Seams()
         self.compiled = mx.default_device() == mx.Device(mx.gpu) if compiled is None else compiled
         first = None if kept_bytes is None else below.boundary(model)
         self.kept: Kept | None = None
@@ -112,29 +131,42 @@ class Step:
             self.compiled = False
             self.value_and_grad = self._build_local(reward_weight, use_filter)
         else:
-            self.value_and_grad = self._build(objective, reward_weight, use_filter, only_trained)
+            self.value_and_grad = self._build(
+                objective, reward_weight, use_filter, only_trained, checkpointing
+            )
         optimizer.init(model.trainable_parameters())
 
     def _build(
-        self, objective: Objective, reward_weight: float, use_filter: bool, only_trained: bool
+        self,
+        objective: Objective,
+        reward_weight: float,
+        use_filter: bool,
+        only_trained: bool,
+        checkpointing: bool,
     ) -> Callable[..., tuple]:
-        model, port = self.model, ports.port_for(self.model)
+        # MLX's functions hide what they hold from Python's collector: never let them hold the step.
+        model, port, seams = self.model, ports.port_for(self.model), self.seams
         # End to end, rows are measured only: all of them.
         dropped = only_trained and objective == "abft"
         counting = set(adapters.trained_layers(model)) if dropped else None
         first = None if self.kept is None else self.kept.first
+        first_layer = 0 if first is None else port.blocks(model)[first].layers[0]
 
-        def terms(batch: dict[str, mx.array], punish_weight: mx.array) -> Terms:
+        def terms(batch: dict[str, mx.array], punish_weight: mx.array, forward: Forward) -> Terms:
             last = batch["last"]
             if first is not None:
-                behind, known = last, batch["hidden"]
-                hidden, rows = below.run_above(model, first, known, batch["tokens"], last)
+                behind = last
+                with below.beginning(model, first, batch["hidden"]):
+                    hidden, rows = forward(model, batch["tokens"], last, first_layer=first_layer)
             elif "prefix" in batch:
                 behind = last - batch["prefix"].shape[1]
-                hidden, rows = prefix.forward(model, batch["prefix"], batch["tokens"], behind)
+                attend = recompute.attending(seams.again)
+                hidden, rows = prefix.forward(
+                    model, batch["prefix"], batch["tokens"], behind, attend
+                )
             else:
                 behind = last
-                hidden, rows = attention.forward(model, batch["tokens"], last)
+                hidden, rows = forward(model, batch["tokens"], last)
             if counting is not None:
                 rows = [one if n in counting else None for n, one in enumerate(rows)]
             seen = (rows, batch["label_positions"], batch["demonstration_labels"], batch["gold"])
@@ -159,14 +191,18 @@ class Step:
             )
             return _with_below(found, batch, punish_weight, reward_weight)
 
-        def loss(parameters: Tree, batch: dict[str, mx.array], punish_weight: mx.array) -> tuple:
+        def loss(parameters: Tree, *given: Any) -> tuple:
             model.update(parameters)
-            return tuple(terms(batch, punish_weight))
+            return tuple(terms(*given))
 
         value_and_grad = mx.value_and_grad(loss)
 
         def run(parameters: Tree, batch: dict[str, mx.array], punish_weight: mx.array) -> tuple:
-            values, gradients = value_and_grad(parameters, batch, punish_weight)
+            attend = recompute.attending(seams.again)
+            plain = nullcontext(partial(attention.forward, attend=attend))
+            opened = checkpointed(model, counting, attend) if checkpointing else plain
+            with recompute.activations(model, seams.again), opened as forward:
+                values, gradients = value_and_grad(parameters, batch, punish_weight, forward)
             return mx.stack(values), gradients
 
         # A CPU gains nothing: MLX runs a C++ compiler there, most of a minute on a new machine.
@@ -191,7 +227,8 @@ class Step:
                 prompt_weights=batch["weights"],
             )
 
-        return local.value_and_grad(self.model, terms, lambda *arrays: self.settle(*arrays))
+        seams = self.seams
+        return local.value_and_grad(self.model, terms, lambda *arrays: seams.settle(*arrays))
 
     def gradients(
         self, micro_batches: Sequence[MicroBatch], punish_weight: float
@@ -227,19 +264,27 @@ class Step:
         squares = [one.astype(mx.float32).square().sum() for _, one in tree_flatten(gradients)]
         return gradients, mx.sqrt(mx.stack(squares).sum())
 
-    def update(self, micro_batches: Sequence[MicroBatch], punish_weight: float) -> Totals:
+    def update(
+        self,
+        micro_batches: Sequence[MicroBatch],
+        punish_weight: float,
+        smaller: Callable[[str], Sequence[MicroBatch]] | None = None,
+    ) -> Totals:
         """Average the gradients over the update's prompts and take one optimizer step.
 
         Args:
             micro_batches: this rank's share of the update's prompts.
             punish_weight: A.
+            smaller: cuts them anew where memory ran out, told in MLX's words, or raises.
 
         Raises:
             RunError: the loss or the gradient is not finite, or a rank is gone; nothing changed.
         """
         prompts = sum(one.prompts for one in micro_batches)
         tokens = sum(one.tokens for one in micro_batches)
-        gradients, terms = self.gradients(micro_batches, punish_weight)
+        gradients, terms = backoff.attempt(
+            lambda batches: self.gradients(batches, punish_weight), micro_batches, smaller
+        )
         if self.ranks.size > 1:
             gradients, terms, prompts, tokens = self._summed(gradients, terms, prompts, tokens)
         gradients, norm = self.average(gradients, prompts)

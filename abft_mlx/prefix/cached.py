@@ -1,12 +1,12 @@
-"""The beginning that many prompts share, computed once: one more text costs only its own tokens.
+"""Beginnings that many prompts share, kept: one more text costs only its own tokens.
 
-It stands on mlx-lm's own prompt caches. The cache of the shared tokens is filled once, by a batch
-of one; every batch of prompts goes on from a copy in which its arrays are broadcast over the batch.
+It stands on mlx-lm's own prompt caches. The cache of the shared tokens is filled once, a row for
+each beginning; every batch of prompts goes on from a copy that has a row for each prompt.
 Prompts are padded on the right, and that is sound for every kind of cache here: layers of attention
 and recurrent ones alike look only backwards, so that nothing behind a prompt's last token reaches
 it, and the copy with the padding in it is thrown away.
 
-Letters: B prompts, P tokens of the prefix, T tokens of a prompt behind it.
+Letters: G beginnings of P tokens, B prompts, T tokens of a prompt behind its beginning.
 """
 
 from __future__ import annotations
@@ -32,55 +32,71 @@ from abft_mlx.prompts import Prompt
 KNOWN = (KVCache, RotatingKVCache, ArraysCache)
 
 
-class Prefix:
-    """Keys, values and recurrent states of the tokens that prompts begin with.
+class Prefixes:
+    """Keys, values and recurrent states of what groups of prompts begin with.
 
     Attributes:
-        token_ids: the P tokens; empty where this model's prompts must be computed whole.
+        beginnings: G times P tokens; empty where this model's prompts must be computed whole.
     """
 
-    def __init__(self, model: nn.Module, token_ids: Sequence[int]) -> None:
-        """Compute the prefix.
+    def __init__(self, model: nn.Module, beginnings: Sequence[Sequence[int]]) -> None:
+        """Compute the beginnings.
 
         Args:
-            model: a loaded model; a prefix is of its weights as they are now.
-            token_ids: the P tokens.
+            model: a loaded model; what is kept is of its weights as they are now.
+            beginnings: G times P tokens.
         """
         self._model = model
         self._port = ports.port_for(model)
-        self.token_ids: tuple[int, ...] = ()
+        self.beginnings: tuple[tuple[int, ...], ...] = ()
         self._cache: list[Any] = []
-        if token_ids and cacheable(model):
-            self.token_ids = tuple(token_ids)
+        if len(beginnings) and len(beginnings[0]) and cacheable(model):
+            self.beginnings = tuple(tuple(one) for one in beginnings)
             self._cache = make_prompt_cache(model)
             # Only what the cache holds is computed: not the last layer's output, nor the norm.
-            self._port.hidden(model, mx.array([self.token_ids]), self._cache)
+            self._port.hidden(model, mx.array(self.beginnings), self._cache)
             mx.eval(list(_arrays(self._cache)))
 
     def __len__(self) -> int:
-        return len(self.token_ids)
+        return len(self.beginnings[0]) if self.beginnings else 0
 
     @property
     def nbytes(self) -> int:
         """Bytes of what is kept."""
         return sum(one.nbytes for one in _arrays(self._cache))
 
-    def begins(self, prompt: Prompt) -> bool:
-        """Whether a prompt begins with this prefix and has a token of its own."""
-        size = len(self.token_ids)
-        return bool(size) and size <= prompt.last and prompt.token_ids[:size] == self.token_ids
-
-    def hidden(self, tokens: mx.array) -> mx.array:
-        """Hidden states after the final norm, of tokens that stand behind the prefix.
+    def hidden(self, tokens: mx.array, which: Sequence[int] | None = None) -> mx.array:
+        """Hidden states after the final norm, of tokens that stand behind the beginnings.
 
         Args:
             tokens: (B, T) right-padded token ids.
+            which: (B,) the beginning that each prompt has; may be left out where there is one.
 
         Returns:
             (B, T, width).
         """
-        cache = _spread(self._cache, len(tokens)) if self._cache else None
-        return self._port.hidden(self._model, tokens, cache)
+        if not self._cache:
+            return self._port.hidden(self._model, tokens)
+        rows = None if len(self.beginnings) == 1 else mx.array(which)
+        return self._port.hidden(self._model, tokens, _spread(self._cache, len(tokens), rows))
+
+
+class Prefix(Prefixes):
+    """The one beginning of all prompts, for as long as they come."""
+
+    def __init__(self, model: nn.Module, token_ids: Sequence[int]) -> None:
+        """Compute the P tokens."""
+        super().__init__(model, [token_ids])
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """The P tokens; empty where this model's prompts must be computed whole."""
+        return self.beginnings[0] if self.beginnings else ()
+
+    def begins(self, prompt: Prompt) -> bool:
+        """Whether a prompt begins with this prefix and has a token of its own."""
+        size = len(self)
+        return bool(size) and size <= prompt.last and prompt.token_ids[:size] == self.token_ids
 
 
 def cacheable(model: nn.Module) -> bool:
@@ -122,20 +138,25 @@ def _arrays(value: Any) -> Iterator[mx.array]:
         yield from _arrays(list(vars(value).values()))
 
 
-def _spread(value: Any, size: int) -> Any:
-    """A copy of a cache in which every array is broadcast from one prompt to several."""
+def _spread(value: Any, size: int, rows: mx.array | None) -> Any:
+    """A copy of a cache in which every array has a row for each prompt.
+
+    Args:
+        value: a cache of G rows, or what is in it.
+        size: B prompts.
+        rows: (B,) the row of each; None where there is one, which is broadcast.
+    """
     if isinstance(value, mx.array):
-        return mx.broadcast_to(value, (size, *value.shape[1:]))
+        return mx.broadcast_to(value, (size, *value.shape[1:])) if rows is None else value[rows]
     if isinstance(value, (list, tuple)):
-        return type(value)(_spread(one, size) for one in value)
+        return type(value)(_spread(one, size, rows) for one in value)
     if type(value) is KVCache and value.keys is not None:
         grown = _GrownOnce()
-        keys, values = value.keys_and_values()
-        grown.keys, grown.values = _spread(keys, size), _spread(values, size)
+        grown.keys, grown.values = _spread(value.keys_and_values(), size, rows)
         grown.offset = value.offset
         return grown
     if hasattr(value, "__dict__"):
         made = copy.copy(value)
-        vars(made).update({name: _spread(one, size) for name, one in vars(value).items()})
+        vars(made).update({name: _spread(one, size, rows) for name, one in vars(value).items()})
         return made
     return value

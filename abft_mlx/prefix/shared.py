@@ -1,4 +1,4 @@
-"""Prompts of a batch that begin alike: the shared beginning is computed once, with its gradient.
+"""A batch of prompts behind their shared beginnings, computed in one go and with its gradient.
 
 Letters in shapes: G groups of m prompts, P tokens of a group's prefix, Q tokens of the rest of each
 prompt, B = G · m prompts, H query heads.
@@ -6,7 +6,6 @@ prompt, B = G · m prompts, H query heads.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -88,7 +87,11 @@ def prefix_caches(model: nn.Module) -> list[PrefixKeys]:
 
 
 def forward(
-    model: nn.Module, prefix: mx.array, tokens: mx.array, last: mx.array
+    model: nn.Module,
+    prefix: mx.array,
+    tokens: mx.array,
+    last: mx.array,
+    attend: attention.Attend | None = None,
 ) -> tuple[mx.array, list[mx.array | None]]:
     """Run prompts that share their beginnings, and record every layer's pattern row.
 
@@ -97,6 +100,7 @@ def forward(
         prefix: (G, P) the shared beginnings, without padding.
         tokens: (B, Q) right-padded, the rest of each prompt; a group's prompts follow each other.
         last: (B,) last position of each prompt among ``tokens``.
+        attend: as for :func:`abft_mlx.attention.instrument`.
 
     Returns:
         (B, Q, width) hidden states of ``tokens`` after the final norm, and one (B, H, P + Q)
@@ -107,16 +111,8 @@ def forward(
         UnsupportedArchitectureError: the model keeps something else than keys and values.
     """
     port, caches = port_for(model), prefix_caches(model)
-    port.hidden(model, prefix, caches)
-    with attention.instrument(model) as recorder:
+    with attention.instrument(model, attend) as recorder:
+        port.hidden(model, prefix, caches)
         recorder.last = last
         hidden = port.hidden(model, tokens, [PrefixKeys(one.keys, one.values) for one in caches])
         return hidden, recorder.rows
-
-
-def common_prefix(tokens: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """The tokens that all of some sequences, at least one, begin with."""
-    first, last = min(tokens), max(tokens)
-    pairs = enumerate(zip(first, last, strict=False))
-    parting = next((place for place, (one, other) in pairs if one != other), None)
-    return first if parting is None else first[:parting]

@@ -1,0 +1,103 @@
+"""The recipe's section on training: how long, how fast, in what pieces and in how much memory."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from abft_mlx.recipe._fields import Int, Number, Section
+
+LORA_LEARNING_RATE = 1e-4
+FULL_LEARNING_RATE = 2e-5
+
+
+class TrainingSection(Section):
+    """How long, how fast and in what pieces."""
+
+    examples: Int = Field(default=512, ge=1, description="Distinct training prompts.")
+    updates: Int = Field(default=32, ge=1, description="Optimizer steps.")
+    prompts_per_update: Int = Field(default=32, ge=1, description="Prompts averaged in a step.")
+    learning_rate: Number | None = Field(
+        default=None,
+        gt=0,
+        description=f"Adam's learning rate; null means {LORA_LEARNING_RATE:g} for lora and "
+        f"{FULL_LEARNING_RATE:g} for full.",
+    )
+    gradient: Literal["exact", "local"] = Field(
+        default="exact",
+        description="exact, or local: each layer's loss trains that layer alone, in the time and "
+        "memory of inference; end_to_end is always exact.",
+    )
+    gradient_checkpointing: bool = Field(
+        default=False,
+        description="Exact gradients in less memory and more time: each block's activations are "
+        "computed again in the backward pass instead of being kept.",
+    )
+    shared_demonstrations: Int = Field(
+        default=1,
+        ge=1,
+        description="Training prompts that share one set of demonstrations, which is computed once "
+        "for them all; divides examples and prompts_per_update.",
+    )
+    micro_batch_tokens: Annotated[Int, Field(ge=1)] | Literal["auto"] | None = Field(
+        default="auto",
+        description="Tokens in a forward pass; auto chooses by memory, measures where that is "
+        "short and takes fewer where it runs out; null only estimates.",
+    )
+    keep_hidden: bool = Field(
+        default=True,
+        description="Keep the hidden states that go into the first block that trains from update "
+        "to update, so that what lies below is computed once for each prompt.",
+    )
+    keep_hidden_bytes: Int | None = Field(
+        default=None,
+        ge=0,
+        description="Bytes of them in memory; null chooses by memory. The rest goes to temporary "
+        "files.",
+    )
+    validate_every: Int = Field(
+        default=0, ge=0, description="Updates between validations; 0 means never."
+    )
+    validation_prompts: Int = Field(default=256, ge=1, description="Prompts of a validation.")
+    keep_best: bool = Field(
+        default=True, description="With validation: save the adapter of the best one."
+    )
+    checkpoint_every: Int = Field(
+        default=8, ge=1, description="Updates between checkpoints; the last update always has one."
+    )
+    seed: Int = Field(default=42, ge=0, description="Seed of prompts, their order and lora_a.")
+    max_gradient_norm: Number | None = Field(
+        default=None, gt=0, description="Clip the gradient to this norm; null means no clipping."
+    )
+
+    @model_validator(mode="after")
+    def _whole_groups(self) -> TrainingSection:
+        m = self.shared_demonstrations
+        for name in ("examples", "prompts_per_update"):
+            if getattr(self, name) % m:
+                raise ValueError(
+                    f"shared_demonstrations {m} does not divide {name} {getattr(self, name)}; "
+                    "choose one that does"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _kept_or_not(self) -> TrainingSection:
+        if self.gradient_checkpointing and self.gradient == "local":
+            raise ValueError(
+                "gradient_checkpointing does nothing for gradient local, which keeps no "
+                "activations; set one of the two"
+            )
+        if self.gradient_checkpointing and self.shared_demonstrations > 1:
+            raise ValueError(
+                f"gradient_checkpointing does not go with shared_demonstrations "
+                f"{self.shared_demonstrations}, whose keys outlive their block; set it to 1, or "
+                "gradient to local instead of gradient_checkpointing"
+            )
+        if self.keep_hidden_bytes is not None and not self.keep_hidden:
+            raise ValueError(
+                f"keep_hidden_bytes {self.keep_hidden_bytes} has no use where keep_hidden is "
+                "false; leave one of them out"
+            )
+        return self

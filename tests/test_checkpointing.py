@@ -1,0 +1,192 @@
+"""Gradient checkpointing against the same step without it."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import tiny_models
+from cli_support import invoke
+from mlx.utils import tree_flatten
+from test_local import prompts, step_of
+
+from abft_mlx import attention, recipe, runtime
+from abft_mlx.adapters import attach
+from abft_mlx.errors import RecipeError, UnsupportedArchitectureError
+from abft_mlx.prompts import Prompt
+from abft_mlx.recipe import AdapterSection
+from abft_mlx.trainer import checkpointing, plan
+from abft_mlx.trainer.step import Step
+
+# Capped scores; windows; experts; a hybrid; blocks that attend twice; the head inside the stem.
+KINDS = (
+    "llama", "gpt2", "qwen2", "gemma2", "gemma3_text", "olmoe", "qwen3_next", "longcat_flash",
+    "gpt_neox",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tiny(benchmark: Callable[[str], ModuleType]) -> ModuleType:
+    return benchmark("tiny_configs")
+
+
+def found(step: Step, batches: list[Any]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    gradients, terms = step.gradients(batches, 0.5)
+    return {name: np.array(one) for name, one in tree_flatten(gradients)}, np.array(terms)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        *((name, {}) for name in KINDS),
+        *((name, {"only_trained": True}) for name in ("llama", "longcat_flash")),
+        *((name, {"objective": "end_to_end"}) for name in ("llama", "gemma2", "gpt_neox")),
+    ],
+)
+def test_gradients_are_those_without(tiny: ModuleType, name: str, settings: dict[str, Any]) -> None:
+    """Of all layers, of the lower ones alone, and of the logits."""
+    layers = [0, 1] if "only_trained" in settings else None
+    batches = plan.micro_batches(prompts(), 2)
+    expected, terms = found(step_of(tiny.build(name), "exact", layers, **settings), batches)
+    step = step_of(tiny.build(name), "exact", layers, checkpointing=True, **settings)
+    kinds = [type(one) for _, one in step.model.named_modules()]
+    ours, ours_terms = found(step, batches)
+    assert ours.keys() == expected.keys()
+    largest = max(np.abs(one).max() for one in expected.values())
+    assert largest > 1e-4
+    for path, one in expected.items():
+        assert np.abs(ours[path] - one).max() <= 1e-6 * max(1, largest), path
+    assert np.allclose(ours_terms, terms, rtol=1e-6)
+    assert [type(one) for _, one in step.model.named_modules()] == kinds
+    mx.eval(step.model.parameters())
+
+
+@pytest.mark.slow
+def test_compiled_it_gives_the_same(tiny: ModuleType) -> None:
+    batches = plan.micro_batches(prompts()[:2], 2)
+    expected, terms = found(step_of(tiny.build("llama"), "exact"), batches)
+    step = step_of(tiny.build("llama"), "exact", checkpointing=True, compiled=True)
+    for _ in range(2):
+        ours, ours_terms = found(step, batches)
+        for path, one in expected.items():
+            assert np.abs(ours[path] - one).max() <= 1e-5, path
+        assert np.allclose(ours_terms, terms, rtol=1e-5)
+
+
+def test_rows_and_their_gradients_are_those_without(tiny: ModuleType) -> None:
+    model = tiny.build("llama")
+    attach(model, AdapterSection(rank=4), seed=0)
+    tokens, last = tiny.tokens()
+    weights = mx.arange(tokens.shape[1]).astype(mx.float32)
+
+    def loss(parameters: Any, forward: checkpointing.Forward) -> tuple[Any, Any]:
+        model.update(parameters)
+        rows = forward(model, tokens, last)[1]
+        return sum((row * weights).sum() for row in rows if row is not None), rows
+
+    parameters = model.trainable_parameters()
+    (_, expected), gradients = mx.value_and_grad(loss)(parameters, attention.forward)
+    with checkpointing.checkpointed(model) as forward:
+        (_, rows), ours = mx.value_and_grad(loss)(parameters, forward)
+    model.update(parameters)
+    for one, other in zip(rows, expected, strict=True):
+        assert np.array_equal(np.array(one), np.array(other))
+    for (_, one), (_, other) in zip(tree_flatten(ours), tree_flatten(gradients), strict=True):
+        assert np.abs(np.array(one) - np.array(other)).max() <= 1e-6
+    assert max(np.abs(np.array(one)).max() for _, one in tree_flatten(ours)) > 1e-3
+
+
+def test_another_model_of_the_class_has_no_part(tiny: ModuleType) -> None:
+    model, other = tiny.build("llama"), tiny.build("llama")
+    attach(model, AdapterSection(rank=4), seed=0)
+    before = [one for _, one in tree_flatten(model.trainable_parameters())]
+    tokens, last = tiny.tokens()
+    plain = np.array(other(tokens))
+    kinds = [type(one) for one in model.layers]
+    with checkpointing.checkpointed(model) as forward:
+        assert [type(one) for one in other.layers] == kinds
+        assert [type(one) for one in model.layers] != kinds
+        assert np.array_equal(np.array(other(tokens)), plain)
+        mx.eval(forward(model, tokens, last)[0])
+        after = [one for _, one in tree_flatten(model.trainable_parameters())]
+        assert all(one is other for one, other in zip(before, after, strict=True))
+    assert [type(one) for one in model.layers] == kinds
+    with pytest.raises(ZeroDivisionError), checkpointing.checkpointed(model):
+        _ = 1 // 0
+    assert [type(one) for one in model.layers] == kinds
+
+
+@pytest.mark.parametrize("name", ["gemma3n", "gemma4_text", "hunyuan", "afm7"])
+def test_blocks_that_share_keys_are_refused(tiny: ModuleType, name: str) -> None:
+    step = step_of(tiny.build(name), "exact", checkpointing=True)
+    with pytest.raises(UnsupportedArchitectureError, match=f"{name} models hand more than hidden"):
+        step.gradients(plan.micro_batches(prompts(), 4), 0.5)
+    mx.eval(step.model.parameters())
+
+
+def test_an_update_takes_less_than_half_beside_what_stays() -> None:
+    """MLX's own count of twelve layers, beside the weights and all else that stays."""
+    tokens = tuple(1 + i % 90 for i in range(96))
+    long = [Prompt(tokens, (5, 9, 20, 33), (0, 1, 0, 1), 0, 3)] * 4
+
+    def peak(**settings: Any) -> int:
+        model = tiny_models.build("llama", num_hidden_layers=12, intermediate_size=256)
+        step = step_of(model, "exact", **settings)
+        batches = plan.micro_batches(long, 4)
+        step.update(batches, 0.5)
+        mx.clear_cache()
+        stays = mx.get_active_memory()
+        runtime.reset_peak_memory()
+        step.update(batches, 0.5)
+        return runtime.peak_memory_bytes() - stays
+
+    assert peak(checkpointing=True) < 0.5 * peak()
+
+
+def test_a_step_leaves_nothing_behind(tiny: ModuleType) -> None:
+    """No gradients or rows, not even until the collector comes round, and not its model."""
+    step = step_of(tiny.build("llama"), "exact", [0, 1], checkpointing=True, only_trained=True)
+    (batch,) = plan.micro_batches(prompts(), 3)
+    step.gradients([batch], 0.5)
+    gc.collect()
+    gc.disable()
+    try:
+        before = mx.get_active_memory()
+        for _ in range(3):
+            step.gradients([batch], 0.5)
+        assert mx.get_active_memory() - before < 4096
+    finally:
+        gc.enable()
+    model = weakref.ref(step.model)
+    del step
+    gc.collect()
+    assert model() is None
+
+
+SETTING = "training.gradient_checkpointing=true"
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ("training.gradient=local", "gradient_checkpointing does nothing for gradient local"),
+        ("training.shared_demonstrations=2", "does not go with shared_demonstrations 2"),
+        ("adapter.dropout=0.1", "does not go with adapter.dropout 0.1"),
+    ],
+)
+def test_what_does_not_fit_together_is_one_line(other: str, said: str) -> None:
+    with pytest.raises(RecipeError, match=said) as caught:
+        recipe.default([SETTING, other])
+    assert "\n" not in str(caught.value)
+
+
+def test_doctor_says_that_it_cannot_estimate_it() -> None:
+    result = invoke("doctor", "--model", "demo", "--set", SETTING)
+    assert result.exit_code == 2
+    assert "gradient_checkpointing true: MLX cannot describe" in result.stderr

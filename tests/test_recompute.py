@@ -1,0 +1,283 @@
+"""What the backward pass computes again: the same gradients, less memory, the model as before."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+from mlx_lm.models import llama
+from test_local import prompts, step_of
+
+from abft_mlx import recompute, runtime
+from abft_mlx.bench import limit, measure, sizes
+from abft_mlx.errors import ModelError
+from abft_mlx.footprint.graph import Graph, Operation, Value, trace
+from abft_mlx.footprint.peak import peak_bytes
+from abft_mlx.footprint.recomputed import marked, spelled_out
+from abft_mlx.trainer.plan import micro_batches
+
+SCALE = 0.3
+
+
+def same(function: Callable[..., mx.array]) -> Callable[..., mx.array]:
+    """Computes nothing again."""
+    return function
+
+
+@pytest.fixture(scope="module")
+def tiny(benchmark: Callable[[str], ModuleType]) -> ModuleType:
+    return benchmark("tiny_configs")
+
+
+def normal(*shape: int, seed: int = 0) -> mx.array:
+    return mx.random.normal(shape, key=mx.random.key(seed))
+
+
+class TestAgain:
+    def test_gradients_are_autodiffs(self) -> None:
+        x, y, c = normal(4, 5), normal(4, 5, seed=1), normal(5)
+
+        def gated(x: mx.array, y: mx.array) -> mx.array:
+            return nn.silu(x) * y + c
+
+        for function, given in ((gated, (x, y)), (nn.gelu, (x,))):
+            numbers = tuple(range(len(given)))
+            plain = mx.grad(lambda *one, f=function: (f(*one) ** 2).sum(), numbers)(*given)
+            again = recompute.again(function)
+            ours = mx.grad(lambda *one, f=again: (f(*one) ** 2).sum(), numbers)(*given)
+            for one, other in zip(plain, ours, strict=True):
+                assert mx.abs(one - other).max().item() < 1e-6
+
+    def test_keeps_its_arguments_alone(self) -> None:
+        """Plain, three arrays of each of sixty functions are kept; an array is 256 KiB."""
+        weights = normal(256, 256) * 0.05
+
+        def peak(again: recompute.Again) -> int:
+            def loss(x: mx.array) -> mx.array:
+                for _ in range(60):
+                    x = again(lambda y: mx.exp(mx.sin(mx.tanh(y))))(x @ weights)
+                return x.sum()
+
+            x = normal(256, 256)
+            mx.eval(x, weights)
+            mx.clear_cache()
+            runtime.reset_peak_memory()
+            mx.eval(mx.grad(loss)(x))
+            return runtime.peak_memory_bytes()
+
+        assert peak(recompute.again) < 0.6 * peak(same)
+
+
+@pytest.mark.parametrize(
+    ("mask", "S"),
+    [
+        (None, 7),
+        ("causal", 7),
+        ("causal", 12),
+        (np.tril(np.ones((7, 7), dtype=bool)), 7),
+        (np.random.default_rng(0).normal(size=(2, 4, 7, 12)).astype("float32"), 12),
+        (np.ones((2, 1, 1, 7), dtype=bool), 7),
+    ],
+)
+@pytest.mark.parametrize("sinks", [False, True])
+def test_attention_in_pieces_is_attention(mask: Any, S: int, sinks: bool) -> None:
+    """Values and gradients against MLX's own attention, three queries at a time."""
+    queries, keys, values = normal(2, 4, 7, 8), normal(2, 2, S, 8, seed=1), normal(2, 2, S, 8)
+    given = mx.array(mask) if isinstance(mask, np.ndarray) else mask
+    options = {"sinks": normal(4)} if sinks else {}
+    learnt = isinstance(given, mx.array) and given.dtype == mx.float32
+    sizes_seen = []
+
+    def original(q: mx.array, k: mx.array, v: mx.array, cache: Any, **more: Any) -> mx.array:
+        assert cache is None
+        sizes_seen.append(q.shape[2])
+        return mx.fast.scaled_dot_product_attention(q, k, v, **more)
+
+    def outputs(attend: Any) -> list[mx.array]:
+        def loss(*arrays: mx.array) -> mx.array:
+            masked = arrays[3] if learnt else given
+            out = attend(*arrays[:3], None, scale=SCALE, mask=masked, **options)
+            return (out * mx.arange(7.0)[:, None]).square().sum()
+
+        arrays = [queries, keys, values, *([given] if learnt else [])]
+        value, gradients = mx.value_and_grad(loss, tuple(range(len(arrays))))(*arrays)
+        return [value, *gradients]
+
+    plain = outputs(original)
+    sizes_seen.clear()
+    pieces = outputs(recompute.attending(recompute.again, 3)(original))
+    assert set(sizes_seen) == {3, 1}
+    for one, other in zip(plain, pieces, strict=True):
+        np.testing.assert_allclose(np.array(one), np.array(other), rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["llama", "gpt2", "gemma2", "olmoe", "qwen3_next", "gpt_oss", "longcat_flash", "deepseek_v3"],
+)
+def test_a_step_is_the_same(name: str, tiny: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recompute, "CPU_QUERIES", 5)
+    step = step_of(tiny.build(name), "exact")
+    (batch,) = micro_batches(prompts(), 3, bucket_tokens=1)
+    wrapped = []
+
+    def counting(function: Callable[..., mx.array]) -> Callable[..., mx.array]:
+        wrapped.append(function)
+        return recompute.again(function)
+
+    step.seams.again = same
+    plain, terms = step.gradients([batch], 0.5)
+    step.seams.again = counting
+    again, again_terms = step.gradients([batch], 0.5)
+    assert len(wrapped) > 2
+    np.testing.assert_allclose(np.array(terms), np.array(again_terms), rtol=1e-6)
+    for (path, one), (_, other) in zip(tree_flatten(plain), tree_flatten(again), strict=True):
+        scale = max(1.0, float(mx.abs(one).max()))
+        assert mx.abs(one - other).max().item() < 2e-6 * scale, path
+
+
+class TestActivations:
+    def test_are_wrapped_for_one_model_and_put_back(self, tiny: ModuleType) -> None:
+        model, other = tiny.build("llama"), tiny.build("llama")
+        calls = []
+
+        def again(function: Callable[..., mx.array]) -> Callable[..., mx.array]:
+            def call(*arrays: mx.array) -> mx.array:
+                calls.append(len(arrays))
+                return function(*arrays)
+
+            return call
+
+        tokens = mx.array([[1, 2, 3]])
+        plain = model(tokens)
+        own = llama.swiglu
+
+        def use() -> None:
+            with recompute.activations(model, again):
+                assert mx.array_equal(model(tokens), plain)
+                assert calls == [2] * len(model.layers)
+                other(tokens)
+                assert len(calls) == len(model.layers)
+                assert llama.swiglu is own
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            use()
+        model(tokens)
+        assert len(calls) == len(model.layers)
+        assert type(model.layers[0].mlp) is llama.MLP
+
+    def test_found_in_mlx_nn_too(self, tiny: ModuleType) -> None:
+        seen = []
+
+        def again(function: Any) -> Any:
+            seen.append(function.func)
+            return function
+
+        model = tiny.build("gpt2")
+        with recompute.activations(model, again):
+            model(mx.array([[1, 2, 3]]))
+        assert set(seen) <= {nn.gelu, nn.gelu_approx}
+        assert len(seen) == len(model.layers)
+
+
+def test_no_array_of_all_scores_and_no_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One prompt of 4,096 tokens: scores are 64 MiB a layer, logits would be 125 MiB."""
+    size = sizes.parse("2x64x8000:1x4096k4")
+
+    def peak() -> int:
+        return measure.peak_here(size, "ours-exact", "float32")
+
+    ours = peak() - limit.weight_bytes(size, mx.float32)
+    assert ours < 125 * 2**20
+    monkeypatch.setattr(recompute, "CPU_QUERIES", size.tokens)
+    assert peak() - limit.weight_bytes(size, mx.float32) - ours > 128 * 2**20
+
+
+def test_memory_is_linear_in_the_prompt() -> None:
+    lengths = (512, 1024, 2048)
+    chosen = [sizes.parse(f"2x128x96:1x{one}k4") for one in lengths]
+    peaks = [
+        measure.peak_here(one, "ours-exact", "float32") - limit.weight_bytes(one, mx.float32)
+        for one in chosen
+    ]
+    exponent = np.polyfit(np.log(lengths), np.log(peaks), 1)[0]
+    assert exponent < 1.15, peaks
+
+
+class TestSpelledOut:
+    """Graphs whose peak can be told by hand; one array is 4 MiB, and nothing runs ahead."""
+
+    @staticmethod
+    def peak(again: Any, depth: int) -> float:
+        weights = mx.zeros((1024, 1024))
+
+        def run(x: mx.array) -> list[mx.array]:
+            def loss(x: mx.array) -> mx.array:
+                for _ in range(depth):
+                    x = again(lambda y: mx.exp(mx.sin(y)))(x @ weights)
+                return x.sum()
+
+            return [mx.grad(loss)(x)]
+
+        graph = spelled_out(trace(run, [mx.zeros((1024, 1024))]))
+        return peak_bytes(graph, ahead=0) / (4 * 2**20)
+
+    def test_every_function_keeps_one_array(self) -> None:
+        """Plain: argument and exponential; again: the argument alone."""
+        assert self.peak(same, 9) - self.peak(same, 5) == 8
+        assert self.peak(marked, 9) - self.peak(marked, 5) == 4
+
+    def test_nothing_marked_is_nothing_changed(self) -> None:
+        graph = trace(lambda x: [mx.exp(x @ x)], [mx.zeros((4, 4))])
+        assert spelled_out(graph) == graph
+
+    def test_what_is_not_differentiated_is_not_computed_again(self) -> None:
+        graph = trace(lambda x: [marked(mx.exp)(x)], [mx.zeros((4, 4))])
+        assert [one.name for one in spelled_out(graph).operations].count("Exp") == 1
+
+    def test_a_graph_it_cannot_read_is_refused(self) -> None:
+        graph = trace(
+            lambda x: [marked(lambda y: mx.exp(y) * 2)(x), mx.zeros((4, 4))], [mx.zeros((4, 4))]
+        )
+        (exponential,) = [one for one in graph.operations if one.name == "Exp"]
+        stray = Operation("Negative", [], (exponential.outputs[0].name,), (Value("z", (4, 4), 4),))
+        broken = Graph((*graph.operations, stray), graph.given, ("z",))
+        with pytest.raises(ModelError, match="does not come through"):
+            spelled_out(broken)
+
+
+def test_a_step_lets_go_of_its_model(tiny: ModuleType) -> None:
+    for gradient in ("exact", "local"):
+        step = step_of(tiny.build("llama"), gradient)
+        (batch,) = micro_batches(prompts(), 3)
+        step.gradients([batch], 0.5)
+        model = weakref.ref(step.model)
+        del step
+        gc.collect()
+        assert model() is None, gradient
+
+
+@pytest.mark.parametrize("gradient", ["exact", "local"])
+def test_a_step_leaves_nothing_behind(gradient: str, tiny: ModuleType) -> None:
+    """Not even until Python's garbage collector comes round."""
+    step = step_of(tiny.build("llama"), gradient)
+    (batch,) = micro_batches(prompts(), 3)
+    step.gradients([batch], 0.5)
+    gc.collect()
+    gc.disable()
+    try:
+        before = mx.get_active_memory()
+        for _ in range(3):
+            step.gradients([batch], 0.5)
+        assert mx.get_active_memory() - before < 4096
+    finally:
+        gc.enable()
