@@ -7,6 +7,7 @@ Letters: N prompts, n calibration prompts, K demonstrations, C labels, V vocabul
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import mlx.core as mx
@@ -23,6 +24,7 @@ NEIGHBOURS = 3
 SMALLEST_SUM = 1e-5
 # Anchors that are looked at closely, for each neighbour wanted.
 _CANDIDATES = 4
+_EPSILON = float(np.finfo(np.float32).eps)
 
 
 def drawn_rows(n: int, each: int, pool: int, seed: int = 42) -> list[tuple[int, ...]]:
@@ -223,8 +225,15 @@ def _nearest(asked: mx.array, known: mx.array) -> np.ndarray:
         (B, NEIGHBOURS), or (B, n) where there are fewer anchors.
     """
     n = known.shape[0]
-    several, some = min(NEIGHBOURS, n), min(NEIGHBOURS * _CANDIDATES, n)
-    rough = (known * known).sum(axis=1) - 2 * (asked @ known.T)
+    several = min(NEIGHBOURS, n)
+    squares, own = (known * known).sum(axis=1), (asked * asked).sum(axis=1)
+    rough = squares - 2 * (asked @ known.T)
+    # What sums of V rounded numbers may be wrong by, of what stands farthest from the middle.
+    largest = squares.max() + 2 * mx.sqrt(squares.max() * own.max())
+    slack = 2 * _EPSILON * math.sqrt(known.shape[1]) * largest
+    bound = mx.sort(rough, axis=1)[:, several - 1, None] + slack
+    doubtful = int((rough <= bound).sum(axis=1).max().item())
+    some = min(max(NEIGHBOURS * _CANDIDATES, doubtful), n)
     candidates = mx.sort(mx.argpartition(rough, some - 1, axis=1)[:, :some], axis=1)
     columns = []
     for column in range(some):
