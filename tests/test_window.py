@@ -23,6 +23,7 @@ from abft_mlx import adapters, attention, experiment, footprint, loading, ports,
 from abft_mlx import recipe as recipes
 from abft_mlx.errors import AdapterError, RecipeError
 from abft_mlx.footprint.graph import Graph, trace
+from abft_mlx.footprint.recomputed import marked
 from abft_mlx.induction import HeadCensus, Window, window
 from abft_mlx.recipe import AdapterSection
 from abft_mlx.trainer.plan import micro_batches, shared_micro_batches
@@ -166,6 +167,7 @@ def graph(layers: list[int] | None, only_trained: bool, depth: int) -> Graph:
     model = tiny_models.build("llama", num_hidden_layers=depth)
     step = step_of(model, "exact", layers)
     step = only(step) if only_trained else step
+    step.seams.again = marked
     (batch,) = micro_batches(prompts(), 4)
     kept = model.trainable_parameters()
     names = [path for path, _ in tree_flatten(kept)]
