@@ -12,7 +12,7 @@ import tiny_models
 from cli_support import document, invoke
 
 from abft_mlx import attention
-from abft_mlx.bench import contenders, limit, measure, models, sizes, torch_way
+from abft_mlx.bench import contenders, exponents, limit, measure, models, sizes, torch_way
 from abft_mlx.errors import UsageError
 from abft_mlx.footprint.graph import trace
 from abft_mlx.objective import abft_terms
@@ -124,6 +124,32 @@ def test_memory_of_exact_grows_with_layers_and_of_local_hardly() -> None:
     local = beside(deep, "ours-local") / beside(shallow, "ours-local")
     assert exact > 2
     assert local < 0.7 * exact
+
+
+def rows(seconds: float, peak: int | None, weights: int) -> list[measure.Row]:
+    return [
+        measure.Row("ours-exact", seconds, seconds, seconds, 1.0, peak),
+        measure.Row("limit", 1.0, 1.0, 1.0, 1.0, weights),
+    ]
+
+
+def test_exponents_are_those_of_power_laws() -> None:
+    """Seconds as the square of prompts; memory of a prompt as tokens to the power of 1.5."""
+    found = {sizes.Size(prompts=n, tokens=100): rows(3.0 * n**2, None, 1000) for n in (1, 2, 4, 8)}
+    found |= {
+        sizes.Size(prompts=n, tokens=1024 // n): rows(1.0, 1000 + int(n * (1024 / n) ** 1.5), 1000)
+        for n in (1, 2, 4)
+    }
+    seconds, memory = exponents.fitted(found)
+    assert (seconds.of, seconds.exponent) == ("prompts", pytest.approx(2))
+    assert len(seconds.sizes) == 4
+    assert (memory.of, memory.exponent) == ("tokens", pytest.approx(1.5, abs=1e-3))
+    assert exponents.fitted(dict(list(found.items())[:2])) == []
+
+
+def test_the_sweep_can_be_fitted() -> None:
+    found = {size: rows(size.prompts, 2000, 1000) for size in sizes.sweep()}
+    assert {one.of for one in exponents.fitted(found)} == {"prompts", "tokens"}
 
 
 def test_the_command(tmp_path: Path) -> None:

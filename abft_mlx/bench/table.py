@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
+from abft_mlx.bench.exponents import Exponent
 from abft_mlx.bench.measure import Row
 from abft_mlx.bench.sizes import Size
 
@@ -36,6 +37,16 @@ def table(size: Size, rows: Sequence[Row]) -> Table:
             "–" if row.peak_memory_bytes is None else f"{row.peak_memory_bytes / 2**20:,.0f} MiB",
             _share(row, ours),
         )
+    return drawn
+
+
+def growth(found: Sequence[Exponent]) -> Table:
+    """How each contender's seconds and memory grow."""
+    drawn = Table(box=None, pad_edge=False, title="exponents", title_justify="left")
+    for heading in ("", "grows as", "to the power of"):
+        drawn.add_column(heading, justify="right" if heading.startswith("to") else "left")
+    for one in found:
+        drawn.add_row(one.contender, f"{one.quantity}, with {one.of}", f"{one.exponent:.2f}")
     return drawn
 
 

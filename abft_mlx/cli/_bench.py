@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -60,7 +61,7 @@ def bench(
         from abft_mlx import runtime
 
         runtime.prepare()
-        from abft_mlx.bench import measure, sizes, table
+        from abft_mlx.bench import exponents, measure, sizes, table
 
         chosen = [sizes.parse(one) for one in size or []]
         if not chosen:
@@ -74,6 +75,10 @@ def bench(
             )
             shell.show(table.table(one, found[one]))
         content = measure.document(found, dtype.value)
+        grown = exponents.fitted(found)
+        content["exponents"] = [asdict(one) for one in grown]
+        if grown:
+            shell.show(table.growth(grown))
         if output is not None:
             output.write_text(dump(content) + "\n", encoding="utf-8")
             shell.say(f"wrote {output}")
