@@ -321,3 +321,11 @@ def test_every_update_has_a_random_key_of_its_own():
     trainer.step.update = update
     trainer.run()
     assert len(set(keys)) == 6
+
+
+def test_metrics_count_compilations_where_there_are_any(folder):
+    trainer = make_trainer(make_recipe("training.updates=2"), folder)
+    trainer.step.compiled, trainer.step.compilations.count = True, 3
+    trainer.run()
+    lines = [json.loads(line) for line in folder.metrics_path.read_text().splitlines()]
+    assert [line["compilations"] for line in lines] == [3, 3]

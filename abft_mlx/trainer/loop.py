@@ -276,6 +276,7 @@ class Trainer:
             peak_memory_bytes=progress.peak_memory_bytes,
             validation_accuracy=accuracy,
             note=self.backoff.news(),
+            compilations=self.step.compilations.count if self.step.compiled else None,
         )
         if self.folder is not None and self.ranks.first:
             self.folder.add_metrics(update)

@@ -34,6 +34,8 @@ class Update:
         peak_memory_bytes: MLX's peak so far in this run.
         validation_accuracy: in 0..1, where this update was followed by a validation.
         note: what this update changed to fit into memory, where it did.
+        compilations: of the step so far, since the run was begun or resumed, one for each shape of
+            a micro-batch; where the step is compiled.
     """
 
     step: int
@@ -50,6 +52,7 @@ class Update:
     peak_memory_bytes: int
     validation_accuracy: float | None = None
     note: str | None = None
+    compilations: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The fields that are known, in order."""

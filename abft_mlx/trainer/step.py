@@ -62,6 +62,17 @@ class Seams:
     again: recompute.Again = recompute.again
 
 
+@dataclass
+class Compilations:
+    """How often a step's graph has been compiled; 0 where it is not.
+
+    Attributes:
+        count: so far.
+    """
+
+    count: int = 0
+
+
 class Step:
     """Computes gradients of equation 1, or of end-to-end fine-tuning's loss, and applies them.
 
@@ -87,6 +98,7 @@ class Step:
             computes them in every update. Micro-batches may then not share beginnings.
 
     Attributes:
+        compilations: counted; an update after warm-up adds none.
         seams: for whoever looks at the step without running it.
         kept: what is kept of the prompts that were seen, or None.
         value_and_grad: from trainable parameters, one micro-batch's arrays and the punish weight to
@@ -114,6 +126,7 @@ class Step:
         self.optimizer = optimizer
         self.max_gradient_norm = max_gradient_norm
         self.shapes: set[tuple[int, int]] = set()
+        self.compilations = Compilations()
         self.seams = Seams()
         self.compiled = mx.default_device() == mx.Device(mx.gpu) if compiled is None else compiled
         first = None if kept_bytes is None else below.boundary(model)
@@ -146,6 +159,7 @@ class Step:
     ) -> Callable[..., tuple]:
         # MLX's functions hide what they hold from Python's collector: never let them hold the step.
         model, port, seams = self.model, ports.port_for(self.model), self.seams
+        compilations, compiled = self.compilations, self.compiled
         # End to end, rows are measured only: all of them.
         dropped = only_trained and objective == "abft"
         counting = set(adapters.trained_layers(model)) if dropped else None
@@ -198,6 +212,8 @@ class Step:
         value_and_grad = mx.value_and_grad(loss)
 
         def run(parameters: Tree, batch: dict[str, mx.array], punish_weight: mx.array) -> tuple:
+            # A compiled function's own code runs only as it is compiled, once for each shape.
+            compilations.count += compiled
             attend = recompute.attending(seams.again)
             plain = nullcontext(partial(attention.forward, attend=attend))
             opened = checkpointed(model, counting, attend) if checkpointing else plain
@@ -235,7 +251,8 @@ class Step:
     ) -> tuple[Tree, mx.array]:
         """Gradients summed over micro-batches, and the four summed terms (4,).
 
-        Each micro-batch is evaluated before the next is built, so memory holds one at a time.
+        While the device computes a micro-batch the next one's graph is built; it is evaluated
+        only when the one before is done, so memory holds one at a time.
         """
         parameters = self.model.trainable_parameters()
         weight = mx.array(punish_weight, dtype=mx.float32)
@@ -246,9 +263,11 @@ class Step:
                 self.shapes.add(micro_batch.shape)
                 arrays = self._arrays(micro_batch)
                 one_terms, one = self.value_and_grad(parameters, arrays, weight)
+                mx.eval(total, terms)
                 total = one if total is None else tree_map(mx.add, total, one)
                 terms = terms + one_terms
-                mx.eval(total, terms)
+                mx.async_eval(total, terms)
+            mx.eval(total, terms)
         finally:
             # Tracing leaves placeholders in the model; put the real arrays back.
             self.model.update(parameters)
