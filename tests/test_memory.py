@@ -32,17 +32,25 @@ def peak(n, work):
     return runtime.peak_memory_bytes()
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_steps_peak_grows_as_estimated_within_a_factor_of_two(checkpointing):
+@pytest.mark.parametrize(
+    ("setting", "backward", "layers"),
+    [
+        ("gradient=exact", "kept", 3),
+        ("gradient_checkpointing=true", "checkpointing", 6),
+        ("gradient=local", "local", 6),
+    ],
+)
+def test_a_steps_peak_grows_as_estimated_within_a_factor_of_two(setting, backward, layers):
     one = trainer(
-        f"training.gradient_checkpointing={checkpointing}",
+        f"training.{setting}",
         hidden_size=256,
         intermediate_size=1024,
-        num_hidden_layers=6 if checkpointing else 3,
+        num_hidden_layers=layers,
     )
+    assert memory.backward_of(one.recipe) == backward
     peak(4, one.step.gradients)
     measured = (peak(24, one.step.gradients) - peak(8, one.step.gradients)) / (16 * LENGTH)
-    estimate = memory.bytes_per_token(one.model, LENGTH, checkpointing=checkpointing)
+    estimate = memory.bytes_per_token(one.model, backward)
     assert measured / 2 < estimate < measured * 2
 
 
@@ -80,7 +88,7 @@ def test_a_heads_gradient_and_moments_are_accounted_for():
 
 def test_the_budget_shrinks_with_the_machine_and_keeps_a_floor(monkeypatch):
     model = trainer("adapter.head=true", **LARGE).model
-    needed = memory.bytes_per_token(model, LENGTH)
+    needed = memory.bytes_per_token(model)
     taken = sum(v.nbytes for v in _arrays(model)) + memory.training_bytes(model)
 
     def tokens(room, objective="abft"):
@@ -101,7 +109,7 @@ def test_the_trainer_says_what_it_trains(monkeypatch):
     """A machine with room for exactly eight of ABFT's prompts holds fewer with logits."""
     model = trainer(**LARGE).model
     taken = sum(v.nbytes for v in _arrays(model)) + memory.training_bytes(model)
-    room = 8 * LENGTH * memory.bytes_per_token(model, LENGTH) + LENGTH
+    room = 8 * LENGTH * memory.bytes_per_token(model) + LENGTH
     total = int((taken + room) / memory.MEMORY_SHARE)
     monkeypatch.setattr(mx, "device_info", lambda: {"max_recommended_working_set_size": total})
     assert trainer(**LARGE).rows == 8

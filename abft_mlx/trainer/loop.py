@@ -193,8 +193,8 @@ class Trainer:
     def _measure(self) -> None:
         """See how many prompts fit, where a rough estimate leaves a doubt."""
         training, longest = self.recipe.training, self.backoff.longest_tokens
-        m, again = training.shared_demonstrations, training.gradient_checkpointing
-        each = memory.bytes_per_token(self.model, longest, checkpointing=again)
+        m, backward = training.shared_demonstrations, memory.backward_of(self.recipe)
+        each = memory.bytes_per_token(self.model, backward)
         each *= plan.padded_tokens(longest)
         room = runtime.memory_room_bytes() - memory.training_bytes(self.model)
         if each * self.rows * memory.ROUGHLY < room:

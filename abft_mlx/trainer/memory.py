@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -23,23 +24,35 @@ KEPT_SHARE = 0.25
 ROUGHLY = 3
 
 
-def bytes_per_token(model: nn.Module, longest_tokens: int, *, checkpointing: bool = False) -> int:
+Backward = Literal["kept", "checkpointing", "local"]
+"""Whether a backward pass finds what it needs, computes blocks again, or never leaves a block."""
+
+
+def backward_of(recipe: Recipe) -> Backward:
+    """The kind of backward pass that a recipe asks for."""
+    if recipe.training.gradient == "local" and recipe.objective.kind == "abft":
+        return "local"
+    return "checkpointing" if recipe.training.gradient_checkpointing else "kept"
+
+
+def bytes_per_token(model: nn.Module, backward: Backward = "kept") -> int:
     """Rough bytes that a step keeps per prompt token for the backward pass.
 
-    Per layer: about twelve arrays of the model's width, four of the MLP's (taken as four times
-    the width), and the attention's backward pass, which holds a row of scores per head. With
-    gradient checkpointing that of one layer, and of every layer four arrays of the width: its input
-    and what the adapter's gradients wait for.
+    Per layer: about ten arrays of the model's width, and two of the MLP's (taken as four times the
+    width); the rest is computed again (:mod:`abft_mlx.recompute`). With gradient checkpointing
+    that of one layer, and of every layer four arrays of the width: its input and what the
+    adapter's gradients wait for. With local gradients that of one layer, and its input and output.
 
     Args:
         model: a loaded model.
-        longest_tokens: longest prompt of the run.
-        checkpointing: whether blocks are run again instead of keeping what they computed.
+        backward: from :func:`backward_of`.
     """
     shapes = [one for one in ports.heads(model) if one is not None]
     width = max(one.n_heads * one.head_dim for one in shapes)
-    per_layer = (12 + 16) * width + 2 * max(one.n_heads for one in shapes) * longest_tokens
-    if checkpointing:
+    per_layer = (10 + 8) * width
+    if backward == "local":
+        return 4 * (per_layer + 4 * width)
+    if backward == "checkpointing":
         return 4 * (per_layer + 4 * width * len(shapes))
     return 4 * per_layer * len(shapes)
 
@@ -91,8 +104,7 @@ def micro_batch_tokens(
     model: nn.Module,
     longest_tokens: int,
     objective: str = "abft",
-    *,
-    checkpointing: bool = False,
+    backward: Backward = "kept",
 ) -> int:
     """Tokens of one micro-batch that fit beside the weights, padding included.
 
@@ -100,12 +112,12 @@ def micro_batch_tokens(
         model: a loaded model, adapters attached.
         longest_tokens: longest prompt of the run.
         objective: "abft" or "end_to_end".
-        checkpointing: as :func:`bytes_per_token`.
+        backward: from :func:`backward_of`.
     """
     on_gpu = mx.default_device() == mx.Device(mx.gpu)
     room = max(0.0, _memory() * MEMORY_SHARE - _resident_bytes(model))
     per_prompt = bytes_per_prompt(model, objective)
-    per_token = bytes_per_token(model, longest_tokens, checkpointing=checkpointing)
+    per_token = bytes_per_token(model, backward)
     fitting = int(room / (per_token + per_prompt / longest_tokens))
     return max(SMALLEST_TOKENS, min(fitting, GPU_TOKENS if on_gpu else CPU_TOKENS))
 
@@ -160,9 +172,6 @@ def micro_batch_rows(model: nn.Module, recipe: Recipe, longest_tokens: int) -> i
     budget = training.micro_batch_tokens
     if not isinstance(budget, int):
         budget = micro_batch_tokens(
-            model,
-            longest_tokens,
-            recipe.objective.kind,
-            checkpointing=training.gradient_checkpointing,
+            model, longest_tokens, recipe.objective.kind, backward_of(recipe)
         )
     return plan.rows_within(budget, longest_tokens, training.prompts_per_update, plan.BUCKET_TOKENS)
