@@ -89,7 +89,7 @@ def test_a_run_in_little_memory_ends_as_one_in_plenty(tmp_path: Path, checkout: 
     assert short.returncode == 0, short.stderr
     before, after, (note,) = json.loads(short.stdout)
     assert before == 32
-    assert 2 <= after <= 8
+    assert 2 <= after < before
     assert note.startswith(f"{after} prompts in a micro-batch instead of 32: 0.")
     expected, found = (mx.load(str(tmp_path / f"{n}.safetensors")) for n in ("whole", "short"))
     assert expected.keys() == found.keys()
