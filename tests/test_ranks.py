@@ -148,11 +148,14 @@ def test_a_killed_rank_ends_the_others(
 def test_sums_agreement_and_a_rank_that_never_comes(job: Job) -> None:
     # One is asleep: the others' MLX would wait for it for ever.
     job.start(3, "-c", WORKER, ABFT_MLX_RANK_TIMEOUT="5")
+    waited = []
     for rank in (0, 2):
         status, out, err = job.end(rank)
         assert (status, out) == (1, "ready\n"), err
-        assert f"rank {rank} of 3 " in err
-    assert "error: rank 0 of 3 has waited 5 s for another rank" in job.end(0)[2] + err
+        assert f"error: rank {rank} of 3 " in err
+        waited.append(f"rank {rank} of 3 has waited 5 s for another rank" in err)
+    # Whichever gives up first takes its connections along, and the other may see only that.
+    assert any(waited)
 
 
 def test_alone_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
