@@ -9,31 +9,16 @@ shapes: B prompts, H query heads, T tokens, S keys, D head dim.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
-from types import FunctionType
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 
-from abft_mlx import ports
+from abft_mlx.activations import quick
 
 Again = Callable[[Callable[..., mx.array]], Callable[..., mx.array]]
 """Gives a function that is computed again in the backward pass, from one of arrays alone."""
 
-# Activation functions of mlx.nn and mlx-lm, by the names under which modules find them.
-ACTIVATIONS = (
-    "gelu",
-    "gelu_approx",
-    "gelu_fast_approx",
-    "precise_swiglu",
-    "relu2",
-    "silu",
-    "swiglu",
-    "swiglu_oai",
-)
 # Queries whose patterns stand at a time. A GPU is busy with so many; a CPU saves the half of a
 # piece's pattern that is masked.
 CPU_QUERIES = 64
@@ -49,6 +34,7 @@ def again(function: Callable[..., mx.array]) -> Callable[..., mx.array]:
     Args:
         function: of arrays, giving one array; gradients of other arrays that it reads are lost.
     """
+    function = quick(function)
 
     @mx.custom_function
     def recomputed(*arrays: mx.array) -> mx.array:
@@ -124,61 +110,3 @@ def _rows(mask: Any, start: int, stop: int, T: int) -> Any:
     if isinstance(mask, mx.array) and mask.ndim > 1 and mask.shape[-2] == T:
         return mask[..., start:stop, :]
     return mask
-
-
-@contextmanager
-def activations(model: nn.Module, again: Again) -> Iterator[None]:
-    """Compute this model's activation functions again in backward passes while the block runs.
-
-    The model's own code runs: its modules find other functions under the names of activation
-    functions. Other models are untouched.
-
-    Args:
-        model: a loaded model.
-        again: :func:`again`, or what stands for it.
-    """
-    found = {
-        number: module
-        for number, module in enumerate(model.modules())
-        if _activations(type(module))
-    }
-    made: dict[type, type] = {}
-
-    def make(_: int, kind: type) -> type:
-        if kind not in made:
-            call = kind.__call__
-            assert isinstance(call, FunctionType)
-            changed = _activations(kind)
-            for name, one in changed.items():
-                inner = {name: _cheap(again, here) for name, here in _inside(one, call).items()}
-                changed[name] = ports.Namespace(one, **inner) if inner else _cheap(again, one)
-            made[kind] = ports.subclass(kind, __call__=ports.finding(call, changed))
-        return made[kind]
-
-    with ports.swapped(found, make):
-        yield
-
-
-def _activations(kind: Any) -> dict[str, Any]:
-    """Activation functions that a module's code finds among its globals, and modules of them."""
-    call = kind.__call__
-    if not isinstance(call, FunctionType):
-        return {}
-    around = {name: call.__globals__.get(name) for name in call.__code__.co_names}
-    direct = {name: one for name, one in around.items() if name in ACTIVATIONS and callable(one)}
-    modules = {name: one for name, one in around.items() if one is nn and _inside(one, call)}
-    return direct | modules
-
-
-def _cheap(again: Again, function: Callable[..., mx.array]) -> Callable[..., mx.array]:
-    def call(*arrays: mx.array, **options: Any) -> mx.array:
-        return again(partial(function, **options))(*arrays)
-
-    return call
-
-
-def _inside(module: Any, call: FunctionType) -> dict[str, Any]:
-    """Activation functions that code finds in ``mlx.nn``."""
-    if module is not nn:
-        return {}
-    return {name: getattr(nn, name) for name in call.__code__.co_names if name in ACTIVATIONS}

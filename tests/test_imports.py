@@ -18,6 +18,7 @@ ROOMS = (
     "task",
     "ports",
     "attention",
+    "activations",
     "recompute",
     "prefix",
     "induction",

@@ -13,7 +13,7 @@ import mlx.optimizers as optim
 from mlx_lm.tuner.trainer import default_loss
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
-from abft_mlx import adapters, attention
+from abft_mlx import activations, adapters, attention
 from abft_mlx.bench import torch_way
 from abft_mlx.bench.models import PUNISH, REWARD, random_model, random_prompts
 from abft_mlx.bench.sizes import Size
@@ -74,7 +74,8 @@ def forward_only(size: Size, dtype: mx.Dtype) -> Update:
     step, batch = our_step(size, dtype), batch_of(size).arrays()
 
     def run() -> float:
-        rows = attention.capture(step.model, batch["tokens"], batch["last"])
+        with activations.quickly(step.model):
+            rows = attention.capture(step.model, batch["tokens"], batch["last"])
         mx.eval(rows)
         return 0.0
 

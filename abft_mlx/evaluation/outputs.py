@@ -13,7 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from abft_mlx import ports, runtime
+from abft_mlx import activations, ports, runtime
 from abft_mlx.errors import RunError
 from abft_mlx.evaluation.sharing import own_rows, parts
 from abft_mlx.prefix import Prefix, Prefixes
@@ -118,7 +118,9 @@ def _hidden_if_it_fits(
 ) -> mx.array | None:
     """A batch's hidden states, or None where memory ran out over several prompts."""
     try:
-        hidden = hidden_at_last(model, mx.array(batch.tokens), mx.array(batch.last), prefix, which)
+        tokens, last = mx.array(batch.tokens), mx.array(batch.last)
+        with activations.quickly(model):
+            hidden = hidden_at_last(model, tokens, last, prefix, which)
         mx.eval(hidden)
         return hidden
     except (RuntimeError, MemoryError) as error:

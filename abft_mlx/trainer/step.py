@@ -14,7 +14,7 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
-from abft_mlx import adapters, attention, ports, prefix, recompute
+from abft_mlx import activations, adapters, attention, ports, prefix, recompute
 from abft_mlx.errors import RunError
 from abft_mlx.objective import Terms, abft_terms, end_to_end_terms
 from abft_mlx.ranks import Ranks
@@ -217,7 +217,7 @@ class Step:
             attend = recompute.attending(seams.again)
             plain = nullcontext(partial(attention.forward, attend=attend))
             opened = checkpointed(model, counting, attend) if checkpointing else plain
-            with recompute.activations(model, seams.again), opened as forward:
+            with activations.replaced(model, seams.again), opened as forward:
                 values, gradients = value_and_grad(parameters, batch, punish_weight, forward)
             return mx.stack(values), gradients
 
@@ -243,8 +243,14 @@ class Step:
                 prompt_weights=batch["weights"],
             )
 
-        seams = self.seams
-        return local.value_and_grad(self.model, terms, lambda *arrays: seams.settle(*arrays))
+        model, seams = self.model, self.seams
+        found = local.value_and_grad(model, terms, lambda *arrays: seams.settle(*arrays))
+
+        def run(*given: Any) -> tuple:
+            with activations.replaced(model, seams.again):
+                return found(*given)
+
+        return run
 
     def gradients(
         self, micro_batches: Sequence[MicroBatch], punish_weight: float
