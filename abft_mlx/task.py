@@ -84,7 +84,7 @@ class Task:
             training.examples,
             self.demonstrations,
             training.seed,
-            training.shared_demonstrations,
+            training.together,
         )
 
     def validation_prompts(self, training: TrainingSection) -> list[prompts.Prompt]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -11,11 +13,18 @@ from cli_support import document, invoke
 from mlx.utils import tree_flatten
 from test_trainer import make_prompts, make_recipe, make_trainer
 
+from abft_mlx import prefix, study
 from abft_mlx import recipe as recipes
 from abft_mlx.errors import RecipeError
+from abft_mlx.experiment import prepare
 from abft_mlx.trainer import RunFolder
 
 LOCAL, SHARED = "training.gradient=local", "training.shared_demonstrations=2"
+
+
+@pytest.fixture(scope="module")
+def tiny(benchmark: Callable[[str], ModuleType]) -> ModuleType:
+    return benchmark("tiny_configs")
 
 
 def trained(trainer: Any) -> dict[str, np.ndarray]:
@@ -99,4 +108,64 @@ def test_finetune_in_the_fast_modes(tmp_path: Path) -> None:
         assert len(lines) == 3
         saved = recipes.load(str(output / "recipe.yaml")).training
         assert saved.gradient == ("local" if LOCAL in settings else "exact")
-        assert saved.shared_demonstrations == (2 if SHARED in settings else 1)
+        # Unless it is told, it is as many as divide the update, up to eight.
+        assert saved.shared_demonstrations == (2 if SHARED in settings else 8)
+
+
+class TestHowManyShare:
+    """``training.shared_demonstrations`` auto."""
+
+    @pytest.mark.parametrize(
+        ("settings", "processes", "m"),
+        [
+            ((), 1, 8),
+            ((), 4, 8),
+            ((), 5, 4),
+            ((), 16, 2),
+            ((), 32, 1),
+            ((LOCAL,), 1, 8),
+            (("training.prompts_per_update=12",), 1, 4),
+            (("training.prompts_per_update=14", "training.examples=49"), 1, 7),
+            (("training.examples=513",), 1, 1),
+            (("objective.kind=end_to_end",), 1, 1),
+            (("adapter.layers=auto",), 1, 1),
+            (("adapter.layers=[1]",), 1, 1),
+            (("training.gradient_checkpointing=true",), 1, 1),
+            (("training.shared_demonstrations=4",), 1, 4),
+            (("training.shared_demonstrations=4",), 32, 4),
+        ],
+    )
+    def test_is_up_to_eight(self, settings: tuple[str, ...], processes: int, m: int) -> None:
+        recipe = recipes.resolve(recipes.load("demo", list(settings)))
+        assert recipes.share(recipe, processes).training.shared_demonstrations == m
+
+    def test_is_one_where_the_model_cannot(self, tiny: ModuleType) -> None:
+        shares = {
+            name: prefix.shareable(tiny.build(name))
+            for name in ("llama", "gpt2", "gemma2", "qwen3_next", "gemma3n", "mamba2")
+        }
+        assert shares == {
+            "llama": True,
+            "gpt2": True,
+            "gemma2": True,
+            "qwen3_next": False,
+            "gemma3n": False,
+            "mamba2": False,
+        }
+
+    def test_is_one_in_a_run_of_such_a_model(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        recipe = recipes.load("demo")
+        assert prepare(recipe).recipe.training.shared_demonstrations == 8
+        monkeypatch.setattr(prefix, "shareable", lambda _: False)
+        assert prepare(recipe).recipe.training.shared_demonstrations == 1
+        asked = recipes.load("demo", [SHARED])
+        assert prepare(asked).recipe.training.shared_demonstrations == 2
+
+    def test_is_one_in_the_papers_recipes_and_in_studies(self) -> None:
+        for name in recipes.shipped():
+            shared = recipes.load(name).training.shared_demonstrations
+            own = name in ("demo", "your-data") or name.startswith("generated/")
+            assert shared == ("auto" if own else 1), name
+        chosen = study.loads("name: s\ntasks: [demo]\nmodels: [demo]\nmethods: [abft]")
+        (cell,) = study.cells(chosen)
+        assert cell.recipe.training.shared_demonstrations == 1

@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from abft_mlx import attention, data, evaluation, loading, prompts
+from abft_mlx import attention, data, evaluation, loading, prefix, prompts
 from abft_mlx import recipe as recipes
 from abft_mlx.errors import RecipeError
 from abft_mlx.induction import HeadCensus, Window
@@ -74,7 +74,7 @@ class Experiment:
         training = self.recipe.training
         if not self.mixture:
             return self.task.training_prompts(training)
-        m = training.shared_demonstrations
+        m = training.together
         each = -(-training.examples // (m * len(self.mixture))) * m
         share = training.model_copy(update={"examples": each})
         made = [task.training_prompts(share) for task in self.mixture]
@@ -163,12 +163,15 @@ class Experiment:
         )
 
 
-def prepare(recipe: recipes.Recipe, adapter: str | Path | None = None) -> Experiment:
+def prepare(
+    recipe: recipes.Recipe, adapter: str | Path | None = None, processes: int = 1
+) -> Experiment:
     """Open everything that a recipe names, and check that it fits together.
 
     Args:
         recipe: what to open.
         adapter: a run folder or mlx-lm adapter folder to put on the model.
+        processes: that will share every update.
 
     Raises:
         UsageError: the first thing that is wrong, in one line.
@@ -191,5 +194,7 @@ def prepare(recipe: recipes.Recipe, adapter: str | Path | None = None) -> Experi
         open_task(section, read, loaded.tokenizer, loaded.context_tokens)
         for section, read in zip(sections, texts, strict=True)
     )
+    shares = prefix.shareable(loaded.model)
+    recipe = recipes.share(recipe, processes) if shares else recipes.apart(recipe)
     count = len(recipe.mixture)
     return Experiment(recipe, loaded, task, tuple(more[:count]), tuple(more[count:]))

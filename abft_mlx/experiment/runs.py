@@ -147,7 +147,7 @@ def finetune(
     if ranks is None or ranks.first:
         RunFolder(Path(output)).check(overwrite=overwrite)
     return train(
-        prepare(recipe),
+        prepare(recipe, processes=ranks.size if ranks else 1),
         output,
         overwrite=overwrite,
         on_prepared=on_prepared,
@@ -168,7 +168,7 @@ def resume(
     folder.read_run()
     recipe = recipes.load(str(folder.path / "recipe.yaml"))
     return train(
-        prepare(recipe),
+        prepare(recipe, processes=ranks.size if ranks else 1),
         output,
         resume=True,
         on_prepared=on_prepared,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import mlx.core as mx
@@ -124,7 +124,7 @@ def _with_adapter(
         compiled=False,
     )
     one = _prompt(length_tokens, recipe.prompt.demonstrations)
-    batch = plan.micro_batches([one] * rows, rows)[0].arrays()
+    batch = _training_batch(one, rows, training.together).arrays()
     adapters.train_mode(model)
     peak = resident + moments + _gradients_peak(step, batch)
     adapters.train_mode(model, False)
@@ -159,7 +159,7 @@ def _with_adapter(
 def _kept_bytes(model: nn.Module, recipe: Recipe, length_tokens: int) -> int:
     """Hidden states of all training prompts, as far as they may be in memory."""
     training = recipe.training
-    if not training.keep_hidden or training.shared_demonstrations > 1:
+    if not training.keep_hidden or training.together > 1:
         return 0
     prompts = min(training.examples, training.updates * training.prompts_per_update)
     each = below.input_bytes(model, length_tokens)
@@ -189,6 +189,20 @@ def _bytes(tree: Any) -> int:
 def _prompt(length_tokens: int, demonstrations: int) -> Prompt:
     positions = tuple(range(min(demonstrations, length_tokens)))
     return Prompt((1,) * length_tokens, positions, (0,) * len(positions), 0, 1)
+
+
+def _training_batch(one: Prompt, rows: int, together: int) -> plan.MicroBatch:
+    """Prompts as long as one; where some share demonstrations, all but the text of a query."""
+    if together == 1:
+        return plan.micro_batches([one] * rows, rows)[0]
+    demonstrations = len(one.label_positions)
+    shared = len(one.token_ids) * demonstrations // (demonstrations + 1)
+    prompts = [
+        replace(one, token_ids=one.token_ids[:shared] + (n,) * (len(one.token_ids) - shared))
+        for n in range(together)
+    ]
+    groups = max(1, rows // together)
+    return plan.shared_micro_batches(prompts * groups, together, groups * together)[0]
 
 
 def _lazy(tree: Any) -> Arrays:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from abft_mlx import loading
+from abft_mlx import loading, prefix
 from abft_mlx import recipe as recipes
 from abft_mlx.errors import UsageError
 from abft_mlx.footprint.estimate import Footprint, footprint
@@ -75,6 +75,7 @@ def examine(recipe: recipes.Recipe, length_tokens: int, limit_bytes: int) -> Fit
             f"--length {length_tokens}: {recipe.model} was made for {context} tokens at most; give "
             "fewer"
         )
+    recipe = recipes.share(recipe) if prefix.shareable(model) else recipes.apart(recipe)
     found = footprint(model, recipe, length_tokens)
     quantization = config.get("quantization") or {}
     way_out = None

@@ -2,7 +2,7 @@
 
 from abft_mlx.prefix.beginnings import Group, common_prefix, groups
 from abft_mlx.prefix.cached import Prefix, Prefixes, cacheable
-from abft_mlx.prefix.shared import PrefixKeys, forward, prefix_caches
+from abft_mlx.prefix.shared import PrefixKeys, forward, prefix_caches, shareable
 
 __all__ = [
     "Group",
@@ -14,4 +14,5 @@ __all__ = [
     "forward",
     "groups",
     "prefix_caches",
+    "shareable",
 ]

@@ -86,6 +86,18 @@ def prefix_caches(model: nn.Module) -> list[PrefixKeys]:
     return [PrefixKeys() for _ in make_prompt_cache(model)]
 
 
+def shareable(model: nn.Module) -> bool:
+    """Whether prompts can share a beginning in this model's forward pass.
+
+    A few tokens are put through it to see, and nothing is evaluated.
+    """
+    try:
+        forward(model, mx.zeros((1, 2), mx.int32), mx.zeros((2, 1), mx.int32), mx.array([0, 0]))
+    except UnsupportedArchitectureError:
+        return False
+    return True
+
+
 def forward(
     model: nn.Module,
     prefix: mx.array,

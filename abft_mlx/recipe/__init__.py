@@ -12,6 +12,7 @@ from abft_mlx.recipe.files import (
     shipped,
     studies,
 )
+from abft_mlx.recipe.resolving import apart, resolve, share
 from abft_mlx.recipe.sections import (
     AdapterSection,
     DataSection,
@@ -24,7 +25,6 @@ from abft_mlx.recipe.sections import (
     TaskSection,
     TrainingSection,
     VariantsSection,
-    resolve,
     task,
 )
 from abft_mlx.recipe.tasks import check_mixture
@@ -41,6 +41,7 @@ __all__ = [
     "TaskSection",
     "TrainingSection",
     "VariantsSection",
+    "apart",
     "change",
     "check_mixture",
     "default",
@@ -51,6 +52,7 @@ __all__ = [
     "override",
     "resolve",
     "save",
+    "share",
     "shipped",
     "studies",
     "task",

@@ -34,11 +34,11 @@ class TrainingSection(Section):
         description="Exact gradients in less memory and more time: each block's activations are "
         "computed again in the backward pass instead of being kept.",
     )
-    shared_demonstrations: Int = Field(
-        default=1,
-        ge=1,
+    shared_demonstrations: Annotated[Int, Field(ge=1)] | Literal["auto"] = Field(
+        default="auto",
         description="Training prompts that share one set of demonstrations, which is computed once "
-        "for them all; divides examples and prompts_per_update.",
+        "for them all; divides examples and prompts_per_update. auto is up to 8 where it can be, "
+        "1 is the paper's.",
     )
     micro_batch_tokens: Annotated[Int, Field(ge=1)] | Literal["auto"] | None = Field(
         default="auto",
@@ -71,9 +71,15 @@ class TrainingSection(Section):
         default=None, gt=0, description="Clip the gradient to this norm; null means no clipping."
     )
 
+    @property
+    def together(self) -> int:
+        """Prompts that share their demonstrations; 1 while that is auto and nobody has chosen."""
+        m = self.shared_demonstrations
+        return 1 if m == "auto" else m
+
     @model_validator(mode="after")
     def _whole_groups(self) -> TrainingSection:
-        m = self.shared_demonstrations
+        m = self.together
         for name in ("examples", "prompts_per_update"):
             if getattr(self, name) % m:
                 raise ValueError(
@@ -89,10 +95,10 @@ class TrainingSection(Section):
                 "gradient_checkpointing does nothing for gradient local, which keeps no "
                 "activations; set one of the two"
             )
-        if self.gradient_checkpointing and self.shared_demonstrations > 1:
+        if self.gradient_checkpointing and self.together > 1:
             raise ValueError(
                 f"gradient_checkpointing does not go with shared_demonstrations "
-                f"{self.shared_demonstrations}, whose keys outlive their block; set it to 1, or "
+                f"{self.together}, whose keys outlive their block; set it to 1, or "
                 "gradient to local instead of gradient_checkpointing"
             )
         if self.keep_hidden_bytes is not None and not self.keep_hidden:

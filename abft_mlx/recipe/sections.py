@@ -7,11 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from abft_mlx.recipe._fields import Int, Name, Number, Pair, Section
-from abft_mlx.recipe._training import (
-    FULL_LEARNING_RATE,
-    LORA_LEARNING_RATE,
-    TrainingSection,
-)
+from abft_mlx.recipe._training import TrainingSection
 
 Method = Literal["vanilla", "zero_shot", "contextual", "domain", "batch", "hidden", "knn"]
 Protocol = Literal["accuracy", "robustness", "bias", "unseen", "transfer"]
@@ -298,27 +294,3 @@ def task(recipe: Recipe) -> TaskSection:
     """The task that a recipe measures on, and trains on unless it names a mixture."""
     name = recipe.name or recipe.data.source
     return TaskSection(name=name, data=recipe.data, prompt=recipe.prompt, variants=recipe.variants)
-
-
-def resolve(recipe: Recipe) -> Recipe:
-    """Fill in what depends on other settings, so that the recipe alone reproduces the run."""
-    if recipe.training.learning_rate is None:
-        rate = LORA_LEARNING_RATE if recipe.adapter.kind == "lora" else FULL_LEARNING_RATE
-        training = recipe.training.model_copy(update={"learning_rate": rate})
-        recipe = recipe.model_copy(update={"training": training})
-    if recipe.objective.layers is None:
-        counting = "trained" if recipe.adapter.layers == "auto" else "all"
-        objective = recipe.objective.model_copy(update={"layers": counting})
-        recipe = recipe.model_copy(update={"objective": objective})
-    if recipe.prompt.chat:
-        transfer = [_in_turns(one) for one in recipe.evaluation.transfer]
-        evaluation = recipe.evaluation.model_copy(update={"transfer": transfer})
-        mixture = [_in_turns(one) for one in recipe.mixture]
-        recipe = recipe.model_copy(update={"mixture": mixture, "evaluation": evaluation})
-    return recipe
-
-
-def _in_turns(section: TaskSection) -> TaskSection:
-    """A task whose prompts are chats."""
-    prompt = section.prompt.model_copy(update={"chat": True})
-    return section.model_copy(update={"prompt": prompt})

@@ -97,7 +97,7 @@ class Trainer:
         self.kept_hidden: dict[str, int] | None = None
         self._best: Any = None
         objective, training = recipe.objective, recipe.training
-        groups = training.prompts_per_update // training.shared_demonstrations
+        groups = training.prompts_per_update // training.together
         if groups < self.ranks.size:
             raise RecipeError(
                 f"training.prompts_per_update {training.prompts_per_update}: {groups} groups of "
@@ -116,7 +116,7 @@ class Trainer:
         )
         # The paper's Adam corrects its bias; MLX's does so only when asked.
         self.optimizer = optim.Adam(training.learning_rate, bias_correction=True)
-        keeps = training.keep_hidden and training.shared_demonstrations == 1
+        keeps = training.keep_hidden and training.together == 1
         self.step = Step(
             model,
             self.optimizer,
@@ -133,7 +133,7 @@ class Trainer:
         longest = max(len(one.token_ids) for one in prompts)
         self.backoff = backoff.Backoff(
             memory.micro_batch_rows(model, recipe, longest),
-            training.shared_demonstrations,
+            training.together,
             training.micro_batch_tokens == "auto",
             longest,
         )
@@ -193,7 +193,7 @@ class Trainer:
     def _measure(self) -> None:
         """See how many prompts fit, where a rough estimate leaves a doubt."""
         training, longest = self.recipe.training, self.backoff.longest_tokens
-        m, backward = training.shared_demonstrations, memory.backward_of(self.recipe)
+        m, backward = training.together, memory.backward_of(self.recipe)
         each = memory.bytes_per_token(self.model, backward)
         each *= plan.padded_tokens(longest)
         room = runtime.memory_room_bytes() - memory.training_bytes(self.model)
@@ -218,7 +218,7 @@ class Trainer:
         )
 
     def _cut(self, chosen: Sequence[Prompt]) -> list[plan.MicroBatch]:
-        m = self.recipe.training.shared_demonstrations
+        m = self.recipe.training.together
         if m == 1:
             return plan.micro_batches(chosen, self.rows)
         bucket = plan.BUCKET_TOKENS if self.step.compiled else 1
@@ -227,7 +227,7 @@ class Trainer:
     def _one_update(self) -> None:
         training, progress = self.recipe.training, self.progress
         start = time.perf_counter()
-        m = training.shared_demonstrations
+        m = training.together
         groups = plan.update_rows(
             len(self.prompts) // m,
             training.prompts_per_update // m,

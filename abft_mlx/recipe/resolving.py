@@ -1,0 +1,71 @@
+"""What depends on other settings of a recipe, filled in, so that it alone reproduces the run."""
+
+from __future__ import annotations
+
+import math
+
+from abft_mlx.recipe._training import FULL_LEARNING_RATE, LORA_LEARNING_RATE
+from abft_mlx.recipe.sections import Recipe, TaskSection
+
+# Of eight prompts that share demonstrations, those are a third of all tokens at k = 4.
+MOST_TOGETHER = 8
+
+
+def resolve(recipe: Recipe) -> Recipe:
+    """Fill in what depends on other settings, so that the recipe alone reproduces the run."""
+    if recipe.training.learning_rate is None:
+        rate = LORA_LEARNING_RATE if recipe.adapter.kind == "lora" else FULL_LEARNING_RATE
+        training = recipe.training.model_copy(update={"learning_rate": rate})
+        recipe = recipe.model_copy(update={"training": training})
+    if recipe.objective.layers is None:
+        counting = "trained" if recipe.adapter.layers == "auto" else "all"
+        objective = recipe.objective.model_copy(update={"layers": counting})
+        recipe = recipe.model_copy(update={"objective": objective})
+    if recipe.prompt.chat:
+        transfer = [_in_turns(one) for one in recipe.evaluation.transfer]
+        evaluation = recipe.evaluation.model_copy(update={"transfer": transfer})
+        mixture = [_in_turns(one) for one in recipe.mixture]
+        recipe = recipe.model_copy(update={"mixture": mixture, "evaluation": evaluation})
+    return recipe
+
+
+def share(recipe: Recipe, processes: int = 1) -> Recipe:
+    """Make ``training.shared_demonstrations`` auto into a number, for a model that can share.
+
+    It is the largest one up to 8 that divides what it must, and leaves every process a group. It is
+    1 end to end, with gradient checkpointing, and where only some layers train: hidden states below
+    them are kept instead (``training.keep_hidden``).
+
+    Args:
+        recipe: the run.
+        processes: that share every update.
+    """
+    training = recipe.training
+    if training.shared_demonstrations != "auto":
+        return recipe
+    alone = (
+        recipe.objective.kind == "end_to_end"
+        or recipe.adapter.layers is not None
+        or training.gradient_checkpointing
+    )
+    whole = math.gcd(training.examples, training.prompts_per_update)
+    sizes = [m for m in range(2, MOST_TOGETHER + 1) if whole % m == 0 and not alone]
+    fitting = [m for m in sizes if training.prompts_per_update // m >= processes]
+    return _together(recipe, max(fitting, default=1))
+
+
+def apart(recipe: Recipe) -> Recipe:
+    """Make ``training.shared_demonstrations`` auto into 1, as it is in the paper."""
+    chosen = recipe.training.shared_demonstrations == "auto"
+    return _together(recipe, 1) if chosen else recipe
+
+
+def _together(recipe: Recipe, m: int) -> Recipe:
+    training = recipe.training.model_copy(update={"shared_demonstrations": m})
+    return recipe.model_copy(update={"training": training})
+
+
+def _in_turns(section: TaskSection) -> TaskSection:
+    """A task whose prompts are chats."""
+    prompt = section.prompt.model_copy(update={"chat": True})
+    return section.model_copy(update={"prompt": prompt})
