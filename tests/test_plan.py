@@ -61,3 +61,31 @@ def test_an_update_may_need_more_than_one_pass():
     rows = plan.update_rows(3, 7, 0, seed=0)
     assert sorted(rows[:3]) == sorted(rows[3:6]) == [0, 1, 2]
     assert len(rows) == 7
+
+
+def groups(lengths, m=4):
+    """Groups of m prompts, of which all but the last five tokens are shared, and a little more."""
+    made = []
+    for length in lengths:
+        for number in range(m):
+            rest = (900 + number, *range(500, 504 + number % 2))
+            made.append(Prompt((*range(1, length - 4), *rest), (1, 3), (0, 1), number, 3))
+    return made
+
+
+def test_where_lengths_are_rounded_few_shapes_occur():
+    shapes = set()
+    for lengths in ((40, 70, 71, 75, 100), (70, 41, 98, 77, 69), (40, 40, 71, 100, 100)):
+        prompts = groups(lengths)
+        cut = plan.shared_micro_batches(prompts, 4, 32, bucket_tokens=32)
+        assert sum(one.prompts for one in cut) == 20
+        assert sum(one.tokens for one in cut) == sum(len(one.token_ids) for one in prompts)
+        shapes |= {(one.batch.tokens.shape, one.prefix.shape) for one in cut}
+    # Nine micro-batches of two groups, whatever comes together in an update.
+    assert shapes == {((8, one), (2, other)) for one in (32, 64) for other in (32, 64)}
+
+
+def test_where_they_are_not_all_that_is_shared_is_computed_once():
+    cut = plan.shared_micro_batches(groups((40, 70, 40, 71, 70)), 4, 8)
+    assert [one.prefix.shape for one in cut] == [(2, 35), (2, 65), (1, 66)]
+    assert all(one.weights.all() for one in cut)

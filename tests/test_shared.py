@@ -72,6 +72,14 @@ def test_gradients_are_those_of_whole_prompts(tiny: ModuleType, name: str, gradi
     given = prompts()
     step = step_of(tiny.build(name), gradient)
     whole, whole_terms = step.gradients(micro_batches(given, 6), 0.5)
+    # Of 8 tokens with a third group that only fills the shape.
+    thrice = [*given, *given[:3]]
+    cut = shared_micro_batches(thrice, 3, 6, bucket_tokens=8)
+    assert [(one.prompts, one.shape[0], len(one.prefix)) for one in cut] == [(6, 6, 2), (3, 6, 2)]
+    both, _ = step.gradients(cut, 0.5)
+    twice, _ = step.gradients(micro_batches(thrice, 9), 0.5)
+    for (path, one), (_, other) in zip(tree_flatten(both), tree_flatten(twice), strict=True):
+        assert np.abs(np.array(one - other)).max() <= 2e-5, path
     for bucket in (1, 8):
         batches = shared_micro_batches(given, 3, 6, bucket_tokens=bucket)
         shared, terms = step.gradients(batches, 0.5)

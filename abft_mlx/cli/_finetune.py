@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from abft_mlx.ranks import Ranks
     from abft_mlx.trainer import Update
 
+_EXACT = ("training.gradient=exact", "training.shared_demonstrations=1")
 # People's labels are rarely one token, so a run without a recipe lets abft-mlx choose words.
 _WITHOUT_RECIPE = ("prompt.label_words=auto",)
 
@@ -56,6 +57,13 @@ def finetune(
             show_default="42",
         ),
     ] = None,
+    exact: Annotated[
+        bool,
+        typer.Option(
+            "--exact",
+            help="Every prompt with its own demonstrations, and exact gradients, as in the paper.",
+        ),
+    ] = False,
     settings: Set = None,
     resume: Annotated[
         Path | None,
@@ -77,7 +85,7 @@ def finetune(
         text_column=text_column,
         label_column=label_column,
         labels=labels,
-        settings=settings,
+        settings=[*(_EXACT if exact else ()), *(settings or ())],
         training=seed,
     )
     if resume is not None:

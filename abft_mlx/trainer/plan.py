@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -14,6 +16,8 @@ from abft_mlx.prompts import Prompt, PromptBatch, pad
 
 # Widths are rounded up to a multiple of this, so that few shapes occur.
 BUCKET_TOKENS = 32
+# Groups of a micro-batch whose shape is rounded: more differ more in what each of them shares.
+FEW_GROUPS = 2
 
 
 @dataclass(frozen=True)
@@ -100,8 +104,10 @@ def shared_micro_batches(
 ) -> list[MicroBatch]:
     """Cut one update of prompts that share demonstrations into micro-batches.
 
-    Groups whose shared beginnings are equally long go into one micro-batch. What a group shares is
-    cut to a multiple of ``bucket_tokens``; the rest of it stands in each of its prompts.
+    Groups whose shared beginnings are equally long go into one micro-batch. Where lengths are
+    rounded, shapes are to be few: then every micro-batch has the same number of groups, the last
+    one filled up with prompts of weight 0, and the shortest of its beginnings is what all share.
+    The rest of a beginning stands in each of its prompts.
 
     Args:
         prompts: the update's prompts; each ``together`` in a row share their demonstrations.
@@ -109,31 +115,42 @@ def shared_micro_batches(
         rows: prompts of a micro-batch, at most, but at least one group.
         bucket_tokens: what lengths are rounded to.
     """
-    groups: dict[int, list[list[Prompt]]] = {}
+    groups: list[tuple[int, int, list[Prompt]]] = []
     for start in range(0, len(prompts), together):
         group = list(prompts[start : start + together])
         tokens = [one.token_ids for one in group]
         # Each prompt keeps a token of its own, its last.
         shared = min(len(common_prefix(tokens)), min(map(len, tokens)) - 1)
-        shared = shared // bucket_tokens * bucket_tokens
-        groups.setdefault(shared, []).append(group)
-    cut = []
-    for shared, alike in sorted(groups.items()):
-        alike.sort(key=lambda group: max(len(one.token_ids) for one in group))
-        size = max(1, rows // together)
-        for start in range(0, len(alike), size):
-            chosen = [one for group in alike[start : start + size] for one in group]
-            longest = max(len(one.token_ids) for one in chosen)
-            width = shared + padded_tokens(longest - shared, bucket_tokens)
-            whole = pad(chosen, range(len(chosen)), width)
-            cut.append(
-                MicroBatch(
-                    replace(whole, tokens=whole.tokens[:, shared:]),
-                    np.ones(len(chosen), dtype=np.float32),
-                    whole.tokens[::together, :shared] if shared else None,
-                )
-            )
-    return cut
+        groups.append((shared // bucket_tokens * bucket_tokens, max(map(len, tokens)), group))
+    groups.sort(key=lambda one: one[:2])
+    size = max(1, rows // together)
+    if bucket_tokens == 1:
+        cut = []
+        for _, alike in itertools.groupby(groups, key=lambda one: one[0]):
+            cut += _pieces(list(alike), size)
+        return [_sharing(one, len(one), bucket_tokens) for one in cut]
+    size = min(size, FEW_GROUPS, len(groups))
+    return [_sharing(one, size, bucket_tokens) for one in _pieces(groups, size)]
+
+
+def _pieces(groups: list[Any], size: int) -> list[list[Any]]:
+    return [groups[start : start + size] for start in range(0, len(groups), size)]
+
+
+def _sharing(
+    groups: Sequence[tuple[int, int, list[Prompt]]], size: int, bucket_tokens: int
+) -> MicroBatch:
+    """A micro-batch of so many groups, filled up with the last one."""
+    shared, together = min(one[0] for one in groups), len(groups[0][2])
+    filled = [*groups, *[groups[-1]] * (size - len(groups))]
+    chosen = [one for _, _, group in filled for one in group]
+    longest = max(one[1] for one in groups)
+    whole = pad(chosen, range(len(chosen)), shared + padded_tokens(longest - shared, bucket_tokens))
+    return MicroBatch(
+        replace(whole, tokens=whole.tokens[:, shared:]),
+        (np.arange(len(chosen)) < len(groups) * together).astype(np.float32),
+        whole.tokens[::together, :shared] if shared else None,
+    )
 
 
 def rows_within(budget_tokens: int, longest_tokens: int, prompts: int, bucket_tokens: int) -> int:
