@@ -25,6 +25,9 @@ runtime.prepare()
 from abft_mlx import experiment, recipe  # noqa: E402  (BLAS first)
 from abft_mlx.data.generated import TASKS  # noqa: E402
 
+# The paper's way, unless --set says otherwise: every prompt has its own demonstrations.
+ALONE = "training.shared_demonstrations=1"
+
 
 def changes(task: str, model: str, seed: int, data: Path | None) -> tuple[str, list[str]]:
     """The recipe of a task, and what to change in it."""
@@ -46,7 +49,7 @@ def changes(task: str, model: str, seed: int, data: Path | None) -> tuple[str, l
 def cell(task: str, model: str, seed: int, data: Path | None, settings: list[str]) -> dict:
     """Measure, fine-tune, measure again."""
     name, overrides = changes(task, model, seed, data)
-    opened = experiment.prepare(recipe.load(name, [*overrides, *settings]))
+    opened = experiment.prepare(recipe.load(name, [ALONE, *overrides, *settings]))
     prompts = opened.test_prompts()
     before = opened.measure(prompts)
     heads_before = opened.census(prompts[:128]).heads_per_prompt

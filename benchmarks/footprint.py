@@ -146,7 +146,7 @@ def compare(
     import mlx.core as mx
     from mlx.utils import tree_flatten
 
-    from abft_mlx import adapters, loading
+    from abft_mlx import activations, adapters, loading
     from abft_mlx.evaluation.outputs import hidden_at_last
     from abft_mlx.footprint import footprint
     from abft_mlx.prompts import Prompt
@@ -197,7 +197,13 @@ def compare(
     optimizer = sum(one.nbytes for _, one in tree_flatten(trainer.optimizer.state))
     batch = plan.micro_batches([prompts[0]] * estimate.evaluation_rows, estimate.evaluation_rows)[0]
     arrays = batch.arrays()
-    evaluation = measured(lambda: mx.eval(hidden_at_last(model, arrays["tokens"], arrays["last"])))
+
+    def evaluate() -> None:
+        with activations.quickly(model):
+            hidden = hidden_at_last(model, arrays["tokens"], arrays["last"])
+        mx.eval(hidden)
+
+    evaluation = measured(evaluate)
     return {
         "weights": estimate.weights_bytes,
         "resident": before,

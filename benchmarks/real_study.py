@@ -5,7 +5,7 @@ abft-mlx study claims-real.yaml --output runs/claims-real
 
 Other parts of the claims, on one set each: ``--part unseen --sets trec`` unseen labels (the paper's
 figure 3), ``--part grid --sets sst2`` the weights A and B (figure 6), ``--part planes --sets sst2``
-the weights between two methods (figure 7).
+the weights between two methods (figure 7). ``--part modes``: what the fast modes of training cost.
 """
 
 from __future__ import annotations
@@ -72,7 +72,28 @@ protocols: [accuracy]
 settings: [training.learning_rate=1e-3]
 figures: [plane]
 """
-PARTS = {"accuracy": REST, "unseen": UNSEEN, "grid": GRID, "planes": PLANES}
+MODES = """\
+methods:
+  - vanilla
+  - abft
+  - name: local
+    like: abft
+    settings: ["training.gradient=local"]
+  - name: shared
+    like: abft
+    settings: ["training.shared_demonstrations=8"]
+  - name: local_shared
+    like: abft
+    settings: ["training.gradient=local", "training.shared_demonstrations=8"]
+  - name: window
+    like: abft
+    settings: ["adapter.layers=auto"]
+seeds: [42, 43, 44, 45]
+protocols: [accuracy]
+settings: [training.learning_rate=1e-3]
+figures: [accuracy]
+"""
+PARTS = {"modes": MODES, "accuracy": REST, "unseen": UNSEEN, "grid": GRID, "planes": PLANES}
 
 
 def main() -> None:

@@ -31,7 +31,7 @@ from abft_mlx.trainer import Trainer, plan
 FULL_LEARNING_RATE = 1e-3
 
 _LOCAL = "training.gradient=local"
-_SHARED = "training.shared_demonstrations=8"
+_ALONE, _SHARED = (f"training.shared_demonstrations={m}" for m in (1, 8))
 _FULL = ("adapter.kind=full", f"training.learning_rate={FULL_LEARNING_RATE:g}")
 OURS: dict[str, tuple[str, ...]] = {
     "exact": (),
@@ -269,7 +269,7 @@ def make(name: str, task: str, settings: Sequence[str]) -> Contender:
         settings: ``section.key=value`` each, the same for all contenders.
     """
     own = OURS.get(name, _FULL if name == PYTORCH else ())
-    opened = experiment.prepare(recipe.load(task, [*settings, *own]))
+    opened = experiment.prepare(recipe.load(task, [_ALONE, *settings, *own]))
     if name in OURS:
         return Ours(opened)
     if name == PYTORCH:
