@@ -30,7 +30,7 @@ demo: $(VENV)/.installed  ## measure the bundled model, fine-tune it, measure ag
 	@$(BIN)/abft-mlx demo $(ARGS)
 
 test: $(VENV)/.installed-dev  ## run the tests; ARGS="-m slow" for the slow ones
-	@$(BIN)/python -m pytest $(ARGS)
+	@OPENBLAS_NUM_THREADS=$${OPENBLAS_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(VENV)/.installed-dev  ## check style and types
 	@$(BIN)/ruff check .

@@ -338,7 +338,9 @@ def test_an_estimate_counts_all_layers() -> None:
 def test_the_doctor_takes_it() -> None:
     result = invoke("doctor", "demo", f"--set={AUTO}", "--json")
     assert result.exit_code == 0, result.stderr
-    plain = document(invoke("doctor", "demo", "--json"))["memory_estimate"]
+    # Where layers are chosen nothing is shared.
+    alone = "--set=training.shared_demonstrations=1"
+    plain = document(invoke("doctor", "demo", "--json", alone))["memory_estimate"]
     assert document(result)["memory_estimate"] == plain
 
 

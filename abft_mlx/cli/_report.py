@@ -47,14 +47,14 @@ def plan(experiment: Experiment, trainable: int | None, output: object = None) -
         what = f"LoRA of rank {adapter.rank} on" if adapter.kind == "lora" else "the whole of"
         what += " W_Q and W_K" + (", and the LM head" if adapter.head else "")
         chat = " in chat turns" if recipe.prompt.chat else ""
-        shared = f", of which {training.together} share them" if training.together > 1 else ""
+        shared = f", shared by {training.together} prompts" if training.together > 1 else ""
         how = ", end to end" if recipe.objective.kind == "end_to_end" else ""
         if experiment.mixture:
             how += f", on {', '.join(task.name for task in experiment.mixture)}"
         lines.append(
             f"training  {trainable:,} parameters, {what}: {training.updates} updates "
             f"of {training.prompts_per_update} prompts with {recipe.prompt.demonstrations} "
-            f"demonstrations{shared}{chat}{how}"
+            f"demonstrations{chat}{shared}{how}"
         )
         lines.append(f"layers    {_layers(experiment)}")
     if experiment.builder.shortened:
