@@ -26,6 +26,8 @@ TINY = sizes.parse("2x64x96:4x40k3")
 
 def test_sizes_are_read_and_written_alike() -> None:
     assert sizes.parse(str(sizes.REFERENCE)) == sizes.REFERENCE
+    assert sizes.quick(on_gpu=True) == sizes.REFERENCE
+    assert str(sizes.quick(on_gpu=False)) == "4x768x32000:8x160k4"
     assert str(TINY) == "2x64x96:4x40k3"
     assert len(set(sizes.sweep())) == len(sizes.sweep()) > 10
 

@@ -24,7 +24,11 @@ class Dtype(StrEnum):
 
 def bench(
     quick: Annotated[
-        bool, typer.Option("--quick", help="The reference size alone, and mlx-lm's default keys.")
+        bool,
+        typer.Option(
+            "--quick",
+            help="The reference size alone (on a CPU a third of its layers), without mlx-lm-qk.",
+        ),
     ] = False,
     size: Annotated[
         list[str] | None,
@@ -61,12 +65,15 @@ def bench(
         from abft_mlx import runtime
 
         runtime.prepare()
+        import mlx.core as mx
+
         from abft_mlx.bench import exponents, measure, sizes, table
 
         chosen = [sizes.parse(one) for one in size or []]
         if not chosen:
-            chosen = [sizes.REFERENCE] if quick else sizes.sweep()
-        skipped = [*(without or []), *(measure.QUICK_WITHOUT if quick and not size else [])]
+            on_gpu = mx.default_device() == mx.Device(mx.gpu)
+            chosen = [sizes.quick(on_gpu)] if quick else sizes.sweep()
+        skipped = [*(without or []), *(measure.QUICK_WITHOUT if quick else [])]
         names = measure.reference_names(skipped)
         found = {}
         for one in chosen:
