@@ -95,6 +95,13 @@ def test_groups_must_be_whole() -> None:
         recipes.load("demo", ["training.shared_demonstrations=3"])
 
 
+def test_a_number_or_auto_is_wanted() -> None:
+    said = "is 'often': a whole number of at least 1, or auto, is needed"
+    for name in ("shared_demonstrations", "micro_batch_tokens"):
+        with pytest.raises(RecipeError, match=f"training.{name} {said}"):
+            recipes.load("demo", [f"training.{name}=often"])
+
+
 def test_finetune_in_the_fast_modes(tmp_path: Path) -> None:
     """The bundled model on a generated task: the loss falls in each mode."""
     small = ["training.updates=3", "training.prompts_per_update=8", "training.examples=16"]

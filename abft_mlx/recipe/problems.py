@@ -11,6 +11,8 @@ from pydantic_core import ErrorDetails
 
 from abft_mlx.recipe.sections import Recipe
 
+_OR_AUTO = ("training.shared_demonstrations", "training.micro_batch_tokens")
+
 
 def closest(word: str, known: Iterable[str]) -> str | None:
     """The known word that looks most like this one, if any does."""
@@ -89,6 +91,8 @@ def _line(path: str, model: type[BaseModel], root: type[BaseModel], detail: Erro
         message = "a map of settings is needed"
     if path == "prompt.label_words":
         message = "a map from labels to words, auto, or null is needed"
+    if path in _OR_AUTO and detail["type"] in ("int_parsing", "literal_error"):
+        message = "a whole number of at least 1, or auto, is needed"
     if path == "adapter.layers" and detail["type"] in ("list_type", "literal_error"):
         message = "a list of layer numbers such as [4, 5], auto, or null for all is needed"
     if detail["type"] == "value_error" and isinstance(detail["input"], dict):
