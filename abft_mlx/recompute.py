@@ -14,9 +14,9 @@ from typing import Any
 
 import mlx.core as mx
 
-from abft_mlx.activations import quick
+from abft_mlx.activations import Around, quick
 
-Again = Callable[[Callable[..., mx.array]], Callable[..., mx.array]]
+Again = Around
 """Gives a function that is computed again in the backward pass, from one of arrays alone."""
 
 # Queries whose patterns stand at a time. A GPU is busy with so many; a CPU saves the half of a

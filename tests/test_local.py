@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -106,8 +107,10 @@ def stopped(model: Any, batch: dict[str, mx.array]) -> tuple[mx.array, dict[str,
 @pytest.mark.parametrize("layers", [None, [1]])
 @pytest.mark.parametrize("name", KINDS)
 def test_local_gradients_are_autodiffs_with_stops(
-    tiny: ModuleType, name: str, layers: list[int] | None
+    tiny: ModuleType, name: str, layers: list[int] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Activation functions stay MLX's own; tests/test_activations.py compares ours with them.
+    monkeypatch.setattr(platform, "machine", lambda: "arm64")
     model = tiny.build(name)
     if layers is not None and ports.heads(model)[1] is None:
         layers = [n for n, one in enumerate(ports.heads(model)) if one is not None][:1]
@@ -118,8 +121,7 @@ def test_local_gradients_are_autodiffs_with_stops(
     expected_terms, expected = stopped(model, batch.arrays())
     assert found.keys() == expected.keys()
     for path, gradient in expected.items():
-        scale = max(1.0, float(np.abs(gradient).max()))
-        assert np.abs(found[path] - gradient).max() <= 2e-6 * scale, path
+        assert np.abs(found[path] - gradient).max() <= 1e-6, path
     assert max(np.abs(one).max() for one in expected.values()) > 1e-4
     if layers is None:
         assert np.allclose(np.array(terms), np.array(expected_terms), rtol=1e-5)

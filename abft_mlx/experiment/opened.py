@@ -194,7 +194,6 @@ def prepare(
         open_task(section, read, loaded.tokenizer, loaded.context_tokens)
         for section, read in zip(sections, texts, strict=True)
     )
-    shares = prefix.shareable(loaded.model)
-    recipe = recipes.share(recipe, processes) if shares else recipes.apart(recipe)
+    recipe = recipes.share(recipe, processes, able=prefix.shareable(loaded.model))
     count = len(recipe.mixture)
     return Experiment(recipe, loaded, task, tuple(more[:count]), tuple(more[count:]))

@@ -75,7 +75,7 @@ def examine(recipe: recipes.Recipe, length_tokens: int, limit_bytes: int) -> Fit
             f"--length {length_tokens}: {recipe.model} was made for {context} tokens at most; give "
             "fewer"
         )
-    recipe = recipes.share(recipe) if prefix.shareable(model) else recipes.apart(recipe)
+    recipe = recipes.share(recipe, able=prefix.shareable(model))
     found = footprint(model, recipe, length_tokens)
     quantization = config.get("quantization") or {}
     way_out = None

@@ -12,7 +12,7 @@ from abft_mlx.recipe.files import (
     shipped,
     studies,
 )
-from abft_mlx.recipe.resolving import apart, resolve, share
+from abft_mlx.recipe.resolving import resolve, share
 from abft_mlx.recipe.sections import (
     AdapterSection,
     DataSection,
@@ -41,7 +41,6 @@ __all__ = [
     "TaskSection",
     "TrainingSection",
     "VariantsSection",
-    "apart",
     "change",
     "check_mixture",
     "default",

@@ -29,8 +29,8 @@ def resolve(recipe: Recipe) -> Recipe:
     return recipe
 
 
-def share(recipe: Recipe, processes: int = 1) -> Recipe:
-    """Make ``training.shared_demonstrations`` auto into a number, for a model that can share.
+def share(recipe: Recipe, processes: int = 1, able: bool = True) -> Recipe:
+    """Make ``training.shared_demonstrations`` auto into a number.
 
     It is the largest one up to 8 that divides what it must, and leaves every process a group. It is
     1 end to end, with gradient checkpointing, and where only some layers train: hidden states below
@@ -39,29 +39,21 @@ def share(recipe: Recipe, processes: int = 1) -> Recipe:
     Args:
         recipe: the run.
         processes: that share every update.
+        able: False makes it 1, as it is in the paper: for a model that cannot share.
     """
     training = recipe.training
     if training.shared_demonstrations != "auto":
         return recipe
     alone = (
-        recipe.objective.kind == "end_to_end"
+        not able
+        or recipe.objective.kind == "end_to_end"
         or recipe.adapter.layers is not None
         or training.gradient_checkpointing
     )
     whole = math.gcd(training.examples, training.prompts_per_update)
     sizes = [m for m in range(2, MOST_TOGETHER + 1) if whole % m == 0 and not alone]
     fitting = [m for m in sizes if training.prompts_per_update // m >= processes]
-    return _together(recipe, max(fitting, default=1))
-
-
-def apart(recipe: Recipe) -> Recipe:
-    """Make ``training.shared_demonstrations`` auto into 1, as it is in the paper."""
-    chosen = recipe.training.shared_demonstrations == "auto"
-    return _together(recipe, 1) if chosen else recipe
-
-
-def _together(recipe: Recipe, m: int) -> Recipe:
-    training = recipe.training.model_copy(update={"shared_demonstrations": m})
+    training = training.model_copy(update={"shared_demonstrations": max(fitting, default=1)})
     return recipe.model_copy(update={"training": training})
 
 

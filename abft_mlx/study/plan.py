@@ -258,7 +258,7 @@ class _Plan:
                 "protocol transfer measures on the study's other tasks, and there is only "
                 f"{task.name}; name more tasks, or set evaluation.transfer"
             )
-        return recipes.apart(recipes.resolve(made))
+        return recipes.share(recipes.resolve(made), able=False)
 
     def _base(self, model: ModelEntry, task: TaskEntry) -> Recipe:
         """A task's recipe with this model and all settings that are not a method's."""
