@@ -36,6 +36,8 @@ ACTIVATIONS = (
     "swiglu",
     "swiglu_oai",
 )
+# 1 + tanh(z) is 2 sigmoid(2 z).
+SLOPE, CUBIC = 2 * math.sqrt(2 / math.pi), 0.044715
 
 
 @contextmanager
@@ -73,23 +75,28 @@ def replaced(model: nn.Module, around: Around) -> Iterator[None]:
 
 
 @contextmanager
-def quickly(model: nn.Module) -> Iterator[None]:
+def quickly(model: nn.Module, *, exportable: bool = False) -> Iterator[None]:
     """Let this model compute its activation functions by :func:`quick` while the block runs."""
-    with replaced(model, quick) if _slow_exponentials() else nullcontext():
+    around = partial(quick, exportable=exportable)
+    with replaced(model, around) if _slow_exponentials() else nullcontext():
         yield
 
 
-def quick(function: Callable[..., mx.array]) -> Callable[..., mx.array]:
+def quick(
+    function: Callable[..., mx.array], *, exportable: bool = False
+) -> Callable[..., mx.array]:
     """The same function, computed in another way where MLX's own takes long.
 
     Args:
         function: an activation function or a ``partial`` of one; any other is given back.
+        exportable: in operations that ``mx.export_function`` can describe, whose gradient is MLX's
+            and takes more than that of the other.
     """
-    plain = function.func if isinstance(function, partial) else function
+    plain = plain_function(function)
     if not _slow_exponentials() or plain not in _by_sigmoid():
         return function
     options = function.keywords if isinstance(function, partial) else {}
-    other = _by_sigmoid()[plain]
+    other = _by_sigmoid(exportable)[plain]
 
     def call(*arrays: mx.array) -> mx.array:
         single = all(one.dtype == mx.float32 for one in arrays)
@@ -103,21 +110,39 @@ def _slow_exponentials() -> bool:
     return on_x86 and mx.default_device() == mx.Device(mx.cpu)
 
 
+def plain_function(function: Callable[..., mx.array]) -> Callable[..., mx.array]:
+    """What a ``partial`` is of; any other function itself."""
+    return function.func if isinstance(function, partial) else function
+
+
+def own_gradients() -> dict[Callable[..., mx.array], Callable[[mx.array, mx.array], mx.array]]:
+    """Functions of one argument whose gradient :func:`quick` writes down, in single precision.
+
+    Returns:
+        For each function what makes its argument's gradient from the argument and the gradient of
+        its result; empty where functions are MLX's own.
+    """
+    return {nn.gelu_approx: _gelu_gradient} if _slow_exponentials() else {}
+
+
 @cache
-def _by_sigmoid() -> dict[Callable[..., mx.array], Callable[..., mx.array]]:
-    """Functions that are little more than a sigmoid, written with :func:`_sigmoid`."""
+def _by_sigmoid(
+    exportable: bool = False,
+) -> dict[Callable[..., mx.array], Callable[..., mx.array]]:
+    """Functions that are little more than a sigmoid, written with :func:`_by_power`."""
+    sigmoid, gelu = (_by_power, _gelu) if exportable else (_sigmoid(), _gelu_approx())
 
     def swiglu_oai(
         gate: mx.array, x: mx.array, alpha: float = 1.702, limit: float = 7.0
     ) -> mx.array:
         gate = mx.minimum(gate, limit)
-        return (mx.clip(x, -limit, limit) + 1.0) * (gate * _sigmoid()(alpha * gate))
+        return (mx.clip(x, -limit, limit) + 1.0) * (gate * sigmoid(alpha * gate))
 
     return {
-        nn.silu: lambda x: x * _sigmoid()(x),
-        nn.gelu_approx: _gelu_approx(),
-        nn.gelu_fast_approx: lambda x: x * _sigmoid()(1.702 * x),
-        own.swiglu: lambda gate, x: gate * _sigmoid()(gate) * x,
+        nn.silu: lambda x: x * sigmoid(x),
+        nn.gelu_approx: gelu,
+        nn.gelu_fast_approx: lambda x: x * sigmoid(1.702 * x),
+        own.swiglu: lambda gate, x: gate * sigmoid(gate) * x,
         own.swiglu_oai: swiglu_oai,
     }
 
@@ -138,23 +163,29 @@ def _sigmoid() -> Callable[[mx.array], mx.array]:
 
 @cache
 def _gelu_approx() -> Callable[[mx.array], mx.array]:
-    # 1 + tanh(z) is 2 sigmoid(2 z).
-    slope, cubic = 2 * math.sqrt(2 / math.pi), 0.044715
-
-    def inner(x: mx.array) -> mx.array:
-        return _by_power(x * (slope + slope * cubic * (x * x)))
-
     @mx.custom_function
     def gelu(x: mx.array) -> mx.array:
-        return x * inner(x)
+        return _gelu(x)
 
     # Left to itself, the derivative of the cube holds more arrays than MLX's own function does.
     @gelu.vjp
     def _(x: mx.array, cotangent: mx.array, _: mx.array) -> mx.array:
-        one = inner(x)
-        return cotangent * (one + one * (1 - one) * x * (slope + 3 * slope * cubic * (x * x)))
+        return _gelu_gradient(x, cotangent)
 
     return gelu
+
+
+def _gelu(x: mx.array) -> mx.array:
+    return x * _gelu_sigmoid(x)
+
+
+def _gelu_gradient(x: mx.array, cotangent: mx.array) -> mx.array:
+    one = _gelu_sigmoid(x)
+    return cotangent * (one + one * (1 - one) * x * (SLOPE + 3 * SLOPE * CUBIC * (x * x)))
+
+
+def _gelu_sigmoid(x: mx.array) -> mx.array:
+    return _by_power(x * (SLOPE + SLOPE * CUBIC * (x * x)))
 
 
 def _by_power(x: mx.array) -> mx.array:

@@ -11,7 +11,7 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_unflatten
 
-from abft_mlx import adapters
+from abft_mlx import activations, adapters
 from abft_mlx.errors import RecipeError
 from abft_mlx.evaluation.outputs import hidden_at_last
 from abft_mlx.footprint.graph import trace
@@ -290,7 +290,8 @@ def _update_peaks(step: Step) -> tuple[int, int]:
 def _evaluation_peak(model: nn.Module, batch: Arrays) -> int:
     def function(parameters: Arrays, batch: Arrays) -> list[mx.array]:
         model.update(tree_unflatten(list(parameters.items())))
-        return [hidden_at_last(model, batch["tokens"], batch["last"])]
+        with activations.quickly(model, exportable=True):
+            return [hidden_at_last(model, batch["tokens"], batch["last"])]
 
     whole = model.parameters()
     try:

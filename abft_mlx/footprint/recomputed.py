@@ -13,8 +13,9 @@ from dataclasses import replace
 
 import mlx.core as mx
 
+from abft_mlx import activations
 from abft_mlx.errors import ModelError
-from abft_mlx.footprint.graph import Graph, Operation
+from abft_mlx.footprint.graph import Graph, Operation, Value, trace
 
 # Axes of length 1 that are put in and taken out again at once.
 ARGUMENT = (0, 1)
@@ -23,11 +24,22 @@ RESULT = (0, 1, 2)
 
 def marked(function: Callable[..., mx.array]) -> Callable[..., mx.array]:
     """Stands for :func:`abft_mlx.recompute.again` in a function that is traced."""
+    own, plain = list(activations.own_gradients()), activations.plain_function(function)
 
     def call(*arrays: mx.array) -> mx.array:
-        return _through(function(*(_through(one, ARGUMENT) for one in arrays)), RESULT)
+        run: Callable[..., mx.array] = function
+        axes: tuple[int, ...] = RESULT
+        if plain in own and arrays[0].dtype == mx.float32:
+            run = activations.quick(function, exportable=True)
+            axes = _own(own.index(plain))
+        return _through(run(*(_through(one, ARGUMENT) for one in arrays)), axes)
 
     return call
+
+
+def _own(number: int) -> tuple[int, ...]:
+    """Axes of the result of a function that does not leave its gradient to MLX."""
+    return (*RESULT, *range(len(RESULT), len(RESULT) + number + 1))
 
 
 def _through(array: mx.array, axes: tuple[int, ...]) -> mx.array:
@@ -55,11 +67,17 @@ class _Rewriting:
             value.name: value for one in graph.operations for value in one.outputs
         }
         self.arguments = {one.outputs[0].name for one in self._marks(ARGUMENT)}
-        self.results = {one.outputs[0].name for one in self._marks(RESULT)}
+        self.own = {
+            one.outputs[0].name: gradient
+            for number, gradient in enumerate(activations.own_gradients().values())
+            for one in self._marks(_own(number))
+        }
+        self.results = {one.outputs[0].name for one in self._marks(RESULT)} | self.own.keys()
         self.entries = {self.maker[name].inputs[0] for name in self.arguments}
         self.place = {id(one): number for number, one in enumerate(graph.operations)}
         self.renamed: dict[int, dict[str, str]] = {}
         self.added: list[Operation] = []
+        self.given: list[Value] = []
 
     def _marks(self, axes: tuple[int, ...]) -> Iterable[Operation]:
         """The second reshape of each pair."""
@@ -76,7 +94,8 @@ class _Rewriting:
             replace(one, inputs=tuple(self.renamed.get(id(one), {}).get(n, n) for n in one.inputs))
             for one in self.graph.operations
         ]
-        return replace(self.graph, operations=_runnable([*operations, *self.added]))
+        given = (*self.graph.given, *self.given)
+        return replace(self.graph, operations=_runnable([*operations, *self.added]), given=given)
 
     def _again(self, result: str) -> None:
         """Compute again what leads to a result, unless it is the gradient of one."""
@@ -95,6 +114,9 @@ class _Rewriting:
         if not outside:
             return
         gradient = self._gradient([one for _, one in outside], made)
+        if result in self.own:
+            self._differentiate(result, self._before(taken[0]), gradient, outside)
+            return
         new = {name: f"{name}, again for {result}" for name in made}
         sources = [self._before(name) for name in taken]
         waiting = tuple(replace(self.values[n], name=new[n]) for n in taken)
@@ -108,6 +130,38 @@ class _Rewriting:
                 self.added.append(replace(one, inputs=inputs, outputs=outputs))
         for name, reader in outside:
             self.renamed.setdefault(id(reader), {})[name] = new[name]
+
+    def _differentiate(
+        self, result: str, argument: str, gradient: str, outside: list[tuple[str, Operation]]
+    ) -> None:
+        """Put a function's own gradient in the place of MLX's, which nobody reads then."""
+        queue = [value.name for _, one in outside for value in one.outputs]
+        for name in queue:
+            if name in self.arguments:
+                break
+            queue += [value.name for one in self.readers.get(name, []) for value in one.outputs]
+        else:
+            raise ModelError("a marked function's gradient is nobody's")
+
+        def own(x: mx.array, cotangent: mx.array) -> list[mx.array]:
+            (x,) = mx.depends([x], [cotangent])
+            return [self.own[result](x, cotangent)]
+
+        shape = self.values[argument].shape
+        graph = trace(own, [mx.zeros(shape), mx.zeros(shape)])
+        given = zip(graph.given, (argument, gradient), strict=False)
+        names = {value.name: name for value, name in given}
+        constants = [value for value in graph.given if value.name not in names]
+        made = [value for one in graph.operations for value in one.outputs]
+        new = {value.name: f"{value.name} of {result}" for value in (*constants, *made)}
+        names |= new
+        self.given += [replace(value, name=new[value.name]) for value in constants]
+        for one in graph.operations:
+            outputs = tuple(replace(value, name=new[value.name]) for value in one.outputs)
+            inputs = tuple(names[name] for name in one.inputs)
+            self.added.append(replace(one, inputs=inputs, outputs=outputs))
+        for one in self.readers.get(name, []):
+            self.renamed.setdefault(id(one), {})[name] = new[graph.results[0]]
 
     def _before(self, marked: str) -> str:
         """What goes into a pair of reshapes."""
