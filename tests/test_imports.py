@@ -32,6 +32,7 @@ ROOMS = (
     "facts",
     "prediction",
     "experiment",
+    "classifier",
     "study",
     "analysis",
     "exchange",
