@@ -31,6 +31,7 @@ def readme(checkout: Path) -> str:
         "docs/ports.md",
         "docs/performance.md",
         "docs/distributed.md",
+        "docs/tracking.md",
     ],
 )
 def test_links_lead_somewhere(name: str, checkout: Path) -> None:

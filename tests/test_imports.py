@@ -26,6 +26,7 @@ ROOMS = (
     "adapters",
     "loading",
     "trainer",
+    "tracking",
     "evaluation",
     "footprint",
     "bench",
