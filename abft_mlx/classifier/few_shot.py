@@ -69,13 +69,6 @@ class Classifier(Estimator):
         train: False makes :meth:`fit` only choose demonstrations: prompting without training, to
             compare with, or with an adapter that is there already.
         on_update: told of every optimizer update of :meth:`fit`.
-
-    Attributes:
-        classes_: (C,) the labels, sorted; those given to :meth:`fit`, of their own type, or names.
-        demonstrations_: the K pairs of text and label that every prompt shows.
-        recipe_: the resolved recipe.
-        progress_: updates, seconds, validations and peak memory of :meth:`fit`'s training; None
-            where nothing was trained.
     """
 
     _fitted: _Ready | None = None
@@ -105,8 +98,8 @@ class Classifier(Estimator):
     def fit(self, X: Iterable[str], y: Iterable[Hashable]) -> Classifier:
         """Train an adapter with ABFT on labelled texts, and choose what prompts show.
 
-        Up to ``data.training_rows`` of the texts train; ``data.validation_rows`` of them are held
-        out where ``training.validate_every`` is set. Demonstrations are
+        Up to ``data.training_rows`` of the texts train; ``data.validation_rows`` of them, none
+        unless it is set, are held out for ``training.validate_every``. Demonstrations are
         ``prompt.demonstrations`` training texts, drawn by ``evaluation.seed`` so that classes
         occur equally often, unless they were given.
 
@@ -197,7 +190,7 @@ class Classifier(Estimator):
 
     @property
     def classes_(self) -> np.ndarray:
-        """(C,) the labels, sorted."""
+        """(C,) the labels, sorted: those given to :meth:`fit`, of their own type, or names."""
         return self._ready().classes
 
     @property
@@ -214,7 +207,7 @@ class Classifier(Estimator):
 
     @property
     def progress_(self) -> Progress | None:
-        """What :meth:`fit`'s training came to."""
+        """Updates, seconds, validations and peak memory of :meth:`fit`; None without training."""
         return self._ready().progress
 
     def save(self, folder: str | Path) -> None:
