@@ -19,7 +19,7 @@ PREPARE = $(BIN)/python -m pip install -qq --upgrade 'pip>=25.1'
 INSTALL = $(BIN)/python -m pip install -qq
 endif
 
-.PHONY: help setup demo test lint format check clean
+.PHONY: help setup demo test lint format docs check clean
 
 help:  ## say what there is
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/'
@@ -40,6 +40,10 @@ lint: $(VENV)/.installed-dev  ## check style and types
 format: $(VENV)/.installed-dev  ## bring the code into shape
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+docs: $(VENV)/.installed-docs  ## build the site into build/docs; a warning is an error
+	@$(BIN)/python -m sphinx -W --keep-going -q -b html -d build/doctrees docs build/docs $(ARGS)
+	@echo "the site begins at build/docs/index.html"
 
 check: lint test  ## lint and test
 
@@ -62,6 +66,11 @@ endif
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "installing what tests and linters need, once"
 	@$(INSTALL) --group dev
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	@echo "installing what the site is built with, once"
+	@$(INSTALL) --group docs
 	@touch $@
 
 # On Linux MLX needs an optimised BLAS beside it; without one everything works, slowly.

@@ -7,6 +7,7 @@
     run = abft_mlx.finetune("demo", "runs/demo")
     model, tokenizer = abft_mlx.load("demo", adapter=run.output)
     result = abft_mlx.evaluate("demo", adapter=run.output)
+    labels = abft_mlx.Classifier(adapter=run.output).predict(["where is my order"])
 
 Everything is imported on first use, after :func:`abft_mlx.runtime.prepare` has found a BLAS: on
 Linux, import ``abft_mlx`` and what you need of it before ``mlx``.
@@ -18,17 +19,24 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "evaluate", "finetune", "load"]
+__all__ = ["Classifier", "__version__", "evaluate", "finetune", "load"]
 
 if TYPE_CHECKING:
     from abft_mlx.api import evaluate, finetune, load
+    from abft_mlx.classifier import Classifier
 
-_FUNCTIONS = frozenset({"evaluate", "finetune", "load"})
+_HOMES = {
+    "Classifier": "classifier",
+    "evaluate": "api",
+    "finetune": "api",
+    "load": "api",
+}
 _LIGHT_ROOMS = frozenset({"data", "errors", "prompts", "recipe", "runtime"})
 _MLX_ROOMS = frozenset(
     {
         "adapters",
         "attention",
+        "classifier",
         "evaluation",
         "experiment",
         "induction",
@@ -43,18 +51,18 @@ _MLX_ROOMS = frozenset(
 
 
 def __getattr__(name: str) -> Any:
-    """Import a function or a room of this package when it is first asked for (PEP 562)."""
+    """Import a function, a class or a room of this package when it is first asked for (PEP 562)."""
     from importlib import import_module
 
     if name in _LIGHT_ROOMS:
         return import_module(f"abft_mlx.{name}")
-    if name in _FUNCTIONS or name in _MLX_ROOMS:
+    if name in _HOMES or name in _MLX_ROOMS:
         from abft_mlx.runtime import prepare
 
         prepare()
         if name in _MLX_ROOMS:
             return import_module(f"abft_mlx.{name}")
-        value = getattr(import_module("abft_mlx.api"), name)
+        value = getattr(import_module(f"abft_mlx.{_HOMES[name]}"), name)
         globals()[name] = value
         return value
     raise AttributeError(f"module 'abft_mlx' has no attribute {name!r}")
@@ -62,4 +70,4 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     """What this package offers, imported or not."""
-    return sorted({*globals(), *_FUNCTIONS, *_LIGHT_ROOMS, *_MLX_ROOMS})
+    return sorted({*globals(), *_HOMES, *_LIGHT_ROOMS, *_MLX_ROOMS})

@@ -11,7 +11,8 @@
         ├── ModelError            a model that cannot be found, opened or used
         │   └── UnsupportedArchitectureError
         ├── AdapterError          an adapter that does not fit
-        └── OutputError           a folder or file that cannot be written
+        ├── OutputError           a folder or file that cannot be written
+        └── NotFittedError        a Classifier that was asked before it knows its classes
 
 Messages are one line for a person: the value seen, where it was seen, and the way out.
 """
@@ -71,3 +72,7 @@ class AdapterError(UsageError):
 
 class OutputError(UsageError):
     """A folder or file cannot be written, or would be overwritten."""
+
+
+class NotFittedError(UsageError, AttributeError):
+    """A classifier was asked before it knows its classes; by its bases ``hasattr`` is False."""

@@ -48,6 +48,7 @@ class Predictor:
     """A model with fixed demonstrations.
 
     Attributes:
+        model: as it was given.
         builder: makes the prompts; counts the texts that it shortened.
         demonstrations: the K pairs of text and class number that every prompt shows.
         prefix: what is cached of them, computed anew if a text turns up whose first token takes in
@@ -74,7 +75,7 @@ class Predictor:
         """
         self.builder = builder
         self.demonstrations = tuple(demonstrations)
-        self._model = model
+        self.model = model
         self._batch_tokens = batch_tokens
         self.prefix = Prefix(model, self._shared())
 
@@ -110,7 +111,7 @@ class Predictor:
     def probabilities(self, asked: Sequence[prompts.Prompt]) -> np.ndarray:
         """Label probabilities of prompts, (N, C) float64."""
         return evaluation.label_probabilities(
-            self._model,
+            self.model,
             asked,
             self.builder.space,
             batch_tokens=self._batch_tokens,
@@ -136,7 +137,7 @@ class Predictor:
         kept = self.prefix.token_ids
         shared = common_prefix([kept, *(one.token_ids for one in asked)])
         if len(shared) < len(kept):
-            self.prefix = Prefix(self._model, shared)
+            self.prefix = Prefix(self.model, shared)
 
     def _shared(self) -> tuple[int, ...]:
         """The tokens that prompts begin with, as far as a few texts can tell."""
@@ -176,19 +177,41 @@ class Opened:
         ]
 
 
+def class_names(section: recipes.DataSection) -> tuple[str, ...]:
+    """The classes of a recipe's data: those that it lists, or those that its texts have."""
+    return tuple(section.labels or data.load(section).names)
+
+
+def read_demonstrations(
+    section: recipes.DataSection, source: str, names: Sequence[str]
+) -> data.LabelledTexts:
+    """Read a file of labelled texts to show.
+
+    Args:
+        section: the columns of texts and labels, and what to do with empty texts.
+        source: the file.
+        names: the classes, in order.
+
+    Raises:
+        DataError: it cannot be read, or holds problems.
+    """
+    given = {"source": source, "labels": list(names), "config": None, "split": "train"}
+    return data.load(section.model_copy(update=given))
+
+
 def prepare(
     recipe: recipes.Recipe,
     adapter: str | Path | None = None,
-    demonstrations: str | None = None,
+    demonstrations: str | data.LabelledTexts | None = None,
 ) -> Opened:
     """Open what a recipe names for prediction.
 
     Args:
         recipe: names model, data, prompts and the seed that chooses demonstrations.
         adapter: a run folder or mlx-lm adapter folder to put on the model.
-        demonstrations: a file of labelled texts, all of which are shown, in order. Without one
-            they are drawn as for eval's first prompt: by ``evaluation.seed`` from the part of the
-            data that is kept for demonstrations.
+        demonstrations: labelled texts, or a file of them, all of which are shown, in order.
+            Without any they are drawn as for eval's first prompt: by ``evaluation.seed`` from the
+            part of the data that is kept for demonstrations.
 
     Raises:
         UsageError: the first thing that is wrong, in one line.
@@ -206,12 +229,36 @@ def prepare(
         pairs = [pool.pairs()[row] for row in drawn]
         rows = tuple(part.rows["demonstrations"][row] + 1 for row in drawn)
     else:
-        names = tuple(section.data.labels or data.load(section.data).names)
-        given = {"source": demonstrations, "labels": list(names), "config": None, "split": "train"}
-        pairs = data.load(section.data.model_copy(update=given)).pairs()
+        if isinstance(demonstrations, str):
+            demonstrations = read_demonstrations(
+                section.data, demonstrations, class_names(section.data)
+            )
+        names, source = demonstrations.names, demonstrations.source
+        pairs = demonstrations.pairs()
         rows = tuple(range(1, len(pairs) + 1))
-        source = demonstrations
     loaded = loading.load_model(recipe.model, recipe.revision, adapter=adapter)
     builder = prompt_builder(section, names, loaded.tokenizer, loaded.context_tokens)
     predictor = Predictor(loaded.model, builder, pairs, recipe.evaluation.batch_tokens)
     return Opened(recipe, predictor, source, rows)
+
+
+def behind(
+    recipe: recipes.Recipe,
+    model: nn.Module,
+    builder: prompts.PromptBuilder,
+    demonstrations: data.LabelledTexts,
+) -> Opened:
+    """A model that is open already, with demonstrations for prediction.
+
+    Args:
+        recipe: the resolved recipe.
+        model: is not to change from now on.
+        builder: of the task's prompts.
+        demonstrations: all are shown, in order, and have the builder's classes.
+
+    Raises:
+        PromptError: the demonstrations make no prompt.
+    """
+    pairs = demonstrations.pairs()
+    predictor = Predictor(model, builder, pairs, recipe.evaluation.batch_tokens)
+    return Opened(recipe, predictor, demonstrations.source, tuple(range(1, len(pairs) + 1)))

@@ -140,6 +140,7 @@ def open_task(
     texts: data.LabelledTexts,
     tokenizer: Any,
     context_tokens: int | None = None,
+    splits: data.Splits | None = None,
 ) -> Task:
     """Divide a task's texts and fit its words to a tokenizer.
 
@@ -148,11 +149,13 @@ def open_task(
         texts: what ``data.load(section.data)`` read.
         tokenizer: anything with ``encode(text, add_special_tokens=False)`` and ``decode``.
         context_tokens: longer prompts are refused.
+        splits: the texts' parts, where they are not those of ``data.split``.
 
     Raises:
         UsageError: the first thing that is wrong, in one line.
     """
-    splits = data.split(texts, section.data, section.prompt.demonstrations)
+    if splits is None:
+        splits = data.split(texts, section.data, section.prompt.demonstrations)
     template = prompts.Template.from_section(section.prompt)
     builder = prompt_builder(section, texts.names, tokenizer, context_tokens)
     return Task(section, texts, splits, template, builder.space, builder, tokenizer, context_tokens)

@@ -31,6 +31,11 @@ def readme(checkout: Path) -> str:
         "docs/ports.md",
         "docs/performance.md",
         "docs/distributed.md",
+        "docs/tracking.md",
+        "docs/index.md",
+        "docs/guides/your-data.md",
+        "docs/guides/paper.md",
+        "docs/guides/python.md",
     ],
 )
 def test_links_lead_somewhere(name: str, checkout: Path) -> None:

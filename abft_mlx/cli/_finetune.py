@@ -22,11 +22,12 @@ from abft_mlx.cli._options import (
     TextColumn,
 )
 from abft_mlx.cli._shell import Shell
-from abft_mlx.errors import UsageError
+from abft_mlx.errors import RunError, UsageError
 
 if TYPE_CHECKING:
     from abft_mlx.experiment import Experiment, RunResult
     from abft_mlx.ranks import Ranks
+    from abft_mlx.tracking import Tracking
     from abft_mlx.trainer import Update
 
 _EXACT = ("training.gradient=exact", "training.shared_demonstrations=1")
@@ -71,6 +72,18 @@ def finetune(
             metavar="RUN", help="Continue the run in this folder; nothing else is given then."
         ),
     ] = None,
+    report_to: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TRACKERS",
+            help="Report the run to wandb, swanlab or both (wandb,swanlab), by mlx-lm's callbacks.",
+            show_default=False,
+        ),
+    ] = None,
+    project_name: Annotated[
+        str | None,
+        typer.Option(help="What --report-to's trackers call the project.", show_default="abft-mlx"),
+    ] = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -102,17 +115,36 @@ def finetune(
         )
     elif recipe is None:
         changes = [*_WITHOUT_RECIPE, *changes]
+    if project_name is not None and report_to is None:
+        raise UsageError(f"--project-name {project_name!r} is for --report-to, which is not given")
     ranks = _ranks.join(resumable=True)
     if not ranks.first:  # the first rank speaks for all
         as_json, quiet = False, True
     shell = Shell(as_json=as_json, quiet=quiet)
     with shell.speaking():
-        result = _run(shell, ranks, recipe, changes, output, resume, overwrite=overwrite)
+        tracking = _tracking(shell, report_to, project_name) if ranks.first else None
+        result = _run(shell, ranks, recipe, changes, output, resume, tracking, overwrite=overwrite)
         if not ranks.first:
             return
         for line in _outcome(result):
             shell.tell(line)
-    shell.document(_document(result))
+    document = _document(result)
+    if tracking is not None:
+        document["tracking"] = {
+            "project": tracking.project,
+            "trackers": list(tracking.names),
+            "lost": tracking.lost,
+        }
+    shell.document(document)
+
+
+def _tracking(shell: Shell, report_to: str | None, project: str | None) -> Tracking | None:
+    """The trackers asked for, found before anything is opened."""
+    if report_to is None:
+        return None
+    from abft_mlx import tracking
+
+    return tracking.Tracking(tracking.chosen(report_to), project or tracking.PROJECT, shell.tell)
 
 
 def _run(
@@ -122,6 +154,7 @@ def _run(
     changes: list[str],
     output: Path | None,
     resume: Path | None,
+    tracking: Tracking | None,
     *,
     overwrite: bool,
 ) -> RunResult:
@@ -135,7 +168,7 @@ def _run(
         folder = output or api.default_output(opened)
     shell.say("opening model and data …")
     try:
-        with Follow(shell, folder) as follow:
+        with Follow(shell, folder, tracking) as follow:
             if resume is not None:
                 return experiment.resume(
                     folder, on_prepared=follow.prepared, on_update=follow.updated, ranks=ranks
@@ -155,24 +188,42 @@ def _run(
 
 
 class Follow(contextlib.ExitStack):
-    """Prints the plan of a run when it is ready, then shows its updates."""
+    """Prints the plan of a run when it is ready, then shows its updates and reports them."""
 
-    def __init__(self, shell: Shell, output: Path) -> None:
+    def __init__(self, shell: Shell, output: Path, tracking: Tracking | None = None) -> None:
         super().__init__()
         self._shell = shell
         self._output = output
+        self._tracking = tracking
         self._display: _progress.Display | None = None
 
     def prepared(self, experiment: Experiment, trainable: int) -> None:
-        """Print the plan and start the display."""
+        """Print the plan, open the trackers and start the display."""
+        from abft_mlx.trainer import RunFolder
+
         self._shell.say(*_report.plan(experiment, trainable, self._output))
+        if self._tracking is not None:
+            try:
+                self._tracking.start(experiment.recipe, self._output)
+            except RunError:
+                if not (self._output / "checkpoint").exists():  # not a run that goes on
+                    RunFolder(self._output).discard()
+                raise
+            self.push(self._close)
         updates = experiment.recipe.training.updates
         self._display = self.enter_context(_progress.updates(self._shell, updates))
 
     def updated(self, update: Update) -> None:
-        """Show one update."""
+        """Show and report one update."""
         if self._display is not None:
             self._display.update(update)
+        if self._tracking is not None:
+            self._tracking.updated(update)
+
+    def _close(self, kind: type[BaseException] | None, *rest: object) -> None:
+        del rest
+        assert self._tracking is not None
+        self._tracking.close(failed=kind is not None)
 
 
 def _outcome(result: RunResult) -> list[str]:

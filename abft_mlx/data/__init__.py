@@ -1,6 +1,7 @@
 """Labelled texts: reading, checking, and the protocol's seeded splits and samplers."""
 
 from abft_mlx.data._check import Report
+from abft_mlx.data._given import balanced_rows, for_training, given, listed, queries_of, word
 from abft_mlx.data.generator import Generator, demonstration_rows, training_rows
 from abft_mlx.data.loading import builtin_tasks, builtin_template, load, report
 from abft_mlx.data.queries import Queries, Query
@@ -13,12 +14,18 @@ __all__ = [
     "Query",
     "Report",
     "Splits",
+    "balanced_rows",
     "builtin_tasks",
     "builtin_template",
     "demonstration_rows",
     "fold",
+    "for_training",
+    "given",
+    "listed",
     "load",
+    "queries_of",
     "report",
     "split",
     "training_rows",
+    "word",
 ]

@@ -69,8 +69,8 @@ def check(
     """
     problems = list(table.problems)
     warnings: list[str] = []
-    values = [_label(row.label) for row in table.rows]
-    space = _Space.of([v for v in values if not isinstance(v, _Bad)], labels, table.names)
+    values = [label_word(row.label) for row in table.rows]
+    space = _Space.of([v for v in values if not isinstance(v, Bad)], labels, table.names)
     if space.problem:
         problems.append((0, space.problem))
     good: list[tuple[str, int, str]] = []
@@ -86,7 +86,7 @@ def check(
                 continue
             found.append("the text is empty; fix or remove the row, or set data.empty_texts: drop")
         index = None
-        if isinstance(label, _Bad):
+        if isinstance(label, Bad):
             found.append(label.reason)
         elif not space.problem:
             index = space.index(label)
@@ -122,7 +122,7 @@ def check(
 
 
 @dataclass(frozen=True)
-class _Bad:
+class Bad:
     """A label that cannot be one, and why."""
 
     reason: str
@@ -189,26 +189,26 @@ def _is_whole(value: str) -> bool:
     return digits.isascii() and digits.isdigit() and str(int(value[:20])) == value
 
 
-def _label(value: Any) -> str | _Bad:
+def label_word(value: Any) -> str | Bad:
     """A label as a word: numbers and flags are written out, spaces around it taken off."""
     if value is MISSING or value is None:
-        return _Bad("there is no label")
+        return Bad("there is no label")
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
         if math.isnan(value):
-            return _Bad("there is no label (NaN)")
+            return Bad("there is no label (NaN)")
         if value.is_integer():
             return str(int(value))
-        return _Bad(f"label {value!r} is a fraction, not a class")
+        return Bad(f"label {value!r} is a fraction, not a class")
     if isinstance(value, int):
         return str(value)
     if isinstance(value, str):
         word = value.strip()
         if not word:
-            return _Bad("there is no label")
-        return _Bad("the label holds half a character") if _lone_surrogate(word) else word
-    return _Bad(f"the label is {_brief(value)}, which is neither a word nor a whole number")
+            return Bad("there is no label")
+        return Bad("the label holds half a character") if _lone_surrogate(word) else word
+    return Bad(f"the label is {_brief(value)}, which is neither a word nor a whole number")
 
 
 def text_problems(text: Any) -> list[str]:

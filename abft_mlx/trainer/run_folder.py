@@ -12,6 +12,8 @@ from abft_mlx.errors import OutputError
 
 ADAPTER_FILES = ("adapters.safetensors", "adapter_config.json", "lora.safetensors")
 OWN_FILES = ("recipe.yaml", "metrics.jsonl", "run.json", "checkpoint")
+# What trackers keep in the run's folder.
+TRACKER_FILES = ("wandb", "swanlog")
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,8 @@ class RunFolder:
             found = sorted(one.name for one in self.path.iterdir())
         except OSError as error:
             raise files.write_failure(self.path, error) from error
-        foreign = [name for name in found if name not in ADAPTER_FILES + OWN_FILES]
+        known = ADAPTER_FILES + OWN_FILES + TRACKER_FILES
+        foreign = [name for name in found if name not in known]
         if foreign:
             raise OutputError(
                 f"{self.path}: holds {foreign[0]}, which no run wrote; choose another folder"
@@ -114,6 +117,15 @@ class RunFolder:
             raise files.write_failure(self.path, error) from error
         for name in found:
             self._remove(self.path / name)
+
+    def discard(self) -> None:
+        """Remove a run that has trained nothing, so that its folder can be used again.
+
+        Raises:
+            OutputError: something here cannot be removed.
+        """
+        self.create(overwrite=True)
+        self.path.rmdir()
 
     def _remove(self, path: Path) -> None:
         try:

@@ -1,0 +1,345 @@
+"""A few-shot classifier with scikit-learn's manners: ``fit``, ``predict``, ``predict_proba``.
+
+Letters: N texts, C classes, K demonstrations.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from abft_mlx import adapters, data, experiment, files, prediction
+from abft_mlx import recipe as recipes
+from abft_mlx.classifier.estimator import Estimator
+from abft_mlx.classifier.labels import classes_of
+from abft_mlx.errors import DataError, NotFittedError, OutputError, UsageError
+from abft_mlx.trainer import Progress, Update
+
+_TEXTS, _LABELS, _SHOWN = "X", "y", "demonstrations"
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """What answers, and its classes as the user calls them."""
+
+    opened: prediction.Opened
+    classes: np.ndarray
+    columns: tuple[str, ...]
+    progress: Progress | None = None
+
+
+class Classifier(Estimator):
+    """A language model with an adapter and demonstrations, as an estimator of scikit-learn.
+
+    With an adapter or demonstrations it predicts at once, exactly as ``abft-mlx predict`` does;
+    :meth:`fit` trains an adapter with ABFT and chooses demonstrations. It follows scikit-learn's
+    conventions without needing scikit-learn: ``clone``, ``cross_val_score`` and ``GridSearchCV``
+    take it.
+
+    ::
+
+        >>> import abft_mlx
+        >>> shown = [
+        ...     ("the sink leaks water", "urgent"), ("a chair was delivered", "routine"),
+        ...     ("the heater exploded", "urgent"), ("please repaint the fence", "routine"),
+        ... ]
+        >>> classifier = abft_mlx.Classifier("demo", demonstrations=shown)
+        >>> classifier.classes_.tolist()
+        ['routine', 'urgent']
+        >>> classifier.predict_proba(["smoke fills the hall"]).shape
+        (1, 2)
+
+    Args:
+        model: ``demo`` for the bundled one, a local folder, or a hub id; None for the recipe's.
+        adapter: a run folder, or an adapter folder of mlx-lm. A run's own recipe is used where
+            ``recipe`` is None.
+        demonstrations: what every prompt shows, in order: pairs of text and label, or a file as
+            ``abft-mlx predict --demonstrations`` takes it. None lets :meth:`fit` choose, or
+            without a fit draws from the recipe's data as ``abft-mlx predict`` does.
+        recipe: a recipe, the name of one that ships, or a .yaml file. Of its data :meth:`fit`
+            uses only sizes and seeds. None is the defaults, with ``prompt.label_words: auto``.
+        overrides: ``section.key=value`` each, such as ``training.updates=64``.
+        label_words: the word that stands for each label in a prompt, which must be one token;
+            ``auto`` lets abft-mlx choose; None leaves it to the recipe.
+        train: False makes :meth:`fit` only choose demonstrations: prompting without training, to
+            compare with, or with an adapter that is there already.
+        on_update: told of every optimizer update of :meth:`fit`.
+    """
+
+    _fitted: _Ready | None = None
+    _opened: tuple[dict[str, Any], _Ready] | None = None
+
+    def __init__(
+        self,
+        model: str | None = None,
+        adapter: str | Path | None = None,
+        demonstrations: str | Path | Sequence[tuple[str, Hashable]] | None = None,
+        *,
+        recipe: recipes.Recipe | str | Path | None = None,
+        overrides: Sequence[str] = (),
+        label_words: Mapping[Any, str] | Literal["auto"] | None = None,
+        train: bool = True,
+        on_update: Callable[[Update], None] | None = None,
+    ) -> None:
+        self.model = model
+        self.adapter = adapter
+        self.demonstrations = demonstrations
+        self.recipe = recipe
+        self.overrides = overrides
+        self.label_words = label_words
+        self.train = train
+        self.on_update = on_update
+
+    def fit(self, X: Iterable[str], y: Iterable[Hashable]) -> Classifier:
+        """Train an adapter with ABFT on labelled texts, and choose what prompts show.
+
+        Up to ``data.training_rows`` of the texts train; ``data.validation_rows`` of them, none
+        unless it is set, are held out for ``training.validate_every``. Demonstrations are
+        ``prompt.demonstrations`` training texts, drawn by ``evaluation.seed`` so that classes
+        occur equally often, unless they were given.
+
+        Args:
+            X: N texts: a list, an array of one dimension, a column of a table.
+            y: N labels: words, whole numbers or truth values.
+
+        Returns:
+            The classifier itself.
+
+        Raises:
+            UsageError: texts, labels or parameters cannot be used; one line that says why.
+            RunError: training could not go on.
+        """
+        texts, labels = data.listed(X, _TEXTS), data.listed(y, _LABELS)
+        classes, names = classes_of(labels)
+        given = data.given(texts, labels, names, _TEXTS, self._recipe().data.empty_texts)
+        if self.train and self.adapter is not None:
+            raise UsageError(
+                f"adapter {str(self.adapter)!r} is given and fit would train another one; set "
+                "train=False to keep it, or adapter=None"
+            )
+        made = experiment.open_texts(self._recipe(), given, self.adapter)
+        shown = self._shown(names)
+        if shown is None:
+            pool = made.splits.training
+            k, seed = made.recipe.prompt.demonstrations, made.recipe.evaluation.seed
+            shown = pool.subset(data.balanced_rows(pool.labels, k, seed))
+        progress = None
+        if self.train:
+            made, progress = experiment.fit(made, self.on_update)
+        opened = prediction.behind(made.recipe, made.loaded.model, made.builder, shown)
+        self._fitted = _Ready(opened, classes, names, progress)
+        return self
+
+    def predict_proba(self, X: Iterable[str]) -> np.ndarray:
+        """Probabilities of the classes, (N, C) float64 in the order of ``classes_``.
+
+        Args:
+            X: N texts.
+
+        Raises:
+            NotFittedError: there is nothing to show and nothing was fitted.
+            UsageError: a text cannot be used.
+        """
+        ready = self._ready()
+        asked = data.queries_of(data.listed(X, _TEXTS), _TEXTS)
+        answers = ready.opened.predictor.predict([asked])
+        rows = [
+            [one.probabilities[name] for name in ready.columns] for some in answers for one in some
+        ]
+        return np.array(rows, dtype=np.float64).reshape(len(rows), len(ready.columns))
+
+    def predict(self, X: Iterable[str]) -> np.ndarray:
+        """The most probable class of each text, (N,) of the type of ``classes_``.
+
+        Args:
+            X: N texts.
+
+        Raises:
+            NotFittedError: there is nothing to show and nothing was fitted.
+            UsageError: a text cannot be used.
+        """
+        return self.classes_[self.predict_proba(X).argmax(axis=1)]
+
+    def score(
+        self,
+        X: Iterable[str],
+        y: Iterable[Hashable],
+        sample_weight: Iterable[float] | None = None,
+    ) -> float:
+        """Share of texts whose class is predicted rightly, in 0..1.
+
+        Args:
+            X: N texts.
+            y: N labels.
+            sample_weight: how much each text counts; None: all alike.
+
+        Raises:
+            UsageError: as :meth:`predict`, or texts and labels do not fit together.
+        """
+        found, gold = self.predict(X).tolist(), data.listed(y, _LABELS)
+        if len(found) != len(gold) or not found:
+            raise DataError(f"X has {len(found)} texts and y {len(gold)} labels; give one for each")
+        right = [one == other for one, other in zip(found, gold, strict=True)]
+        weights = None if sample_weight is None else data.listed(sample_weight, "sample_weight")
+        return float(np.average(right, weights=weights))
+
+    @property
+    def classes_(self) -> np.ndarray:
+        """(C,) the labels, sorted: those given to :meth:`fit`, of their own type, or names."""
+        return self._ready().classes
+
+    @property
+    def demonstrations_(self) -> list[tuple[str, Any]]:
+        """The K pairs of text and label that every prompt shows."""
+        ready = self._ready()
+        labels = dict(zip(ready.columns, ready.classes.tolist(), strict=True))
+        return [(one["text"], labels[one["label"]]) for one in ready.opened.shown()]
+
+    @property
+    def recipe_(self) -> recipes.Recipe:
+        """The resolved recipe."""
+        return self._ready().opened.recipe
+
+    @property
+    def progress_(self) -> Progress | None:
+        """Updates, seconds, validations and peak memory of :meth:`fit`; None without training."""
+        return self._ready().progress
+
+    def save(self, folder: str | Path) -> None:
+        """Keep what :meth:`fit` trained and chose, for other programs and for later.
+
+        The folder gets ``adapters.safetensors`` and ``adapter_config.json``, which stock mlx-lm
+        loads, ``demonstrations.jsonl`` and ``recipe.yaml``. ``Classifier(adapter=folder,
+        demonstrations=folder/"demonstrations.jsonl")`` predicts the same, by labels' names, and so
+        does ``abft-mlx predict FOLDER --demonstrations FOLDER/demonstrations.jsonl``.
+
+        Args:
+            folder: made if it does not exist; it must be empty.
+
+        Raises:
+            NotFittedError: nothing was trained.
+            OutputError: the folder cannot be written, or holds something.
+        """
+        ready = self._fitted
+        if ready is None or ready.progress is None:
+            raise NotFittedError("nothing was trained yet, so there is nothing to save; call fit")
+        folder = Path(folder)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise OutputError(f"{folder}: exists and is no empty folder; choose another")
+        opened = ready.opened
+        adapters.save(opened.predictor.model, folder, base_model=opened.recipe.model)
+        shown = folder / "demonstrations.jsonl"
+        files.write_text(
+            shown, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in opened.shown())
+        )
+        told = {
+            "source": str(shown),
+            "labels": list(ready.columns),
+            "text": "text",
+            "label": "label",
+        }
+        section = opened.recipe.data.model_copy(update=told)
+        recipes.save(opened.recipe.model_copy(update={"data": section}), folder / "recipe.yaml")
+
+    def __sklearn_is_fitted__(self) -> bool:
+        """Whether it can predict."""
+        return self._fitted is not None or self._tells()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Parameters alone where nothing was fitted, so that other processes can be given it.
+
+        Raises:
+            TypeError: it was fitted, and models are not pickled.
+        """
+        if self._fitted is not None:
+            raise TypeError(
+                "a fitted Classifier is not pickled with its model; keep it with save(folder)"
+            )
+        return self.get_params()
+
+    def _ready(self) -> _Ready:
+        """What answers: fitted, or opened from the parameters as they are now."""
+        if self._fitted is not None:
+            return self._fitted
+        parameters = self.get_params()
+        if self._opened is not None:
+            known, ready = self._opened
+            if all(parameters[name] is value for name, value in known.items()):
+                return ready
+        if not self._tells():
+            raise NotFittedError(
+                "this Classifier knows no classes yet: call fit(texts, labels), or give "
+                "demonstrations, a recipe, or as adapter a run folder with its recipe.yaml"
+            )
+        ready = self._open()
+        self._opened = (parameters, ready)
+        return ready
+
+    def _tells(self) -> bool:
+        """Whether the parameters alone say which classes there are and what is shown."""
+        return self.demonstrations is not None or self._named() is not None
+
+    def _named(self) -> recipes.Recipe | str | Path | None:
+        """The recipe that is named, or that lies with the adapter."""
+        if self.recipe is None and self.adapter is not None:
+            beside = Path(self.adapter) / "recipe.yaml"
+            return beside if beside.is_file() else None
+        return self.recipe
+
+    def _recipe(self) -> recipes.Recipe:
+        """The recipe with the other parameters applied."""
+        named = self._named()
+        changes = [] if self.model is None else [recipes.override("model", self.model)]
+        if self.label_words is not None:
+            words: Any = self.label_words
+            if isinstance(words, Mapping):
+                words = {data.word(label): chosen for label, chosen in words.items()}
+            changes.append(recipes.override("prompt.label_words", words))
+        if named is None:
+            changes = ["prompt.label_words=auto", *changes]
+            if isinstance(self.demonstrations, (str, Path)):
+                changes.append(recipes.override("data.source", str(self.demonstrations)))
+        changes += self.overrides
+        if isinstance(named, recipes.Recipe):
+            return recipes.change(named, changes, "overrides")
+        return recipes.default(changes) if named is None else recipes.load(named, changes)
+
+    def _open(self) -> _Ready:
+        """What the parameters alone describe, opened."""
+        recipe = self._recipe()
+        if self._named() is None and not isinstance(self.demonstrations, (str, Path)):
+            classes, names = classes_of([label for _, label in self._pairs()])
+            columns = names
+        else:
+            # In the recipe's order, so that words chosen for them are those of abft-mlx predict.
+            names = prediction.class_names(recipe.data)
+            columns = tuple(sorted(names))
+            classes = np.array(columns)
+        opened = prediction.prepare(recipe, self.adapter, self._shown(names))
+        return _Ready(opened, classes, columns)
+
+    def _shown(self, names: Sequence[str]) -> data.LabelledTexts | None:
+        """The demonstrations that were given, checked; None where none were."""
+        if self.demonstrations is None:
+            return None
+        if isinstance(self.demonstrations, (str, Path)):
+            section = self._recipe().data
+            return prediction.read_demonstrations(section, str(self.demonstrations), names)
+        texts, labels = zip(*self._pairs(), strict=True)
+        return data.given(texts, labels, names, _SHOWN)
+
+    def _pairs(self) -> list[tuple[Any, Any]]:
+        pairs = data.listed(self.demonstrations, _SHOWN)
+        for number, pair in enumerate(pairs):
+            if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+                raise DataError(
+                    f"demonstrations item {number} is {pair!r:.60}; give pairs of text and label"
+                )
+        if not pairs:
+            raise DataError("demonstrations is empty; give pairs of text and label, or None")
+        return [(text, label) for text, label in pairs]

@@ -1,0 +1,72 @@
+"""ABFT on texts that a Python program holds; no file is read or written for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from abft_mlx import adapters, data, loading, prefix
+from abft_mlx import recipe as recipes
+from abft_mlx.errors import RecipeError
+from abft_mlx.experiment.opened import Experiment
+from abft_mlx.ranks import Ranks
+from abft_mlx.task import open_task
+from abft_mlx.trainer import Progress, Trainer, Update
+
+
+def open_texts(
+    recipe: recipes.Recipe, texts: data.LabelledTexts, adapter: str | Path | None = None
+) -> Experiment:
+    """Open a recipe's model for texts that stand in for the recipe's data.
+
+    Args:
+        recipe: model, prompts and training; of its data section only sizes and seed are used.
+        texts: all of them are for training and validation.
+        adapter: a run folder or mlx-lm adapter folder to put on the model.
+
+    Raises:
+        UsageError: the first thing that is wrong, in one line.
+    """
+    recipe = recipes.resolve(recipe)
+    if recipe.mixture:
+        raise RecipeError(
+            f"mixture names {len(recipe.mixture)} tasks, and only the texts given here are trained "
+            "on; leave it out, or use abft_mlx.finetune"
+        )
+    splits = data.for_training(texts, recipe.data)
+    loaded = loading.load_model(recipe.model, recipe.revision, adapter=adapter)
+    section = recipes.task(recipe)
+    task = open_task(section, texts, loaded.tokenizer, loaded.context_tokens, splits)
+    recipe = recipes.share(recipe, able=prefix.shareable(loaded.model))
+    return Experiment(recipe, loaded, task)
+
+
+def fit(
+    experiment: Experiment, on_update: Callable[[Update], None] | None = None
+) -> tuple[Experiment, Progress]:
+    """Fine-tune the experiment's model in place, as :func:`train` does, without a run folder.
+
+    Args:
+        experiment: from :func:`open_texts`, without an adapter.
+        on_update: told of every update.
+
+    Returns:
+        The experiment with the layers that trained in its recipe, and what the run came to.
+
+    Raises:
+        UsageError: something does not fit.
+        RunError: the loss stopped being finite, or memory does not suffice.
+    """
+    chosen = experiment.training_prompts()
+    experiment = experiment.with_layers(chosen)
+    recipe, model = experiment.recipe, experiment.loaded.model
+    validation = experiment.validation_prompts() if recipe.training.validate_every else []
+    adapters.attach(model, recipe.adapter, seed=recipe.training.seed)
+    trainer = Trainer(
+        model,
+        chosen,
+        recipe,
+        validate=lambda: experiment.accuracy(validation, Ranks()),
+        on_update=on_update,
+    )
+    return experiment, trainer.run()
