@@ -48,7 +48,7 @@ class Pair:
 
     def theirs(self, adapter: Path) -> np.ndarray:
         """(B, T, V) logits of transformers with a PEFT adapter from a folder."""
-        with _strict():
+        with strict():
             return logits(peft().PeftModel.from_pretrained(self.reference(), adapter))
 
     def ours(self, model: nn.Module) -> np.ndarray:
@@ -57,7 +57,8 @@ class Pair:
 
 
 @contextlib.contextmanager
-def _strict() -> Iterator[None]:
+def strict() -> Iterator[None]:
+    """Warnings are errors, also those that PEFT gives where it leaves something out."""
     with warnings.catch_warnings():
         # A tensor without a place, or a layer without a tensor, is a mere warning to PEFT.
         warnings.simplefilter("error")
@@ -84,7 +85,7 @@ def new_adapter(pair: Pair, folder: Path, **settings: Any) -> np.ndarray:
     import torch
 
     given = {"r": 4, "lora_alpha": 8, "task_type": "CAUSAL_LM"} | settings
-    with _strict():
+    with strict():
         model = peft().get_peft_model(pair.reference(), peft().LoraConfig(**given))
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
