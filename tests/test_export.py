@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import mlx_lm.fuse
 import numpy as np
 import peft_support
@@ -14,8 +15,10 @@ import pytest
 import tiny_models
 from cli_support import invoke
 from export_support import answers, asked, base_folder, export, parameters, quantized, stock, train
+from mlx_lm.utils import load_model
 
 from abft_mlx import adapters, exchange
+from abft_mlx.recipe import AdapterSection
 
 TOLERANCE = 1e-4
 FEW = 6  # prompts of a quantized model, which a CPU answers slowly
@@ -234,27 +237,28 @@ def test_a_full_run_with_a_head(tmp_path: Path) -> None:
     assert export(run, "peft", tmp_path / "peft", "--prompts", 8)["measured"]["kept"] > 0.999
 
 
-def test_tied_embeddings_are_merged_and_quantized(tmp_path: Path) -> None:
-    from mlx_lm.utils import load_model
-
-    from abft_mlx import loading
-    from abft_mlx.recipe import AdapterSection
-
-    base = tiny_models.checkpoint(tmp_path / "base", "qwen2", bits=4)
+@pytest.mark.parametrize(
+    ("name", "head"), [("qwen2", False), ("gpt2", False), ("llama", False), ("llama", True)]
+)
+def test_other_quantized_bases(name: str, head: bool, tmp_path: Path) -> None:
+    """Tied embeddings, a fused projection, a trained LM head over a quantized one."""
+    base = tiny_models.checkpoint(tmp_path / "base", name, bits=4)
     model, _ = load_model(base)
-    adapters.attach(model, AdapterSection(rank=4, layers=[1]))
+    adapters.attach(model, AdapterSection(rank=4, layers=[1], head=head))
     tiny_models.train(model)
+    if head:
+        noise = mx.random.normal(model.lm_head.weight.shape, key=mx.random.key(1))
+        model.lm_head.weight = model.lm_head.weight + 0.1 * noise
     adapters.save(model, tmp_path / "run")
     tokens, _ = tiny_models.tokens()
     expected = np.array(model(tokens))
-    for name, precision, close in (
-        ("merged", exchange.Precision(float_merged=True), 1e-4),
-        ("float", exchange.Precision(dequantize=True), 1e-4),
-    ):
+    assert far(np.array(load_model(base)[0](tokens)), expected) > 1e-2
+    for kind in ("float_merged", "dequantize"):
         made = exchange.export(
-            tmp_path / "run", "fused", tmp_path / name, model=str(base), precision=precision
-        )
+            tmp_path / "run", "fused", tmp_path / kind, model=str(base),
+            precision=exchange.Precision(**{kind: True}),
+        )  # fmt: skip
         assert made.comparison is None
-        again = loading.load_model(str(tmp_path / name)).model
-        assert "lm_head" not in again
-        assert far(np.array(again(tokens)), expected) <= close
+        again, _ = load_model(tmp_path / kind)
+        assert ("lm_head" in again) == (name == "llama")
+        assert far(np.array(again(tokens)), expected) <= TOLERANCE

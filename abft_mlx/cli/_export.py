@@ -151,7 +151,7 @@ def export(
                 on_stage=shell.say,
             )
         except DataError as error:
-            raise DataError(f"{error}; or export without --measure", error.problems) from error
+            raise DataError(f"{error}; or export with --no-measure", error.problems) from error
         _show(shell, made)
     shell.document(_document(made, run, to.value, opened.model, scale))
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import fnmatch
+import io
 import json
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -162,8 +162,8 @@ def _quantize_merged(
 
 
 def _quantize_all(model: nn.Module, config: dict[str, Any], bits: int) -> dict[str, Any]:
-    # It prints what it did.
-    with contextlib.redirect_stdout(sys.stderr):
+    # It prints what it did, which is said elsewhere.
+    with contextlib.redirect_stdout(io.StringIO()):
         _, written = mlx_lm_utils.quantize_model(model, config, GROUP_SIZE, bits)
     if not any("scales" in module for _, module in model.named_modules()):
         raise UsageError(
