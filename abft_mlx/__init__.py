@@ -30,6 +30,7 @@ _MLX_ROOMS = frozenset(
         "adapters",
         "attention",
         "evaluation",
+        "exchange",
         "experiment",
         "induction",
         "loading",

@@ -15,7 +15,8 @@ import numpy as np
 from abft_mlx.evaluation import hidden_states, vocabulary_logits
 from abft_mlx.prompts import Prompt
 
-KEPT_AT_LEAST = 0.5
+# Below the first a part of the adapter is lost, below the second the adapter.
+KEPT_WHOLE, KEPT_AT_LEAST = 0.9, 0.5
 
 
 def last_logits(model: nn.Module, prompts: Sequence[Prompt], batch_tokens: int) -> np.ndarray:
@@ -97,6 +98,11 @@ class Comparison:
         if self.kept is None:
             return False
         return self.kept < KEPT_AT_LEAST or self.result.agreement < self.base.agreement
+
+    @property
+    def weakened(self) -> bool:
+        """Whether more than a tenth of the effect is gone."""
+        return self.kept is not None and self.kept < KEPT_WHOLE
 
     def as_dict(self) -> dict[str, Any]:
         """What the JSON document holds of it."""

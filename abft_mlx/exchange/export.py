@@ -11,7 +11,7 @@ from typing import Literal
 import mlx.nn as nn
 import numpy as np
 
-from abft_mlx import adapters, experiment, loading
+from abft_mlx import adapters, experiment, loading, runtime
 from abft_mlx.adapters.files import HUB_NAME
 from abft_mlx.errors import UsageError
 from abft_mlx.exchange import fused, mlx_folder, output, peft
@@ -131,6 +131,7 @@ def export(
             tell("asking what was written the same …")
             if to == "fused":
                 del loaded, model_
+                runtime.release_memory()
                 again = loading.load_model(str(staged)).model
             else:
                 adapters.load(model_, staged)
@@ -225,10 +226,11 @@ def _warnings(
             "the base is quantized by MLX, which transformers cannot load: put this adapter on "
             "the model that it was made from, and name that one with --base-model"
         )
-    if comparison is not None and comparison.lost:
+    if comparison is not None and (comparison.lost or comparison.weakened):
         bits = f" in {precision.bits} bits" if precision.bits else ""
+        what = "the adapter is lost" if comparison.lost else "a part of the adapter is lost"
         found.append(
-            f"the adapter is lost{bits}: {max(comparison.kept or 0.0, 0.0):.0%} of its effect on "
+            f"{what}{bits}: {max(comparison.kept or 0.0, 0.0):.0%} of its effect on "
             f"the labels' logits is left, and {comparison.result.agreement} of "
             f"{comparison.prompts} labels are those of base + adapter (the base alone: "
             f"{comparison.base.agreement}); {_way_out(to, quantized, precision)}"
