@@ -51,7 +51,7 @@ def question(run: Path) -> Question:
 @pytest.fixture(scope="module")
 def exports(run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("exports")
-    for kind in ("mlx", "peft", "fused"):
+    for kind in ("mlx", "peft"):
         export(run, kind, folder / kind, "--no-measure")
     # The way back from PEFT.
     export(folder / "peft", "mlx", folder / "back", "--model", "demo", "--no-measure")
@@ -74,7 +74,6 @@ def generated(text: str, *options: object) -> str:
 def test_generate(question: Question, exports: dict[str, Path]) -> None:
     options = ("--model", base_folder(), "--adapter-path", exports["back"])
     assert generated(question.text, *options).strip() == question.label.strip()
-    assert generated(question.text, "--model", exports["fused"]).strip() == question.label.strip()
 
 
 @contextmanager
