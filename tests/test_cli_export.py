@@ -13,7 +13,7 @@ import tiny_models
 from cli_support import document, invoke, write_model, write_texts
 from mlx_lm.utils import load_model
 
-from abft_mlx import adapters, exchange
+from abft_mlx import adapters, exchange, loading
 from abft_mlx.recipe import AdapterSection
 
 
@@ -214,3 +214,53 @@ def test_a_tokenizers_memory_of_a_folder_is_not_copied(
     for one in (tmp_path / "out").iterdir():
         assert str(base).encode() not in one.read_bytes(), one.name
     assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text()) == settings
+
+
+@pytest.mark.parametrize(
+    ("to", "bits", "named"),
+    [
+        ("mlx", None, "owner/name"),
+        ("mlx", 4, "owner/name"),
+        ("peft", None, "owner/name"),
+        ("peft", 4, None),
+    ],
+)
+def test_a_base_of_the_hub_is_named(
+    to: str, bits: int | None, named: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tiny_models.checkpoint(tmp_path / "base", "llama", bits=bits)
+    made, _ = load_model(base)
+    adapters.attach(made, AdapterSection(rank=4))
+    adapters.save(made, tmp_path / "adapter", base_model="owner/name")
+    whole = loading.find
+    monkeypatch.setattr(
+        loading, "find", lambda name, *rest: base if name == "owner/name" else whole(name, *rest)
+    )
+    result = invoke(
+        "export", tmp_path / "adapter", "--to", to, "--output", tmp_path / "out", "--no-measure",
+        "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    assert (document(result)["model"], document(result)["base_model"]) == ("owner/name", named)
+    written = json.loads((tmp_path / "out" / adapters.CONFIG).read_text(encoding="utf-8"))
+    assert written.get("base_model_name_or_path" if to == "peft" else "model") == named
+
+
+def test_predict_and_eval_take_an_adapter_of_peft(run: Path, tmp_path: Path) -> None:
+    made = invoke("export", run, "--to", "peft", "--output", tmp_path / "peft", "--no-measure")
+    assert made.exit_code == 0, made.stderr
+    asked = tmp_path / "asked.txt"
+    asked.write_text("the good film\na dull one\n", encoding="utf-8")
+    own, theirs, base = (
+        invoke("predict", run / "recipe.yaml", asked, "--quiet", *options).stdout
+        for options in (("--adapter", run), ("--adapter", tmp_path / "peft"), ())
+    )
+    assert own == theirs != base
+    size = ("--set=evaluation.queries=8", "--set=evaluation.repeats=1", "--json")
+    measured = [
+        document(invoke("eval", run / "recipe.yaml", "--adapter", one, *size))["methods"]["vanilla"]
+        for one in (run, tmp_path / "peft")
+    ]
+    assert measured[0]["right"] == measured[1]["right"]
+    found = [one["true_label_probability"] for one in measured]
+    assert found[0] == pytest.approx(found[1], abs=1e-6)

@@ -89,9 +89,8 @@ class Settings:
             try:
                 found[name] = read(written.get(key))
             except (TypeError, ValueError, AttributeError, re.error) as error:
-                raise refuse(key, "which cannot be read; compare it with PEFT's LoraConfig") from (
-                    error
-                )
+                way_out = "which cannot be read; compare it with PEFT's LoraConfig"
+                raise refuse(key, way_out) from error
         return cls(**found)
 
     def rank(self, name: str) -> int:

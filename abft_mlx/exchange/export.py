@@ -102,50 +102,48 @@ def export(
     else:
         loaded = loading.load_model(name, revision, adapter=adapter)
         measuring = None
-    model_, quantized = loaded.model, fused.quantized_base(loaded)
+    base, quantized = loaded.model, fused.quantized_base(loaded)
     if scale != 1:
-        adapters.scale(model_, scale)
-    layers = list(adapters.adapted(model_))
+        adapters.scale(base, scale)
+    layers = list(adapters.adapted(base))
     precision = precision or Precision()
     if to == "fused":
         precision.check(quantized)
     elif to == "peft":
-        peft.check(model_)
+        peft.check(base)
     else:
-        mlx_folder.check(model_)
+        mlx_folder.check(base)
     if measuring is not None:
         tell(f"asking base and adapter {len(measuring.prompts)} prompts …")
-        measuring.before(model_, lambda: _put_on(model_, adapter, scale))
-    written_base = base_model or (
-        name if _is_hub_name(name) and not _other(to, quantized) else None
-    )
+        measuring.before(base)
+        _put_on(base, adapter, scale)
+    named = base_model if base_model is not None else _hub_name(name, to, quantized)
     tell(f"writing {folder} …")
     with output.staged(folder) as staged:
         if to == "fused":
             fused.save(loaded, fused.fuse(loaded, precision), staged)
         else:
-            kind = peft if to == "peft" else mlx_folder
-            kind.save(model_, staged, base_model=written_base)
+            (peft if to == "peft" else mlx_folder).save(base, staged, base_model=named)
         comparison = None
         if measuring is not None:
             tell("asking what was written the same …")
             if to == "fused":
-                del loaded, model_
+                # One model in memory at a time.
+                del loaded, base
                 runtime.release_memory()
-                again = loading.load_model(str(staged)).model
+                comparison = measuring.after(loading.load_model(str(staged)).model)
             else:
-                adapters.load(model_, staged)
-                again = model_
-            comparison = measuring.after(again)
+                adapters.load(base, staged)
+                comparison = measuring.after(base)
         files = output.sizes(staged)
     return Exported(
         folder,
         files,
         layers,
-        written_base if to != "fused" else None,
+        named,
         precision.in_words(quantized) if to == "fused" else None,
         comparison,
-        tuple(_warnings(to, quantized, written_base, precision, comparison)),
+        tuple(_warnings(to, quantized, named, precision, comparison)),
     )
 
 
@@ -160,12 +158,11 @@ class _Measuring:
     def _logits(self, model: nn.Module) -> np.ndarray:
         return last_logits(model, self.prompts, self._batch_tokens)
 
-    def before(self, model: nn.Module, put_on: Callable[[], None]) -> None:
-        """Ask base + adapter, and the base alone; the adapter is on the model again afterwards."""
+    def before(self, model: nn.Module) -> None:
+        """Ask base + adapter, take the adapter off, and ask the base alone."""
         self._adapted = self._logits(model)
         adapters.detach(model)
         self._base = self._logits(model)
-        put_on()
 
     def after(self, model: nn.Module) -> Comparison:
         """Ask what was written."""
@@ -204,13 +201,12 @@ def _put_on(model: nn.Module, adapter: Path, scale: float) -> None:
         adapters.scale(model, scale)
 
 
-def _is_hub_name(name: str) -> bool:
-    return name != loading.DEMO and not Path(name).exists() and HUB_NAME.fullmatch(name) is not None
-
-
-def _other(to: Format, quantized: bool) -> bool:
-    """Whether the base that the result goes on is another than the one at hand."""
-    return to == "peft" and quantized
+def _hub_name(name: str, to: Format, quantized: bool) -> str | None:
+    """The base that an adapter's configuration names, where the base at hand is that one."""
+    local = name == loading.DEMO or Path(name).exists() or HUB_NAME.fullmatch(name) is None
+    # transformers cannot load what MLX quantized.
+    other = to == "peft" and quantized
+    return None if local or other or to == "fused" else name
 
 
 def _warnings(
