@@ -38,6 +38,7 @@ _MLX_ROOMS = frozenset(
         "attention",
         "classifier",
         "evaluation",
+        "exchange",
         "experiment",
         "induction",
         "loading",

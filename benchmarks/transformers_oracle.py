@@ -23,7 +23,9 @@ from mlx.utils import tree_flatten
 from transformers_difference import ABSENT, Difference
 from transformers_settings import DIFFERENCES
 
-from abft_mlx import attention
+from abft_mlx import attention, ports
+from abft_mlx.adapters import peft_names
+from abft_mlx.adapters.peft_reading import linear_paths
 
 
 def why_not(name: str) -> str | None:
@@ -112,7 +114,22 @@ def load(name: str, oracle: Any, settings: dict[str, Any], folder: Path) -> nn.M
     return model
 
 
-def compare(name: str) -> dict[str, float]:
+def misnamed(oracle: Any, model: nn.Module) -> list[str]:
+    """Layers whose name in transformers, as exports to PEFT have it, is another layer's or none."""
+    paths = [*linear_paths(model), ports.port_for(model).head_path(model)]
+    wrong = []
+    modules = dict(oracle.named_modules())
+    for path, theirs in peft_names.named(model, paths).items():
+        weight = getattr(modules.get(theirs), "weight", None)
+        other = None if weight is None else weight.detach().numpy()
+        if other is not None and other.ndim == 2 and peft_names.transposed(model):
+            other = other if "wte" in theirs else other.T
+        if other is None or not np.array_equal(np.array(ports.resolve(model, path).weight), other):
+            wrong.append(path)
+    return wrong
+
+
+def compare(name: str) -> dict[str, Any]:
     """Largest differences of rows and logits: a right-padded batch, and its prompts one by one."""
     import torch
     import transformers
@@ -123,6 +140,7 @@ def compare(name: str) -> dict[str, float]:
         warnings.simplefilter("ignore")
         oracle, settings = reference(name)
         model = load(name, oracle, settings, Path(folder))
+    names = misnamed(oracle, model)
     tokens, last = tiny_configs.tokens()
     ends = np.array(last)
     batches = [(tokens, ends)]
@@ -146,7 +164,7 @@ def compare(name: str) -> dict[str, float]:
             largest = max(largest, float(one.max()))
         ours = tiny_configs.logits(model, batch)[every, at]
         logits = max(logits, float(np.abs(ours - output.logits[every, at].numpy()).max()))
-    return {"pattern": patterns, "logits": logits, "largest": largest}
+    return {"pattern": patterns, "logits": logits, "largest": largest, "misnamed": names}
 
 
 if __name__ == "__main__":

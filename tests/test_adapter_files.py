@@ -222,7 +222,7 @@ def break_files(run: Path, fault: str) -> None:
         ("no weights", r"has no adapters\.safetensors"),
         ("not json", r"adapter_config\.json cannot be read as JSON"),
         ("a list", r"adapter_config\.json is not a table"),
-        ("peft", r"is a PEFT adapter"),
+        ("peft", r"has no adapter_model\.safetensors"),
         ("dora", r"fine_tune_type 'dora' is not supported"),
         ("no scale", r"needs a number scale"),
         ("cut short", r"is broken: it has \d+ bytes where its header promises"),

@@ -14,6 +14,7 @@ import pytest
 import tiny_models
 
 from abft_mlx import attention, ports
+from abft_mlx.adapters import peft_names
 
 ROWS = 1e-4
 LOGITS = 1e-3
@@ -32,10 +33,13 @@ def test_rows_equal_transformers(
     if name not in benchmark("tiny_configs").architectures():
         pytest.skip(f"the installed mlx-lm has no {name}")
     if oracle.why_not(name):
+        assert name not in peft_names.SAME | peft_names.SAME_ATTENTION | set(peft_names.BEGINNINGS)
         pytest.skip(f"{name}: {oracle.why_not(name)}")
     found = oracle.compare(name)
     assert found["pattern"] <= ROWS
     assert found["logits"] <= LOGITS
+    # Exports to PEFT call every layer what transformers calls it: the one with the same weight.
+    assert not found["misnamed"]
     # Worth comparing: far from uniform.
     assert found["largest"] > 0.15
 

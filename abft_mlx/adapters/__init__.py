@@ -2,14 +2,15 @@
 
 The LM head trains with them where it is asked for. :func:`attach` freezes a model and makes these
 weights trainable; :func:`save` writes what stock mlx-lm loads; :func:`load` checks every name and
-shape first; :func:`combine` puts several adapters on at once, each with a factor. Trainers pass
-their gradients through :func:`mask_gradients`, so that the V part of a fused projection never
-moves.
+shape first, and takes PEFT's LoRA, too; :func:`combine` puts several adapters on at once, each with
+a factor. Trainers pass their gradients through :func:`mask_gradients`, so that the V part of a
+fused projection never moves.
 """
 
 from abft_mlx.adapters.attach import adapted, attach, detach, place, train_mode, trained_layers
 from abft_mlx.adapters.combine import combine
 from abft_mlx.adapters.files import CONFIG, FACTORS, WEIGHTS, save, tensors
+from abft_mlx.adapters.folder import base_model
 from abft_mlx.adapters.layers import FullLinear
 from abft_mlx.adapters.masks import gradient_mask, mask_gradients, trainable_parameters
 from abft_mlx.adapters.reading import load
@@ -23,6 +24,7 @@ __all__ = [
     "FullLinear",
     "adapted",
     "attach",
+    "base_model",
     "combine",
     "detach",
     "gradient_mask",

@@ -10,8 +10,9 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from abft_mlx.adapters.attach import detach
+from abft_mlx.adapters.folder import Folder
 from abft_mlx.adapters.layers import put_full, put_lora
-from abft_mlx.adapters.reading import Folder, fitting
+from abft_mlx.adapters.reading import fitting
 from abft_mlx.errors import AdapterError
 from abft_mlx.ports import port_for
 

@@ -1,19 +1,18 @@
-"""Reading adapter folders, ours and mlx-lm's, and putting them on a model that they fit."""
+"""Reading adapter folders, ours, mlx-lm's and PEFT's, and putting them on a model they fit."""
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
+from abft_mlx.adapters import peft_reading
 from abft_mlx.adapters.attach import detach, input_dims, train_mode
 from abft_mlx.adapters.files import CONFIG, FACTORS, WEIGHTS
-from abft_mlx.adapters.headers import read_header
+from abft_mlx.adapters.folder import Folder, is_peft, settings, shapes_of
 from abft_mlx.adapters.layers import put_full, put_lora
 from abft_mlx.errors import AdapterError
 from abft_mlx.ports import base_linear, has, output_dims, port_for, resolve
@@ -21,64 +20,27 @@ from abft_mlx.ports import base_linear, has, output_dims, port_for, resolve
 PROBLEMS_SHOWN = 20
 
 
-@dataclass(frozen=True)
-class Folder:
-    """An adapter folder's contents, read and understood but not yet fitted to a model.
-
-    Attributes:
-        path: the folder.
-        kind: "lora" where it holds LoRA tensors, with or without a head, or "full".
-        scale: of the LoRA tensors.
-        dropout: of the LoRA layers.
-        keys: layers that the configuration names.
-        files: where its tensors are: file to the names taken from it.
-        shapes: tensor name to shape.
-    """
-
-    path: Path
-    kind: str
-    scale: float
-    dropout: float
-    keys: tuple[str, ...]
-    files: dict[str, tuple[str, ...]]
-    shapes: dict[str, tuple[int, ...]]
-
-    @property
-    def modules(self) -> list[str]:
-        """Paths of the layers that the adapter changes, in the files' order."""
-        return list(dict.fromkeys(name.rpartition(".")[0] for name in self.shapes))
-
-    def tensors(self) -> dict[str, mx.array]:
-        """Name to tensor, read from the files."""
-        found: dict[str, mx.array] = {}
-        for file, names in self.files.items():
-            loaded: Any = mx.load(str(self.path / file))
-            found.update({name: loaded[name] for name in names})
-        mx.eval(found)
-        return found
-
-
-def read(folder: str | Path) -> Folder:
+def read(model: nn.Module, folder: str | Path) -> Folder:
     """Read an adapter folder's configuration and tensor names, without loading tensors.
 
+    Args:
+        model: whose names are used; a PEFT adapter has those of transformers.
+        folder: that this package, mlx-lm or PEFT wrote.
+
     Raises:
-        AdapterError: not an adapter folder, files that are broken, or another program's format.
+        AdapterError: not an adapter folder, files that are broken, or a kind of adapter that
+            cannot be used.
     """
     folder = Path(folder)
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            raise AdapterError(
-                f"{folder} has no {name}; give a folder that abft-mlx finetune or mlx-lm wrote"
-            )
-    try:
-        written = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise AdapterError(f"{folder / CONFIG} cannot be read as JSON: {error}") from error
-    if not isinstance(written, dict) or "peft_type" in written:
-        what = "a PEFT adapter" if isinstance(written, dict) else "not a table"
-        raise AdapterError(f"{folder / CONFIG} is {what}; give an mlx-lm adapter folder")
+    written = settings(folder)
+    if is_peft(written):
+        return peft_reading.read(model, folder, written)
+    if not (folder / WEIGHTS).is_file():
+        raise AdapterError(
+            f"{folder} has no {WEIGHTS}; give a folder that abft-mlx finetune or mlx-lm wrote"
+        )
     kind = written.get("fine_tune_type", "lora")
-    shapes = _shapes(folder / WEIGHTS)
+    shapes = shapes_of(folder / WEIGHTS)
     if kind not in ("lora", "full"):
         raise AdapterError(
             f"{folder / CONFIG}: fine_tune_type {kind!r} is not supported; use lora or full"
@@ -86,7 +48,7 @@ def read(folder: str | Path) -> Folder:
     files = {WEIGHTS: tuple(shapes)}
     if kind == "full" and (folder / FACTORS).is_file():
         # The weights are for stock mlx-lm; what was trained is the LoRA tensors and the head.
-        factors = _shapes(folder / FACTORS)
+        factors = shapes_of(folder / FACTORS)
         merged = {f"{name.rpartition('.')[0]}.weight" for name in factors}
         files = {
             FACTORS: tuple(factors),
@@ -110,21 +72,13 @@ def read(folder: str | Path) -> Folder:
     return Folder(folder, kind, scale, dropout, keys, files, shapes)
 
 
-def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Tensor name to shape, of a safetensors file that is whole."""
-    try:
-        return {name: tuple(entry["shape"]) for name, entry in read_header(path).items()}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise AdapterError(f"{path} is broken: {error}; train or copy it again") from error
-
-
 def fitting(model: nn.Module, folder: str | Path) -> Folder:
     """Read an adapter folder and check every name and shape against a model.
 
     Raises:
         AdapterError: the folder cannot be read, or tensors do not fit: one message names all.
     """
-    adapter = read(folder)
+    adapter = read(model, folder)
     problems = _misfits(model, adapter)
     if problems:
         shown = problems[:PROBLEMS_SHOWN]
@@ -140,8 +94,8 @@ def fitting(model: nn.Module, folder: str | Path) -> Folder:
 def load(model: nn.Module, folder: str | Path) -> None:
     """Put a saved adapter on a model, in place of any that it carries; ready to use or to train.
 
-    Reads what :func:`save` and mlx-lm's LoRA training write. A trained LM head takes the place of
-    the base's, quantized or not. Nothing changes on an error.
+    Reads what :func:`save`, mlx-lm's LoRA training and PEFT's LoRA write. A trained LM head takes
+    the place of the base's, quantized or not. Nothing changes on an error.
 
     Args:
         model: a loaded base model.

@@ -35,7 +35,7 @@ def evaluate(
         Path | None,
         typer.Option(
             metavar="RUN",
-            help="A run folder, whose recipe is used if none is named; or an adapter of mlx-lm.",
+            help="A run folder, whose recipe is used if none is named; or one of mlx-lm or PEFT.",
             show_default=False,
         ),
     ] = None,

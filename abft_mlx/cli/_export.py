@@ -1,0 +1,236 @@
+"""``abft-mlx export``: an adapter in another program's format, or merged into its base."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from abft_mlx.cli import _options, _ranks
+from abft_mlx.cli._options import (
+    Data,
+    Json,
+    LabelColumn,
+    Labels,
+    Model,
+    Overwrite,
+    Quiet,
+    Set,
+    TextColumn,
+)
+from abft_mlx.cli._shell import Shell
+from abft_mlx.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from abft_mlx.exchange import Comparison, Exported
+    from abft_mlx.recipe import Recipe
+
+
+class To(str, Enum):
+    """The formats that an adapter is exported to."""
+
+    mlx = "mlx"
+    peft = "peft"
+    fused = "fused"
+
+
+def export(
+    run: Annotated[
+        Path,
+        typer.Argument(metavar="RUN", help="A run folder, or an adapter folder of mlx-lm or PEFT."),
+    ],
+    to: Annotated[
+        To,
+        typer.Option(
+            help="mlx: an adapter of stock mlx-lm. peft: an adapter of PEFT. fused: a model of "
+            "mlx-lm with the adapter merged in.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option(metavar="DIR", help="The folder to write.", show_default=False)
+    ],
+    model: Model = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RECIPE",
+            help="Whose base and prompts to measure with.",
+            show_default="the run's own",
+        ),
+    ] = None,
+    data: Data = None,
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
+    labels: Labels = None,
+    scale: Annotated[
+        float,
+        typer.Option(
+            metavar="FACTOR",
+            help="Multiplies the adapter's effect: 0.5 is half of it, 2 twice.",
+        ),
+    ] = 1.0,
+    dequantize: Annotated[
+        bool,
+        typer.Option("--dequantize", help="fused: all of a quantized base in floating point."),
+    ] = False,
+    float_merged: Annotated[
+        bool,
+        typer.Option(
+            "--float-merged",
+            help="fused: what the adapter changes in floating point, the rest quantized as it is.",
+        ),
+    ] = False,
+    quantize: Annotated[
+        int | None,
+        typer.Option(
+            metavar="BITS",
+            help="fused: quantize to 2, 3, 4, 5, 6 or 8 bits; of a quantized base what the adapter "
+            "changes, else everything.",
+            show_default="as the base",
+        ),
+    ] = None,
+    base_model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HUB_ID",
+            help="mlx, peft: the base's name in the adapter's configuration.",
+            show_default="the model, if it is a hub id",
+        ),
+    ] = None,
+    prompts: Annotated[
+        int, typer.Option(min=1, help="Test prompts to measure the result on.")
+    ] = 64,
+    measure: Annotated[
+        bool,
+        typer.Option("--measure/--no-measure", help="Compare the result with base + adapter."),
+    ] = True,
+    settings: Set = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Write an adapter in another format, and measure what was written against base + adapter.
+
+    A run folder brings its recipe along, and with it the base and the prompts. Another adapter
+    needs --model, unless its configuration names the base, and --data or --recipe to be measured.
+    """
+    _ranks.alone("export")
+    shell = Shell(as_json=as_json, quiet=quiet)
+    with shell.speaking():
+        from abft_mlx import exchange, runtime
+
+        runtime.use_wired_memory()
+        if model is None:
+            model = _named_base(run) if recipe is None and not _has_recipe(run) else None
+        changes = _options.overrides(
+            model=model,
+            data=data,
+            text_column=text_column,
+            label_column=label_column,
+            labels=labels,
+            settings=settings,
+        )
+        opened = _recipe(run, recipe, model, data, changes, measure)
+        precision = exchange.Precision(dequantize, float_merged, quantize)
+        try:
+            made = exchange.export(
+                run,
+                to.value,
+                output,
+                model=opened.model,
+                revision=opened.revision,
+                recipe=opened if measure else None,
+                prompts=prompts,
+                scale=scale,
+                precision=precision,
+                base_model=base_model,
+                overwrite=overwrite,
+                on_stage=shell.say,
+            )
+        except DataError as error:
+            raise DataError(f"{error}; or export with --no-measure", error.problems) from error
+        _show(shell, made)
+    shell.document(_document(made, run, to.value, opened.model, scale))
+
+
+def _has_recipe(run: Path) -> bool:
+    return (run / "recipe.yaml").is_file()
+
+
+def _named_base(run: Path) -> str | None:
+    """The base that an adapter's own configuration names."""
+    from abft_mlx import adapters
+
+    return adapters.base_model(run)
+
+
+def _recipe(
+    run: Path,
+    recipe: str | None,
+    model: str | None,
+    data: str | None,
+    changes: list[str],
+    measure: bool,
+) -> Recipe:
+    """The recipe that names base and prompts; where nothing is measured the base is enough."""
+    named = recipe or (str(run / "recipe.yaml") if _has_recipe(run) else None)
+    if named is not None:
+        # Another base than the recipe's has another history.
+        other = [] if model is None else ["revision=null"]
+        return _options.open_recipe(named, [*other, *changes])
+    if model is None:
+        raise UsageError(f"{run} does not name its base model; give --model")
+    if data is None and measure:
+        raise UsageError(
+            f"{run} has no recipe.yaml to take prompts from: give --data or --recipe to measure "
+            "the result on, or --no-measure"
+        )
+    return _options.open_recipe(None, ["prompt.label_words=auto", *changes])
+
+
+def _show(shell: Shell, made: Exported) -> None:
+    megabytes = sum(made.files.values()) / 1e6
+    shell.tell(f"{len(made.files)} files, {megabytes:,.2f} MB in {made.folder}")
+    if made.precision is not None:
+        shell.say(f"weights   {made.precision}")
+    if made.base_model is not None:
+        shell.say(f"base      {made.base_model}")
+    if made.comparison is not None:
+        for line in _measured(made.comparison):
+            shell.say(line)
+    for text in made.warnings:
+        shell.tell(f"warning   {text}")
+
+
+def _measured(found: Comparison) -> list[str]:
+    lines = [f"measured  {found.prompts} prompts, against base + adapter:"]
+    for name, one in (("written", found.result), ("base", found.base)):
+        lines.append(
+            f"  {name:8}logits differ by {one.vocabulary_mean:.2g} on average and "
+            f"{one.vocabulary_max:.2g} at most, those of labels by {one.labels_mean:.2g} and "
+            f"{one.labels_max:.2g}; same label in {one.agreement} of {found.prompts}"
+        )
+    if found.kept is not None:
+        lines.append(f"  {max(found.kept, 0.0):.1%} of the adapter's effect on labels is kept")
+    return lines
+
+
+def _document(made: Exported, run: Path, to: str, model: str, scale: float) -> dict[str, Any]:
+    return {
+        "schema": 1,
+        "run": str(run),
+        "to": to,
+        "model": model,
+        "scale": scale,
+        "output": str(made.folder),
+        "files": made.files,
+        "bytes": sum(made.files.values()),
+        "layers": made.layers,
+        "base_model": made.base_model,
+        "weights": made.precision,
+        "measured": None if made.comparison is None else made.comparison.as_dict(),
+        "warnings": list(made.warnings),
+    }

@@ -1,0 +1,243 @@
+"""From an adapter folder of any kind to one of another kind, or to a merged model, measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import mlx.nn as nn
+import numpy as np
+
+from abft_mlx import adapters, experiment, loading, runtime
+from abft_mlx.adapters.files import HUB_NAME
+from abft_mlx.errors import UsageError
+from abft_mlx.exchange import fused, mlx_folder, output, peft
+from abft_mlx.exchange.comparison import Comparison, compare, last_logits
+from abft_mlx.exchange.fused import BITS, Precision
+from abft_mlx.prompts import Prompt
+from abft_mlx.recipe import Recipe
+
+Format = Literal["mlx", "peft", "fused"]
+FORMATS: tuple[Format, ...] = ("mlx", "peft", "fused")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote and measured.
+
+    Attributes:
+        folder: where it lies.
+        files: name to bytes.
+        layers: the layers that the adapter changes.
+        base_model: hub id of the base that was written down, or None.
+        precision: what the weights of a merged model are, in words; None for an adapter.
+        comparison: with base + adapter, on real prompts; None where that was not wanted.
+        warnings: what the user should know.
+    """
+
+    folder: Path
+    files: dict[str, int]
+    layers: list[str]
+    base_model: str | None
+    precision: str | None
+    comparison: Comparison | None
+    warnings: tuple[str, ...]
+
+
+def export(
+    adapter: str | Path,
+    to: Format,
+    folder: str | Path,
+    *,
+    model: str | None = None,
+    revision: str | None = None,
+    recipe: Recipe | None = None,
+    prompts: int = 64,
+    scale: float = 1.0,
+    precision: Precision | None = None,
+    base_model: str | None = None,
+    overwrite: bool = False,
+    on_stage: Callable[[str], None] | None = None,
+) -> Exported:
+    """Write an adapter in another format, and measure what was written against base + adapter.
+
+    Args:
+        adapter: a run folder, or an adapter folder of mlx-lm or PEFT.
+        to: "mlx" for stock mlx-lm, "peft", or "fused" for a model with the adapter merged in.
+        folder: where to; whole or absent.
+        model: the base, where there is no recipe to name it.
+        revision: of a hub model.
+        recipe: names the base, and the prompts to measure on; without it nothing is measured.
+        prompts: how many of the recipe's test prompts to measure on.
+        scale: multiplies the adapter's effect.
+        precision: of a merged model.
+        base_model: hub id of the base to write into an adapter's configuration.
+        overwrite: replace an earlier export.
+        on_stage: told what is being done.
+
+    Raises:
+        UsageError: something cannot be used or written; one line that says why.
+    """
+    folder, adapter = Path(folder), Path(adapter)
+    tell = on_stage or _nothing
+    _check(to, scale, precision, base_model)
+    name = recipe.model if recipe is not None else model
+    if name is None:
+        raise UsageError(f"{adapter} does not name its base model; give --model")
+    path = loading.find(name, recipe.revision if recipe is not None else revision)
+    output.check(folder, [adapter, path], overwrite=overwrite)
+    tell(f"opening {name} with {adapter} …")
+    if recipe is not None:
+        opened = experiment.prepare(recipe, adapter)
+        loaded = opened.loaded
+        measuring = _Measuring(
+            opened.test_prompts()[:prompts],
+            opened.space.token_ids,
+            recipe.evaluation.batch_tokens,
+        )
+        del opened
+    else:
+        loaded = loading.load_model(name, revision, adapter=adapter)
+        measuring = None
+    base, quantized = loaded.model, fused.quantized_base(loaded)
+    if scale != 1:
+        adapters.scale(base, scale)
+    layers = list(adapters.adapted(base))
+    precision = precision or Precision()
+    if to == "fused":
+        precision.check(quantized)
+    elif to == "peft":
+        peft.check(base)
+    else:
+        mlx_folder.check(base)
+    if measuring is not None:
+        tell(f"asking base and adapter {len(measuring.prompts)} prompts …")
+        measuring.before(base)
+        _put_on(base, adapter, scale)
+    named = base_model if base_model is not None else _hub_name(name, to, quantized)
+    tell(f"writing {folder} …")
+    with output.staged(folder) as staged:
+        if to == "fused":
+            fused.save(loaded, fused.fuse(loaded, precision), staged)
+        else:
+            (peft if to == "peft" else mlx_folder).save(base, staged, base_model=named)
+        comparison = None
+        if measuring is not None:
+            tell("asking what was written the same …")
+            if to == "fused":
+                # One model in memory at a time.
+                del loaded, base
+                runtime.release_memory()
+                comparison = measuring.after(loading.load_model(str(staged)).model)
+            else:
+                adapters.load(base, staged)
+                comparison = measuring.after(base)
+        files = output.sizes(staged)
+    return Exported(
+        folder,
+        files,
+        layers,
+        named,
+        precision.in_words(quantized) if to == "fused" else None,
+        comparison,
+        tuple(_warnings(to, quantized, named, precision, comparison)),
+    )
+
+
+class _Measuring:
+    """The prompts of a measurement, and what base and adapter made of them."""
+
+    def __init__(self, prompts: list[Prompt], labels: tuple[int, ...], batch_tokens: int) -> None:
+        self.prompts = prompts
+        self._labels = labels
+        self._batch_tokens = batch_tokens
+
+    def _logits(self, model: nn.Module) -> np.ndarray:
+        return last_logits(model, self.prompts, self._batch_tokens)
+
+    def before(self, model: nn.Module) -> None:
+        """Ask base + adapter, take the adapter off, and ask the base alone."""
+        self._adapted = self._logits(model)
+        adapters.detach(model)
+        self._base = self._logits(model)
+
+    def after(self, model: nn.Module) -> Comparison:
+        """Ask what was written."""
+        return compare(self._base, self._adapted, self._logits(model), self._labels)
+
+
+def _check(to: str, scale: float, precision: Precision | None, base_model: str | None) -> None:
+    if to not in FORMATS:
+        raise UsageError(f"--to {to!r}: choose one of {', '.join(FORMATS)}")
+    if not math.isfinite(scale) or scale == 0:
+        raise UsageError(
+            f"--scale {scale}: give a finite number that is not 0, such as 1.5; 1 is the adapter "
+            "as it was trained"
+        )
+    if to != "fused" and precision not in (None, Precision()):
+        raise UsageError(
+            f"--to {to} writes an adapter, and --dequantize, --float-merged and --quantize are of "
+            "merged models; leave them out, or export --to fused"
+        )
+    if to == "fused" and base_model is not None:
+        raise UsageError(
+            f"--base-model {base_model}: a merged model needs no base; leave it out, or export "
+            "--to mlx or --to peft"
+        )
+    if base_model is not None and HUB_NAME.fullmatch(base_model) is None:
+        raise UsageError(f"--base-model {base_model!r} is no hub id; give one like owner/name")
+
+
+def _nothing(text: str) -> None:
+    del text
+
+
+def _put_on(model: nn.Module, adapter: Path, scale: float) -> None:
+    adapters.load(model, adapter)
+    if scale != 1:
+        adapters.scale(model, scale)
+
+
+def _hub_name(name: str, to: Format, quantized: bool) -> str | None:
+    """The base that an adapter's configuration names, where the base at hand is that one."""
+    local = name == loading.DEMO or Path(name).exists() or HUB_NAME.fullmatch(name) is None
+    # transformers cannot load what MLX quantized.
+    other = to == "peft" and quantized
+    return None if local or other or to == "fused" else name
+
+
+def _warnings(
+    to: Format,
+    quantized: bool,
+    base_model: str | None,
+    precision: Precision,
+    comparison: Comparison | None,
+) -> list[str]:
+    found = []
+    if to == "peft" and quantized and base_model is None:
+        found.append(
+            "the base is quantized by MLX, which transformers cannot load: put this adapter on "
+            "the model that it was made from, and name that one with --base-model"
+        )
+    if comparison is not None and (comparison.lost or comparison.weakened):
+        bits = f" in {precision.bits} bits" if precision.bits else ""
+        what = "the adapter is lost" if comparison.lost else "a part of the adapter is lost"
+        found.append(
+            f"{what}{bits}: {max(comparison.kept or 0.0, 0.0):.0%} of its effect on "
+            f"the labels' logits is left, and {comparison.result.agreement} of "
+            f"{comparison.prompts} labels are those of base + adapter (the base alone: "
+            f"{comparison.base.agreement}); {_way_out(to, quantized, precision)}"
+        )
+    return found
+
+
+def _way_out(to: Format, quantized: bool, precision: Precision) -> str:
+    if to != "fused":
+        return "keep the adapter as it was"
+    if not quantized:
+        return "leave --quantize out, or give it more bits"
+    more = "" if precision.bits == BITS[-1] else f"; or --quantize {BITS[-1]}"
+    return "give --float-merged, which leaves what was merged in floating point" + more

@@ -1,0 +1,266 @@
+"""``abft-mlx export``: wrong usage is one line, and nothing is left half-written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+import tiny_models
+from cli_support import document, invoke, write_model, write_texts
+from mlx_lm.utils import load_model
+
+from abft_mlx import adapters, exchange, loading
+from abft_mlx.recipe import AdapterSection
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_texts(tmp_path_factory.mktemp("texts") / "mail.csv")
+
+
+@pytest.fixture(scope="module")
+def run(model: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "first"
+    result = invoke(
+        "finetune", "--model", model, "--data", texts, "--output", folder, "--quiet",
+        "--set=objective.filter=false", "--set=training.learning_rate=0.05",
+        "--set=training.updates=2", "--set=training.examples=8", "--set=adapter.rank=4",
+        "--set=training.prompts_per_update=4", "--set=prompt.demonstrations=2",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    return folder
+
+
+@pytest.fixture
+def bare(run: Path, tmp_path: Path) -> Path:
+    """An adapter folder as mlx-lm writes them, with nothing else in it."""
+    folder = tmp_path / "bare"
+    folder.mkdir()
+    for name in (adapters.CONFIG, adapters.WEIGHTS):
+        shutil.copy(run / name, folder)
+    return folder
+
+
+def test_for_people_and_quietly(run: Path, tmp_path: Path) -> None:
+    result = invoke("export", run, "--to", "peft", "--output", tmp_path / "a", "--prompts", 8)
+    assert result.exit_code == 0, result.stderr
+    assert "against base + adapter" in result.stdout
+    assert "100.0% of the adapter's effect on labels is kept" in result.stdout
+    again = invoke(
+        "export", run, "--to", "peft", "--output", tmp_path / "b", "--prompts", 8, "--quiet"
+    )
+    assert again.stdout.startswith("2 files, ")
+    assert again.stdout.count("\n") == 1
+    assert again.stderr == ""
+
+
+def test_an_adapter_without_a_recipe(bare: Path, model: Path, texts: Path, tmp_path: Path) -> None:
+    given = ("export", bare, "--to", "fused", "--output", tmp_path / "out")
+    for options, message in (
+        ((), "does not name its base model; give --model"),
+        (("--model", model), "has no recipe.yaml to take prompts from: give --data or --recipe"),
+    ):
+        result = invoke(*given, *options)
+        assert result.exit_code == 2
+        assert message in result.stderr
+        assert result.stderr.count("\n") == 1
+    measured = invoke(*given, "--model", model, "--data", texts, "--json")
+    assert measured.exit_code == 0, measured.stderr
+    assert document(measured)["measured"]["prompts"] == 40
+
+
+def test_the_base_that_an_adapter_names(bare: Path, model: Path, tmp_path: Path) -> None:
+    path = bare / adapters.CONFIG
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(settings | {"model": str(model)}), encoding="utf-8")
+    result = invoke(
+        "export", bare, "--to", "mlx", "--output", tmp_path / "out", "--no-measure", "--json"
+    )
+    assert result.exit_code == 0, result.stderr
+    assert document(result)["model"] == str(model)
+    assert "model" not in json.loads((tmp_path / "out" / adapters.CONFIG).read_text())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--to", "gguf"), "'gguf' is not one of"),
+        (("--to", "fused", "--scale", 0), "--scale 0.0: give a finite number that is not 0"),
+        (("--to", "fused", "--scale", "nan"), "--scale nan: give a finite number"),
+        (("--to", "mlx", "--quantize", 4), "--to mlx writes an adapter, and --dequantize"),
+        (("--to", "fused", "--quantize", 7), "--quantize 7: MLX quantizes to 2, 3, 4, 5, 6, 8"),
+        (("--to", "fused", "--dequantize"), "--dequantize: the base is not quantized"),
+        (("--to", "fused", "--float-merged"), "--float-merged: the base is not quantized"),
+        (("--to", "fused", "--float-merged", "--quantize", 8), "exclude each other"),
+        (("--to", "fused", "--quantize", 8), "as wide as a multiple of 64"),
+        (("--to", "fused", "--base-model", "a/b"), "--base-model a/b: a merged model needs no"),
+        (("--to", "peft", "--base-model", "a b/c"), "--base-model 'a b/c' is no hub id"),
+        (("--to", "mlx", "--recipe", "dmeo"), "did you mean demo?"),
+        (("--to", "mlx", "--data", "missing.csv"), "missing.csv: no such file"),
+        (("--to", "mlx", "--model", "./nowhere"), "no such folder"),
+    ],
+)
+def test_wrong_usage_is_one_line(
+    run: Path, options: tuple[object, ...], message: str, tmp_path: Path
+) -> None:
+    result = invoke("export", run, "--output", tmp_path / "out", *options, "--quiet")
+    assert result.exit_code == 2
+    assert message in result.stderr
+    if options != ("--to", "gguf"):  # typer's own
+        assert result.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_texts_name_the_way_without_them(run: Path, tmp_path: Path) -> None:
+    result = invoke("export", run, "--to", "mlx", "--output", tmp_path / "a", "--data", "gone.csv")
+    assert result.exit_code == 2
+    assert "or export with --no-measure" in result.stderr
+
+
+def test_not_an_adapter(model: Path, tmp_path: Path) -> None:
+    result = invoke(
+        "export", model, "--to", "mlx", "--model", model, "--no-measure", "--output", tmp_path / "a"
+    )
+    assert result.exit_code == 2
+    assert "has no adapter_config.json; give a folder that abft-mlx finetune" in result.stderr
+
+
+def test_what_lies_at_the_output_is_not_lost(run: Path, model: Path, tmp_path: Path) -> None:
+    given = ("export", run, "--to", "mlx", "--no-measure", "--quiet", "--output")
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "thesis.tex").write_text("mine", encoding="utf-8")
+    for place, message in (
+        (tmp_path / "file", "is a file; choose a folder"),
+        (tmp_path / "folder", "holds thesis.tex, which no export wrote"),
+        (run, "is exported from; choose another --output"),
+        (run.parent, "holds first, which is exported from"),
+        (model, "is exported from; choose another --output"),
+    ):
+        before = sorted(run.iterdir())
+        result = invoke(*given, place, "--overwrite")
+        assert result.exit_code == 2, place
+        assert message in result.stderr
+        assert sorted(run.iterdir()) == before
+    first = tmp_path / "first"
+    assert invoke(*given, first).exit_code == 0
+    again = invoke(*given, first)
+    assert again.exit_code == 2
+    assert "holds an export already; use --overwrite" in again.stderr
+    # Another format: nothing of the earlier one stays.
+    other = invoke("export", run, "--to", "peft", "--no-measure", "--output", first, "--overwrite")
+    assert other.exit_code == 0
+    assert sorted(one.name for one in first.iterdir()) == [
+        "adapter_config.json", "adapter_model.safetensors"
+    ]  # fmt: skip
+
+
+def test_a_failure_leaves_the_earlier_export(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    given = ("export", run, "--to", "peft", "--output", out, "--prompts", 4)
+    assert invoke(*given, "--no-measure").exit_code == 0
+    before = {one.name: one.read_bytes() for one in out.iterdir()}
+
+    def fail(path: str, *_: Any) -> None:
+        Path(path).write_bytes(b"half a file")
+        raise RuntimeError("no space")
+
+    monkeypatch.setattr(mx, "save_safetensors", fail)
+    result = invoke(*given, "--overwrite", "--scale", 2)
+    assert result.exit_code == 2
+    assert "cannot be written (no space)" in result.stderr
+    assert {one.name: one.read_bytes() for one in out.iterdir()} == before
+    assert [one.name for one in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_quantized_base_is_not_what_peft_runs_on(tmp_path: Path) -> None:
+    base = tiny_models.checkpoint(tmp_path / "base", "llama", bits=4)
+    made, _ = load_model(base)
+    adapters.attach(made, AdapterSection(rank=4))
+    adapters.save(made, tmp_path / "adapter")
+    for options, warnings in (((), 1), (("--base-model", "owner/name"), 0)):
+        result = invoke(
+            "export", tmp_path / "adapter", "--to", "peft", "--model", base, "--no-measure",
+            "--output", tmp_path / "out", "--overwrite", "--json", *options,
+        )  # fmt: skip
+        assert result.exit_code == 0, result.stderr
+        assert len(document(result)["warnings"]) == warnings
+        assert ("name that one with --base-model" in result.stderr) is bool(warnings)
+
+
+def test_a_tokenizers_memory_of_a_folder_is_not_copied(
+    model: Path, run: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(model, base)
+    path = base / "tokenizer_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(settings | {"name_or_path": str(base)}), encoding="utf-8")
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    config["_name_or_path"] = str(base)
+    (base / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    exchange.export(run, "fused", tmp_path / "out", model=str(base))
+    for one in (tmp_path / "out").iterdir():
+        assert str(base).encode() not in one.read_bytes(), one.name
+    assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text()) == settings
+
+
+@pytest.mark.parametrize(
+    ("to", "bits", "named"),
+    [
+        ("mlx", None, "owner/name"),
+        ("mlx", 4, "owner/name"),
+        ("peft", None, "owner/name"),
+        ("peft", 4, None),
+    ],
+)
+def test_a_base_of_the_hub_is_named(
+    to: str, bits: int | None, named: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tiny_models.checkpoint(tmp_path / "base", "llama", bits=bits)
+    made, _ = load_model(base)
+    adapters.attach(made, AdapterSection(rank=4))
+    adapters.save(made, tmp_path / "adapter", base_model="owner/name")
+    whole = loading.find
+    monkeypatch.setattr(
+        loading, "find", lambda name, *rest: base if name == "owner/name" else whole(name, *rest)
+    )
+    result = invoke(
+        "export", tmp_path / "adapter", "--to", to, "--output", tmp_path / "out", "--no-measure",
+        "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    assert (document(result)["model"], document(result)["base_model"]) == ("owner/name", named)
+    written = json.loads((tmp_path / "out" / adapters.CONFIG).read_text(encoding="utf-8"))
+    assert written.get("base_model_name_or_path" if to == "peft" else "model") == named
+
+
+def test_predict_and_eval_take_an_adapter_of_peft(run: Path, tmp_path: Path) -> None:
+    made = invoke("export", run, "--to", "peft", "--output", tmp_path / "peft", "--no-measure")
+    assert made.exit_code == 0, made.stderr
+    asked = tmp_path / "asked.txt"
+    asked.write_text("the good film\na dull one\n", encoding="utf-8")
+    own, theirs, base = (
+        invoke("predict", run / "recipe.yaml", asked, "--quiet", *options).stdout
+        for options in (("--adapter", run), ("--adapter", tmp_path / "peft"), ())
+    )
+    assert own == theirs != base
+    size = ("--set=evaluation.queries=8", "--set=evaluation.repeats=1", "--json")
+    measured = [
+        document(invoke("eval", run / "recipe.yaml", "--adapter", one, *size))["methods"]["vanilla"]
+        for one in (run, tmp_path / "peft")
+    ]
+    assert measured[0]["right"] == measured[1]["right"]
+    found = [one["true_label_probability"] for one in measured]
+    assert found[0] == pytest.approx(found[1], abs=1e-6)
