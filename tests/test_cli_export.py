@@ -78,6 +78,22 @@ def test_an_adapter_without_a_recipe(bare: Path, model: Path, texts: Path, tmp_p
     assert document(measured)["measured"]["prompts"] == 40
 
 
+def test_another_recipes_prompts_are_asked_of_the_runs_base(run: Path, tmp_path: Path) -> None:
+    """The tiny model does not fit the demo's: were that taken, the adapter would be refused."""
+    other = tmp_path / "other.yaml"
+    text = (run / "recipe.yaml").read_text(encoding="utf-8")
+    assert "\nrevision: null" in text
+    own = next(line for line in text.splitlines() if line.startswith("model: "))
+    text = text.replace(own, "model: demo").replace("\nrevision: null", "\nrevision: other")
+    other.write_text(text, encoding="utf-8")
+    result = invoke(
+        "export", run, "--to", "mlx", "--output", tmp_path / "out", "--recipe", other, "--json",
+        "--prompts", 4,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    assert own == f"model: {document(result)['model']}"
+
+
 def test_the_base_that_an_adapter_names(bare: Path, model: Path, tmp_path: Path) -> None:
     path = bare / adapters.CONFIG
     settings = json.loads(path.read_text(encoding="utf-8"))

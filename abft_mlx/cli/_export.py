@@ -57,7 +57,7 @@ def export(
         str | None,
         typer.Option(
             metavar="RECIPE",
-            help="Whose base and prompts to measure with.",
+            help="Whose prompts to measure with; its base, too, where RUN names none.",
             show_default="the run's own",
         ),
     ] = None,
@@ -123,8 +123,9 @@ def export(
         from abft_mlx import exchange, runtime
 
         runtime.use_wired_memory()
-        if model is None:
-            model = _named_base(run) if recipe is None and not _has_recipe(run) else None
+        revision = None
+        if model is None and (recipe is not None or not _has_recipe(run)):
+            model, revision = _named_base(run)
         changes = _options.overrides(
             model=model,
             data=data,
@@ -133,6 +134,9 @@ def export(
             labels=labels,
             settings=settings,
         )
+        if model is not None:
+            # What a recipe says of its own base's history is not true of another.
+            changes = [_options.override("revision", revision), *changes]
         opened = _recipe(run, recipe, model, data, changes, measure)
         precision = exchange.Precision(dequantize, float_merged, quantize)
         try:
@@ -160,11 +164,14 @@ def _has_recipe(run: Path) -> bool:
     return (run / "recipe.yaml").is_file()
 
 
-def _named_base(run: Path) -> str | None:
-    """The base that an adapter's own configuration names."""
+def _named_base(run: Path) -> tuple[str | None, str | None]:
+    """The base that a run's recipe or an adapter's own configuration names, and its revision."""
     from abft_mlx import adapters
 
-    return adapters.base_model(run)
+    if _has_recipe(run):
+        own = _options.open_recipe(str(run), [])
+        return own.model, own.revision
+    return adapters.base_model(run), None
 
 
 def _recipe(
@@ -178,9 +185,7 @@ def _recipe(
     """The recipe that names base and prompts; where nothing is measured the base is enough."""
     named = recipe or (str(run / "recipe.yaml") if _has_recipe(run) else None)
     if named is not None:
-        # Another base than the recipe's has another history.
-        other = [] if model is None else ["revision=null"]
-        return _options.open_recipe(named, [*other, *changes])
+        return _options.open_recipe(named, changes)
     if model is None:
         raise UsageError(f"{run} does not name its base model; give --model")
     if data is None and measure:
