@@ -22,7 +22,7 @@ def load(
 
     Args:
         model: ``demo`` for the bundled one, a local folder, or a hub id.
-        adapter: a run folder, or an adapter folder of mlx-lm.
+        adapter: a run folder, an adapter folder of mlx-lm, or a hub id (owner/name@revision).
         revision: branch, tag or commit of a hub model.
 
     Returns:
@@ -74,7 +74,7 @@ def evaluate(
 
     Args:
         recipe: a recipe, the name of one that ships with abft-mlx, a .yaml file or a run folder.
-        adapter: a run folder, or an adapter folder of mlx-lm.
+        adapter: a run folder, an adapter folder of mlx-lm, or a hub id (owner/name@revision).
         overrides: ``section.key=value`` each, where ``recipe`` is a name or a file.
 
     Returns:

@@ -2,7 +2,7 @@
 
 from abft_mlx.data._check import Report
 from abft_mlx.data.generator import Generator, demonstration_rows, training_rows
-from abft_mlx.data.loading import builtin_tasks, builtin_template, load, report
+from abft_mlx.data.loading import builtin_tasks, builtin_template, kind, load, report
 from abft_mlx.data.queries import Queries, Query
 from abft_mlx.data.texts import LabelledTexts, Splits, fold, split
 
@@ -17,6 +17,7 @@ __all__ = [
     "builtin_template",
     "demonstration_rows",
     "fold",
+    "kind",
     "load",
     "report",
     "split",
