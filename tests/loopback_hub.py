@@ -223,9 +223,9 @@ class _Handler(BaseHTTPRequestHandler):
             found = [one for one in repository.pulls if one["status"] == query["status"][0]]
             return self._json({"discussions": found, "count": len(found), "start": 0})
         revision = rest[1] if len(rest) > 1 else "main"
-        if what in ("preupload", "commit", "branch") and "create_pr" not in query:
-            if self.user != name.split("/")[0]:
-                return self._error(403, "", "You don't have the required permissions")
+        writes = what in ("preupload", "commit", "branch") and "create_pr" not in query
+        if writes and self.user != name.split("/")[0]:
+            return self._error(403, "", "You don't have the required permissions")
         if what == "branch":
             if revision in repository.refs:
                 return self._error(409, "", "Reference already exists")

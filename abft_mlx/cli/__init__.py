@@ -1,4 +1,4 @@
-"""The command line: ``abft-mlx demo | finetune | eval | predict | study | bench | doctor``.
+"""The command line: ``abft-mlx demo | finetune | eval | predict | study | push | bench | doctor``.
 
 Nothing heavy is imported before a command runs, so that ``--help`` answers at once.
 """
@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from abft_mlx.cli import _bench, _demo, _doctor, _eval, _finetune, _predict, _recipes, _study
+from abft_mlx.cli import _bench, _demo, _doctor, _eval, _finetune, _predict, _push, _recipes, _study
 from abft_mlx.cli._shell import Commands
 
 __all__ = ["app"]
@@ -27,6 +27,7 @@ app.command("finetune")(_finetune.finetune)
 app.command("eval")(_eval.evaluate)
 app.command("predict")(_predict.predict)
 app.command("study")(_study.study)
+app.command("push")(_push.push)
 app.add_typer(_recipes.app, name="recipes")
 app.command("bench")(_bench.bench)
 app.command("doctor")(_doctor.doctor)

@@ -1,0 +1,1 @@
+"""Adapters on their way to other programs and to the hub."""
