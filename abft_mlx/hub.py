@@ -120,9 +120,11 @@ def explain(error: BaseException, asked: Asked) -> Failure:
 
     title = asked.title
     at = f" at revision {asked.revision!r}" if asked.revision else ""
-    cause = error.__cause__
+    original, cause = error, error.__cause__
     if isinstance(error, errors.LocalEntryNotFoundError) and _status(cause) is not None:
-        error = cause  # type: ignore[assignment]  # the hub did answer, only not with the files
+        error = cause or error  # the hub did answer, only not with the files
+    while type(error) is RuntimeError and error.__cause__ is not None:
+        error = error.__cause__  # an upload's own failure, wrapped
     status = _status(error)
     again = f"could not be {asked.doing}"
     if isinstance(error, errors.GatedRepoError):
@@ -165,7 +167,7 @@ def explain(error: BaseException, asked: Asked) -> Failure:
         return Failure(
             "other", f"{title}{at} {again}: {_first_line(error)}; try again, or {asked.instead}"
         )
-    raise error
+    raise original
 
 
 def _status(error: BaseException | None) -> int | None:

@@ -21,12 +21,11 @@ from typing import Any
 from urllib.parse import parse_qs, unquote
 
 import pytest
-import yaml
+from hub_cards import card_problems
 
 OWNER, READER = "hf_loopbackOwner", "hf_loopbackReader"
 USERS = {OWNER: "owner", READER: "reader"}
 LFS_SUFFIXES = (".safetensors", ".parquet")
-LICENSES = {"mit", "apache-2.0", "cc-by-4.0", "other"}
 
 
 def blob_id(content: bytes) -> str:
@@ -72,6 +71,7 @@ class LoopbackHub(ThreadingHTTPServer):
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.large: dict[str, bytes] = {}
         self.requests: list[tuple[str, str, str, bytes]] = []
+        self.resumed: list[tuple[str, int]] = []
         self._faults: list[list[Any]] = []
 
     @property
@@ -357,6 +357,7 @@ class _Handler(BaseHTTPRequestHandler):
         if asked is None:
             return self._answer(content, headers)
         start, last = int(asked[1]), len(content) - 1
+        self.server.resumed.append((path, start))
         headers["Content-Range"] = f"bytes {start}-{last}/{len(content)}"
         return self._answer(content[start:], headers, 206)
 
@@ -376,25 +377,3 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self.wfile.write(body[: len(body) // 2] if self.cutting else body)
         self.close_connection = self.close_connection or self.cutting
-
-
-def card_problems(content: str) -> list[str]:
-    """What the hub would refuse in a card's metadata, by its specification of model cards."""
-    match = re.match(r"---\n(.*?)\n---\n", content, re.DOTALL)
-    if match is None:
-        return ["no metadata"]
-    head = yaml.safe_load(match[1])
-    problems = []
-    if "base_model" in head and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(head["base_model"])):
-        problems.append("base_model is not the id of a model")
-    if head.get("license", "mit") not in LICENSES:
-        problems.append("license must be one of the hub's")
-    for one in head.get("datasets", []):
-        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", one):
-            problems.append("datasets holds what is no id")
-    for model in head.get("model-index", []):
-        for result in model["results"]:
-            complete = result["task"]["type"] and result["dataset"]["type"]
-            if not complete or not all("value" in one for one in result["metrics"]):
-                problems.append("model-index is not complete")
-    return problems

@@ -206,7 +206,6 @@ def _use(cleaned: Cleaned, name: str, *, peft: bool, stock: bool) -> str:
     nameless = recipe.model == LOCAL_MODEL
     model = " --model THE-BASE-MODEL" if nameless else ""
     texts = " --data labelled.csv" if recipe.data.source == LOCAL_DATA else ""
-    shown = " --demonstrations labelled.csv" if texts else ""
     lines = ["## How to use it", ""]
     if nameless:
         lines += ["The base was a local folder: put its own name where it says THE-BASE-MODEL.", ""]
@@ -217,7 +216,7 @@ def _use(cleaned: Cleaned, name: str, *, peft: bool, stock: bool) -> str:
         "",
         "```sh",
         f"abft-mlx eval --adapter {name}{model}{texts}",
-        f"abft-mlx predict --adapter {name}{model}{shown} texts.txt",
+        f"abft-mlx predict --adapter {name}{model}{texts} texts.txt",
         "```",
         "",
     ]
