@@ -18,6 +18,10 @@ SIZES = (
     "evaluation.queries=12",
     "evaluation.repeats=1",
     "training.validate_every=1",
+    # A base without induction heads changes visibly only so.
+    "training.keep_best=false",
+    "training.learning_rate=1.0",
+    "objective.filter=false",
     "evaluation.bootstrap_samples=20",
 )
 MODEL, TEXTS = "secret-model", "secret-mails.csv"

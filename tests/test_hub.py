@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 from cli_support import document, invoke
 from huggingface_hub import ModelCard, constants
@@ -58,6 +59,10 @@ def test_what_comes_back_measures_the_same(made: Path, server: LoopbackHub, tmp_
     assert (after["model"], after["adapter"]) == (BASE, NAME)
     for key in ("labels", "label_words", "prompts", "methods", "base"):
         assert after[key] == before[key], key
+    vanilla = [
+        one["methods"]["vanilla"]["true_label_probability"] for one in (after, after["base"])
+    ]
+    assert abs(vanilla[0] - vanilla[1]) > 1e-4, "the adapter changes something"
     first = server.repositories["model", NAME].refs["main"]
     server.repositories["model", NAME].commit("main", {"README.md": b"taken back"})
     pinned = f"{NAME}@{first}"
@@ -86,7 +91,7 @@ def test_the_card_says_what_was_measured(made: Path, server: LoopbackHub) -> Non
     assert found["test", "f1"].metric_value == pytest.approx(vanilla["macro_f1"], abs=1e-6)
     assert found["test", "accuracy"].metric_args == {"n": before["prompts"], "demonstrations": 2}
     kept = facts["validation"]
-    assert found["validation", "accuracy"].metric_value == pytest.approx(kept["best"], abs=1e-6)
+    assert found["validation", "accuracy"].metric_value == pytest.approx(kept["after"], abs=1e-6)
     assert found["validation", "accuracy"].metric_args["n"] == kept["prompts"]
     base = before["base"]["methods"]["vanilla"]
     assert f"| vanilla | base | {base['accuracy']:.1%} " in text
@@ -211,10 +216,25 @@ def test_a_bug_is_not_explained_away() -> None:
     assert caught.value is bug
 
 
-def test_peft_goes_along(made: Path) -> None:
+def test_peft_goes_along(made: Path, server: LoopbackHub, tmp_path: Path) -> None:
     pytest.importorskip("abft_mlx.exchange.peft", reason="the writer of PEFT's format is not there")
+    pytest.importorskip("peft", reason="PEFT (for development) loads what was sent")
     parcel = pushing.pack(made / "run", NAME, with_peft=True, base_model=BASE)
     assert {"peft/adapter_config.json", "peft/adapter_model.safetensors"} <= set(parcel.files)
-    config = json.loads(parcel.files["peft/adapter_config.json"])
-    assert config["base_model_name_or_path"] == BASE
-    assert f'PeftModel.from_pretrained(base, "{NAME}", subfolder="peft")' in parcel.card
+    assert pushing.send(parcel).commit
+    (code,) = re.findall(r"^```python\n(.*?)^```", parcel.card, flags=re.MULTILINE | re.DOTALL)
+    code += "import torch\nprint(model(torch.tensor([[5, 9, 7]])).logits[0, -1, :40].tolist())\n"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | server.environment(tmp_path / "fresh"),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    theirs = mx.array(json.loads(done.stdout.splitlines()[-1]))
+    model, _ = abft_mlx.load(str(made / MODEL), adapter=made / "run")
+    ours = model(mx.array([[5, 9, 7]]))[0, -1, :40]
+    assert mx.abs(ours - theirs).max().item() < 1e-4
+    adapters.detach(model)
+    assert mx.abs(model(mx.array([[5, 9, 7]]))[0, -1, :40] - theirs).max().item() > 1e-4

@@ -33,19 +33,21 @@ class Wishes:
     results: Mapping[str, Any] | None = None
 
 
-def write(cleaned: Cleaned, name: str, *, wishes: Wishes, peft: bool, stock: bool) -> ModelCard:
+def write(
+    cleaned: Cleaned, name: str, *, wishes: Wishes, peft: Mapping[str, Any] | None, stock: bool
+) -> ModelCard:
     """Write the card.
 
     Args:
         cleaned: the run, without local names; nothing else of it is used.
         name: the repository's id.
         wishes: what the owner says.
-        peft: whether a PEFT folder goes along.
+        peft: the configuration of the PEFT folder that goes along, if one does.
         stock: whether stock mlx-lm can put the adapter on.
     """
     bundled = cleaned.recipe.model == "demo"
     results = [*_validated(cleaned), *_measured(cleaned, wishes.results)]
-    tags = ["abft", "lora", "mlx", "mlx-lm", *(["peft"] if peft else [])]
+    tags = ["abft", "lora", "mlx", "mlx-lm", *(["peft"] if peft is not None else [])]
     head = ModelCardData(
         base_model=cleaned.base_model,
         base_model_relation="adapter" if cleaned.base_model else None,
@@ -201,7 +203,7 @@ def _cells(method: Mapping[str, Any]) -> str:
     return " | ".join(cells)
 
 
-def _use(cleaned: Cleaned, name: str, *, peft: bool, stock: bool) -> str:
+def _use(cleaned: Cleaned, name: str, *, peft: Mapping[str, Any] | None, stock: bool) -> str:
     recipe = cleaned.recipe
     nameless = recipe.model == LOCAL_MODEL
     model = " --model THE-BASE-MODEL" if nameless else ""
@@ -239,10 +241,11 @@ def _use(cleaned: Cleaned, name: str, *, peft: bool, stock: bool) -> str:
         ]
     else:
         lines += ["Stock mlx-lm cannot put a trained LM head on a quantized base.", ""]
-    if peft:
-        named = cleaned.base_model or "THE-BASE-MODEL"
+    if peft is not None:
+        named = peft.get("base_model_name_or_path") or "THE-BASE-MODEL"
         lines += [
-            "With [PEFT](https://github.com/huggingface/peft), on the base as transformers has it:",
+            "With [PEFT](https://github.com/huggingface/peft), on the base as transformers has it, "
+            "unquantized:",
             "",
             "```python",
             "from peft import PeftModel",

@@ -119,7 +119,9 @@ def pack(
         found |= _peft(run, recipe, cleaned.base_model)
     if CARD not in found:
         stock = not (recipe.adapter.head and _kind(found[CONFIG]) == "lora")
-        made = card.write(cleaned, name, wishes=wishes, peft=with_peft, stock=stock)
+        written = found.get(f"{PEFT_FOLDER}/{PEFT_FILES[0]}")
+        peft = None if written is None else json.loads(written)
+        made = card.write(cleaned, name, wishes=wishes, peft=peft, stock=stock)
         found[CARD] = str(made).encode()
     for path, content in found.items():
         cleaning.check(path, content, cleaned.private)
@@ -177,7 +179,9 @@ def _peft(run: Path, recipe: Recipe, base_model: str | None) -> dict[str, bytes]
 
     loaded = loading.load_model(recipe.model, recipe.revision, adapter=run)
     with tempfile.TemporaryDirectory() as folder:
-        peft.save(loaded.model, Path(folder), base_model=base_model)
+        # Transformers cannot load what mlx-lm quantized.
+        base = None if "quantization" in loaded.config else base_model
+        peft.save(loaded.model, Path(folder), base_model=base)
         return {
             f"{PEFT_FOLDER}/{name}": (Path(folder) / name).read_bytes()
             for name in PEFT_FILES
