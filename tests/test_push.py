@@ -13,6 +13,7 @@ from loopback_hub import OWNER, READER, LoopbackHub
 from push_support import MODEL, TEXTS, make_run
 
 from abft_mlx import recipe as recipes
+from abft_mlx.exchange import cleaning
 
 NAME = "owner/mails"
 
@@ -99,6 +100,7 @@ def test_a_second_push_commits_nothing_and_a_changed_run_only_its_changes(
     changed = push(run)
     assert (changed["sent"], changed["removed"]) == (["metrics.jsonl"], ["lora.safetensors"])
     assert "mine.md" in repository.files()
+    assert "lora.safetensors" not in repository.files()
 
 
 def test_a_pull_request_leaves_the_branch_and_is_opened_once(run: Path, hub: LoopbackHub) -> None:
@@ -255,3 +257,22 @@ def test_what_may_not_be_pushed(run: Path, tmp_path: Path, made: Path) -> None:
     (run / "metrics.jsonl").unlink()
     (run / "metrics.jsonl").symlink_to(made / TEXTS)
     refused("metrics.jsonl is a link, and links are not followed")
+
+
+def test_what_is_on_the_hub_is_named_and_what_is_here_is_not() -> None:
+    task = {"name": "/home/anna/spam.yaml", "data": {"source": "spam.csv"}}
+    recipe = recipes.change(
+        recipes.default(["model=made/base", "data.source=made/plain"]),
+        [recipes.override("mixture", [task, {"name": "trec", "data": {"source": "made/trec"}}])],
+    )
+    run = {"mixture": {"/home/anna/spam.yaml": {"classes": {"ham": 3}}}}
+    found = cleaning.clean(recipe, run)
+    assert (found.base_model, found.datasets) == ("made/base", ("made/plain", "made/trec"))
+    assert [one.name for one in found.recipe.mixture] == ["spam", "trec"]
+    assert found.recipe.mixture[0].data.source == "(a local file)"
+    assert found.run == {"mixture": {"spam": {"classes": {"ham": 3}}}}
+    # A relative folder looks like a hub id from anywhere but where the run was made.
+    local = cleaning.clean(recipe, {"model": {"kind": "folder"}, "data": {"kind": "file"}})
+    assert (local.base_model, local.datasets) == (None, ("made/trec",))
+    assert (local.recipe.model, local.recipe.data.source) == ("(a local folder)", "(a local file)")
+    assert cleaning.clean(recipes.default(["model=demo"]), {}).base_model is None
