@@ -22,7 +22,8 @@ def load(
 
     Args:
         model: ``demo`` for the bundled one, a local folder, or a hub id.
-        adapter: a run folder, or an adapter folder of mlx-lm or PEFT.
+        adapter: a run folder, an adapter folder of mlx-lm or PEFT, or a hub id of any of them
+            (owner/name@revision).
         revision: branch, tag or commit of a hub model.
 
     Returns:
@@ -74,7 +75,8 @@ def evaluate(
 
     Args:
         recipe: a recipe, the name of one that ships with abft-mlx, a .yaml file or a run folder.
-        adapter: a run folder, or an adapter folder of mlx-lm or PEFT.
+        adapter: a run folder, an adapter folder of mlx-lm or PEFT, or a hub id of any of them
+            (owner/name@revision).
         overrides: ``section.key=value`` each, where ``recipe`` is a name or a file.
 
     Returns:

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from abft_mlx import adapters, loading, runtime
+from abft_mlx import adapters, data, loading, runtime
 from abft_mlx import recipe as recipes
 from abft_mlx.task import Task
 
@@ -42,10 +42,15 @@ def of_run(
         "device": runtime.device_description(),
         "model": {
             "source": recipe.model,
+            "kind": loading.kind(recipe.model),
             "revision": recipe.revision,
             "fingerprint": loaded.fingerprint,
         },
-        "data": {"source": recipe.data.source, **_data(task)},
+        "data": {
+            "source": recipe.data.source,
+            "kind": data.kind(recipe.data.source),
+            **_data(task),
+        },
         "labels": dict(zip(task.space.names, task.space.words, strict=True)),
         "chat_template": task.chat_template,
         "shortened_texts": _shortened([task, *trained]),

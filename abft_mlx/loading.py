@@ -17,11 +17,9 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from huggingface_hub import errors as hub_errors
-from huggingface_hub import snapshot_download
 from mlx_lm import utils as mlx_lm_utils
 
-from abft_mlx import adapters
+from abft_mlx import adapters, hub
 from abft_mlx.adapters.headers import read_header
 from abft_mlx.errors import AbftError, ModelError, UnsupportedArchitectureError
 from abft_mlx.ports import Port, freeze, port_for, supported_in_words
@@ -60,19 +58,23 @@ class Loaded:
     context_tokens: int | None
 
 
-def load_model(name: str, revision: str | None = None, adapter: str | Path | None = None) -> Loaded:
+def load_model(
+    name: str, revision: str | None = None, adapter: adapters.Named | None = None
+) -> Loaded:
     """Open a model and its tokenizer.
 
     Args:
         name: "demo" for the bundled model, a local folder, or a hub id such as owner/name.
         revision: branch, tag or commit of a hub model.
-        adapter: an adapter or run folder to put on it.
+        adapter: what to put on it: an adapter or run folder, or a hub id.
 
     Raises:
         ModelError: it cannot be found, fetched or read; one line that says why.
         UnsupportedArchitectureError: mlx-lm or this package does not know its architecture.
-        AdapterError: the adapter does not fit it.
+        AdapterError: the adapter cannot be found or does not fit it.
+        RunError: the adapter is on the hub, which cannot be reached.
     """
+    source = None if adapter is None else adapters.find(adapter)
     path = find(name, revision)
     config = _config(path)
     _weight_files(path)
@@ -82,8 +84,8 @@ def load_model(name: str, revision: str | None = None, adapter: str | Path | Non
     identity = fingerprint(path)
     tokenizer = _tokenizer(path, config)
     freeze(model)
-    if adapter is not None:
-        adapters.load(model, adapter)
+    if source is not None:
+        adapters.load(model, source.folder)
     mx.eval(model.parameters())
     return Loaded(model, tokenizer, config, name, path, port, identity, context_tokens(config))
 
@@ -113,33 +115,24 @@ def find(name: str, revision: str | None = None, *, config_only: bool = False) -
     return _fetch(name, revision, ["config.json"] if config_only else HUB_FILES)
 
 
+def kind(name: str) -> str:
+    """Where :func:`find` looks for a model: "bundled", "folder" or "hub"."""
+    if name == DEMO:
+        return "bundled"
+    return "folder" if Path(name).expanduser().is_dir() else "hub"
+
+
 def _fetch(name: str, revision: str | None, files_wanted: list[str]) -> Path:
-    at = f" at revision {revision!r}" if revision else ""
+    asked = hub.Asked(
+        f"model {name}",
+        f"model {name!r} is neither a folder here nor a model on the hub that you may read",
+        "give a local folder",
+        revision,
+    )
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=files_wanted))
-    except hub_errors.GatedRepoError as error:
-        raise ModelError(
-            f"model {name} is gated: accept its terms on the hub, then run hf auth login"
-        ) from error
-    except hub_errors.RepositoryNotFoundError as error:
-        raise ModelError(
-            f"model {name!r} is neither a folder here nor a model on the hub that you may read; "
-            "check the spelling, or run hf auth login if it is private"
-        ) from error
-    except hub_errors.RevisionNotFoundError as error:
-        raise ModelError(
-            f"model {name} has no revision {revision!r}; leave it out for the newest"
-        ) from error
-    except (hub_errors.LocalEntryNotFoundError, hub_errors.OfflineModeIsEnabled) as error:
-        raise ModelError(
-            f"model {name}{at} is not in the local cache and the hub cannot be reached; go online "
-            "once to fetch it, or give a local folder"
-        ) from error
-    except (hub_errors.HfHubHTTPError, hub_errors.HFValidationError, OSError) as error:
-        raise ModelError(
-            f"model {name}{at} could not be fetched: {_first_line(error)}; try again, or give a "
-            "local folder"
-        ) from error
+        return hub.snapshot(name, files_wanted, revision=revision)
+    except Exception as error:
+        raise ModelError(hub.explain(error, asked).message) from error
 
 
 def _config(path: Path) -> dict[str, Any]:

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import mlx.nn as nn
 import numpy as np
 
-from abft_mlx import data, evaluation, loading, prompts
+from abft_mlx import adapters, data, evaluation, loading, prompts
 from abft_mlx import recipe as recipes
 from abft_mlx.errors import PromptError
 from abft_mlx.prefix import Prefix, common_prefix
@@ -201,14 +200,14 @@ def read_demonstrations(
 
 def prepare(
     recipe: recipes.Recipe,
-    adapter: str | Path | None = None,
+    adapter: adapters.Named | None = None,
     demonstrations: str | data.LabelledTexts | None = None,
 ) -> Opened:
     """Open what a recipe names for prediction.
 
     Args:
         recipe: names model, data, prompts and the seed that chooses demonstrations.
-        adapter: a run folder or mlx-lm adapter folder to put on the model.
+        adapter: a run folder, adapter folder or hub id of what to put on the model.
         demonstrations: labelled texts, or a file of them, all of which are shown, in order.
             Without any they are drawn as for eval's first prompt: by ``evaluation.seed`` from the
             part of the data that is kept for demonstrations.

@@ -6,19 +6,16 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote
 
 import pytest
+from loopback_hub import LoopbackHub
 
 from abft_mlx.data import _rows, hub, load
 from abft_mlx.errors import DataError, RunError
 from abft_mlx.recipe import DataSection
 
-SHA = {"main": "a" * 40, hub.CONVERTED: "b" * 40}
 CARD = """---
 configs:
 - config_name: small
@@ -72,64 +69,12 @@ def repositories() -> dict[tuple[str, str], dict[str, bytes]]:
     }
 
 
-class Hub(BaseHTTPRequestHandler):
-    """The part of the hub's interface that reading a data set needs."""
-
-    files: dict[tuple[str, str], dict[str, bytes]]
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        path = unquote(self.path.partition("?")[0])
-        if path.startswith("/api/datasets/"):
-            owner, name, *rest = path.removeprefix("/api/datasets/").split("/")
-            revision = "/".join(rest[1:]) or "main"
-            found = self.files.get((f"{owner}/{name}", revision))
-            if found is None:
-                known = any(key[0] == f"{owner}/{name}" for key in self.files)
-                return self.fail("RevisionNotFound" if known else "RepoNotFound")
-            siblings = [{"rfilename": file} for file in found]
-            body = {"id": f"{owner}/{name}", "sha": SHA[revision], "siblings": siblings}
-            return self.answer(json.dumps(body).encode(), {})
-        _, _, owner, name, _, rest = path.split("/", 5)
-        for (repository, revision), found in self.files.items():
-            for prefix in (revision, SHA[revision]):
-                content = found.get(rest.removeprefix(f"{prefix}/"))
-                if (
-                    repository == f"{owner}/{name}"
-                    and rest.startswith(prefix)
-                    and content is not None
-                ):
-                    headers = {"ETag": f'"{hash(content)}"', "X-Repo-Commit": SHA[revision]}
-                    return self.answer(content, headers)
-        return self.fail("EntryNotFound")
-
-    def answer(self, body: bytes, headers: dict[str, str], status: int = 200) -> None:
-        self.send_response(status)
-        for key, value in {**headers, "Content-Length": str(len(body))}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def fail(self, code: str) -> None:
-        self.answer(b"{}", {"X-Error-Code": code, "X-Error-Message": code}, 404)
-
-
 @pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    Hub.files = repositories()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
+def endpoint() -> Iterator[LoopbackHub]:
+    with LoopbackHub().serving() as server:
+        for (name, revision), files in repositories().items():
+            server.add(name, files, repo_type="dataset", ref=revision)
+        yield server
 
 
 PROGRAM = """
@@ -151,16 +96,13 @@ for values in json.load(sys.stdin):
 """
 
 
-def reports(endpoint: str, cache: Path, *sections: dict[str, object]) -> list[dict[str, object]]:
+def reports(
+    hub: LoopbackHub, cache: Path, *sections: dict[str, object], offline: bool = False
+) -> list[dict[str, object]]:
     """Read data sets in a fresh process: the hub's library looks at its endpoint on import."""
-    environment = {
-        **os.environ,
-        "HF_ENDPOINT": endpoint,
-        "HF_HOME": str(cache),
-        "HF_HUB_OFFLINE": "0",
-        "HF_HUB_DISABLE_XET": "1",
-        "NO_PROXY": "*",
-    }
+    environment = {**os.environ, **hub.environment(cache)}
+    if offline:
+        environment["HF_ENDPOINT"] = "http://127.0.0.1:9"
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", PROGRAM],
         input=json.dumps(sections),
@@ -173,7 +115,7 @@ def reports(endpoint: str, cache: Path, *sections: dict[str, object]) -> list[di
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_read_from_the_hub_then_from_the_cache(endpoint: str, tmp_path: Path) -> None:
+def test_read_from_the_hub_then_from_the_cache(endpoint: LoopbackHub, tmp_path: Path) -> None:
     sections: list[dict[str, object]] = [
         {"source": "made/carded", "config": "small", "empty_texts": "drop"},
         {"source": "made/carded", "config": "small"},
@@ -194,7 +136,7 @@ def test_read_from_the_hub_then_from_the_cache(endpoint: str, tmp_path: Path) ->
         {"source": "made/none"},
         {"source": "made/plain", "revision": "old"},
     )
-    again = reports("http://127.0.0.1:9", tmp_path, *sections)
+    again = reports(endpoint, tmp_path, *sections, offline=True)
     assert again == first[: len(sections)]
     dropped, empty, joined, large, unset, unknown, split, plain, both, script, named = again
     assert dropped["texts"] == ["one", "two", "three"]
@@ -214,7 +156,7 @@ def test_read_from_the_hub_then_from_the_cache(endpoint: str, tmp_path: Path) ->
     assert named["names"] == ["no", "yes"]
     assert "DataError: 'made/none' is no file here and no data set of the hub" in str(first[-2])
     assert "DataError: made/plain has no revision 'old'" in str(first[-1])
-    (missing,) = reports("http://127.0.0.1:9", tmp_path / "other", {"source": "made/plain"})
+    (missing,) = reports(endpoint, tmp_path / "other", {"source": "made/plain"}, offline=True)
     assert "RunError: made/plain train is not in the local cache" in str(missing["error"])
 
 
@@ -233,12 +175,12 @@ def test_problems_of_several_files_keep_their_order(
     ]
 
 
-def test_half_a_cache_is_refused(endpoint: str, tmp_path: Path) -> None:
+def test_half_a_cache_is_refused(endpoint: LoopbackHub, tmp_path: Path) -> None:
     section: dict[str, object] = {"source": "made/carded", "config": "small", "empty_texts": "keep"}
     reports(endpoint, tmp_path, section)
     (shard,) = tmp_path.rglob("train-00001-of-00002.jsonl")
     shard.unlink()
-    (told,) = reports("http://127.0.0.1:9", tmp_path, section)
+    (told,) = reports(endpoint, tmp_path, section, offline=True)
     assert "RunError: made/carded: 1 of 2 files of a split are in the local cache" in str(told)
 
 

@@ -11,6 +11,7 @@ ROOMS = (
     "errors",
     "files",
     "runtime",
+    "hub",
     "ranks",
     "recipe",
     "data",

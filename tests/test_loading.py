@@ -6,21 +6,18 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
 import tiny_models
+from loopback_hub import LoopbackHub
 from mlx.utils import tree_flatten
 
 from abft_mlx import adapters, loading
 from abft_mlx.errors import AdapterError, ModelError, UnsupportedArchitectureError
 from abft_mlx.recipe import AdapterSection
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture
@@ -187,62 +184,14 @@ def test_context_tokens() -> None:
     assert loading.context_tokens({}) is None
 
 
-class Hub(BaseHTTPRequestHandler):
-    """As much of the hub's protocol as one small public model needs, plus two closed ones."""
-
-    files: dict[str, bytes]
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        path = self.path.partition("?")[0]
-        if "/owner/gated" in path:
-            return self.answer(403, b"{}", {"X-Error-Code": "GatedRepo"})
-        if "/owner/small" not in path:
-            return self.answer(401, b"{}", {"X-Error-Code": "RepoNotFound"})
-        if "/no-such-revision" in path:
-            return self.answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
-        if "/tree/" in path:
-            tree = [
-                {"type": "file", "path": name, "size": len(content), "oid": f"{n:040x}"}
-                for n, (name, content) in enumerate(self.files.items())
-            ]
-            return self.answer(200, json.dumps(tree).encode())
-        if path.startswith("/api/"):
-            siblings = [{"rfilename": name} for name in self.files]
-            info = {"id": "owner/small", "sha": COMMIT, "siblings": siblings}
-            return self.answer(200, json.dumps(info).encode())
-        name = path.rpartition("/")[2]
-        content = self.files[name]
-        etag = f'"{list(self.files).index(name):040x}"'
-        return self.answer(200, content, {"X-Repo-Commit": COMMIT, "ETag": etag})
-
-    def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
-        self.send_response(status)
-        for name, value in (headers or {}).items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        """Keep quiet."""
-
-
 @pytest.fixture
-def hub(folder: Path) -> Iterator[str]:
+def hub(folder: Path) -> Iterator[LoopbackHub]:
     files = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
     files["malicious.py"] = b"raise SystemExit('ran')"
-    handler = type("SmallHub", (Hub,), {"files": files})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with LoopbackHub().serving() as server:
+        server.add("owner/small", files)
+        server.add("owner/gated", files, gated=True)
+        yield server
 
 
 SCRIPT = """
@@ -277,9 +226,9 @@ def ask(names: list[str], cache: Path, **environment: str) -> list[str]:
 
 
 def test_a_hub_model_is_fetched_once_and_then_works_offline(
-    hub: str, folder: Path, tmp_path: Path
+    hub: LoopbackHub, folder: Path, tmp_path: Path
 ) -> None:
-    online = {"HF_ENDPOINT": hub, "HF_HUB_OFFLINE": "0"}
+    online = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0"}
     names = ["owner/small", "owner/small@no-such-revision", "owner/gated", "owner/absent"]
     fetched, revision, gated, absent = ask(names, tmp_path / "cache", **online)
     source, fingerprint, *files = fetched.split()

@@ -15,6 +15,7 @@ from abft_mlx.adapters.layers import FullLinear
 from abft_mlx.adapters.masks import gradient_mask, mask_gradients, trainable_parameters
 from abft_mlx.adapters.reading import load
 from abft_mlx.adapters.shift import shift_norms
+from abft_mlx.adapters.source import Named, Source, find, local_folder
 from abft_mlx.adapters.strength import merge, scale
 
 __all__ = [
@@ -22,13 +23,17 @@ __all__ = [
     "FACTORS",
     "WEIGHTS",
     "FullLinear",
+    "Named",
+    "Source",
     "adapted",
     "attach",
     "base_model",
     "combine",
     "detach",
+    "find",
     "gradient_mask",
     "load",
+    "local_folder",
     "mask_gradients",
     "merge",
     "place",

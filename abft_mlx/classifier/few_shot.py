@@ -56,8 +56,8 @@ class Classifier(Estimator):
 
     Args:
         model: ``demo`` for the bundled one, a local folder, or a hub id; None for the recipe's.
-        adapter: a run folder, or an adapter folder of mlx-lm. A run's own recipe is used where
-            ``recipe`` is None.
+        adapter: a run folder, an adapter folder of mlx-lm or PEFT, or a hub id. A run's own recipe
+            is used where ``recipe`` is None.
         demonstrations: what every prompt shows, in order: pairs of text and label, or a file as
             ``abft-mlx predict --demonstrations`` takes it. None lets :meth:`fit` choose, or
             without a fit draws from the recipe's data as ``abft-mlx predict`` does.
@@ -287,7 +287,7 @@ class Classifier(Estimator):
     def _named(self) -> recipes.Recipe | str | Path | None:
         """The recipe that is named, or that lies with the adapter."""
         if self.recipe is None and self.adapter is not None:
-            beside = Path(self.adapter) / "recipe.yaml"
+            beside = adapters.local_folder(self.adapter) / "recipe.yaml"
             return beside if beside.is_file() else None
         return self.recipe
 

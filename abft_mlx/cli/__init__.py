@@ -1,4 +1,4 @@
-"""The command line: ``abft-mlx demo | finetune | eval | predict | study | export | …``.
+"""The command line: ``abft-mlx demo | finetune | eval | predict | export | push | …``.
 
 Nothing heavy is imported before a command runs, so that ``--help`` answers at once.
 """
@@ -17,6 +17,7 @@ from abft_mlx.cli import (
     _export,
     _finetune,
     _predict,
+    _push,
     _recipes,
     _study,
 )
@@ -38,6 +39,7 @@ app.command("eval")(_eval.evaluate)
 app.command("predict")(_predict.predict)
 app.command("study")(_study.study)
 app.command("export")(_export.export)
+app.command("push")(_push.push)
 app.add_typer(_recipes.app, name="recipes")
 app.command("bench")(_bench.bench)
 app.command("doctor")(_doctor.doctor)

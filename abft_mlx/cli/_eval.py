@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from abft_mlx.cli import _options, _progress, _protocols, _ranks, _report
 from abft_mlx.cli._options import (
+    Adapter,
     Data,
     Json,
     LabelColumn,
@@ -24,6 +24,7 @@ from abft_mlx.cli._shell import Shell
 from abft_mlx.errors import UsageError
 
 if TYPE_CHECKING:
+    from abft_mlx.adapters import Source
     from abft_mlx.ranks import Ranks
 
 
@@ -31,14 +32,7 @@ def evaluate(
     recipe: RecipeName = None,
     model: Model = None,
     data: Data = None,
-    adapter: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="RUN",
-            help="A run folder, whose recipe is used if none is named; or one of mlx-lm or PEFT.",
-            show_default=False,
-        ),
-    ] = None,
+    adapter: Adapter = None,
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
     labels: Labels = None,
@@ -72,9 +66,10 @@ def evaluate(
         settings=[*asked, *(settings or ())],
         evaluation=seed,
     )
+    source = _options.find_adapter(adapter)
     named = recipe
-    if named is None and adapter is not None and (adapter / "recipe.yaml").is_file():
-        named = str(adapter / "recipe.yaml")
+    if named is None and source is not None and (source.folder / "recipe.yaml").is_file():
+        named = str(source.folder / "recipe.yaml")
     if named is None and (model is None or data is None):
         missing = "--model" if model is None else "--data"
         raise UsageError(
@@ -88,19 +83,19 @@ def evaluate(
         as_json, quiet = False, True
     shell = Shell(as_json=as_json, quiet=quiet)
     with shell.speaking():
-        document = _measure(shell, ranks, named, changes, adapter)
+        document = _measure(shell, ranks, named, changes, source)
         if not ranks.first:
             return
         if not as_json:
             _show(shell, document)
             if adapter is None:
-                source = [recipe] if recipe else ["--model", model, "--data", data]
-                shell.say("", f"next: {_report.command('finetune', *source)}")
+                what = [recipe] if recipe else ["--model", model, "--data", data]
+                shell.say("", f"next: {_report.command('finetune', *what)}")
     shell.document(document)
 
 
 def _measure(
-    shell: Shell, ranks: Ranks, recipe: str | None, changes: list[str], adapter: Path | None
+    shell: Shell, ranks: Ranks, recipe: str | None, changes: list[str], adapter: Source | None
 ) -> dict[str, Any]:
     from abft_mlx import experiment, runtime
 

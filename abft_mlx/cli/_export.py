@@ -38,8 +38,11 @@ class To(str, Enum):
 
 def export(
     run: Annotated[
-        Path,
-        typer.Argument(metavar="RUN", help="A run folder, or an adapter folder of mlx-lm or PEFT."),
+        str,
+        typer.Argument(
+            metavar="RUN",
+            help="A run folder, an adapter folder of mlx-lm or PEFT, or owner/name of the hub.",
+        ),
     ],
     to: Annotated[
         To,
@@ -120,12 +123,13 @@ def export(
     _ranks.alone("export")
     shell = Shell(as_json=as_json, quiet=quiet)
     with shell.speaking():
-        from abft_mlx import exchange, runtime
+        from abft_mlx import adapters, exchange, runtime
 
         runtime.use_wired_memory()
+        folder = adapters.local_folder(run)
         revision = None
-        if model is None and (recipe is not None or not _has_recipe(run)):
-            model, revision = _named_base(run)
+        if model is None and (recipe is not None or not _has_recipe(folder)):
+            model, revision = _named_base(folder)
         changes = _options.overrides(
             model=model,
             data=data,
@@ -137,11 +141,11 @@ def export(
         if model is not None:
             # What a recipe says of its own base's history is not true of another.
             changes = [_options.override("revision", revision), *changes]
-        opened = _recipe(run, recipe, model, data, changes, measure)
+        opened = _recipe(folder, recipe, model, data, changes, measure)
         precision = exchange.Precision(dequantize, float_merged, quantize)
         try:
             made = exchange.export(
-                run,
+                folder,
                 to.value,
                 output,
                 model=opened.model,
@@ -223,10 +227,10 @@ def _measured(found: Comparison) -> list[str]:
     return lines
 
 
-def _document(made: Exported, run: Path, to: str, model: str, scale: float) -> dict[str, Any]:
+def _document(made: Exported, run: str, to: str, model: str, scale: float) -> dict[str, Any]:
     return {
         "schema": 1,
-        "run": str(run),
+        "run": run,
         "to": to,
         "model": model,
         "scale": scale,

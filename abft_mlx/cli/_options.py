@@ -10,6 +10,7 @@ import typer
 from abft_mlx.errors import UsageError
 
 if TYPE_CHECKING:
+    from abft_mlx.adapters import Source
     from abft_mlx.recipe import Recipe
 
 RecipeName = Annotated[
@@ -33,6 +34,15 @@ Data = Annotated[
     typer.Option(
         metavar="DATA",
         help="Labelled texts: a .csv, .jsonl or .parquet file, a hub id, or a built-in task.",
+        show_default=False,
+    ),
+]
+Adapter = Annotated[
+    str | None,
+    typer.Option(
+        metavar="RUN",
+        help="A run folder, whose recipe is used if none is named; an adapter of mlx-lm or "
+        "PEFT; or one on the hub: owner/name, or owner/name@revision.",
         show_default=False,
     ),
 ]
@@ -126,3 +136,12 @@ def open_recipe(name: str | None, changes: Sequence[str]) -> Recipe:
     from abft_mlx import recipe
 
     return recipe.default(changes) if name is None else recipe.load(name, changes)
+
+
+def find_adapter(named: str | None) -> Source | None:
+    """The adapter that ``--adapter`` names, fetched if it is on the hub."""
+    if named is None:
+        return None
+    from abft_mlx import adapters
+
+    return adapters.find(named)

@@ -13,6 +13,7 @@ import typer
 
 from abft_mlx.cli import _options, _progress, _ranks
 from abft_mlx.cli._options import (
+    Adapter,
     Data,
     LabelColumn,
     Labels,
@@ -25,6 +26,7 @@ from abft_mlx.cli._shell import Shell, dump
 from abft_mlx.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
+    from abft_mlx.adapters import Source
     from abft_mlx.data import Queries
     from abft_mlx.prediction import Opened, Prediction
 
@@ -54,14 +56,7 @@ def predict(
     ] = None,
     model: Model = None,
     data: Data = None,
-    adapter: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="RUN",
-            help="A run folder, whose recipe is used if none is named; or one of mlx-lm or PEFT.",
-            show_default=False,
-        ),
-    ] = None,
+    adapter: Adapter = None,
     demonstrations: Annotated[
         str | None,
         typer.Option(
@@ -118,9 +113,10 @@ def predict(
     """
     named, file = _arguments(run_or_recipe, file)
     if named is not None and adapter is None and _is_run(named):
-        adapter = Path(named)
-    if named is None and adapter is not None and (adapter / "recipe.yaml").is_file():
-        named = str(adapter)
+        adapter = named
+    source = _options.find_adapter(adapter)
+    if named is None and source is not None and (source.folder / "recipe.yaml").is_file():
+        named = str(source.folder)
     changes = _options.overrides(
         model=model,
         data=data or (demonstrations if named is None else None),
@@ -142,7 +138,7 @@ def predict(
         changes = ["prompt.label_words=auto", *changes]
     shell = Shell(as_json=as_json or output is None, quiet=quiet)
     with shell.speaking():
-        opened = (named, changes, adapter, demonstrations)
+        opened = (named, changes, source, demonstrations)
         document = _run(shell, *opened, file, text_column, output, overwrite)
     if output is not None:
         shell.document(document)
@@ -168,7 +164,7 @@ def _run(
     shell: Shell,
     named: str | None,
     changes: list[str],
-    adapter: Path | None,
+    adapter: Source | None,
     demonstrations: str | None,
     file: str,
     text_column: str | None,
@@ -256,7 +252,7 @@ def _conclude(shell: Shell, opened: Opened, queries: Queries, count: int, second
 
 def _document(
     opened: Opened,
-    adapter: Path | None,
+    adapter: Source | None,
     queries: Queries,
     count: int,
     seconds: float,

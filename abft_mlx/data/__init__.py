@@ -3,7 +3,7 @@
 from abft_mlx.data._check import Report
 from abft_mlx.data._given import balanced_rows, for_training, given, listed, queries_of, word
 from abft_mlx.data.generator import Generator, demonstration_rows, training_rows
-from abft_mlx.data.loading import builtin_tasks, builtin_template, load, report
+from abft_mlx.data.loading import builtin_tasks, builtin_template, kind, load, report
 from abft_mlx.data.queries import Queries, Query
 from abft_mlx.data.texts import LabelledTexts, Splits, fold, split
 
@@ -21,6 +21,7 @@ __all__ = [
     "fold",
     "for_training",
     "given",
+    "kind",
     "listed",
     "load",
     "queries_of",

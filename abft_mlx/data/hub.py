@@ -10,9 +10,10 @@ from typing import Any
 
 import yaml
 
+from abft_mlx import hub
 from abft_mlx.data import _rows
 from abft_mlx.data.generator import Generator
-from abft_mlx.errors import DataError, RunError
+from abft_mlx.errors import AbftError, DataError, RunError
 from abft_mlx.recipe import DataSection
 
 CONVERTED = "refs/convert/parquet"
@@ -85,20 +86,22 @@ def _files(section: DataSection, revision: str | None) -> list[Path] | None:
     """Local paths of the split's files at a revision; None without a network or a copy."""
     from huggingface_hub import HfApi, errors, hf_hub_download, snapshot_download
 
-    name, at = section.source, f" at revision {revision}" if revision else ""
+    name = section.source
     refusals = (errors.RepositoryNotFoundError, errors.RevisionNotFoundError)
     try:
         try:
             siblings = HfApi().dataset_info(name, revision=revision).siblings or []
         except (*refusals, errors.HFValidationError):
             raise
-        # No network shows as an exception of the HTTP library, which differs between hub versions.
-        except Exception:
-            folder = Path(
-                snapshot_download(
-                    name, repo_type="dataset", revision=revision, local_files_only=True
+        except Exception as error:
+            try:
+                folder = Path(
+                    snapshot_download(
+                        name, repo_type="dataset", revision=revision, local_files_only=True
+                    )
                 )
-            )
+            except errors.LocalEntryNotFoundError:
+                raise error from None
             cached = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
             return [folder / file for file in _of_split(section, cached, _card(folder))]
         listed = [sibling.rfilename for sibling in siblings]
@@ -108,24 +111,22 @@ def _files(section: DataSection, revision: str | None) -> list[Path] | None:
 
         card = fetch("README.md").parent if "README.md" in listed else None
         return [fetch(file) for file in _of_split(section, listed, _card(card))]
-    except errors.GatedRepoError:
-        raise DataError(
-            f"{name} is gated: accept its terms on the hub, then run hf auth login"
-        ) from None
-    except errors.RepositoryNotFoundError:
-        raise DataError(
-            f"{name!r} is no file here and no data set of the hub that you may read; check the "
-            "name, or run hf auth login if it is private"
-        ) from None
-    except errors.RevisionNotFoundError:
-        if revision == CONVERTED and section.revision is None:
+    except AbftError:
+        raise
+    except Exception as error:
+        asked = hub.Asked(
+            name,
+            f"{name!r} is no file here and no data set of the hub that you may read",
+            "name a file",
+            revision,
+            "check data.revision",
+        )
+        failure = hub.explain(error, asked)
+        if failure.kind == "revision" and revision == CONVERTED and section.revision is None:
             return []
-        raise DataError(f"{name} has no revision {revision!r}; check data.revision") from None
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
-        return None
-    except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise RunError(f"{name}{at} cannot be fetched from the hub: {reason}; try again") from None
+        if failure.kind == "offline":
+            return None
+        raise (DataError if failure.refused else RunError)(failure.message) from None
 
 
 def _card(folder: Path | None) -> list[dict[str, Any]]:

@@ -56,6 +56,15 @@ def report(section: DataSection) -> Report:
     )
 
 
+def kind(source: str) -> str:
+    """Where :func:`report` looks for texts: "builtin", "file" or "hub"."""
+    if source == "demo" or source in builtin_tasks():
+        return "builtin"
+    path = Path(source).expanduser()
+    local = path.exists() or path.suffix.lower() in _rows.READERS
+    return "hub" if not local and _HUB_NAME.fullmatch(source) else "file"
+
+
 def builtin_tasks() -> dict[str, Any]:
     """The built-in tasks by name; empty where this installation lacks their generator."""
     try:

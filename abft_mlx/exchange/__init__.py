@@ -1,4 +1,4 @@
-"""Adapters in the formats of other programs: mlx-lm, PEFT, and merged into a model of its own."""
+"""Adapters for other programs and the hub: mlx-lm, PEFT, merged into a model, with a card."""
 
 from abft_mlx.exchange.comparison import Comparison, compare, last_logits
 from abft_mlx.exchange.export import FORMATS, Exported, export

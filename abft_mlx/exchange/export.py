@@ -65,7 +65,7 @@ def export(
     """Write an adapter in another format, and measure what was written against base + adapter.
 
     Args:
-        adapter: a run folder, or an adapter folder of mlx-lm or PEFT.
+        adapter: a run folder, an adapter folder of mlx-lm or PEFT, or a hub id of any of them.
         to: "mlx" for stock mlx-lm, "peft", or "fused" for a model with the adapter merged in.
         folder: where to; whole or absent.
         model: the base, where there is no recipe to name it.
@@ -81,7 +81,7 @@ def export(
     Raises:
         UsageError: something cannot be used or written; one line that says why.
     """
-    folder, adapter = Path(folder), Path(adapter)
+    folder, adapter = Path(folder), adapters.local_folder(adapter)
     tell = on_stage or _nothing
     _check(to, scale, precision, base_model)
     name = recipe.model if recipe is not None else model

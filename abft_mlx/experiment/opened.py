@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from abft_mlx import attention, data, evaluation, loading, prefix, prompts
+from abft_mlx import adapters, attention, data, evaluation, loading, prefix, prompts
 from abft_mlx import recipe as recipes
 from abft_mlx.errors import RecipeError
 from abft_mlx.induction import HeadCensus, Window
@@ -164,13 +163,13 @@ class Experiment:
 
 
 def prepare(
-    recipe: recipes.Recipe, adapter: str | Path | None = None, processes: int = 1
+    recipe: recipes.Recipe, adapter: adapters.Named | None = None, processes: int = 1
 ) -> Experiment:
     """Open everything that a recipe names, and check that it fits together.
 
     Args:
         recipe: what to open.
-        adapter: a run folder or mlx-lm adapter folder to put on the model.
+        adapter: a run folder, adapter folder or hub id of what to put on the model.
         processes: that will share every update.
 
     Raises:

@@ -179,7 +179,7 @@ def resume(
 
 def evaluate(
     recipe: recipes.Recipe,
-    adapter: str | Path | None = None,
+    adapter: adapters.Named | None = None,
     *,
     on_progress: Callable[[int, int], None] | None = None,
     ranks: Ranks | None = None,
@@ -188,7 +188,7 @@ def evaluate(
 
     Args:
         recipe: names model, data, prompts and the evaluation's size.
-        adapter: a run folder or mlx-lm adapter folder, or None.
+        adapter: a run folder, an adapter folder, a hub id, or None.
         on_progress: told how many prompts of how many are done, of one measurement at a time.
         ranks: the processes that measure together; each gets the whole document.
 
@@ -198,11 +198,12 @@ def evaluate(
         method against itself without the adapter.
     """
     ranks = ranks or Ranks()
+    adapter = None if adapter is None else adapters.find(adapter)
     experiment = prepare(recipe, adapter)
     if ranks.size > 1:
         tasks = (experiment.task, *experiment.trained_tasks, *experiment.others)
         fingerprint = facts.fingerprint(recipe, experiment.loaded, tasks)
-        attached = "" if adapter is None else facts.weights_fingerprint(Path(adapter))
+        attached = "" if adapter is None else facts.weights_fingerprint(adapter.folder)
         ranks.agree(fingerprint + attached, "recipe, model, adapter, data or version")
     section = recipe.evaluation
     document: dict[str, Any] = {

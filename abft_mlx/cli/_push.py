@@ -1,0 +1,125 @@
+"""``abft-mlx push``: a run to the hub, with a model card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from abft_mlx.cli import _progress
+from abft_mlx.cli._options import Json, Quiet
+from abft_mlx.cli._shell import Shell
+
+if TYPE_CHECKING:
+    from abft_mlx.exchange.push import Outcome, Parcel
+
+
+def push(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run folder.")],
+    name: Annotated[
+        str, typer.Argument(metavar="OWNER/NAME", help="The repository; made if there is none.")
+    ],
+    private: Annotated[
+        bool, typer.Option("--private", help="Make a new repository private.")
+    ] = False,
+    create_pr: Annotated[
+        bool, typer.Option("--create-pr", help="Open a pull request instead of writing.")
+    ] = False,
+    revision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BRANCH", help="The branch to write to; made if absent.", show_default="main"
+        ),
+    ] = None,
+    with_peft: Annotated[
+        bool, typer.Option("--with-peft", help="Send the adapter in PEFT's format, too.")
+    ] = False,
+    base_model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OWNER/NAME",
+            help="The hub's name of a base that was a local folder.",
+            show_default=False,
+        ),
+    ] = None,
+    license: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help="The card's licence, e.g. mit.", show_default=False),
+    ] = None,
+    language: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CODE", help="A language of the texts, e.g. en; may be given many times."
+        ),
+    ] = None,
+    results: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="What abft-mlx eval --adapter RUN --json printed, for the card."
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be sent; needs no network or token.")
+    ] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Send a run to the hub: the adapter, its recipe and facts, and a model card.
+
+    No path of this machine is sent, and no file but the run's own.
+    """
+    from abft_mlx import runtime
+
+    runtime.prepare()
+    from abft_mlx.exchange import card
+    from abft_mlx.exchange import push as sending
+
+    shell = Shell(as_json=as_json, quiet=quiet)
+    with shell.speaking():
+        wishes = card.Wishes(
+            license, tuple(language or ()), sending.read_results(results) if results else None
+        )
+        parcel = sending.pack(run, name, wishes=wishes, base_model=base_model, with_peft=with_peft)
+        document: dict[str, Any] = {
+            "schema": 1,
+            "repository": name,
+            "dry_run": dry_run,
+            "files": parcel.sizes(),
+            "card": parcel.card,
+        }
+        if dry_run:
+            _show(shell, parcel)
+        else:
+            shell.say(f"sending {len(parcel.files)} files to {name} …")
+            outcome = sending.send(parcel, private=private, create_pr=create_pr, revision=revision)
+            _tell(shell, name, outcome)
+            document |= {
+                "url": outcome.url,
+                "commit": outcome.commit,
+                "pull_request": outcome.pull_request,
+                "created": outcome.created,
+                "sent": list(outcome.sent),
+                "removed": list(outcome.removed),
+            }
+    shell.document(document)
+
+
+def _show(shell: Shell, parcel: Parcel) -> None:
+    shell.tell(f"would be sent to {parcel.name} (nothing was):")
+    for path, size in parcel.sizes().items():
+        shell.tell(f"  {path}  {_progress.size(size)}")
+    shell.tell("", "README.md:", "", parcel.card)
+
+
+def _tell(shell: Shell, name: str, outcome: Outcome) -> None:
+    if outcome.commit is None:
+        where = f"pull request {outcome.pull_request}" if outcome.pull_request else name
+        shell.tell(f"{where} holds all of this already: no commit was made")
+        return
+    for path in outcome.sent:
+        shell.say(f"  sent {path}")
+    for path in outcome.removed:
+        shell.say(f"  removed {path}, which this run has not")
+    shell.tell(f"{'pull request' if outcome.pull_request else 'sent'}: {outcome.url}")
+    shell.say(f"use it: abft-mlx eval --adapter {name}")

@@ -1,0 +1,187 @@
+"""The hub: one way to fetch a repository's files, and one clear line for each way it can fail."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Kind = Literal[
+    "gated", "absent", "revision", "token", "forbidden", "offline", "limit", "server", "other"
+]
+
+# What the user asked for cannot be had; with any other kind a later try may succeed.
+REFUSALS = frozenset({"gated", "absent", "revision", "token", "forbidden"})
+LOGIN = "run hf auth login"
+_PART = r"[A-Za-z0-9_](?:[\w.-]*[A-Za-z0-9_])?"
+_ID = re.compile(rf"{_PART}/{_PART}", re.ASCII)
+_REVISION = re.compile(r"[\w][\w.+-]*(/[\w][\w.+-]*)*", re.ASCII)
+_LONGEST_REASON = 200
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was asked of the hub, in the words of whoever asked.
+
+    Attributes:
+        title: names it in messages, such as ``model owner/name``.
+        absent: the message's beginning where there is no such repository.
+        instead: what else the user may give, such as ``give a local folder``.
+        revision: branch, tag or commit, if one was named.
+        any_revision: the way out where there is no such revision.
+        doing: what could not be done to it.
+    """
+
+    title: str
+    absent: str
+    instead: str
+    revision: str | None = None
+    any_revision: str = "leave it out for the newest"
+    doing: str = "fetched"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a request failed.
+
+    Attributes:
+        kind: what to tell programs.
+        message: one line for a person, with the way out.
+    """
+
+    kind: Kind
+    message: str
+
+    @property
+    def refused(self) -> bool:
+        """Whether trying again is of no use."""
+        return self.kind in REFUSALS
+
+
+def is_id(name: str) -> bool:
+    """Whether a name has the form owner/name; ``..`` and other ways out of a folder have not."""
+    return _ID.fullmatch(name) is not None and ".." not in name and "--" not in name
+
+
+def split_revision(name: str) -> tuple[str, str | None] | None:
+    """The id and the revision of ``owner/name`` or ``owner/name@revision``; None if it is neither.
+
+    A revision that would lead out of the cache's folders, such as ``../x``, is not one.
+    """
+    identity, at, revision = name.partition("@")
+    if not is_id(identity) or (at and not is_revision(revision)):
+        return None
+    return identity, revision if at else None
+
+
+def is_revision(name: str) -> bool:
+    """Whether a name can be a branch, a tag or a commit, and leads out of no folder."""
+    return _REVISION.fullmatch(name) is not None and ".." not in name
+
+
+def snapshot(
+    name: str, patterns: Sequence[str], *, revision: str | None = None, repo_type: str = "model"
+) -> Path:
+    """The local folder of a repository's files; downloaded once, then read from the cache.
+
+    A download that was cut short goes on where it stopped. Without a network the cache's copy is
+    taken, if it is whole.
+
+    Args:
+        name: a hub id.
+        patterns: names of the files that are wanted, with wildcards; no others are fetched.
+        revision: branch, tag or commit.
+        repo_type: "model", which adapters are, too, or "dataset".
+
+    Raises:
+        Exception: the hub library's own; :func:`explain` has one line for each.
+    """
+    from huggingface_hub import snapshot_download
+
+    return Path(
+        snapshot_download(name, repo_type=repo_type, revision=revision, allow_patterns=[*patterns])
+    )
+
+
+def explain(error: BaseException, asked: Asked) -> Failure:
+    """What an exception that a request to the hub ended with means.
+
+    Args:
+        error: what was raised.
+        asked: what was asked for.
+
+    Raises:
+        BaseException: ``error`` itself, where it is not one of the hub's, of the network's or of
+            the operating system's: that is a bug.
+    """
+    from huggingface_hub import errors
+
+    title = asked.title
+    at = f" at revision {asked.revision!r}" if asked.revision else ""
+    original, cause = error, error.__cause__
+    if isinstance(error, errors.LocalEntryNotFoundError) and _status(cause) is not None:
+        error = cause or error  # the hub did answer, only not with the files
+    while type(error) is RuntimeError and error.__cause__ is not None:
+        error = error.__cause__  # an upload's own failure, wrapped
+    status = _status(error)
+    again = f"could not be {asked.doing}"
+    if isinstance(error, errors.GatedRepoError):
+        return Failure("gated", f"{title} is gated: accept its terms on the hub, then {LOGIN}")
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return Failure("absent", f"{asked.absent}; check the spelling, or {LOGIN} if it is private")
+    if isinstance(error, errors.RevisionNotFoundError):
+        return Failure(
+            "revision", f"{title} has no revision {asked.revision!r}; {asked.any_revision}"
+        )
+    if status == 401:
+        return Failure("token", f"{title}{at} {again}: the hub does not accept the token; {LOGIN}")
+    if status == 403:
+        return Failure(
+            "forbidden",
+            f"{title}{at} {again}: the token has no right to it; ask for access, or {LOGIN} with "
+            "a token that has",
+        )
+    if status == 429:
+        return Failure(
+            "limit", f"{title}{at} {again}: too many requests (429); wait some minutes, try again"
+        )
+    if status is not None and status >= 500:
+        return Failure(
+            "server", f"{title}{at} {again}: the hub is in trouble ({status}); try again later"
+        )
+    if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
+        return Failure(
+            "offline",
+            f"{title}{at} is not in the local cache and the hub cannot be reached; go online once "
+            f"to fetch it, or {asked.instead}",
+        )
+    if _of_the_network(error):
+        return Failure(
+            "offline",
+            f"{title}{at} {again}: the hub cannot be reached ({_first_line(error)}); go online "
+            "and try again",
+        )
+    if isinstance(error, errors.HfHubHTTPError | errors.HFValidationError | OSError):
+        return Failure(
+            "other", f"{title}{at} {again}: {_first_line(error)}; try again, or {asked.instead}"
+        )
+    raise original
+
+
+def _status(error: BaseException | None) -> int | None:
+    """The HTTP status that a request was answered with, if that is what failed."""
+    response = getattr(error, "response", None)
+    status = getattr(response, "status_code", None)
+    return status if isinstance(status, int) else None
+
+
+def _of_the_network(error: BaseException) -> bool:
+    # The hub's library has changed its HTTP library twice; all of them name these alike.
+    return any(one.__name__ in ("TransportError", "ConnectionError") for one in type(error).__mro__)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:_LONGEST_REASON]

@@ -1,0 +1,239 @@
+"""Models, data sets and adapters by hub id, from a hub on this machine, and what goes wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from cli_support import document, invoke
+from huggingface_hub import ModelCard, constants
+from loopback_hub import OWNER, LoopbackHub
+from push_support import MODEL, TEXTS, make_run
+
+import abft_mlx
+from abft_mlx import adapters, hub
+from abft_mlx.errors import AdapterError, RunError
+from abft_mlx.exchange import push as pushing
+
+NAME, BASE = "owner/mails", "made/base"
+
+# The hub's client uploads large files by a way of its HTTP library that is going away.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run, its base and texts, and what eval says of it from its folder."""
+    folder = tmp_path_factory.mktemp("made")
+    run = make_run(folder)
+    said = invoke("eval", "--adapter", run, "--json")
+    assert said.exit_code == 0, said.output
+    (folder / "eval.json").write_text(said.stdout)
+    return folder
+
+
+@pytest.fixture
+def server(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
+    """A hub with the run's base on it, and the run, pushed with its results."""
+    with LoopbackHub().serving() as found:
+        found.enter(monkeypatch, tmp_path / "home", OWNER)
+        found.add(BASE, made / MODEL)
+        results = ("--results", made / "eval.json", "--base-model", BASE)
+        done = invoke("push", made / "run", NAME, *results, "--license", "mit")
+        assert done.exit_code == 0, done.output
+        yield found
+
+
+def test_what_comes_back_measures_the_same(made: Path, server: LoopbackHub, tmp_path: Path) -> None:
+    before = json.loads((made / "eval.json").read_text())
+    told = invoke("eval", "--adapter", NAME, "--data", made / TEXTS, "--json")
+    assert told.exit_code == 0, told.output
+    after = document(told)
+    assert (after["model"], after["adapter"]) == (BASE, NAME)
+    for key in ("labels", "label_words", "prompts", "methods", "base"):
+        assert after[key] == before[key], key
+    vanilla = [
+        one["methods"]["vanilla"]["true_label_probability"] for one in (after, after["base"])
+    ]
+    assert abs(vanilla[0] - vanilla[1]) > 1e-4, "the adapter changes something"
+    first = server.repositories["model", NAME].refs["main"]
+    server.repositories["model", NAME].commit("main", {"README.md": b"taken back"})
+    pinned = f"{NAME}@{first}"
+    again = invoke("eval", "--adapter", pinned, "--data", made / TEXTS, "--json")
+    assert document(again)["methods"] == before["methods"]
+    model, _ = abft_mlx.load(BASE, adapter=pinned)
+    assert adapters.adapted(model)
+    few = tmp_path / "few.csv"
+    few.write_text("\n".join((made / TEXTS).read_text().splitlines()[:5]))
+    lines = invoke("predict", "--adapter", pinned, "--demonstrations", few, few, "-q")
+    assert lines.exit_code == 0, lines.output
+    assert set(json.loads(lines.stdout.splitlines()[0])["probabilities"]) == {"ham", "not spam"}
+
+
+def test_the_card_says_what_was_measured(made: Path, server: LoopbackHub) -> None:
+    text = server.repositories["model", NAME].files()["README.md"].decode()
+    head = ModelCard(text).data
+    before = json.loads((made / "eval.json").read_text())
+    facts = json.loads((made / "run" / "run.json").read_text())
+    assert (head.base_model, head.to_dict()["base_model_relation"]) == (BASE, "adapter")
+    assert (head.library_name, head.pipeline_tag) == ("mlx", "text-classification")
+    assert (head.license, head.datasets) == ("mit", None)
+    found = {(one.dataset_split, one.metric_type): one for one in head.eval_results or []}
+    vanilla = before["methods"]["vanilla"]
+    assert found["test", "accuracy"].metric_value == pytest.approx(vanilla["accuracy"], abs=1e-6)
+    assert found["test", "f1"].metric_value == pytest.approx(vanilla["macro_f1"], abs=1e-6)
+    assert found["test", "accuracy"].metric_args == {"n": before["prompts"], "demonstrations": 2}
+    kept = facts["validation"]
+    assert found["validation", "accuracy"].metric_value == pytest.approx(kept["after"], abs=1e-6)
+    assert found["validation", "accuracy"].metric_args["n"] == kept["prompts"]
+    base = before["base"]["methods"]["vanilla"]
+    assert f"| vanilla | base | {base['accuracy']:.1%} " in text
+    assert f"| vanilla | with this adapter | {vanilla['accuracy']:.1%} " in text
+    for label, word in facts["labels"].items():
+        assert f"| {label} | `{word!r}` |" in text
+    assert "`'text: '`" in text
+
+
+def test_the_cards_commands_run(made: Path, server: LoopbackHub, tmp_path: Path) -> None:
+    card = server.repositories["model", NAME].files()["README.md"].decode()
+    blocks = re.findall(r"^```sh\n(.*?)^```", card, flags=re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 2
+    (tmp_path / "labelled.csv").write_bytes((made / TEXTS).read_bytes())
+    (tmp_path / "texts.txt").write_text("the good film number 3\n")
+    root = Path(__file__).resolve().parent.parent
+    environment = os.environ | server.environment(tmp_path / "fresh") | {"PYTHONPATH": str(root)}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    done = subprocess.run(
+        ["bash", "-e", "-c", "\n".join(blocks)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    for word in ("base model", "with adapter", '"label": ', "Generation: 1 tokens"):
+        assert word in done.stdout
+    assert OWNER not in done.stdout + done.stderr
+
+
+def test_a_broken_download_goes_on_where_it_stopped(
+    made: Path, server: LoopbackHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1024)
+    server.cut(f"{NAME}/resolve")
+    server.cut("model.safetensors")
+    folder = adapters.local_folder(NAME)
+    weights = "adapters.safetensors"
+    assert (folder / weights).read_bytes() == (made / "run" / weights).read_bytes()
+    abft_mlx.load(BASE, adapter=NAME)
+    asked = [one for one in server.requests if one[0] == "GET" and "model.safetensors" in one[1]]
+    assert len(asked) == 2
+    assert server.resumed, "the second request was for the rest only"
+
+
+def test_only_files_of_an_adapter_are_fetched(server: LoopbackHub) -> None:
+    files = server.repositories["model", NAME].files()
+    files |= {"evil.py": b"raise SystemExit", "checkpoint/adapters.safetensors": b"x"}
+    server.repositories["model", NAME].commit("main", files)
+    folder = adapters.local_folder(NAME)
+    assert {one.name for one in folder.iterdir()} <= set(adapters.source.FETCHED)
+
+
+@pytest.mark.usefixtures("server")
+def test_the_cache_serves_when_the_network_is_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    there = adapters.local_folder(NAME)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert adapters.local_folder(NAME) == there
+    with pytest.raises(RunError, match=r"adapter owner/other is not in the local cache and the"):
+        adapters.local_folder("owner/other")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("no/such/folder", "no such folder; give a run folder, or a hub id like owner/name"),
+        ("../mails/run", "no such folder"),
+        ("owner/..", "no such folder"),
+        ("owner/mails@../../../x", "no such folder"),
+        ("owner/mails@", "no such folder"),
+        ("mails", "no such folder"),
+        ("owner/none", "is neither a folder here nor a repository of the hub that you may read"),
+        ("owner/mails@none", "adapter owner/mails has no revision 'none'"),
+        ("closed/gated", "adapter closed/gated is gated: accept its terms"),
+        ("closed/private", "run hf auth login if it is private"),
+        ("made/empty", "the repository holds no adapter"),
+    ],
+)
+def test_names_of_no_adapter(name: str, words: str, server: LoopbackHub) -> None:
+    server.add("closed/gated", {"run.json": b"{}"}, gated=True)
+    server.add("closed/private", {"run.json": b"{}"}, private=True)
+    server.add("made/empty", {"README.md": b""})
+    with pytest.raises(AdapterError, match=re.escape(words)) as caught:
+        adapters.local_folder(name)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_is_no_adapter_and_a_folder_wins(
+    made: Path, server: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(AdapterError, match="is a file; give the folder"):
+        adapters.local_folder(made / TEXTS)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / NAME).mkdir(parents=True)
+    asked = len(server.requests)
+    assert adapters.local_folder(NAME) == Path(NAME)
+    assert len(server.requests) == asked
+    found = adapters.find(made / "run")
+    assert adapters.find(found) is found
+    assert str(found) == str(made / "run")
+
+
+@pytest.mark.parametrize(
+    ("status", "words"), [(500, "in trouble (500)"), (429, "too many requests (429)")]
+)
+def test_a_hub_in_trouble_is_no_missing_network(
+    status: int, words: str, server: LoopbackHub
+) -> None:
+    server.fail("GET", "owner/mails/revision", status)
+    with pytest.raises(RunError, match=re.escape(words)):
+        adapters.local_folder(NAME)
+
+
+def test_a_bug_is_not_explained_away() -> None:
+    bug = KeyError("bug")
+    with pytest.raises(KeyError) as caught:
+        hub.explain(bug, hub.Asked("x", "x", "x"))
+    assert caught.value is bug
+
+
+def test_peft_goes_along(made: Path, server: LoopbackHub, tmp_path: Path) -> None:
+    pytest.importorskip("peft", reason="PEFT (for development) loads what was sent")
+    parcel = pushing.pack(made / "run", NAME, with_peft=True, base_model=BASE)
+    assert {"peft/adapter_config.json", "peft/adapter_model.safetensors"} <= set(parcel.files)
+    assert pushing.send(parcel).commit
+    (code,) = re.findall(r"^```python\n(.*?)^```", parcel.card, flags=re.MULTILINE | re.DOTALL)
+    code += "import torch\nprint(model(torch.tensor([[5, 9, 7]])).logits[0, -1, :40].tolist())\n"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | server.environment(tmp_path / "fresh"),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    theirs = mx.array(json.loads(done.stdout.splitlines()[-1]))
+    model, _ = abft_mlx.load(str(made / MODEL), adapter=made / "run")
+    ours = model(mx.array([[5, 9, 7]]))[0, -1, :40]
+    assert mx.abs(ours - theirs).max().item() < 1e-4
+    adapters.detach(model)
+    assert mx.abs(model(mx.array([[5, 9, 7]]))[0, -1, :40] - theirs).max().item() > 1e-4

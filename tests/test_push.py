@@ -1,0 +1,278 @@
+"""Pushing runs to a hub on this machine, through the real client, and fetching them back."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cli_support import document, invoke
+from loopback_hub import OWNER, READER, LoopbackHub
+from push_support import MODEL, TEXTS, make_run
+
+from abft_mlx import recipe as recipes
+from abft_mlx.exchange import cleaning
+
+NAME = "owner/mails"
+
+# The hub's client uploads large files by a way of its HTTP library that is going away.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made")
+    make_run(folder)
+    return folder
+
+
+@pytest.fixture
+def run(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made / "run", tmp_path / "run"))
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
+    with LoopbackHub().serving() as server:
+        server.enter(monkeypatch, tmp_path / "home", OWNER)
+        yield server
+
+
+def push(run: Path, *arguments: object, name: str = NAME) -> dict:
+    done = invoke("push", run, name, "--json", *arguments)
+    assert done.exit_code == 0, done.output
+    assert OWNER not in done.output
+    return document(done)
+
+
+def test_what_a_dry_run_shows_is_what_is_sent(run: Path, hub: LoopbackHub) -> None:
+    (run / "notes.txt").write_text("mine")
+    shown = invoke("push", run, NAME, "--dry-run")
+    assert shown.exit_code == 0
+    told = push(run, "--dry-run")
+    assert hub.requests == []
+    done = push(run)
+    sent = hub.repositories["model", NAME].files()
+    sent.pop(".gitattributes")
+    assert told["files"] == {path: len(content) for path, content in sent.items()}
+    assert sorted(sent) == [
+        "README.md",
+        "adapter_config.json",
+        "adapters.safetensors",
+        "metrics.jsonl",
+        "recipe.yaml",
+        "run.json",
+    ]
+    assert told["card"].encode() == sent["README.md"]
+    assert all(path in shown.stdout for path in sent)
+    assert told["card"].strip() in shown.stdout
+    assert done["created"] is True
+    assert sorted(done["sent"]) == sorted(sent)
+    for path in ("adapters.safetensors", "adapter_config.json", "metrics.jsonl"):
+        assert sent[path] == (run / path).read_bytes()
+
+
+def test_a_dry_run_needs_no_token_and_no_network(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    assert push(run, "--dry-run")["dry_run"] is True
+
+
+def test_a_second_push_commits_nothing_and_a_changed_run_only_its_changes(
+    run: Path, hub: LoopbackHub
+) -> None:
+    push(run)
+    repository = hub.repositories["model", NAME]
+    commits = len(repository.commits)
+    again = invoke("push", run, NAME)
+    assert again.exit_code == 0
+    assert "holds all of this already: no commit was made" in again.stdout
+    assert push(run)["commit"] is None
+    assert len(repository.commits) == commits
+    assert len(hub.sent("POST", "/commit/")) == 1
+    with (run / "metrics.jsonl").open("a") as lines:
+        lines.write('{"step": 3}\n')
+    # What an earlier run of this repository had and this one has not.
+    repository.commit("main", {**repository.files(), "lora.safetensors": b"old", "mine.md": b"x"})
+    changed = push(run)
+    assert (changed["sent"], changed["removed"]) == (["metrics.jsonl"], ["lora.safetensors"])
+    assert "mine.md" in repository.files()
+    assert "lora.safetensors" not in repository.files()
+
+
+def test_a_pull_request_leaves_the_branch_and_is_opened_once(run: Path, hub: LoopbackHub) -> None:
+    repository = hub.add("owner/mails", {"README.md": b"theirs"})
+    first = push(run, "--create-pr")
+    assert first["pull_request"] == f"{hub.url}/{NAME}/discussions/1"
+    assert repository.files() == {"README.md": b"theirs"}
+    assert "adapters.safetensors" in repository.files("refs/pr/1")
+    again = push(run, "--create-pr")
+    assert (again["commit"], again["pull_request"]) == (None, first["pull_request"])
+    assert len(repository.pulls) == 1
+
+
+def test_anyone_may_propose(run: Path, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.add(NAME, {"README.md": b"theirs"})
+    monkeypatch.setenv("HF_TOKEN", READER)
+    assert push(run, "--create-pr")["pull_request"]
+
+
+def test_private_and_branches(run: Path, hub: LoopbackHub) -> None:
+    push(run, "--private", "--revision", "tried")
+    repository = hub.repositories["model", NAME]
+    assert repository.private
+    assert list(repository.files()) == [".gitattributes"]
+    assert "run.json" in repository.files("tried")
+    push(run, name="owner/open")
+    refused = invoke("push", run, "owner/open", "--private")
+    assert refused.exit_code == 2
+    assert "owner/open exists and is public, so nothing was sent" in refused.stderr
+
+
+def test_an_interrupted_push_is_repeated(run: Path, hub: LoopbackHub) -> None:
+    hub.fail("POST", "/commit/", 500)
+    broken = invoke("push", run, NAME)
+    assert broken.exit_code == 1
+    assert "the hub is in trouble (500); try again later" in broken.stderr
+    assert list(hub.repositories["model", NAME].files()) == [".gitattributes"]
+    push(run)
+    assert "run.json" in hub.repositories["model", NAME].files()
+    assert len(hub.sent("PUT", "/large/")) == 1, "the large file was stored already"
+
+
+def test_nothing_of_this_machine_is_sent(made: Path, run: Path, hub: LoopbackHub) -> None:
+    push(run)
+    files = hub.repositories["model", NAME].files()
+    for path, content in files.items():
+        for word in (str(made), MODEL, TEXTS, str(Path.home()), OWNER):
+            assert word.encode() not in content, (path, word)
+    bodies = b"".join(body for *_, body in hub.requests)
+    assert str(made).encode() not in bodies
+    recipe = recipes.loads(files["recipe.yaml"].decode())
+    own = recipes.load(str(run / "recipe.yaml"))
+    assert (recipe.model, recipe.data.source) == ("(a local folder)", "(a local file)")
+    assert recipe.data.labels == ["ham", "not spam"]
+    assert recipe.training == own.training
+    assert recipe.prompt == own.prompt
+    head = files["README.md"].decode().split("---")[1]
+    assert "base_model" not in head
+    assert "datasets" not in head
+
+
+FAILURES = [
+    ("no token", 2, "there is no token of the hub; run hf auth login"),
+    ("odd token", 2, "holds characters that no token has"),
+    ("wrong token", 2, "the hub does not accept the token; run hf auth login"),
+    ("reader", 2, "owner/mails could not be sent: the token has no right to it"),
+    ("nobody's", 2, "owner/mails could not be sent: the token has no right to it"),
+    ("taken", 2, "owner/mails is taken: it holds README.md, which no push of a run wrote"),
+    ("no repository", 2, "owner/mails is no repository yet"),
+    ("limit", 1, "too many requests (429); wait some minutes"),
+    ("trouble", 1, "the hub is in trouble (503); try again later"),
+    ("offline", 1, "the hub cannot be reached"),
+    ("storage", 1, "owner/mails could not be sent"),
+    ("raced", 1, "owner/mails has changed meanwhile, so nothing was sent; push again"),
+    ("license", 2, "the hub refuses the card"),
+]
+
+
+@pytest.mark.parametrize(("what", "status", "words"), FAILURES, ids=[one for one, *_ in FAILURES])
+def test_a_failure_is_one_line_and_tells_no_token(
+    what: str,
+    status: int,
+    words: str,
+    run: Path,
+    hub: LoopbackHub,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    token, more = OWNER, []
+    if what == "no token":
+        monkeypatch.delenv("HF_TOKEN")
+    elif what in ("odd token", "wrong token"):
+        token = "hf_very\x07Odd" if what == "odd token" else "hf_stolenAndRevoked"
+        monkeypatch.setenv("HF_TOKEN", token)
+    elif what in ("reader", "nobody's"):
+        if what == "reader":
+            hub.add(NAME, {".gitattributes": b""})
+        token = READER
+        monkeypatch.setenv("HF_TOKEN", token)
+    elif what == "taken":
+        hub.add(NAME, {"README.md": b"theirs", "config.json": b"{}"})
+    elif what == "no repository":
+        more = ["--create-pr"]
+    elif what == "limit":
+        hub.fail("GET", "whoami", 429)
+    elif what == "trouble":
+        hub.fail("POST", "repos/create", 503)
+    elif what == "offline":
+        from huggingface_hub import constants
+
+        monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    elif what == "storage":
+        hub.fail("PUT", "/large/", 400)
+    elif what == "raced":
+        hub.fail("POST", "/commit/", 412)
+    elif what == "license":
+        more = ["--license", "made-up"]
+    done = invoke("push", run, NAME, "--json", *more)
+    assert done.exit_code == status, done.output
+    assert words in document(done)["error"]["message"]
+    lines = [one for one in done.stderr.splitlines() if one.startswith("error: ")]
+    assert len(lines) == 1
+    assert "Traceback" not in done.output
+    for secret in (token, repr(token)[1:-1]):
+        assert secret not in done.output
+    assert not any("adapters.safetensors" in one.files() for one in hub.repositories.values())
+
+
+def test_what_may_not_be_pushed(run: Path, tmp_path: Path, made: Path) -> None:
+    def refused(words: str, *arguments: object, folder: Path = run, name: str = NAME) -> None:
+        done = invoke("push", folder, name, "--dry-run", *arguments)
+        assert done.exit_code == 2, done.output
+        assert words in done.stderr
+        assert done.stderr.count("\n") == 1
+        assert done.stdout == ""
+
+    refused("no such run folder", folder=tmp_path / "none")
+    refused("has no adapters.safetensors", folder=tmp_path)
+    refused("'mails' is no name of a repository; give owner/name", name="mails")
+    refused("'../mails' is no name", name="../mails")
+    refused("--base-model './x' is no hub id", "--base-model", "./x")
+    refused("--results", "--results", tmp_path / "none.json")
+    (tmp_path / "eval.json").write_text('{"methods": {}, "adapter": "x", "data": "other"}')
+    refused("was measured with data 'other'", "--results", tmp_path / "eval.json")
+    facts = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(facts | {"note": "see /data/people/anna"}))
+    told = push(run, "--dry-run")  # prose with a slash is no path of this machine that we know
+    assert told["files"]
+    for leak in ("/data/people/anna", "~/mails", str(Path.cwd() / "x"), f"in {Path.home()}/x"):
+        (run / "run.json").write_text(json.dumps(facts | {"note": leak}))
+        refused("run.json names", folder=run)
+    (run / "run.json").write_text(json.dumps(facts | {"finished": False}))
+    refused("is not finished; abft-mlx finetune --resume")
+    (run / "run.json").write_text(json.dumps(facts))
+    (run / "metrics.jsonl").unlink()
+    (run / "metrics.jsonl").symlink_to(made / TEXTS)
+    refused("metrics.jsonl is a link, and links are not followed")
+
+
+def test_what_is_on_the_hub_is_named_and_what_is_here_is_not() -> None:
+    task = {"name": "/home/anna/spam.yaml", "data": {"source": "spam.csv"}}
+    recipe = recipes.change(
+        recipes.default(["model=made/base", "data.source=made/plain"]),
+        [recipes.override("mixture", [task, {"name": "trec", "data": {"source": "made/trec"}}])],
+    )
+    run = {"mixture": {"/home/anna/spam.yaml": {"classes": {"ham": 3}}}}
+    found = cleaning.clean(recipe, run)
+    assert (found.base_model, found.datasets) == ("made/base", ("made/plain", "made/trec"))
+    assert [one.name for one in found.recipe.mixture] == ["spam", "trec"]
+    assert found.recipe.mixture[0].data.source == "(a local file)"
+    assert found.run == {"mixture": {"spam": {"classes": {"ham": 3}}}}
+    # A relative folder looks like a hub id from anywhere but where the run was made.
+    local = cleaning.clean(recipe, {"model": {"kind": "folder"}, "data": {"kind": "file"}})
+    assert (local.base_model, local.datasets) == (None, ("made/trec",))
+    assert (local.recipe.model, local.recipe.data.source) == ("(a local folder)", "(a local file)")
+    assert cleaning.clean(recipes.default(["model=demo"]), {}).base_model is None
