@@ -138,13 +138,16 @@ def _by_sigmoid(
         gate = mx.minimum(gate, limit)
         return (mx.clip(x, -limit, limit) + 1.0) * (gate * sigmoid(alpha * gate))
 
-    return {
+    found: dict[Callable[..., mx.array], Callable[..., mx.array]] = {
         nn.silu: lambda x: x * sigmoid(x),
         nn.gelu_approx: gelu,
         nn.gelu_fast_approx: lambda x: x * sigmoid(1.702 * x),
         own.swiglu: lambda gate, x: gate * sigmoid(gate) * x,
-        own.swiglu_oai: swiglu_oai,
     }
+    # The last mlx-lm for Python 3.10 has it in the one model that uses it.
+    if hasattr(own, "swiglu_oai"):
+        found[own.swiglu_oai] = swiglu_oai
+    return found
 
 
 @cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from enum import StrEnum
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +14,7 @@ from abft_mlx.cli._shell import Shell, dump
 from abft_mlx.errors import OutputError
 
 
-class Dtype(StrEnum):
+class Dtype(str, Enum):
     """Types of the base's weights."""
 
     float32 = "float32"

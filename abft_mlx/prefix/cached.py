@@ -152,7 +152,7 @@ def _spread(value: Any, size: int, rows: mx.array | None) -> Any:
         return type(value)(_spread(one, size, rows) for one in value)
     if type(value) is KVCache and value.keys is not None:
         grown = _GrownOnce()
-        grown.keys, grown.values = _spread(value.keys_and_values(), size, rows)
+        grown.keys, grown.values = _spread(value.state, size, rows)
         grown.offset = value.offset
         return grown
     if hasattr(value, "__dict__"):
