@@ -216,6 +216,12 @@ def _model(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The model with its weights mapped but not yet read; none need be there unless strict."""
     where = source or path
+    # mlx-lm 0.31, the last for Python 3.10, would run it without being asked.
+    if config.get("model_file") is not None:
+        raise ModelError(
+            f"{where} brings model code of its own, {config['model_file']!r}, which is never run; "
+            "give a model whose architecture mlx-lm knows"
+        )
     try:
         return mlx_lm_utils.load_model(path, lazy=True, strict=strict)
     except AbftError:
