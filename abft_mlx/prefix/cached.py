@@ -152,7 +152,9 @@ def _spread(value: Any, size: int, rows: mx.array | None) -> Any:
         return type(value)(_spread(one, size, rows) for one in value)
     if type(value) is KVCache and value.keys is not None:
         grown = _GrownOnce()
-        grown.keys, grown.values = _spread(value.state, size, rows)
+        # Versions of mlx-lm differ in what they give out; the arrays grow in steps.
+        kept = [one[..., : value.offset, :] for one in (value.keys, value.values)]
+        grown.keys, grown.values = _spread(kept, size, rows)
         grown.offset = value.offset
         return grown
     if hasattr(value, "__dict__"):
