@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from abft_mlx import api, recipe
-from abft_mlx.cli import _options, _report
+from abft_mlx.cli import _options, _words
 from abft_mlx.errors import UsageError
 
 
@@ -72,15 +72,15 @@ def test_run_folders_are_named_by_recipe_or_data_and_time(
 
 
 def test_commands_to_copy_are_quoted() -> None:
-    assert _report.command("eval", "--adapter", Path("a b")) == "abft-mlx eval --adapter 'a b'"
+    assert _words.command("eval", "--adapter", Path("a b")) == "abft-mlx eval --adapter 'a b'"
 
 
 @pytest.mark.parametrize(("rate", "filled"), [(0.0, 0), (0.5, 15), (1.0, 30), (1.5, 30)])
 def test_bars(rate: float, filled: int) -> None:
-    assert _report.bar(rate) == "█" * filled + "░" * (30 - filled)
+    assert _words.bar(rate) == "█" * filled + "░" * (30 - filled)
 
 
 def test_confusion_of_many_labels_is_left_out() -> None:
     names = [f"label{index}" for index in range(13)]
-    assert _report.confusion(names, [[0] * 13] * 13) is None
-    assert _report.confusion(names[:12], [[0] * 12] * 12) is not None
+    assert _words.confusion(names, [[0] * 13] * 13) is None
+    assert _words.confusion(names[:12], [[0] * 12] * 12) is not None

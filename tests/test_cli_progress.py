@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from abft_mlx.cli import _progress, _report
+from abft_mlx.cli import _progress, _words
 from abft_mlx.cli._shell import Shell
 from abft_mlx.trainer import Update
 
@@ -130,4 +130,4 @@ def test_the_next_command_can_be_copied(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", [started.format(here=tmp_path)])
     monkeypatch.setattr("shutil.which", lambda _name: on_path)
-    assert _report.command("eval", "a run") == shown
+    assert _words.command("eval", "a run") == shown

@@ -7,6 +7,7 @@ a factor. Trainers pass their gradients through :func:`mask_gradients`, so that 
 fused projection never moves.
 """
 
+from abft_mlx.adapters.aside import without
 from abft_mlx.adapters.attach import adapted, attach, detach, place, train_mode, trained_layers
 from abft_mlx.adapters.combine import combine
 from abft_mlx.adapters.files import CONFIG, FACTORS, WEIGHTS, save, tensors
@@ -44,4 +45,5 @@ __all__ = [
     "train_mode",
     "trainable_parameters",
     "trained_layers",
+    "without",
 ]

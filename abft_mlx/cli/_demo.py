@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from abft_mlx.cli import _options, _progress, _ranks, _report
+from abft_mlx.cli import _options, _progress, _ranks, _words
 from abft_mlx.cli._finetune import Follow
 from abft_mlx.cli._options import Json, Overwrite, Quiet
 from abft_mlx.cli._shell import Shell
@@ -103,8 +103,8 @@ def _story(document: dict[str, Any], before: HeadCensus, after: HeadCensus) -> l
     output = document["output"]
     return [
         "",
-        f"  before  {_report.bar(was)}  {was:.1%}",
-        f"  after   {_report.bar(now)}  {now:.1%}   {100 * (now - was):+.1f} points, "
+        f"  before  {_words.bar(was)}  {was:.1%}",
+        f"  after   {_words.bar(now)}  {now:.1%}   {100 * (now - was):+.1f} points, "
         f"n = {document['prompts']:,}",
         "",
         f"  induction heads  {before.heads_per_prompt:.1f} in a prompt before, "
@@ -119,6 +119,6 @@ def _story(document: dict[str, Any], before: HeadCensus, after: HeadCensus) -> l
         f"{_progress.size(document['peak_memory_bytes'])} at the peak",
         f"  adapter          {_progress.size(document['adapter_bytes'])} in {output}",
         "",
-        f"next: {_report.command('eval', '--adapter', output)}",
-        f"or:   {_report.command('recipes', 'copy', 'your-data')}",
+        f"next: {_words.command('eval', '--adapter', output)}",
+        f"or:   {_words.command('recipes', 'copy', 'your-data')}",
     ]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from abft_mlx.cli import _options, _progress, _protocols, _ranks, _report
+from abft_mlx.cli import _options, _progress, _protocols, _ranks, _words
 from abft_mlx.cli._options import (
     Adapter,
     Data,
@@ -90,7 +90,7 @@ def evaluate(
             _show(shell, document)
             if adapter is None:
                 what = [recipe] if recipe else ["--model", model, "--data", data]
-                shell.say("", f"next: {_report.command('finetune', *what)}")
+                shell.say("", f"next: {_words.command('finetune', *what)}")
     shell.document(document)
 
 
@@ -127,9 +127,9 @@ def _accuracy(shell: Shell, document: dict[str, Any]) -> None:
     chat = " in chat turns" if document["chat_template"] else ""
     kept = " fixed" if document["demonstrations"] == "fixed" else ""
     shell.tell(f"{document['prompts']:,} prompts with {document['k']}{kept} demonstrations{chat}")
-    shell.show(_report.measures(rows))
+    shell.show(_words.measures(rows))
     for name, method in rows.items():
-        table = None if len(rows) > 2 else _report.confusion(names, method["confusion"])
+        table = None if len(rows) > 2 else _words.confusion(names, method["confusion"])
         if table is not None:
             shell.tell("", f"{name}, prompts:")
             shell.show(table)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from abft_mlx.cli import _options, _progress, _ranks, _report
+from abft_mlx.cli import _options, _progress, _ranks, _words
 from abft_mlx.cli._options import (
     Data,
     Json,
@@ -183,7 +183,7 @@ def _run(
             )
     except KeyboardInterrupt:
         if ranks.first and (folder / "checkpoint").is_dir():
-            shell.tell(f"to go on: {_report.command('finetune', '--resume', folder)}")
+            shell.tell(f"to go on: {_words.command('finetune', '--resume', folder)}")
         raise
 
 
@@ -201,7 +201,7 @@ class Follow(contextlib.ExitStack):
         """Print the plan, open the trackers and start the display."""
         from abft_mlx.trainer import RunFolder
 
-        self._shell.say(*_report.plan(experiment, trainable, self._output))
+        self._shell.say(*_words.plan(experiment, trainable, self._output))
         if self._tracking is not None:
             try:
                 self._tracking.start(experiment.recipe, self._output)
@@ -243,7 +243,7 @@ def _outcome(result: RunResult) -> list[str]:
         if validation["best_update"] == 0 and result.experiment.recipe.training.keep_best:
             lines.append("no update did better than none, so the adapter kept changes nothing")
     lines.append(f"adapter in {result.output}; mlx-lm loads it with --adapter-path")
-    lines.append(f"next: {_report.command('eval', '--adapter', result.output)}")
+    lines.append(f"next: {_words.command('eval', '--adapter', result.output)}")
     return lines
 
 
@@ -267,7 +267,7 @@ def _document(result: RunResult) -> dict[str, Any]:
         "model": experiment.recipe.model,
         "data": experiment.recipe.data.source,
         "labels": dict(zip(experiment.space.names, experiment.space.words, strict=True)),
-        "warnings": _report.warnings(experiment),
+        "warnings": _words.warnings(experiment),
         "trainable_parameters": result.trainable_parameters,
         "adapter_bytes": result.adapter_bytes,
         "updates": progress.updates,

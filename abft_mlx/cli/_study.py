@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from abft_mlx.cli import _progress, _report
+from abft_mlx.cli import _progress, _words
 from abft_mlx.cli._options import Json, Quiet
 from abft_mlx.cli._shell import Shell
 from abft_mlx.errors import UsageError
@@ -162,7 +162,7 @@ def _run(
         words = ["--output", folder] if output else []
         if part != (1, 1) and not _launched():
             words += ["--shard", f"{part[0]}/{part[1]}"]
-        shell.tell(f"to go on: {_report.command('study', name, *words)}")
+        shell.tell(f"to go on: {_words.command('study', name, *words)}")
         raise
     document = {
         "schema": 1,

@@ -126,6 +126,14 @@ def true_label_probability(
     return float(np.mean(seen[np.arange(len(gold)), gold]))
 
 
+def _binned(seen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) bins of the highest probability, and (N,) that probability; 1.0 is in bin BINS."""
+    confidence = seen.max(axis=1)
+    # Compared with the edges themselves: confidence * 10 can round up over an edge.
+    bins = np.searchsorted(np.arange(BINS + 1) / BINS, confidence, side="right") - 1
+    return bins, confidence
+
+
 def calibration_gaps(
     probabilities: np.ndarray, gold: np.ndarray, *, compat: bool = False
 ) -> np.ndarray:
@@ -144,14 +152,44 @@ def calibration_gaps(
         0 elsewhere.
     """
     seen = as_staicc(probabilities) if compat else probabilities
-    confidence = seen.max(axis=1)
-    # Compared with the edges themselves: confidence * 10 can round up over an edge.
-    bins = np.searchsorted(np.arange(BINS + 1) / BINS, confidence, side="right") - 1
+    bins, confidence = _binned(seen)
     gaps = np.zeros((len(gold), BINS + 1))
     gaps[np.arange(len(gold)), bins] = (predictions(seen) == gold) - confidence
     if not compat:
         gaps[:, BINS - 1] += gaps[:, BINS]
     return gaps[:, :BINS]
+
+
+def reliability(
+    probabilities: np.ndarray, gold: np.ndarray, *, compat: bool = False
+) -> dict[str, list[Any]]:
+    """The bins of the calibration error, as a reliability diagram draws them.
+
+    Args:
+        probabilities: (N, C).
+        gold: (N,) label indices.
+        compat: repeat StaICC's faults, so that 1.0 is in no bin.
+
+    Returns:
+        ``count``, and the means ``confidence`` and ``accuracy`` in 0..1, None where a bin is empty:
+        BINS entries each.
+    """
+    seen = as_staicc(probabilities) if compat else probabilities
+    bins, confidence = _binned(seen)
+    if not compat:
+        bins = np.minimum(bins, BINS - 1)
+    right = predictions(seen) == gold
+    means = [
+        (None, None)
+        if not (inside := bins == n).any()
+        else (float(confidence[inside].mean()), float(right[inside].mean()))
+        for n in range(BINS)
+    ]
+    return {
+        "count": np.bincount(bins, minlength=BINS)[:BINS].tolist(),
+        "confidence": [one for one, _ in means],
+        "accuracy": [one for _, one in means],
+    }
 
 
 def expected_calibration_error(
@@ -186,4 +224,5 @@ def summary(probabilities: np.ndarray, gold: np.ndarray, *, compat: bool = False
         ),
         "true_label_probability": true_label_probability(probabilities, gold, compat=compat),
         "confusion": confusion(probabilities, gold).tolist(),
+        "reliability": reliability(probabilities, gold, compat=compat),
     }

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import mlx.core as mx
 import numpy as np
 
-from abft_mlx import adapters, attention, data, evaluation, loading, prefix, prompts
+from abft_mlx import adapters, data, evaluation, loading, prefix, prompts
 from abft_mlx import recipe as recipes
 from abft_mlx.errors import RecipeError
-from abft_mlx.induction import HeadCensus, Window
+from abft_mlx.experiment import inspecting
+from abft_mlx.induction import HeadCensus, Heads, Window
 from abft_mlx.ranks import Ranks
 from abft_mlx.task import Task, open_task
 
@@ -133,17 +133,36 @@ class Experiment:
 
     def census(self, chosen: list[prompts.Prompt]) -> HeadCensus:
         """What every head does with the label tokens of some prompts."""
-        census = HeadCensus()
-        for batch in prompts.batches(chosen, max_tokens=self.recipe.evaluation.batch_tokens):
-            last = mx.array(batch.last)
-            census.add(
-                attention.capture(self.loaded.model, mx.array(batch.tokens), last),
-                mx.array(batch.label_positions),
-                mx.array(batch.demonstration_labels),
-                mx.array(batch.gold),
-                last,
-            )
-        return census
+        return inspecting.census(
+            self.loaded.model, chosen, max_tokens=self.recipe.evaluation.batch_tokens
+        )
+
+    def heads(
+        self,
+        chosen: list[prompts.Prompt],
+        *,
+        detectors: bool = False,
+        examples: int = inspecting.EXAMPLES,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> Heads:
+        """What is to be seen of the model's heads; without and with its adapter, if it has one.
+
+        Args:
+            chosen: prompts for the census; the first of every class in turn become examples.
+            detectors: also score every head on repeated random tokens.
+            examples: prompts whose rows are kept.
+            on_progress: told how many prompts of how many are done.
+        """
+        return inspecting.inspect(
+            self.loaded,
+            self.task,
+            chosen,
+            max_tokens=self.recipe.evaluation.batch_tokens,
+            detectors=detectors,
+            examples=examples,
+            seed=self.recipe.evaluation.seed,
+            on_progress=on_progress,
+        )
 
     def with_layers(self, training_prompts: list[prompts.Prompt]) -> Experiment:
         """The same with ``adapter.layers`` auto made into layer numbers; itself where it is not.

@@ -10,7 +10,7 @@ from typing import Any
 from abft_mlx import adapters, evaluation, facts, runtime
 from abft_mlx import recipe as recipes
 from abft_mlx.experiment.opened import Experiment, prepare
-from abft_mlx.induction import Window
+from abft_mlx.induction import HEADS_FILE, Window, write_heads
 from abft_mlx.ranks import Ranks
 from abft_mlx.trainer import Progress, RunFolder, Trainer, Update
 
@@ -109,7 +109,13 @@ def train(
         totals["kept_hidden"] = trainer.kept_hidden
     if ranks.size > 1:
         totals["processes"] = ranks.size
-    written = {**_facts(experiment), "finished": True, "totals": totals}
+    _keep_heads(experiment, folder)
+    written = {
+        **_facts(experiment),
+        "finished": True,
+        "totals": totals,
+        "shift": adapters.shift_norms(model),
+    }
     if progress.validations:
         written["validation"] = {
             "prompts": len(validation),
@@ -229,6 +235,14 @@ def evaluate(
                 document["methods"], document["base"]["methods"]
             )
     return document
+
+
+def _keep_heads(experiment: Experiment, folder: RunFolder) -> None:
+    """What the heads did before and do now, for figures that need no model."""
+    count = experiment.recipe.training.census_prompts
+    if count:
+        seen = experiment.heads(experiment.test_prompts()[:count])
+        write_heads(folder.path / HEADS_FILE, seen)
 
 
 def _facts(experiment: Experiment) -> dict[str, Any]:

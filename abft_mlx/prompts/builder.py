@@ -86,6 +86,11 @@ class PromptBuilder:
         self._anchor = template.anchor + template.label(space.words[0])
         self._anchor_tokens = len(self._encode(self._anchor))
 
+    @property
+    def start(self) -> int | None:
+        """The special token, such as a BOS, that begins every prompt, or None."""
+        return self._start[0] if self._start else None
+
     def build(
         self,
         demonstrations: Sequence[tuple[str, int]],

@@ -66,6 +66,12 @@ class TrainingSection(Section):
     checkpoint_every: Int = Field(
         default=8, ge=1, description="Updates between checkpoints; the last update always has one."
     )
+    census_prompts: Int = Field(
+        default=64,
+        ge=0,
+        description="Test prompts whose attention is kept in heads.npz when training is done, "
+        "before and after; 0 keeps none.",
+    )
     seed: Int = Field(default=42, ge=0, description="Seed of prompts, their order and lora_a.")
     max_gradient_norm: Number | None = Field(
         default=None, gt=0, description="Clip the gradient to this norm; null means no clipping."

@@ -246,7 +246,9 @@ class _Work:
     def _trained(
         self, recipe: Recipe, folder: Path, keep: Path | None
     ) -> tuple[Experiment, dict[str, Any]]:
-        opened = self.tools.prepare(recipe)
+        # A cell keeps a census of its own.
+        training = recipe.training.model_copy(update={"census_prompts": 0})
+        opened = self.tools.prepare(recipe.model_copy(update={"training": training}))
         self.watcher.training(recipe.training.updates)
         curve: list[Update] = []
 

@@ -9,9 +9,12 @@ from typing import Any
 
 from abft_mlx import files
 from abft_mlx.errors import OutputError
+from abft_mlx.induction import HEADS_FILE
 
 ADAPTER_FILES = ("adapters.safetensors", "adapter_config.json", "lora.safetensors")
 OWN_FILES = ("recipe.yaml", "metrics.jsonl", "run.json", "checkpoint")
+# What is seen of a run afterwards: heads, an evaluation, figures and a report.
+SEEN_FILES = (HEADS_FILE, "eval.json", "figures", "report.html")
 # What trackers keep in the run's folder.
 TRACKER_FILES = ("wandb", "swanlog")
 
@@ -91,7 +94,7 @@ class RunFolder:
             found = sorted(one.name for one in self.path.iterdir())
         except OSError as error:
             raise files.write_failure(self.path, error) from error
-        known = ADAPTER_FILES + OWN_FILES + TRACKER_FILES
+        known = ADAPTER_FILES + OWN_FILES + SEEN_FILES + TRACKER_FILES
         foreign = [name for name in found if name not in known]
         if foreign:
             raise OutputError(

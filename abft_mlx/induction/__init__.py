@@ -1,0 +1,25 @@
+"""Induction heads: which heads look at the demonstrations' labels, how much, and how rightly."""
+
+from abft_mlx.induction.census import HeadCensus
+from abft_mlx.induction.detectors import Detected, detect
+from abft_mlx.induction.filter import head_filter, label_attention, threshold
+from abft_mlx.induction.saved import HEADS_FILE, Example, Heads, HeadState, read_heads, write_heads
+from abft_mlx.induction.window import WINDOW_SHARE, Window, window
+
+__all__ = [
+    "HEADS_FILE",
+    "WINDOW_SHARE",
+    "Detected",
+    "Example",
+    "HeadCensus",
+    "HeadState",
+    "Heads",
+    "Window",
+    "detect",
+    "head_filter",
+    "label_attention",
+    "read_heads",
+    "threshold",
+    "window",
+    "write_heads",
+]

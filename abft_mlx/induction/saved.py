@@ -1,0 +1,183 @@
+"""What was seen of a model's heads, and the file that keeps it: ``heads.npz`` of a run folder.
+
+The file is a NumPy archive without pickled objects. Letters: L layers, H query heads, T tokens,
+K demonstrations.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from abft_mlx import files
+from abft_mlx.errors import OutputError
+from abft_mlx.induction.census import HeadCensus
+from abft_mlx.induction.detectors import Detected
+
+SCHEMA = 1
+HEADS_FILE = "heads.npz"
+_CENSUS = ("magnitude", "correctness", "share", "sink")
+_DETECTED = ("previous_token", "duplicate_token", "induction")
+
+
+@dataclass(frozen=True)
+class HeadState:
+    """The census of one state of a model; arrays (L, H) float64, NaN for layers without heads.
+
+    Attributes:
+        magnitude: mean attention mass on the label positions.
+        correctness: mean mass on labels equal to the gold one minus mass on the others.
+        share: share of prompts in which the head passes the filter.
+        sink: mean attention on the prompt's first token.
+        detected: the classic detectors' scores, where they were asked for.
+    """
+
+    magnitude: np.ndarray
+    correctness: np.ndarray
+    share: np.ndarray
+    sink: np.ndarray
+    detected: Detected | None = None
+
+    @classmethod
+    def of(cls, census: HeadCensus, detected: Detected | None = None) -> HeadState:
+        """What a census came to."""
+        return cls(census.magnitude, census.correctness, census.share, census.sink, detected)
+
+    @property
+    def heads_per_prompt(self) -> float:
+        """Mean number of induction heads in a prompt."""
+        return float(np.nansum(self.share))
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt, and every head's last row in every state.
+
+    Attributes:
+        tokens: T texts, which put together are the prompt.
+        label_positions: (K,) of the demonstrations' label tokens.
+        demonstration_labels: (K,) class numbers.
+        gold: the query's class number.
+        rows: for each state's name (L, H, T) float32 patterns of the last position, NaN for layers
+            without heads.
+    """
+
+    tokens: tuple[str, ...]
+    label_positions: np.ndarray
+    demonstration_labels: np.ndarray
+    gold: int
+    rows: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Heads:
+    """What was seen of a model's heads.
+
+    Attributes:
+        states: name to census, in order: ``before`` and, where there is an adapter, ``after``.
+        examples: a few prompts with their rows; may be empty.
+        labels: names of the classes.
+        prompts: prompts that the census looked at.
+        facts: what else is known, as JSON: ``model``, ``adapter``, ``data``, ``k``, ``seed``.
+    """
+
+    states: Mapping[str, HeadState]
+    examples: tuple[Example, ...]
+    labels: tuple[str, ...]
+    prompts: int
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def write_heads(path: Path, heads: Heads) -> None:
+    """Write what was seen; rows are kept as float16.
+
+    Raises:
+        OutputError: the folder cannot be written.
+        RunError: the disk is full.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    states: dict[str, Any] = {}
+    for name, state in heads.states.items():
+        states[name] = None
+        for part in _CENSUS:
+            arrays[f"{name}.{part}"] = getattr(state, part)
+        if state.detected is not None:
+            found = asdict(state.detected)
+            for part in _DETECTED:
+                arrays[f"{name}.detected.{part}"] = found.pop(part)
+            states[name] = found
+    examples = []
+    for n, one in enumerate(heads.examples):
+        examples.append({"tokens": list(one.tokens), "gold": one.gold, "states": list(one.rows)})
+        arrays[f"example{n}.label_positions"] = np.asarray(one.label_positions, dtype=np.int32)
+        arrays[f"example{n}.demonstration_labels"] = np.asarray(
+            one.demonstration_labels, dtype=np.int32
+        )
+        for name, rows in one.rows.items():
+            arrays[f"example{n}.{name}"] = rows.astype(np.float16)
+    about = {
+        "schema": SCHEMA,
+        "prompts": heads.prompts,
+        "labels": list(heads.labels),
+        "facts": dict(heads.facts),
+        "states": states,
+        "examples": examples,
+    }
+    # Text as bytes: a string array drops zeros at its end.
+    text = json.dumps(about, ensure_ascii=False, allow_nan=False).encode()
+    arrays["about"] = np.frombuffer(text, dtype=np.uint8)
+    with files.replacing(path) as temporary:
+        np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
+
+
+def read_heads(path: Path) -> Heads:
+    """Read what :func:`write_heads` wrote.
+
+    Raises:
+        OutputError: there is no such file, it is another file, or it is of another version.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        about = json.loads(arrays["about"].tobytes())
+        if about["schema"] != SCHEMA:
+            raise OutputError(
+                f"{path}: is of schema {about['schema']} and this abft-mlx reads {SCHEMA}; make it "
+                "again with: abft-mlx heads"
+            )
+        return _heads(about, arrays)
+    except FileNotFoundError:
+        raise OutputError(f"{path}: there is no such file; abft-mlx heads makes it") from None
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, EOFError) as error:
+        raise OutputError(f"{path}: is no file of heads ({error}); abft-mlx heads makes one") from (
+            error
+        )
+
+
+def _heads(about: dict[str, Any], arrays: dict[str, np.ndarray]) -> Heads:
+    states = {}
+    for name, found in about["states"].items():
+        detected = None
+        if found is not None:
+            parts = (arrays[f"{name}.detected.{part}"] for part in _DETECTED)
+            detected = Detected(*parts, found["sequences"], found["repeated_tokens"])
+        states[name] = HeadState(
+            **{part: arrays[f"{name}.{part}"] for part in _CENSUS}, detected=detected
+        )
+    examples = tuple(
+        Example(
+            tokens=tuple(one["tokens"]),
+            label_positions=arrays[f"example{n}.label_positions"],
+            demonstration_labels=arrays[f"example{n}.demonstration_labels"],
+            gold=int(one["gold"]),
+            rows={name: arrays[f"example{n}.{name}"].astype(np.float32) for name in one["states"]},
+        )
+        for n, one in enumerate(about["examples"])
+    )
+    return Heads(states, examples, tuple(about["labels"]), int(about["prompts"]), about["facts"])
