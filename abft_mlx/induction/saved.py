@@ -165,8 +165,10 @@ def _heads(about: dict[str, Any], arrays: dict[str, np.ndarray]) -> Heads:
     for name, found in about["states"].items():
         detected = None
         if found is not None:
-            parts = (arrays[f"{name}.detected.{part}"] for part in _DETECTED)
-            detected = Detected(*parts, found["sequences"], found["repeated_tokens"])
+            previous, duplicate, induction = (arrays[f"{name}.detected.{one}"] for one in _DETECTED)
+            detected = Detected(
+                previous, duplicate, induction, found["sequences"], found["repeated_tokens"]
+            )
         states[name] = HeadState(
             **{part: arrays[f"{name}.{part}"] for part in _CENSUS}, detected=detected
         )
