@@ -11,6 +11,12 @@ from abft_mlx.analysis.figures import style, texts, ticks
 
 RIGHT, WRONG = "label equal to the gold one", "other label"
 QUERY_TOKENS = 6
+ROW_INCHES = 0.13
+
+
+def height(rows: int) -> float:
+    """Inches that a map of so many heads needs."""
+    return max(0.5, ROW_INCHES * rows)
 
 
 def draw(
@@ -52,11 +58,13 @@ def rows_over_tokens(
 ) -> Any:
     """As :func:`draw`, for a panel among others: only the last has tokens, the first a legend."""
     from matplotlib.colors import PowerNorm
+    from matplotlib.transforms import offset_copy
 
     image = axes.imshow(
         np.ma.masked_invalid(rows), aspect="auto", interpolation="none", cmap=style.COLOUR_MAP,
         norm=PowerNorm(0.5, vmin=0, vmax=1),
     )  # fmt: skip
+    above = offset_copy(axes.get_xaxis_transform(), axes.figure, y=4, units="points")
     handles = []
     for chosen, mark, shade, name in (
         (right, "v", style.colour(0), RIGHT),
@@ -65,8 +73,10 @@ def rows_over_tokens(
         where = np.asarray(label_positions)[np.asarray(chosen, dtype=bool)]
         handles += axes.plot(
             where, np.full(len(where), 1.0), mark, color=shade, markersize=4, clip_on=False,
-            transform=axes.get_xaxis_transform(), label=name, zorder=5,
+            transform=above, label=name, linestyle="none",
         )  # fmt: skip
+    for one in handles:  # without points its place would be the figure's corner
+        one.set_in_layout(False)
     axes.set_xlim(-0.5, len(tokens) - 0.5)
     places = _named(axes, len(tokens), label_positions) if last else []
     axes.set_xticks(
@@ -80,10 +90,11 @@ def rows_over_tokens(
     axes.tick_params(length=2)
     if last:
         axes.set_xlabel("token of the prompt")
-    style.colour_bar(axes, image, "attention (share)").set_ticks([0, 0.1, 0.25, 0.5, 1])
+    bar = style.colour_bar(axes, image, "attention (share)")
+    bar.set_ticks([0, 0.1, 0.5, 1] if style.axes_inches(axes)[1] > 0.8 else [0, 0.25, 1])
     if first:
         style.legend(axes, handles)
-        axes.get_legend().set_bbox_to_anchor((0, 1.03))
+        axes.get_legend().set_bbox_to_anchor((0, 1 + 0.12 / style.axes_inches(axes)[1]))
     return axes
 
 

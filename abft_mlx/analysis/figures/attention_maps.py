@@ -7,8 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from abft_mlx.analysis.figures import style, texts
-from abft_mlx.analysis.figures.attention_map import rows_over_tokens
+from abft_mlx.analysis.figures import attention_map, style, texts
+
+GAP_INCHES = 0.2
+
+
+def height(rows: int, states: int) -> float:
+    """Inches that maps of so many heads in so many states need."""
+    return attention_map.height(rows) * states + GAP_INCHES * (states - 1)
 
 
 def draw(
@@ -34,9 +40,9 @@ def draw(
     Returns:
         ``axes``.
     """
-    made = style.panels(axes, [1] * len(states), gap=0.16)
+    made = style.panels(axes, [1] * len(states), gaps=GAP_INCHES)
     for index, (panel, rows, name) in enumerate(zip(made, states, state_names, strict=True)):
-        rows_over_tokens(
+        attention_map.rows_over_tokens(
             panel, rows, tokens, label_positions, right, names,
             last=index == len(made) - 1, first=index == 0,
         )  # fmt: skip

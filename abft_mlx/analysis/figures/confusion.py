@@ -13,8 +13,8 @@ NUMBERED_CLASSES = 14
 
 
 def height(classes: int) -> float:
-    """Inches that a figure of so many classes needs."""
-    return min(6.4, 3.6 + 0.12 * max(0, classes - 5))
+    """Inches that a matrix of so many classes needs."""
+    return min(4.8, max(1.8, 0.2 * classes))
 
 
 def draw(axes: Any, counts: np.ndarray, names: Sequence[str]) -> Any:
@@ -38,14 +38,14 @@ def draw(axes: Any, counts: np.ndarray, names: Sequence[str]) -> Any:
     image = axes.imshow(share, cmap=style.COLOUR_MAP, vmin=0, vmax=100, interpolation="none",
                         aspect="auto")  # fmt: skip
     widest = max(len(f"{int(one):,}") for one in counts.ravel())
-    if C <= NUMBERED_CLASSES and style.inches_across(axes) / C > 0.075 * (widest + 0.5):
+    if C <= NUMBERED_CLASSES and style.axes_inches(axes)[0] / C > 0.075 * (widest + 0.5):
         for row, column in np.ndindex(counts.shape):
             axes.text(
                 column, row, f"{int(counts[row, column]):,}", ha="center", va="center",
                 fontsize=style.SMALL_POINTS, color=style.over(image, share[row, column]),
             )  # fmt: skip
     down, right = ticks.every(axes, names, vertical=True), ticks.every(axes, names)
-    flat = C * max(len(one[:16]) for one in names) * 0.6 * 7 < 72 * style.inches_across(axes)
+    flat = C * (max(len(one[:16]) for one in names) + 1) * 4.2 < 72 * style.axes_inches(axes)[0]
     axes.set_yticks(down, [texts.short(names[one], 16) for one in down], fontsize=7)
     axes.set_xticks(
         right, [texts.short(names[one], 16) for one in right], fontsize=7,
@@ -53,5 +53,5 @@ def draw(axes: Any, counts: np.ndarray, names: Sequence[str]) -> Any:
     )  # fmt: skip
     axes.set_xlabel("answer")
     axes.set_ylabel("gold label")
-    style.colour_bar(axes, image, "share of the gold label's prompts (%)")
+    style.colour_bar(axes, image, "share of the gold label (%)")
     return axes

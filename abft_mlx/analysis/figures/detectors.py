@@ -30,8 +30,8 @@ def draw(axes: Any, magnitude: np.ndarray, induction: np.ndarray) -> Any:
     axes.plot([0, 1], [0, 1], color="black", linewidth=0.8, linestyle=":")
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)
-    axes.set_xlabel("induction on repeated random tokens (share of attention)")
-    axes.set_ylabel("magnitude: attention on labels (share)")
+    axes.set_xlabel("induction on repeated random tokens\n(share of attention)")
+    axes.set_ylabel("magnitude: attention\non labels (share)")
     bar = style.colour_bar(axes, points, "layer")
     bar.ax.yaxis.get_major_locator().set_params(integer=True)
     return axes

@@ -18,6 +18,7 @@ def draw(
     *,
     limits: tuple[float, float] | None = None,
     diverging: bool = False,
+    bar: bool = True,
 ) -> Any:
     """A coloured cell for every head, the first layer at the bottom; numbers where they fit.
 
@@ -27,6 +28,7 @@ def draw(
         label: of the colour bar: what the values are, with their unit.
         limits: lowest and highest value of the colours; by default those of the values.
         diverging: colours of two sides around 0, for differences.
+        bar: draw the colour bar.
 
     Returns:
         ``axes``.
@@ -38,20 +40,26 @@ def draw(
     )  # fmt: skip
     # A cell without a head is transparent and shows what lies behind it.
     axes.patch.set(facecolor="#e6e6e6", hatch="////", edgecolor="#999999")
-    across = style.inches_across(axes)
-    if values.size <= NUMBERED_CELLS and across / max(values.shape[1], 1) > 0.3:
+    across, down = style.axes_inches(axes)
+    roomy = across > 0.3 * values.shape[1] and down > 0.14 * values.shape[0]
+    if values.size <= NUMBERED_CELLS and roomy:
         for layer, head in np.argwhere(~np.isnan(values)):
             value = float(values[layer, head])
             axes.text(
-                head, layer, f"{value:.2f}", ha="center", va="center",
+                head, layer, _number(value), ha="center", va="center",
                 color=style.over(image, value), fontsize=style.SMALL_POINTS,
             )  # fmt: skip
     axes.set_xlabel("head")
     axes.set_ylabel("layer")
     for axis in (axes.xaxis, axes.yaxis):
         axis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-    style.colour_bar(axes, image, label)
+    if bar:
+        style.colour_bar(axes, image, label)
     return axes
+
+
+def _number(value: float) -> str:
+    return f"{round(value, 2) + 0.0:.2f}".replace("-", "−")
 
 
 def _limits(values: np.ndarray, *, diverging: bool) -> tuple[float, float]:

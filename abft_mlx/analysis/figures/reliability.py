@@ -30,7 +30,7 @@ def draw(
     Returns:
         ``axes``.
     """
-    upper, lower = style.panels(axes, [3, 1], gap=0.12)
+    upper, lower = style.panels(axes, [3, 1], gaps=0.12)
     upper.plot([0, 100], [0, 100], color="black", linewidth=0.8, linestyle=":", label="calibrated")
     bins = count.shape[1]
     edges = 100 * np.arange(bins) / bins

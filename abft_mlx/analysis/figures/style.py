@@ -22,9 +22,9 @@ HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--")
 COLOUR_MAP = "cividis"
 # Two ends that people with any colour vision tell apart, white between them.
 DIVERGING_MAP = "PuOr"
-INCHES = (6.4, 4.2)
-# Across a page of text, and in one of two columns.
+# Across a page of text, and in one of two columns; how high what is drawn is, if nothing is said.
 WIDTHS = {"page": 6.4, "column": 3.3}
+HEIGHTS = {"page": 3.1, "column": 2.3}
 FORMATS = ("svg", "png", "pdf")
 SMALL_POINTS = 7
 # What lies beside the axes: tick labels and axis label.
@@ -84,7 +84,7 @@ def write(
     draw: Draw,
     caption: str,
     *,
-    height: float = INCHES[1],
+    height: float | None = None,
     width: str = "page",
     formats: Sequence[str] = ("svg", "png"),
 ) -> list[Path]:
@@ -94,8 +94,8 @@ def write(
         path: without a suffix.
         draw: draws on the Axes that it is given.
         caption: one line below the figure.
-        height: in inches, caption included.
-        width: a key of ``WIDTHS``.
+        height: of the Axes in inches; what stands around it comes on top.
+        width: of the figure, a key of ``WIDTHS``.
         formats: of ``FORMATS``.
 
     Returns:
@@ -113,56 +113,75 @@ def write(
     return written
 
 
-def framed(draw: Draw, caption: str, *, height: float = INCHES[1], width: str = "page") -> Any:
+def framed(draw: Draw, caption: str, *, height: float | None = None, width: str = "page") -> Any:
     """The matplotlib Figure of one figure with its caption; arguments as of :func:`write`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    inches = WIDTHS[width]
-    lines = textwrap.wrap(caption, int((inches - 0.2) * 72 / (0.57 * SMALL_POINTS)))
-    figure = Figure(figsize=(inches, height + 0.11 * (len(lines) - 1)), layout="constrained")
-    FigureCanvasAgg(figure)
-    draw(figure.add_subplot())
-    figure.supxlabel("\n".join(map(texts.plain, lines)), fontsize=SMALL_POINTS)
+    across, down = WIDTHS[width], HEIGHTS[width] if height is None else height
+    lines = textwrap.wrap(caption, int((across - 0.2) * 72 / (0.57 * SMALL_POINTS)))
+    total, size = down + 2.5, None
+    # Drawn once to see how much room tick labels and legends leave, and again to fit it.
+    for _ in range(2):
+        figure = Figure(figsize=(across, total), layout="constrained")
+        FigureCanvasAgg(figure)
+        figure._abft_axes_inches = size
+        axes = figure.add_subplot()
+        draw(axes)
+        figure.supxlabel("\n".join(map(texts.plain, lines)), fontsize=SMALL_POINTS)
+        for _ in range(2):
+            figure.draw_without_rendering()
+            place = axes.get_position()
+            size = (place.width * across, down)
+            total = down + (1 - place.height) * total
+            figure.set_size_inches(across, total)
     return figure
 
 
-def inches_across(axes: Any) -> float:
-    """How wide an Axes is, as far as that is known before the figure is laid out."""
-    share = 1.0
+def axes_inches(axes: Any) -> tuple[float, float]:
+    """Width and height of an Axes, as far as they are known before the figure is laid out."""
+    across = down = 1.0
     while (parent := getattr(axes, "_abft_parent", None)) is not None:
-        share *= axes._abft_share
+        across, down = across * axes._abft_share[0], down * axes._abft_share[1]
         axes = parent
     figure = axes.figure
-    columns = 1 if axes.get_subplotspec() is None else axes.get_gridspec().ncols
-    return max(0.5, share * (figure.get_figwidth() / columns - _MARGIN_INCHES))
+    known = getattr(figure, "_abft_axes_inches", None)
+    if known is None:
+        grid = axes.get_subplotspec() and axes.get_gridspec()
+        columns, rows = (grid.ncols, grid.nrows) if grid else (1, 1)
+        width, height = figure.get_size_inches()
+        known = max(1.0, width / columns - _MARGIN_INCHES), max(0.5, height / rows - _MARGIN_INCHES)
+    return across * known[0], down * known[1]
 
 
 def panels(
-    axes: Any, heights: Sequence[float], *, across: bool = False, gap: float = 0.15
+    axes: Any, sizes: Sequence[float], *, across: bool = False, gaps: float | Sequence[float] = 0.15
 ) -> list[Any]:
     """Divide an Axes into panels inside it, one above the other or side by side.
 
     Args:
         axes: a matplotlib Axes; its own frame is hidden.
-        heights: of the panels (widths, if side by side), in any unit.
+        sizes: heights of the panels (widths, if side by side), in any unit.
         across: side by side.
-        gap: inches between two.
+        gaps: inches between two, one number for all or one for each gap.
 
     Returns:
         The panels, from the top or from the left; they are ``axes.child_axes``.
     """
     axes.set_axis_off()
-    length = inches_across(axes) if across else 0.75 * axes.figure.get_figheight()
-    space = min(gap / length, 0.5 / len(heights))
-    unit = (1 - space * (len(heights) - 1)) / sum(heights)
+    count = len(sizes) - 1
+    length = axes_inches(axes)[0 if across else 1]
+    between = [one / length for one in ([gaps] * count if isinstance(gaps, float) else gaps)]
+    if sum(between) > 0.5:
+        between = [0.5 * one / sum(between) for one in between]
+    unit = (1 - sum(between)) / sum(sizes)
     made = []
     begin = 0.0
-    for height in heights:
-        extent = unit * height
+    for size, space in zip(sizes, [*between, 0.0], strict=True):
+        extent = unit * size
         box = (begin, 0, extent, 1) if across else (0, 1 - begin - extent, 1, extent)
         panel = axes.inset_axes(box)
-        panel._abft_parent, panel._abft_share = axes, box[2]
+        panel._abft_parent, panel._abft_share = axes, box[2:]
         made.append(panel)
         begin += extent + space
     return made
@@ -170,9 +189,11 @@ def panels(
 
 def colour_bar(axes: Any, image: Any, label: str) -> Any:
     """A colour bar at the right of an Axes, which may be a panel."""
-    place = axes.inset_axes((1 + 0.08 / inches_across(axes), 0, 0.1 / inches_across(axes), 1))
+    across, down = axes_inches(axes)
+    place = axes.inset_axes((1 + 0.08 / across, 0, 0.1 / across, 1))
     bar = axes.figure.colorbar(image, cax=place)
-    bar.set_label(label, fontsize=SMALL_POINTS)
+    lines = textwrap.wrap(label, max(12, int(72 * down / (0.57 * SMALL_POINTS))))
+    bar.set_label("\n".join(lines), fontsize=SMALL_POINTS)
     place.tick_params(labelsize=SMALL_POINTS)
     return bar
 
@@ -191,7 +212,7 @@ def legend(axes: Any, handles: Sequence[Any] | None = None) -> None:
     if not found:
         return
     longest = max(map(len, labels)) * 0.58 * SMALL_POINTS + 3.6 * SMALL_POINTS
-    columns = max(1, min(len(labels), math.floor(72 * inches_across(axes) / longest)))
+    columns = max(1, min(len(labels), math.floor(72 * axes_inches(axes)[0] / longest)))
     axes.legend(
         found, labels, fontsize=SMALL_POINTS, frameon=False, loc="lower left", ncols=columns,
         bbox_to_anchor=(0, 1.01), borderaxespad=0, borderpad=0.2, columnspacing=1.2,

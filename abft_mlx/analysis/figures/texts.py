@@ -7,14 +7,14 @@ from functools import cache
 from typing import Any
 
 NO_GLYPH = "□"
-_VISIBLE = {"\n": "↵", "\r": "↵", "\t": "⇥"}
+_VISIBLE = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _HIDDEN = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
 
 
 def plain(text: str) -> str:
     """A text as matplotlib draws it letter by letter, in one line.
 
-    Line ends and tabs become signs, other characters that cannot be seen, or that the font lacks, a
+    Line ends and tabs are written as in Python, other characters that cannot be seen, or that the font lacks, a
     box; a dollar sign begins no formula.
 
     Args:
@@ -47,9 +47,9 @@ def name(text: str, letters: int = 40) -> str:
 
 
 def token(text: str, letters: int = 14) -> str:
-    """A token's text on an axis: blanks around words left out, one that is all blank as a sign."""
+    """A token's text on an axis: without blanks around it, or in quotes where it is all blank."""
     shown = text.strip(" ")
-    return short(shown, letters) if shown else ("␣" if text else "∅")
+    return short(shown, letters) if shown else f'"{text[: letters - 2]}"'
 
 
 def _font() -> str:

@@ -10,8 +10,8 @@ from abft_mlx.analysis.figures import style
 
 def room(axes: Any, *, vertical: bool = False) -> int:
     """How many texts fit side by side (each a line high) along an axis."""
-    length = 0.72 * axes.figure.get_figheight() if vertical else style.inches_across(axes)
-    return max(2, int(72 * length / (1.25 * style.SMALL_POINTS)))
+    length = style.axes_inches(axes)[1 if vertical else 0]
+    return max(2, int(72 * length / (1.18 * style.SMALL_POINTS)))
 
 
 def chosen(count: int, fitting: int, first: Iterable[int] = ()) -> list[int]:

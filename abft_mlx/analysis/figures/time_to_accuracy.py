@@ -30,11 +30,14 @@ def draw(
     Returns:
         ``axes``.
     """
+    from matplotlib.ticker import LogLocator
+
     for index, name in enumerate(names):
         line(axes, index, seconds[index], 100 * accuracy[index], None, None, texts.name(name))
     if untrained is not None:
         axes.axhline(100 * untrained, color="black", linewidth=1, linestyle=":", label="untrained")
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("")
     axes.set_xlabel("seconds in updates")

@@ -33,8 +33,8 @@ def quantities(curves: Sequence[Curves]) -> list[str]:
 
 
 def height(curves: Sequence[Curves]) -> float:
-    """Inches that a figure of these runs needs."""
-    return 1.1 + 0.8 * max(1, len(quantities(curves))) + 0.12 * (len(curves) > 1)
+    """Inches that the panels of these runs need."""
+    return 0.75 * max(1, len(quantities(curves)))
 
 
 def draw(
@@ -59,7 +59,7 @@ def draw(
         ``axes``.
     """
     shown = quantities(curves)
-    made = style.panels(axes, [1] * max(1, len(shown)), gap=0.09)
+    made = style.panels(axes, [1] * max(1, len(shown)), gaps=0.09)
     parts = {name: (label, factor) for name, label, factor in PANELS}
     for panel, quantity in zip(made, shown, strict=False):
         label, factor = parts[quantity]
