@@ -22,7 +22,8 @@ from abft_mlx.errors import OutputError, UsageError
 from abft_mlx.study import read as read_cells
 
 STUDY_FILE = "study.json"
-# Of what a study's file does not name, what is worth a line where it cannot be drawn.
+# What is drawn of a study beside what its file names, and worth a line where it cannot be.
+ADDED = ("training", "interpolation", "confusion", "reliability")
 EXPECTED = ("confusion", "reliability")
 
 
@@ -140,8 +141,7 @@ def _of_study(
     _check(only, plots.names())
     unknown = [one for one in document["figures"] if one not in plots.names()]
     named = [one for one in document["figures"] if one not in unknown]
-    # What the study names, then whatever else its cells measured.
-    wanted = list(only) if only is not None else list(dict.fromkeys([*named, *plots.names()]))
+    wanted = list(only) if only is not None else list(dict.fromkeys([*named, *ADDED]))
     try:
         figures = plots.by_name(document, wanted)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -150,7 +150,7 @@ def _of_study(
             "with abft-mlx study"
         ) from error
     expected = wanted if only is not None else list(dict.fromkeys([*named, *EXPECTED]))
-    notes = [plots.without(one) for one in expected if not figures[one]]
+    notes = [plots.without(one, document) for one in expected if not figures[one]]
     notes += [f"figure {one}: this abft-mlx draws no such figure" for one in unknown]
     return Seen(
         source=source,

@@ -13,6 +13,8 @@ from abft_mlx.analysis.paper import Paper
 from abft_mlx.analysis.plotting import Plot, by_model, caption, stem
 from abft_mlx.analysis.run_facts import ABFT_ONLY, CURVES, END_TO_END
 
+LINES = 8
+
 
 def training(_document: dict[str, Any], found: list[Measurement], _paper: Paper) -> list[Plot]:
     """Loss, its terms, heads and A against prompts seen, a line for each method."""
@@ -21,7 +23,8 @@ def training(_document: dict[str, Any], found: list[Measurement], _paper: Paper)
     # Beside swept settings the plain methods are the figure; alone, the sweep is.
     unswept = [one for one in trained if not one.sweep]
     for model, some in by_model(unswept or trained):
-        grouped = list(rows(some).values())
+        every = list(rows(some).values())
+        grouped = every[:LINES]
         read = [_curves(group) for group in grouped]
         means = [middle for _, middle, _ in read]
         draw = partial(
@@ -32,6 +35,8 @@ def training(_document: dict[str, Any], found: list[Measurement], _paper: Paper)
             spread=[around for _, _, around in read],
         )
         more = "bands are one standard deviation over tasks and seeds"
+        if len(every) > LINES:
+            more += f"; the first {LINES} of {len(every)} settings"
         if any(_end_to_end(group[0]) for group in grouped):
             more += "; the loss of end-to-end methods is the cross-entropy of the label"
         height = partial(_height, curves=means)

@@ -63,21 +63,20 @@ def plots(
     made, notes = [], []
     for name, some in by_name(document, document["figures"] if only is None else only).items():
         if not some:
-            notes.append(without(name))
+            notes.append(without(name, document))
         made += some
     return made, notes
 
 
-_NOTHING = "no cell that is done measured what it shows"
-_WITHOUT = {
-    "reliability": "no cell that is done has the bins of the calibration error, which cells made "
-    "before they were added lack; run the cells again",
-}
-
-
-def without(name: str) -> str:
+def without(name: str, document: dict[str, Any]) -> str:
     """What to say of a figure that no cell measured."""
-    return f"figure {name}: {_WITHOUT.get(name, _NOTHING)}"
+    reason = "no cell that is done measured what it shows"
+    if name == "reliability" and scored(measurements(document)):
+        reason = (
+            "its cells were made before eval kept the bins of the calibration error; run the study "
+            "again"
+        )
+    return f"figure {name}: {reason}"
 
 
 def by_name(document: dict[str, Any], wanted: Sequence[str]) -> dict[str, list[Plot]]:

@@ -67,5 +67,5 @@ def caption_line(run: RunFacts, *more: str, runs: Sequence[RunFacts] = ()) -> st
     k = (run.recipe.get("prompt") or {}).get("demonstrations")
     seeds_of = list(dict.fromkeys(str(one.seed) for one in runs or [run]))
     seed = f"training seed{'' if len(seeds_of) == 1 else 's'} {', '.join(seeds_of)}"
-    known = [run.model, run.data, f"k = {k}" if k else "", *more, seed]
-    return "; ".join(one for one in dict.fromkeys(known) if one)
+    known = [f"{run.model} on {run.data}", f"k = {k}" if k else "", *more, seed]
+    return "; ".join(one for one in known if one)

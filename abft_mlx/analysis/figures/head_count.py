@@ -33,7 +33,7 @@ def draw(
     for index, method in enumerate(methods):
         middle, around = heads[index], spread[index]
         line(
-            axes, index, seen[index], middle, middle - around, middle + around, method,
+            axes, index, seen[index], middle, middle - around, middle + around, texts.name(method),
             markers=False,
         )  # fmt: skip
     axes.set_xlabel("training prompts seen")
