@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from abft_mlx.analysis.figures import style
+from abft_mlx.analysis.figures import style, texts
 from abft_mlx.analysis.figures.lines import line
 
 

@@ -46,9 +46,10 @@ def draw(
     for key, (name, x, y, mark) in zip(("base", "first", "second", "best"), marks, strict=True):
         theirs = "" if not paper or key not in paper else f"; paper {100 * paper[key]:.0f}"
         at = _at(accuracy, factors, x, y)
+        shown = texts.name(name)
         axes.plot(
             [x], [y], mark, color="white", markeredgecolor="black", markersize=8,
-            label=texts.name(name) if at is None else f"{texts.name(name)} ({100 * at:.1f}{theirs})",
+            label=shown if at is None else f"{shown} ({100 * at:.1f}{theirs})",
         )  # fmt: skip
     axes.plot([1, 0], [0, 1], color="white", linestyle="--", linewidth=1)
     axes.set_xlabel(f"factor of {texts.short(names[0], 24)}")

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from abft_mlx.analysis.figures import texts
 from abft_mlx.analysis.figures.lines import line, over_layers
 
 
