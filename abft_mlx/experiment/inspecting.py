@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -61,6 +61,7 @@ def inspect(
     detectors: bool = False,
     examples: int = EXAMPLES,
     seed: int = 42,
+    facts: Mapping[str, Any] | None = None,
     on_progress: Progress | None = None,
 ) -> Heads:
     """What is to be seen of a model's heads, in the states that it has.
@@ -73,6 +74,7 @@ def inspect(
         detectors: also score every head on repeated random tokens.
         examples: prompts whose rows are kept.
         seed: of the random tokens; kept among the facts.
+        facts: more of them.
         on_progress: told how many prompts of how many are done, over all states.
 
     Returns:
@@ -119,7 +121,7 @@ def inspect(
         ),
         labels=tuple(task.space.names),
         prompts=len(chosen),
-        facts={"model": loaded.source, "data": task.texts.source, "seed": seed},
+        facts={"model": loaded.source, "data": task.texts.source, "seed": seed, **(facts or {})},
     )
 
 
