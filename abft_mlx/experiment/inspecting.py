@@ -10,7 +10,15 @@ import mlx.nn as nn
 import numpy as np
 
 from abft_mlx import adapters, attention, prompts
-from abft_mlx.induction import Detected, Example, HeadCensus, Heads, HeadState, detect
+from abft_mlx.induction import (
+    REPEATED_TOKENS,
+    Detected,
+    Example,
+    HeadCensus,
+    Heads,
+    HeadState,
+    detect,
+)
 from abft_mlx.loading import Loaded
 from abft_mlx.task import Task
 
@@ -134,15 +142,20 @@ def token_texts(tokenizer: Any, token_ids: Sequence[int]) -> tuple[str, ...]:
         tokenizer: mlx-lm's tokenizer wrapper.
         token_ids: T tokens.
     """
-    words = tokenizer.detokenizer
-    words.reset()
-    texts = []
-    for token in token_ids:
-        words.add_token(int(token))
-        texts.append(words.last_segment)
-    words.finalize()
-    if texts:
-        texts[-1] += words.last_segment
+    texts: list[str] = []
+    shown = ""
+    for n in range(len(token_ids)):
+        # The whole beginning each time: a decoder may take back characters until their bytes end.
+        text = tokenizer.decode([int(one) for one in token_ids[: n + 1]])
+        if n + 1 < len(token_ids):
+            text = text.rstrip("\N{REPLACEMENT CHARACTER}")
+        if shown.startswith(text):
+            texts.append("")
+            continue
+        pairs = enumerate(zip(shown, text, strict=False))
+        known = next((at for at, (one, other) in pairs if one != other), min(len(shown), len(text)))
+        texts.append(text[known:])
+        shown = text
     return tuple(texts)
 
 
@@ -171,5 +184,7 @@ def _detected(loaded: Loaded, task: Task, seed: int) -> Detected:
     special = {int(one) for one in getattr(tokenizer, "all_special_ids", ())}
     size = len(tokenizer.get_vocab())
     vocabulary = np.array([n for n in range(size) if n not in special])
-    start = task.builder.start
-    return detect(loaded.model, vocabulary, start=start, seed=seed)
+    fitting = min(REPEATED_TOKENS, ((loaded.context_tokens or 2**31) - 1) // 2, len(vocabulary))
+    return detect(
+        loaded.model, vocabulary, start=task.builder.start, repeated_tokens=fitting, seed=seed
+    )

@@ -143,7 +143,8 @@ def read_heads(path: Path) -> Heads:
         OutputError: there is no such file, it is another file, or it is of another version.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here, because NumPy leaves a file that it cannot read open.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         about = json.loads(arrays["about"].tobytes())
         if about["schema"] != SCHEMA:
