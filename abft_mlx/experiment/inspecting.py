@@ -117,20 +117,28 @@ def inspect(
     kept = min(len(picked), EXAMPLE_BYTES // max(each, 1))
     return Heads(
         states=states,
-        examples=tuple(
-            Example(
-                token_texts(loaded.tokenizer, prompt.token_ids),
-                np.array(prompt.label_positions),
-                np.array(prompt.demonstration_labels),
-                prompt.gold,
-                rows[n],
-            )
-            for n, prompt in enumerate(picked[:kept])
-        ),
+        examples=tuple(_example(loaded, prompt, rows[n]) for n, prompt in enumerate(picked[:kept])),
         labels=tuple(task.space.names),
         prompts=len(chosen),
         facts={"model": loaded.source, "data": task.texts.source, "seed": seed, **(facts or {})},
     )
+
+
+def example(loaded: Loaded, prompt: prompts.Prompt) -> Example:
+    """One prompt with every head's last row, in the states that the model has.
+
+    Args:
+        loaded: the model, with or without an adapter; it is left as it was.
+        prompt: any prompt of its tokenizer.
+    """
+    rows: dict[str, np.ndarray] = {}
+    if adapters.adapted(loaded.model):
+        with adapters.without(loaded.model):
+            rows[BEFORE] = _rows(loaded.model, prompt)
+        rows[AFTER] = _rows(loaded.model, prompt)
+    else:
+        rows[BEFORE] = _rows(loaded.model, prompt)
+    return _example(loaded, prompt, rows)
 
 
 def token_texts(tokenizer: Any, token_ids: Sequence[int]) -> tuple[str, ...]:
@@ -165,6 +173,16 @@ def _picked(chosen: Sequence[prompts.Prompt], count: int) -> list[prompts.Prompt
     first = {one.gold: n for n, one in reversed(list(enumerate(told)))}
     order = sorted(range(len(told)), key=lambda n: (first[told[n].gold] != n, n))
     return [told[n] for n in order[:count]]
+
+
+def _example(loaded: Loaded, prompt: prompts.Prompt, rows: dict[str, np.ndarray]) -> Example:
+    return Example(
+        token_texts(loaded.tokenizer, prompt.token_ids),
+        np.array(prompt.label_positions),
+        np.array(prompt.demonstration_labels),
+        prompt.gold,
+        rows,
+    )
 
 
 def _rows(model: nn.Module, prompt: prompts.Prompt) -> np.ndarray:

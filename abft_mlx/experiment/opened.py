@@ -12,7 +12,7 @@ from abft_mlx import adapters, data, evaluation, loading, prefix, prompts
 from abft_mlx import recipe as recipes
 from abft_mlx.errors import RecipeError
 from abft_mlx.experiment import inspecting
-from abft_mlx.induction import HeadCensus, Heads, Window
+from abft_mlx.induction import Example, HeadCensus, Heads, Window
 from abft_mlx.ranks import Ranks
 from abft_mlx.task import Task, open_task
 
@@ -166,6 +166,14 @@ class Experiment:
             facts={"k": self.recipe.prompt.demonstrations, "adapter": adapter},
             on_progress=on_progress,
         )
+
+    def example(self, prompt: prompts.Prompt) -> Example:
+        """A prompt's token texts and every head's last row, without and with an adapter.
+
+        Args:
+            prompt: one of the experiment's, or of its ``builder``'s own making.
+        """
+        return inspecting.example(self.loaded, prompt)
 
     def with_layers(self, training_prompts: list[prompts.Prompt]) -> Experiment:
         """The same with ``adapter.layers`` auto made into layer numbers; itself where it is not.

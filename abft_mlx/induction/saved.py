@@ -50,6 +50,12 @@ class HeadState:
         return cls(census.magnitude, census.correctness, census.share, census.sink, detected)
 
     @property
+    def on_gold(self) -> np.ndarray:
+        """(L, H) mean attention mass on the labels that equal the gold one."""
+        # Magnitude is right plus wrong, correctness right less wrong.
+        return (self.magnitude + self.correctness) / 2
+
+    @property
     def heads_per_prompt(self) -> float:
         """Mean number of induction heads in a prompt."""
         return float(np.nansum(self.share))
@@ -73,6 +79,11 @@ class Example:
     demonstration_labels: np.ndarray
     gold: int
     rows: Mapping[str, np.ndarray]
+
+    @property
+    def right(self) -> np.ndarray:
+        """(K,) bool, True for the demonstrations whose label is the gold one."""
+        return np.asarray(self.demonstration_labels) == self.gold
 
 
 @dataclass(frozen=True)

@@ -47,5 +47,5 @@ def draw(
     axes.set_xlabel("reward weight B")
     axes.set_ylabel("punish weight A at the start")
     axes.set_title(title, fontsize=9)
-    axes.figure.colorbar(image, ax=axes, label="accuracy (%)")
+    style.colour_bar(axes, image, "accuracy (%)")
     return axes

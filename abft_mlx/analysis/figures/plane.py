@@ -51,8 +51,8 @@ def draw(
     axes.plot([1, 0], [0, 1], color="white", linestyle="--", linewidth=1)
     axes.set_xlabel(f"factor of {names[0]}")
     axes.set_ylabel(f"factor of {names[1]}")
-    axes.figure.colorbar(filled, ax=axes, label="accuracy (%)")
-    axes.legend(fontsize=7, loc="best", framealpha=0.85)
+    style.colour_bar(axes, filled, "accuracy (%)")
+    style.legend(axes)
     return axes
 
 
