@@ -8,19 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_support import document, invoke, train_run, write_model, write_texts
+from cli_support import document, invoke, train_run
 
 from abft_mlx.induction import read_heads
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_texts(tmp_path_factory.mktemp("texts") / "mail.csv")
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_support import document, train_run, write_model, write_texts
+from cli_support import document, train_run
 from typer.testing import CliRunner, Result
 
 from abft_mlx import prediction
@@ -30,16 +30,6 @@ def answers(result: Result) -> list[dict[str, Any]]:
 
 def lines(texts: list[str]) -> str:
     return "".join(f"{text}\n" for text in texts)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_texts(tmp_path_factory.mktemp("texts") / "mail.csv")
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from abft_mlx.cli import _options, _progress, _protocols, _ranks, _words
 from abft_mlx.cli._options import (
     Adapter,
     Data,
+    EvaluationSeed,
     Json,
     LabelColumn,
     Labels,
@@ -38,14 +39,7 @@ def evaluate(
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
     labels: Labels = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            help="evaluation.seed: the choice of demonstrations.",
-            show_default="42",
-        ),
-    ] = None,
+    seed: EvaluationSeed = None,
     protocol: Protocols = None,
     methods: Methods = None,
     transfer: Transfer = None,

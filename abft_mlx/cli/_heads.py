@@ -11,6 +11,7 @@ from abft_mlx.cli import _options, _progress, _ranks
 from abft_mlx.cli._options import (
     Adapter,
     Data,
+    EvaluationSeed,
     Json,
     LabelColumn,
     Labels,
@@ -61,14 +62,7 @@ def heads(
         int | None,
         typer.Option(min=1, help="Test prompts to look at.", show_default="128"),
     ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            help="evaluation.seed: the choice of demonstrations, and the random tokens.",
-            show_default="42",
-        ),
-    ] = None,
+    seed: EvaluationSeed = None,
     detectors: Annotated[
         bool,
         typer.Option(

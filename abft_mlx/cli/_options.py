@@ -72,6 +72,14 @@ Set = Annotated[
         show_default=False,
     ),
 ]
+EvaluationSeed = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="evaluation.seed: the choice of demonstrations, and of all else that is drawn.",
+        show_default="42",
+    ),
+]
 Json = Annotated[
     bool,
     typer.Option(
