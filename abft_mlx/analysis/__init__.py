@@ -1,7 +1,7 @@
-"""Tables and figures from the cells of a study; nothing is trained or measured here.
+"""Tables and figures from the cells of a study and the files of a run; nothing is measured here.
 
-What reads studies is imported when it is first asked for: a figure's arrays need no model, so
-:mod:`abft_mlx.analysis.figures` must not be what brings MLX in before its BLAS is there.
+What reads runs and studies is imported when it is first asked for: a figure's arrays need no model,
+so :mod:`abft_mlx.analysis.figures` must not be what brings MLX in before its BLAS is there.
 """
 
 from __future__ import annotations
@@ -9,17 +9,34 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from abft_mlx.analysis.drawing import Figure, Seen, draw, look
     from abft_mlx.analysis.plots import check
     from abft_mlx.analysis.plots import names as figure_names
+    from abft_mlx.analysis.run_plots import run_figure_names
     from abft_mlx.analysis.writing import Written, write_study
 
-__all__ = ["Written", "check", "figure_names", "write_study"]
+__all__ = [
+    "Figure",
+    "Seen",
+    "Written",
+    "check",
+    "draw",
+    "figure_names",
+    "look",
+    "run_figure_names",
+    "write_study",
+]
 
 _HOMES = {
-    "Written": ("writing", "Written"),
-    "check": ("plots", "check"),
-    "figure_names": ("plots", "names"),
-    "write_study": ("writing", "write_study"),
+    "Figure": "drawing.Figure",
+    "Seen": "drawing.Seen",
+    "Written": "writing.Written",
+    "check": "plots.check",
+    "draw": "drawing.draw",
+    "figure_names": "plots.names",
+    "look": "drawing.look",
+    "run_figure_names": "run_plots.run_figure_names",
+    "write_study": "writing.write_study",
 }
 
 
@@ -32,7 +49,7 @@ def __getattr__(name: str) -> Any:
     from abft_mlx.runtime import prepare
 
     prepare()
-    module, inside = _HOMES[name]
+    module, inside = _HOMES[name].split(".")
     value = getattr(import_module(f"abft_mlx.analysis.{module}"), inside)
     globals()[name] = value
     return value

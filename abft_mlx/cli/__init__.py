@@ -16,6 +16,7 @@ from abft_mlx.cli import (
     _eval,
     _export,
     _finetune,
+    _plot,
     _predict,
     _push,
     _recipes,
@@ -37,6 +38,7 @@ app.command("demo")(_demo.demo)
 app.command("finetune")(_finetune.finetune)
 app.command("eval")(_eval.evaluate)
 app.command("predict")(_predict.predict)
+app.command("plot")(_plot.plot)
 app.command("study")(_study.study)
 app.command("export")(_export.export)
 app.command("push")(_push.push)

@@ -17,7 +17,7 @@ def height(classes: int) -> float:
     return min(4.8, max(1.8, 0.2 * classes))
 
 
-def draw(axes: Any, counts: np.ndarray, names: Sequence[str]) -> Any:
+def draw(axes: Any, counts: np.ndarray, names: Sequence[str], *, bar: bool = True) -> Any:
     """Gold classes downwards, answers to the right; the colour is the share of the gold class.
 
     Up to 14 classes the counts stand in the cells; of more classes every n-th is named.
@@ -26,6 +26,7 @@ def draw(axes: Any, counts: np.ndarray, names: Sequence[str]) -> Any:
         axes: a matplotlib Axes.
         counts: (C, C) prompts, gold class by answer.
         names: of the C classes.
+        bar: draw the colour bar.
 
     Returns:
         ``axes``.
@@ -53,5 +54,6 @@ def draw(axes: Any, counts: np.ndarray, names: Sequence[str]) -> Any:
     )  # fmt: skip
     axes.set_xlabel("answer")
     axes.set_ylabel("gold label")
-    style.colour_bar(axes, image, "share of the gold label (%)")
+    if bar:
+        style.colour_bar(axes, image, "share of the gold label (%)")
     return axes

@@ -41,7 +41,7 @@ def draw(
     count = 2 * len(states) - 1
     across = style.axes_inches(axes)[0] > WIDE_INCHES
     # Those behind the last state have a colour bar at their left.
-    gaps = [0.3] * (len(states) - 1) + [0.8] * (len(states) - 1) if across else 0.42
+    gaps = [0.15] * (len(states) - 1) + [0.75] * (len(states) - 1) if across else 0.42
     made = style.panels(axes, [1] * count, across=across, gaps=gaps)
     limits = _limits(states, diverging=diverging)
     for index, (panel, state, name) in enumerate(zip(made, states, names, strict=False)):
@@ -55,7 +55,11 @@ def draw(
         head_map.draw(panel, state - states[0], "change", diverging=True)
         panel.set_title(texts.short(f"{name} − {names[0]}", 28), fontsize=8)
     for panel in made[1:] if across else made[:-1]:
-        panel.set_ylabel("") if across else panel.set_xlabel("")
+        if across:
+            panel.set_ylabel("")
+            panel.tick_params(labelleft=False)
+        else:
+            panel.set_xlabel("")
     return axes
 
 

@@ -39,7 +39,7 @@ def line(
     colour = style.colour(index)
     axes.plot(
         x, y, color=colour, marker=style.marker(index) if markers else None, markersize=4,
-        linestyle=("-", "--", "-.", ":")[(index if dashes is None else dashes) % 4], label=label,
+        linestyle=style.dashes(index if dashes is None else dashes), label=label,
         markerfacecolor="white" if hollow else colour,
     )  # fmt: skip
     if low is not None and high is not None:

@@ -17,6 +17,7 @@ from abft_mlx.files import replacing
 # is hard to see on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7F7F7F")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+DASHES = ("-", "--", "-.", ":")
 HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--")
 # Perceived brightness rises evenly from end to end, in grey too.
 COLOUR_MAP = "cividis"
@@ -44,13 +45,22 @@ def colour(index: int) -> str:
 
 
 def marker(index: int) -> str:
-    """The marker of a series by its number."""
-    return MARKERS[index % len(MARKERS)]
+    """The marker of a series by its number; another where a colour comes again."""
+    return MARKERS[_shifted(index) % len(MARKERS)]
 
 
 def hatch(index: int) -> str:
-    """The hatching of a bar by its series' number."""
-    return HATCHES[index % len(HATCHES)]
+    """The hatching of a bar by its series' number; another where a colour comes again."""
+    return HATCHES[_shifted(index) % len(HATCHES)]
+
+
+def dashes(index: int) -> str:
+    """The dashes of a line by its series' number; others where a colour comes again."""
+    return DASHES[_shifted(index) % len(DASHES)]
+
+
+def _shifted(index: int) -> int:
+    return index + index // len(COLOURS)
 
 
 def missing() -> str | None:
@@ -119,7 +129,7 @@ def framed(draw: Draw, caption: str, *, height: float | None = None, width: str 
     from matplotlib.figure import Figure
 
     across, down = WIDTHS[width], HEIGHTS[width] if height is None else height
-    lines = textwrap.wrap(caption, int((across - 0.2) * 72 / (0.57 * SMALL_POINTS)))
+    lines = _wrapped(caption, int((across - 0.2) * 72 / (0.57 * SMALL_POINTS)))
     total, size = down + 2.5, None
     # Drawn once to see how much room tick labels and legends leave, and again to fit it.
     for _ in range(2):
@@ -136,6 +146,16 @@ def framed(draw: Draw, caption: str, *, height: float | None = None, width: str 
             total = down + (1 - place.height) * total
             figure.set_size_inches(across, total)
     return figure
+
+
+def _wrapped(text: str, letters: int) -> list[str]:
+    """As few lines as can be, about equally long."""
+    lines = textwrap.wrap(text, letters)
+    for fewer in range(len(text) // max(1, len(lines)), letters):
+        even = textwrap.wrap(text, max(1, fewer))
+        if len(even) <= len(lines):
+            return even
+    return lines
 
 
 def axes_inches(axes: Any) -> tuple[float, float]:

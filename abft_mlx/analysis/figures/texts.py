@@ -14,8 +14,8 @@ _HIDDEN = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
 def plain(text: str) -> str:
     """A text as matplotlib draws it letter by letter, in one line.
 
-    Line ends and tabs are written as in Python, other characters that cannot be seen, or that the font lacks, a
-    box; a dollar sign begins no formula.
+    Line ends and tabs are written as in Python; another character that cannot be seen, or that the
+    font lacks, becomes a box; a dollar sign begins no formula.
 
     Args:
         text: any string.
