@@ -87,6 +87,15 @@ def test_the_reference_has_what_the_package_offers(site: Path) -> None:
     assert "Probabilities of the classes, (N, C) float64" in page
 
 
+def test_the_reference_has_every_figure(site: Path, checkout: Path) -> None:
+    page = (site / "api.html").read_text(encoding="utf-8")
+    package = checkout / "abft_mlx" / "analysis" / "figures"
+    drawing = [one for one in package.glob("*.py") if "\ndef draw(" in one.read_text("utf-8")]
+    assert drawing
+    for path in drawing:
+        assert f'id="abft_mlx.analysis.figures.{path.stem}.draw"' in page
+
+
 def test_a_warning_stops_the_build(checkout: Path, tmp_path: Path) -> None:
     docs = tmp_path / "docs"
     docs.mkdir()
