@@ -19,7 +19,7 @@ PREPARE = $(BIN)/python -m pip install -qq --upgrade 'pip>=25.1'
 INSTALL = $(BIN)/python -m pip install -qq
 endif
 
-.PHONY: help setup demo test lint format docs check clean
+.PHONY: help setup demo test lint format docs notebooks check clean
 
 help:  ## say what there is
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/'
@@ -44,6 +44,9 @@ format: $(VENV)/.installed-dev  ## bring the code into shape
 docs: $(VENV)/.installed-docs  ## build the site into build/docs; a warning is an error
 	@$(BIN)/python -m sphinx -W --keep-going -q -b html -d build/doctrees docs build/docs $(ARGS)
 	@echo "the site begins at build/docs/index.html"
+
+notebooks: $(VENV)/.installed-dev  ## run the notebooks of the docs and keep what they print and draw
+	@$(BIN)/python benchmarks/notebooks.py $(ARGS)
 
 check: lint test  ## lint and test
 

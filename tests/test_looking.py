@@ -105,3 +105,12 @@ def test_figures_bring_no_mlx_in_before_its_blas(checkout: Path) -> None:
     code += "assert figure_names() and runtime._choice is not None\n"
     environment = os.environ | {"PYTHONPATH": str(checkout)}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+
+
+def test_all_that_analysis_offers_is_there() -> None:
+    from abft_mlx import analysis
+
+    for name in analysis.__all__:
+        assert getattr(analysis, name).__module__.startswith("abft_mlx.analysis.")
+    with pytest.raises(AttributeError, match="no attribute 'pictures'"):
+        _ = analysis.pictures
