@@ -19,6 +19,7 @@ from abft_mlx.cli import (
     _predict,
     _push,
     _recipes,
+    _report,
     _study,
 )
 from abft_mlx.cli._shell import Commands
@@ -38,6 +39,7 @@ app.command("finetune")(_finetune.finetune)
 app.command("eval")(_eval.evaluate)
 app.command("predict")(_predict.predict)
 app.command("study")(_study.study)
+app.command("report")(_report.report)
 app.command("export")(_export.export)
 app.command("push")(_push.push)
 app.add_typer(_recipes.app, name="recipes")
