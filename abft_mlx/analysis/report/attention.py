@@ -30,7 +30,7 @@ def panel(heads: Heads) -> tuple[Markup, dict[str, Any]]:
             "p",
             "Each cell of the map is a head. Point at one, tap it, or go through them with the "
             "arrow keys: the prompt's tokens light up with the attention of its last position. "
-            "Click or press Enter to keep a head."
+            "A click keeps a head, so that the pointer can go to the tokens for their values."
             if heads.examples
             else "Each cell of the map is a head. No prompt was kept with its attention.",
         ),
@@ -53,9 +53,9 @@ def panel(heads: Heads) -> tuple[Markup, dict[str, Any]]:
         ),
         element(
             "p",
-            "Tokens are coloured relative to the head's largest value on this prompt in all states. "
-            "In this page attention is kept in steps of a 255th of each head's largest value: "
-            "a token's percentage is right to 0.2 points, sums over labels to 0.1. "
+            "Tokens are coloured relative to the head's largest value on the prompt in all states. "
+            "This page keeps attention in steps of a 255th of each head's largest value: a token's "
+            "percentage is right to 0.2 points; sums over labels are made before that. "
             "✓ marks a demonstration's label that equals the gold one, ✗ one that does not.",
             class_="note",
         )
@@ -146,6 +146,11 @@ def _example(
         ),
         _numbers(heads, example, chosen),
         element(
+            "output",
+            "Point at a token for its value, or go through the text with the arrow keys.",
+            class_="reading token-reading scripted",
+        ),
+        element(
             "div",
             *(
                 element(
@@ -157,11 +162,6 @@ def _example(
                 for name in example.rows
             ),
             class_="states",
-        ),
-        element(
-            "output",
-            "Point at a token for its value, or go through the text with the arrow keys.",
-            class_="reading token-reading scripted",
         ),
         class_="example",
         data_example=n,

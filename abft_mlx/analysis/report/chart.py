@@ -10,7 +10,7 @@ from typing import Any
 from abft_mlx.analysis.report.html import Markup, element, join
 
 WIDTH, HEIGHT = 360, 220
-LEFT, RIGHT, TOP, BOTTOM = 50, 10, 10, 38
+LEFT, RIGHT, TOP, BOTTOM = 52, 20, 10, 38
 POINTS_SHOWN = 400
 _MARKED = 40
 
@@ -196,7 +196,7 @@ def _axis(
     x, y = left
     return join(
         element("line", x1=_n(x), x2=WIDTH - RIGHT, y1=_n(y), y2=_n(y), class_="grid"),
-        element("text", _tick(tick, percent, all_ticks), x=_n(x - 5), y=_n(y + 4),
+        element("text", _tick(tick, percent, all_ticks), x=_n(x - 7), y=_n(y + 4),
                 text_anchor="end"),
     )  # fmt: skip
 
@@ -238,6 +238,11 @@ def _summary(one: Series, chart: Chart) -> str:
     found = [y for _, y in one.points()]
     if not found:
         return f"{one.name}: no values"
+    if chart.diagonal:
+        return f"{one.name}: {len(found)} bins"
+    if chart.unit == "layer":
+        x, y = max(one.points(), key=lambda point: point[1])
+        return f"{one.name} most in layer {x:.0f}: {number(y, chart.percent)}"
     if len(found) == 1:
         return f"{one.name} {number(found[0], chart.percent)}"
     first, last = number(found[0], chart.percent), number(found[-1], chart.percent)

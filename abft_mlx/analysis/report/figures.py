@@ -15,61 +15,13 @@ from abft_mlx.analysis.report.html import Markup, element, join
 _SVG = "http://www.w3.org/2000/svg"
 _XLINK = "http://www.w3.org/1999/xlink"
 _DRAWN = frozenset(
-    [
-        "svg",
-        "g",
-        "defs",
-        "path",
-        "rect",
-        "circle",
-        "line",
-        "polyline",
-        "polygon",
-        "text",
-        "tspan",
-        "use",
-        "clipPath",
-        "image",
-        "linearGradient",
-        "radialGradient",
-        "stop",
-        "pattern",
-        "marker",
-        "symbol",
-        "mask",
-    ]
+    {"svg", "g", "defs", "path", "rect", "circle", "line", "polyline", "polygon", "text", "tspan"}
+    | {"use", "clipPath", "image", "linearGradient", "radialGradient", "stop", "pattern", "marker"}
 )
 _KEPT = frozenset(
-    [
-        "style",
-        "transform",
-        "d",
-        "x",
-        "y",
-        "x1",
-        "x2",
-        "y1",
-        "y2",
-        "cx",
-        "cy",
-        "r",
-        "rx",
-        "ry",
-        "width",
-        "height",
-        "points",
-        "id",
-        "clip-path",
-        "fill",
-        "stroke",
-        "viewBox",
-        "offset",
-        "gradientUnits",
-        "gradientTransform",
-        "patternUnits",
-        "preserveAspectRatio",
-        "mask",
-    ]
+    {"style", "transform", "d", "x", "y", "x1", "y1", "x2", "y2", "cx", "cy", "r", "rx", "ry"}
+    | {"width", "height", "points", "clip-path", "fill", "stroke", "viewBox", "offset"}
+    | {"gradientUnits", "gradientTransform", "patternUnits", "preserveAspectRatio"}
 )
 _ROOM = 'stroke-linejoin="round" stroke-linecap="butt"'
 

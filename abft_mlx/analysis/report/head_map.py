@@ -99,7 +99,7 @@ def head_map(heads: Heads, chosen: tuple[int, int]) -> Markup:
         element("h3", "Heads"),
         _measure_choice(),
         _state_choice(list(heads.states)) if len(heads.states) > 1 else None,
-        element("div", element("p", "head →", class_="axis"), grid, class_="wide map-box"),
+        element("div", element("p", "layer ↓ head →", class_="axis"), grid, class_="wide map-box"),
         element(
             "p",
             element("span", "0%", class_="low"),

@@ -7,7 +7,7 @@ from typing import Any
 
 _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _BREAKS = frozenset("\u0085\u2028\u2029\ufeff")
-_VOID = frozenset({"meta", "input", "br", "rect", "line", "circle", "path"})
+_VOID = frozenset({"meta", "input"})
 
 
 class Markup(str):
@@ -19,20 +19,16 @@ class Markup(str):
 def visible(text: Any) -> str:
     """A text without anything that a browser would obey or could not show.
 
-    Control characters become their pictures, direction marks and odd line ends their code points
-    in brackets, and halves of surrogate pairs the replacement character. Newlines and tabs stay.
+    Control characters, direction marks and odd line ends become their code points in brackets, and
+    halves of surrogate pairs the replacement character. Newlines and tabs stay.
     """
     return "".join(map(_visible, str(text)))
 
 
 def _visible(character: str) -> str:
     code = ord(character)
-    if code < 0x20:
-        return character if character in "\n\t" else chr(0x2400 + code)
-    if code < 0x7F:
+    if 0x20 <= code < 0x7F or character in "\n\t":
         return character
-    if code == 0x7F:
-        return "\u2421"
     if code < 0xA0 or character in _BIDI or character in _BREAKS:
         return f"[U+{code:04X}]"
     return "\ufffd" if 0xD800 <= code <= 0xDFFF else character

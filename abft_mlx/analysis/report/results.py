@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from abft_mlx.analysis.report.chart import Chart, Series
-from abft_mlx.analysis.report.html import Markup, element, join, table
+from abft_mlx.analysis.report.html import Markup, element, join, scrolling, table
 from abft_mlx.analysis.report.run_files import RunFiles, find, number
 from abft_mlx.analysis.text import NOTHING, p_value, points
 
@@ -72,9 +72,8 @@ def measures_table(run: RunFiles) -> Markup:
     header = ["", "accuracy, 0 to 100%", *MEASURES.values()]
     document = run.evaluation or {}
     n = number(document, "prompts")
-    caption = (
-        "Measures" + ("" if n is None else f" on {n:,} test prompts") + ", 95% intervals small"
-    )
+    of = "" if n is None else f" on {n:,} test prompts"
+    caption = f"Measures{of}, with 95% intervals"
     return table(header, rows, caption=caption)
 
 
@@ -92,21 +91,31 @@ def how_measured(run: RunFiles) -> Markup:
     trained = number(run.recipe, "training", "seed")
     if trained is not None:
         parts.append(f"one training, with seed {trained}")
-    told = "; ".join(parts)
+    told = "; ".join(parts) or "test prompts"
     lines = [
-        f"{told[:1].upper()}{told[1:]}. The intervals are bootstrap percentiles over prompts; they do "
-        "not say what another training seed would do."
+        f"Measured on {told}. The intervals are bootstrap percentiles over prompts; they do not "
+        "say what another training seed would do."
     ]
     for one in document.get("comparisons") or []:
-        first, second = find(one, "first"), find(one, "second")
+        first, second = (_named(find(one, key), run) for key in ("first", "second"))
         p, gained, lost = (number(one, key) for key in ("p_value", "only_first", "only_second"))
         if p is not None and gained is not None and lost is not None:
             word = p_value(p) if p < 0.001 else f"= {p_value(p)}"
             lines.append(
-                f"{first} against {second}, on the same prompts: {gained:,} right where the other "
-                f"is wrong, {lost:,} the other way round (exact McNemar test, p {word})."
+                f"{first[0].upper()}{first[1:]} against {second}, on the same prompts: {gained:,} "
+                f"right where the other is wrong, {lost:,} the other way round (exact McNemar test, "
+                f"p {word})."
             )
     return join(*(element("p", one) for one in lines))
+
+
+def _named(side: Any, run: RunFiles) -> str:
+    """One side of a comparison in words: ``base.vanilla`` is the base's."""
+    name = str(side)
+    if name.startswith("base."):
+        return f"the base ({name.removeprefix('base.')})"
+    who = "the adapter" if find(run.evaluation, "base") else "the base"
+    return f"{who} ({name})"
 
 
 def headline(run: RunFiles) -> Markup | None:
@@ -131,7 +140,7 @@ def confusions(run: RunFiles) -> list[Markup]:
     made = []
     for who, method, values in measured(run):
         counts = values.get("confusion")
-        if names and _square(counts, len(names)):
+        if names and counts and _square(counts, len(names)):
             made.append(confusion(names, counts, f"Confusion: {who}, {method}"))
     return made
 
@@ -169,12 +178,14 @@ def confusion(names: Sequence[str], counts: Sequence[Sequence[int]], title: str)
         element("caption", title),
         element("thead", element("tr", corner, *head)),
         element("tbody", *lines),
-        class_="confusion numeric",
+        class_="confusion numeric" + " many" * wide,
     )
-    made = element(
-        "div", grid, class_="wide", tabindex="0", role="region", aria_label=title
-    )  # fmt: skip
-    return join(made, _frequent(names, counts, title) if wide else None)
+    made = scrolling(grid, title)
+    if not wide:
+        return made
+    if len(names) > _NUMBERS_SHOWN:
+        made = element("details", element("summary", f"{title}, {len(names)} labels"), made)
+    return element("div", made, _frequent(names, counts, title))
 
 
 def reliabilities(run: RunFiles) -> list[Chart]:
@@ -280,6 +291,6 @@ def _dots(values: Mapping[str, Any]) -> Markup:
                           y1=6, y2=6, class_="whisker")  # fmt: skip
     return element(
         "svg", element("line", x1=2, x2=98, y1=6, y2=6, class_="grid"), whisker,
-        element("circle", cx=f"{2 + 96 * at:.2f}", cy=6, r="2.6", class_="mark s0"),
+        element("circle", cx=f"{2 + 96 * at:.2f}", cy=6, r="1.7", class_="mark s0"),
         viewBox="0 0 100 12", class_="dots", aria_hidden="true",
     )  # fmt: skip

@@ -33,9 +33,9 @@ def _charts(charts: list[Chart], data: Data) -> Markup:
     return element("div", *(data.chart(draw(one)) for one in charts), class_="charts")
 
 
-def _miss(note: str, missing: list[str]) -> Markup | None:
+def _miss(note: str, missing: list[str]) -> Markup:
     missing.append(note)
-    return notes([f"Not here: {note}."])
+    return join(notes([f"Not here: {note}."]))
 
 
 def _result(run: RunFiles, data: Data, missing: list[str]) -> Markup:
@@ -59,21 +59,21 @@ def _validation(run: RunFiles) -> Markup | None:
     return None if said is None else element("p", said, class_="headline")
 
 
-def _attention(run: RunFiles, data: Data, missing: list[str]) -> Markup | None:
+def _attention(run: RunFiles, data: Data, missing: list[str]) -> Markup:
     if run.heads is None:
         return _miss(NO_HEADS, missing)
     content, data.heads = attention.panel(run.heads)
     return content
 
 
-def _training(run: RunFiles, data: Data, missing: list[str]) -> Markup | None:
+def _training(run: RunFiles, data: Data, missing: list[str]) -> Markup:
     made = training.curves(run)
     if not made:
         return _miss("training curves: metrics.jsonl is empty or was not written", missing)
     return _charts(made, data)
 
 
-def _layers(run: RunFiles, data: Data, missing: list[str]) -> Markup | None:
+def _layers(run: RunFiles, data: Data, missing: list[str]) -> Markup:
     shift = training.shift(run)
     attended = None if run.heads is None else training.label_attention(run.heads)
     made = [one for one in (attended, shift) if one is not None]

@@ -301,9 +301,7 @@
         example.token = Math.max(0, Math.min(end, to));
         one(example.element, ".token-reading").setAttribute("aria-live", "polite");
         readToken(example);
-        const span = text.children[example.token];
-        const down = span.offsetTop + span.offsetHeight - text.clientHeight;
-        text.scrollTop = Math.min(span.offsetTop, Math.max(text.scrollTop, down));
+        text.children[example.token].scrollIntoView({ block: "nearest" });
       });
     });
   });

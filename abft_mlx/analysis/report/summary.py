@@ -66,7 +66,7 @@ def _trained(run: RunFiles) -> str:
     kind = text(run.recipe, "objective", "kind") or "abft"
     said = _OBJECTIVES.get(kind, kind)
     parameters = number(run.run, "trainable_parameters")
-    what = "an adapter" if parameters is None else f"{parameters:,} numbers"
+    what = "an adapter" if parameters is None else f"{parameters:,} parameters"
     rank = number(run.recipe, "adapter", "rank")
     if text(run.recipe, "adapter", "kind") == "full":
         what += ", all of W_Q and W_K"
@@ -80,7 +80,7 @@ def _trained(run: RunFiles) -> str:
     prompts = "" if k is None else f", prompts of {k} demonstrations"
     classes = find(run.run, "labels")
     of = f" ({len(classes)} labels)" if isinstance(classes, dict) else ""
-    return f"{said} trained {what}, in {short(model)} on {short(data)}{of}{prompts}."
+    return f"{said} trained {what}, in the model {short(model)} on {short(data)}{of}{prompts}."
 
 
 def _cost(run: RunFiles) -> str:
