@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from abft_mlx.analysis.report.head_map import first_head, head_map, map_data
+from abft_mlx.analysis.report.head_map import first_head, head_map, map_data, numbers, percent
 from abft_mlx.analysis.report.html import Markup, element, join, visible
 from abft_mlx.analysis.report.packing import Packed
 from abft_mlx.induction import Example, Heads
@@ -82,11 +82,6 @@ def on_labels(example: Example, rows: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return at[:, :, right].sum(axis=-1), at[:, :, ~right].sum(axis=-1)
 
 
-def percent(value: float) -> str:
-    """A rate as this panel writes it, as the script does."""
-    return "–" if np.isnan(value) else f"{100 * value:.1f}%"
-
-
 def _data(example: Example, packed: dict[str, Packed]) -> dict[str, Any]:
     states = {}
     for name, one in packed.items():
@@ -102,12 +97,6 @@ def _data(example: Example, packed: dict[str, Packed]) -> dict[str, Any]:
         "labels": example.label_positions.tolist(),
         "states": states,
     }
-
-
-def numbers(table: np.ndarray, digits: int) -> list[float | None]:
-    """A table row by row, rounded, None for NaN."""
-    rounded = np.round(table.astype(np.float64), digits).ravel().tolist()
-    return [None if one != one else one for one in rounded]
 
 
 def _chooser(heads: Heads) -> Markup:

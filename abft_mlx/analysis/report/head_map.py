@@ -46,7 +46,8 @@ def map_data(heads: Heads, chosen: tuple[int, int]) -> dict[str, Any]:
             key: {"name": name, "what": what}
             | {
                 "values": {
-                    state: _numbers(getattr(values, key)) for state, values in heads.states.items()
+                    state: numbers(getattr(values, key), 4)
+                    for state, values in heads.states.items()
                 }
             }
             for key, (name, what) in MEASURES.items()
@@ -121,7 +122,7 @@ def head_map(heads: Heads, chosen: tuple[int, int]) -> Markup:
 def _cell(layer: int, head: int, value: float, most: float, chosen: bool) -> Markup:
     missing = np.isnan(value)
     strength = 0.0 if missing or not most else max(0.0, value / most)
-    told = "no head" if missing else f"{100 * value:.1f}%"
+    told = "no head" if missing else percent(value)
     return element(
         "td",
         role="gridcell",
@@ -138,7 +139,7 @@ def _reading(heads: Heads, chosen: tuple[int, int]) -> str:
     parts = []
     for key, (name, _) in MEASURES.items():
         values = [float(getattr(one, key)[layer, head]) for one in heads.states.values()]
-        told = ["–" if np.isnan(one) else f"{100 * one:.1f}%" for one in values]
+        told = [percent(one) for one in values]
         parts.append(f"{name} {' → '.join(told)}")
     return f"Layer {layer}, head {head}: {', '.join(parts)} ({heads.prompts:,} prompts)"
 
@@ -172,6 +173,12 @@ def _shape(heads: Heads) -> tuple[int, int]:
     return layers, count
 
 
-def _numbers(table: np.ndarray) -> list[float | None]:
-    rounded = np.round(table.astype(np.float64), 4).ravel().tolist()
+def percent(value: float) -> str:
+    """A rate as this panel writes it, as the script does."""
+    return "–" if np.isnan(value) else f"{100 * value:.1f}%".replace("-", "−")
+
+
+def numbers(table: np.ndarray, digits: int) -> list[float | None]:
+    """A table row by row, rounded, None for NaN."""
+    rounded = np.round(table.astype(np.float64), digits).ravel().tolist()
     return [None if one != one else one for one in rounded]

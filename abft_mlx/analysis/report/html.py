@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import html
+import re
+from collections.abc import Sequence
 from typing import Any
 
 _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _BREAKS = frozenset("\u0085\u2028\u2029\ufeff")
-_VOID = frozenset({"meta", "input"})
+_VOID = frozenset({"meta", "input", "wbr"})
 
 
 class Markup(str):
@@ -65,31 +67,60 @@ def element(name: str, /, *content: Any, **attributes: Any) -> Markup:
 
 
 def table(
-    header: list[Any], rows: list[list[Any]], *, caption: Any = None, numeric: bool = True
+    header: Sequence[Any],
+    rows: Sequence[Sequence[Any]],
+    *,
+    caption: Any = None,
+    name: str = "table",
 ) -> Markup:
     """A table in a box that scrolls sideways by itself, its first column the rows' headings.
+
+    Columns of numbers are set to the right.
 
     Args:
         header: of each column.
         rows: as long as the header.
         caption: above it, also the name of the box.
-        numeric: columns behind the first are set to the right.
+        name: of the box where there is no caption.
     """
-    head = element("tr", *(element("th", one, scope="col") for one in header))
+    words = [
+        "words" if any(_words(row[n]) for row in rows) else None for n in range(len(header))
+    ]  # fmt: skip
+    head = [
+        element("th", breakable(one), scope="col", class_=kind)
+        for one, kind in zip(header, words, strict=True)
+    ]
     lines = [
         element(
-            "tr", element("th", row[0], scope="row"), *(element("td", one) for one in row[1:])
+            "tr",
+            element("th", row[0], scope="row"),
+            *(
+                element("td", one, class_=kind)
+                for one, kind in zip(row[1:], words[1:], strict=True)
+            ),
         )
         for row in rows
-    ]  # fmt: skip
+    ]
     made = element(
         "table",
         None if caption is None else element("caption", caption),
-        element("thead", head),
+        element("thead", element("tr", *head)),
         element("tbody", *lines),
-        class_="numeric" if numeric else None,
+        class_="numeric",
     )
-    return scrolling(made, "table" if caption is None else caption)
+    return scrolling(made, name if caption is None else caption)
+
+
+def breakable(content: Any) -> Markup:
+    """A heading that may break behind slashes and underscores."""
+    if isinstance(content, Markup):
+        return content
+    return Markup(re.sub(r"([/_.])(?=\w)", r"\1<wbr>", escape(content)))
+
+
+def _words(cell: Any) -> bool:
+    """Whether a cell holds words rather than a number, a picture, or nothing."""
+    return re.match(r"\s*([-+−–<]|\d|&lt;)|$", str(cell)) is None
 
 
 def scrolling(content: Markup, name: Any) -> Markup:

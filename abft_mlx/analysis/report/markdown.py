@@ -37,7 +37,7 @@ def _block(block: str, title: str | None) -> Markup:
     lines = block.split("\n")
     if len(lines) > 1 and lines[0].startswith("| ") and re.fullmatch(r"\|(---\|)+", lines[1]):
         rows = [_cells(line) for line in (lines[0], *lines[2:])]
-        return table(list(rows[0]), [list(one) for one in rows[1:]], caption=title)
+        return table(rows[0], rows[1:], name=title or "table")
     return element("p", block)
 
 

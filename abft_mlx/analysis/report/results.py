@@ -103,8 +103,8 @@ def how_measured(run: RunFiles) -> Markup:
             word = p_value(p) if p < 0.001 else f"= {p_value(p)}"
             lines.append(
                 f"{first[0].upper()}{first[1:]} against {second}, on the same prompts: {gained:,} "
-                f"right where the other is wrong, {lost:,} the other way round (exact McNemar test, "
-                f"p {word})."
+                f"right where the other is wrong, {lost:,} the other way round (exact McNemar "
+                f"test, p {word})."
             )
     return join(*(element("p", one) for one in lines))
 

@@ -3,7 +3,7 @@
   const data = JSON.parse(document.getElementById("report-data").textContent);
   const all = (where, what) => Array.from(where.querySelectorAll(what));
   const one = (where, what) => where.querySelector(what);
-  const percent = (value) => (value === null ? "–" : (100 * value).toFixed(1) + "%");
+  const percent = (value) => (value === null ? "–" : (100 * value).toFixed(1).replace("-", "−") + "%");
   document.documentElement.classList.add("js");
 
   // Charts: the nearest measured place under the pointer, or the next one by arrow key.

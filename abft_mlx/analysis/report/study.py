@@ -107,7 +107,7 @@ def _methods(document: dict[str, Any]) -> Markup:
         if what is None and like.get(base) in _METHODS:
             what = f"as {like[base]} ({_METHODS[like[base]]}), with settings of the study's own"
         rows.append([name, (what or NOTHING) + (f"; then {more}" if more else "")])
-    return table(["method", "what it is"], rows, caption="Methods", numeric=False)
+    return table(["method", "what it is"], rows, caption="Methods")
 
 
 def _cells(document: dict[str, Any]) -> Markup:
