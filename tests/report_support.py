@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -167,16 +165,3 @@ def write_run(
     if measured is not None:
         (folder / "eval.json").write_text(json.dumps(measured), encoding="utf-8")
     return folder
-
-
-def chromium() -> str | None:
-    """A Chromium that is installed here, or None; this package brings none of its own."""
-    named = os.environ.get("ABFT_MLX_CHROMIUM")
-    if named:
-        return named
-    for one in ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome"):
-        found = shutil.which(one)
-        if found:
-            return found
-    mac = Path("/Applications/Google Chrome.app/Contents/MacOS/Google Chrome")
-    return str(mac) if mac.exists() else None

@@ -89,8 +89,8 @@ def _data(example: Example, packed: dict[str, Packed]) -> dict[str, Any]:
         states[name] = {
             "rows": one.text(),
             "scales": numbers(one.scales, 9),
-            "right": numbers(right, 4),
-            "wrong": numbers(wrong, 4),
+            "right": numbers(right, 5),
+            "wrong": numbers(wrong, 5),
         }
     return {
         "tokens": len(example.tokens),

@@ -46,7 +46,7 @@ def map_data(heads: Heads, chosen: tuple[int, int]) -> dict[str, Any]:
             key: {"name": name, "what": what}
             | {
                 "values": {
-                    state: numbers(getattr(values, key), 4)
+                    state: numbers(getattr(values, key), 5)
                     for state, values in heads.states.items()
                 }
             }

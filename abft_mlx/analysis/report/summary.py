@@ -90,14 +90,15 @@ def _cost(run: RunFiles) -> str:
     peak = number(run.run, "totals", "peak_memory_bytes")
     adapter = number(run.run, "totals", "adapter_bytes")
     device = text(run.run, "device")
-    parts = []
-    if updates is not None:
-        parts.append(f"{updates:,} updates" + ("" if seen is None else f" ({seen:,} prompts)"))
+    told = "" if updates is None else f"{updates:,} updates"
+    if told and seen is not None:
+        told += f" of {seen:,} prompts in all"
     if seconds is not None:
-        parts.append(f"took {duration(seconds)}" + (f" on {device}" if device else ""))
+        told += f"{' took' if told else 'It took'} {duration(seconds)}"
     if peak is not None:
-        parts.append(f"{size(peak)} of MLX's memory at the peak")
-    told = ", ".join(parts)
+        told += f"{', with ' if told else 'It took '}{size(peak)} of MLX's memory at the peak"
+    if told and device:
+        told += f" ({device})"
     if adapter:
         told += f"; the adapter is {size(adapter)}" if told else f"The adapter is {size(adapter)}"
     return told + "." if told else ""

@@ -75,6 +75,8 @@ def _check(target: Path) -> None:
     """A report is replaced, anything else is not."""
     if target.is_dir():
         raise OutputError(f"{target}: is a folder; name a file with --output")
+    if not target.parent.is_dir():
+        raise OutputError(f"{target}: cannot be written ({target.parent} is no folder)")
     if not target.exists():
         return
     try:
