@@ -12,19 +12,11 @@ from typing import Any
 
 import pytest
 
-ARGUMENTS = [
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-default-apps",
-    "--disable-extensions",
-    "--disable-dev-shm-usage",
-]
+ARGUMENTS = (
+    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--disable-default-apps", "--disable-extensions", "--disable-dev-shm-usage",
+)  # fmt: skip
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 MAC = Path("/Applications/Google Chrome.app/Contents/MacOS/Google Chrome")
 # Colours as the browser paints them, whatever notation they are in.
@@ -61,6 +53,22 @@ CONTRAST = """() => {
     found.push([walk.currentNode.textContent.trim().slice(0, 40), ratio]);
   }
   return found;
+}"""
+# What leaves the window, or its own box, and the widths of all and of what is seen.
+NARROW = """() => {
+  const wrong = [];
+  for (const one of document.body.querySelectorAll("*")) {
+    if (!one.checkVisibility() || one.closest(".wide table, .wide > *, svg *, .unseen, .skip")) {
+      continue;
+    }
+    const box = one.getBoundingClientRect();
+    const name = one.outerHTML.slice(0, 90);
+    if (box.width && (box.left < -0.5 || box.right > innerWidth + 0.5)) wrong.push(name);
+    const style = getComputedStyle(one);
+    if (style.display !== "inline" && style.overflowX === "visible"
+        && one.scrollWidth > one.clientWidth + 1) wrong.push("inside: " + name);
+  }
+  return [wrong, document.documentElement.scrollWidth, document.documentElement.clientWidth];
 }"""
 
 

@@ -15,15 +15,13 @@ import browser_support
 import numpy as np
 import pytest
 from made_cells import cell, failed, study
+from report_reading import LAST_DIGIT, TOKEN_POINTS, check_head, shares
 from report_support import HOSTILE, evaluation, made_heads, metrics, write_run
 
 from abft_mlx.analysis import write_study
 from abft_mlx.analysis.report import write_report
-from abft_mlx.induction import Heads, read_heads
+from abft_mlx.induction import read_heads
 
-# Half a 255th of the largest value there can be, and half of the last digit that is shown.
-TOKEN_POINTS = 100 / 510 + 0.051
-LAST_DIGIT = 0.051
 HOSTILE_LABELS = ("<script>window.owned=1</script>", "\u202eevil \x00\" onclick='window.owned=1'")
 
 
@@ -74,42 +72,6 @@ def ready(page: Any, example: int = 0) -> None:
 
 def cell_of(page: Any, layer: int, head: int) -> Any:
     return page.locator(".map tbody tr").nth(layer).locator("td").nth(head)
-
-
-def shares(text: str) -> list[float]:
-    """Percentages in a text."""
-    return [float(one.replace("−", "-")) for one in re.findall(r"([−-]?\d+\.\d)%", text)]
-
-
-def check_head(page: Any, heads: Heads, layer: int, head: int, example: int = 0) -> None:
-    """Everything that the page says of one head on one prompt is what heads.npz says."""
-    one = heads.examples[example]
-    box = page.locator(f".example[data-example='{example}']")
-    assert box.locator(".which").inner_text() == f"layer {layer}, head {head}"
-    right = one.demonstration_labels == one.gold
-    most = max(rows[layer, head].max() for rows in one.rows.values())
-    for state, rows in one.rows.items():
-        row = rows[layer, head].astype(np.float64)
-        text = box.locator(f".tokens[data-state={state}]")
-        told = shares(" ".join(text.locator(".token.label small").all_inner_texts()))
-        np.testing.assert_allclose(told, 100 * row[one.label_positions], atol=TOKEN_POINTS)
-        strength = text.locator(".token").evaluate_all(
-            "spans => spans.map((span) => Number(span.style.getPropertyValue('--a')))"
-        )
-        np.testing.assert_allclose(strength, row / most, atol=1 / 510 + 0.001)
-        darkness = text.locator(".token").evaluate_all(
-            "spans => spans.map((span) => getComputedStyle(span).backgroundColor)"
-        )
-        lightness = [float(re.findall(r"[\d.]+", colour)[0]) for colour in darkness]
-        order = np.argsort(strength)
-        assert (np.diff(np.array(lightness)[order]) <= 1e-4).all(), "more attention is darker"
-        assert max(lightness) > min(lightness)
-        sums = {"right": row[one.label_positions[right]].sum(),
-                "wrong": row[one.label_positions[~right]].sum()}  # fmt: skip
-        sums["labels"] = sums["right"] + sums["wrong"]
-        for key, value in sums.items():
-            shown = box.locator(f"[data-row={key}] [data-state={state}]").inner_text()
-            assert abs(shares(shown)[0] - 100 * value) <= LAST_DIGIT
 
 
 def test_pointing_at_a_head_lights_the_tokens(browser: Any, run: Path) -> None:
@@ -283,23 +245,6 @@ def test_the_keyboard_reaches_everything_and_sees_where_it_is(browser: Any, run:
         assert page.evaluate("document.activeElement.id") == "content"
 
 
-NARROW = """() => {
-  const wrong = [];
-  for (const one of document.body.querySelectorAll("*")) {
-    if (!one.checkVisibility() || one.closest(".wide table, .wide > *, svg *, .unseen, .skip")) {
-      continue;
-    }
-    const box = one.getBoundingClientRect();
-    const name = one.outerHTML.slice(0, 90);
-    if (box.width && (box.left < -0.5 || box.right > innerWidth + 0.5)) wrong.push(name);
-    const style = getComputedStyle(one);
-    if (style.display !== "inline" && style.overflowX === "visible"
-        && one.scrollWidth > one.clientWidth + 1) wrong.push("inside: " + name);
-  }
-  return [wrong, document.documentElement.scrollWidth, document.documentElement.clientWidth];
-}"""
-
-
 @pytest.mark.parametrize("name", ["run", "hostile", "studied"])
 @pytest.mark.parametrize("width", [360, 800])
 def test_a_narrow_window_scrolls_down_only(
@@ -310,7 +255,7 @@ def test_a_narrow_window_scrolls_down_only(
             ready(page)
         for part in page.locator("details").all():
             part.locator("summary").click()
-        wrong, full, seen = page.evaluate(NARROW)
+        wrong, full, seen = page.evaluate(browser_support.NARROW)
         assert wrong == []
         assert (full, seen) == (width, width)
 
@@ -379,7 +324,8 @@ def test_the_policy_forbids_network_and_other_scripts(browser: Any, run: Path) -
         refused = page.evaluate(
             """async () => {
               const seen = [];
-              addEventListener("securitypolicyviolation", (one) => seen.push(one.violatedDirective));
+              addEventListener("securitypolicyviolation", (one) =>
+                seen.push(one.violatedDirective));
               const image = new Promise((done) => {
                 const one = new Image();
                 one.onerror = () => done("refused");
@@ -389,7 +335,8 @@ def test_the_policy_forbids_network_and_other_scripts(browser: Any, run: Path) -
               const script = document.createElement("script");
               script.textContent = "window.owned = 1";
               document.body.append(script);
-              const fetched = await fetch("http://127.0.0.1:9/").then(() => "sent", () => "refused");
+              const fetched = await fetch("http://127.0.0.1:9/")
+                .then(() => "sent", () => "refused");
               return [fetched, await image, typeof window.owned, seen];
             }"""
         )
