@@ -338,7 +338,7 @@ class TestFiles:
         names = analysis.figure_names()
         made = analysis.write_study(tmp_path, study(figures=names), [])
         assert len(made) == 3
-        assert len(made.notes) == len(names) == 10
+        assert len(made.notes) == len(names) == 14
 
     @pytest.mark.parametrize(
         ("changes", "told"),

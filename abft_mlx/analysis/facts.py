@@ -1,6 +1,7 @@
 """A study's cells without what no table, figure or claim needs: the document ``study.json``.
 
-No texts, wordings or paths are in it, so that it can be kept and passed on.
+No texts, wordings or paths are in it, only the names of the classes, so that it can be kept and
+passed on.
 """
 
 from __future__ import annotations
@@ -31,7 +32,17 @@ METHODS = (
 
 _KEPT = ("id", "task", "method", "seed", "status", "error", "run", "shift", "census", "seconds")
 _SPECIAL = ("plane", "extrapolation")
-_PARTS = ("methods", "comparisons", "robustness", "bias", "unseen", "transfer", "prompts", "base")
+_PARTS = (
+    "labels",
+    "methods",
+    "comparisons",
+    "robustness",
+    "bias",
+    "unseen",
+    "transfer",
+    "prompts",
+    "base",
+)
 
 
 def facts(study: Any, cells: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from abft_mlx.analysis.figures import extrapolation, grid, plane
+from abft_mlx.analysis.figures import extrapolation, grid, interpolation, plane
 from abft_mlx.analysis.measurements import Measurement, scored
 from abft_mlx.analysis.paper import Paper
 from abft_mlx.analysis.plotting import Plot, by_model, caption, seeds, stem
@@ -62,11 +62,8 @@ def grids(_document: dict[str, Any], found: list[Measurement], _paper: Paper) ->
 
 def plane_contours(document: dict[str, Any], _found: list[Measurement], paper: Paper) -> list[Plot]:
     """One plane for each model, task and pair of methods, averaged over seeds."""
-    grouped: dict[tuple[Any, ...], list[Plane]] = {}
-    for one in planes(document):
-        grouped.setdefault((one.model, one.task, one.axes, tuple(one.factors)), []).append(one)
     made = []
-    for (model, task, axes, factors), some in grouped.items():
+    for (model, task, axes, factors), some in _by_axes(document).items():
         draw = partial(
             plane.draw,
             accuracy=np.mean([one.accuracy for one in some], axis=0),
@@ -78,6 +75,39 @@ def plane_contours(document: dict[str, Any], _found: list[Measurement], paper: P
         line = "; ".join((model, task, n, seeds(one.seed for one in some),
                           "dashed: from one method to the other"))  # fmt: skip
         made.append(Plot(stem("plane", model, task, *axes), draw, line))
+    return made
+
+
+def _by_axes(document: dict[str, Any]) -> dict[tuple[Any, ...], list[Plane]]:
+    """Planes that differ by their seed alone, by model, task, methods and factors."""
+    grouped: dict[tuple[Any, ...], list[Plane]] = {}
+    for one in planes(document):
+        grouped.setdefault((one.model, one.task, one.axes, tuple(one.factors)), []).append(one)
+    return grouped
+
+
+def interpolation_curves(
+    document: dict[str, Any], _found: list[Measurement], _paper: Paper
+) -> list[Plot]:
+    """The straight line between two methods, where the grid of their plane holds it."""
+    made = []
+    for (model, task, axes, factors), some in _by_axes(document).items():
+        share = np.array([one for one in factors if some[0].at(1 - one, one) is not None])
+        if len(share) < 3:
+            continue
+        base = [one.at(0, 0) for one in some]
+        known = [one for one in base if one is not None]
+        draw = partial(
+            interpolation.draw,
+            share=share,
+            accuracy=np.array([[one.at(1 - at, at) for at in share] for one in some]),
+            names=axes,
+            base=float(np.mean(known)) if len(known) == len(base) else None,
+        )
+        line = "; ".join((model, task, f"n = {some[0].prompts} prompts",
+                          seeds(one.seed for one in some),
+                          "the band is one standard deviation over seeds"))  # fmt: skip
+        made.append(Plot(stem("interpolation", model, task, *axes), draw, line))
     return made
 
 

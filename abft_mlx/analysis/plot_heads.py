@@ -12,6 +12,7 @@ from abft_mlx.analysis.figures import label_attention, shift
 from abft_mlx.analysis.measurements import Measurement, rows
 from abft_mlx.analysis.paper import Paper
 from abft_mlx.analysis.plotting import Plot, by_model, caption, stem
+from abft_mlx.analysis.run_heads import over_heads
 from abft_mlx.analysis.table_csv import heads_of
 
 
@@ -87,11 +88,7 @@ def label_attention_lines(
 
 
 def _by_layer(one: Measurement, key: str) -> np.ndarray:
-    """(L,) means over heads; NaN for a layer without heads."""
-    table = np.array(one.cell["census"][key], dtype=np.float64)
-    known = (~np.isnan(table)).sum(axis=1)
-    total = np.nansum(table, axis=1)
-    return np.divide(total, known, out=np.full(len(table), np.nan), where=known > 0)
+    return over_heads(np.array(one.cell["census"][key], dtype=np.float64))
 
 
 def _spread(runs: np.ndarray) -> np.ndarray:

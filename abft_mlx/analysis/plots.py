@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from abft_mlx.analysis import plot_grids, plot_heads
+from abft_mlx.analysis import plot_answers, plot_grids, plot_heads, plot_training
 from abft_mlx.analysis.comparison import average
 from abft_mlx.analysis.figures import accuracy, consistency, data_efficiency, unseen
 from abft_mlx.analysis.measurements import Measurement, measurements, of_task, rows, scored, tasks
@@ -48,22 +48,42 @@ def check(study: Any) -> None:
             )
 
 
-def plots(document: dict[str, Any]) -> tuple[list[Plot], list[str]]:
+def plots(
+    document: dict[str, Any], only: Sequence[str] | None = None
+) -> tuple[list[Plot], list[str]]:
     """The figures that a study's facts name.
+
+    Args:
+        document: the study's facts.
+        only: names of figures, instead of those.
 
     Returns:
         What to draw, and a line for each figure that cannot be drawn.
     """
-    found = measurements(document)
-    paper = Paper(document["paper"].get("table"))
-    made: list[Plot] = []
-    notes = []
-    for name in document["figures"]:
-        some = _makers()[name](document, found, paper)
+    made, notes = [], []
+    for name, some in by_name(document, document["figures"] if only is None else only).items():
         if not some:
-            notes.append(f"figure {name}: no cell that is done measured what it shows")
+            notes.append(without(name, document))
         made += some
     return made, notes
+
+
+def without(name: str, document: dict[str, Any]) -> str:
+    """What to say of a figure that no cell measured."""
+    reason = "no cell that is done measured what it shows"
+    if name == "reliability" and scored(measurements(document)):
+        reason = (
+            "its cells were made before eval kept the bins of the calibration error; run the study "
+            "again"
+        )
+    return f"figure {name}: {reason}"
+
+
+def by_name(document: dict[str, Any], wanted: Sequence[str]) -> dict[str, list[Plot]]:
+    """What to draw for each named figure; nothing where no cell measured it."""
+    found = measurements(document)
+    paper = Paper(document["paper"].get("table"))
+    return {name: _makers()[name](document, found, paper) for name in wanted}
 
 
 _Maker = Callable[[dict[str, Any], list[Measurement], Paper], list[Plot]]
@@ -81,6 +101,10 @@ def _makers() -> dict[str, _Maker]:
         "shift": plot_heads.shifts,
         "label_attention": plot_heads.label_attention_lines,
         "unseen": unseen_bars,
+        "training": plot_training.training,
+        "interpolation": plot_grids.interpolation_curves,
+        "confusion": plot_answers.confusion_matrices,
+        "reliability": plot_answers.reliability_diagrams,
     }
 
 

@@ -1,4 +1,4 @@
-"""What a figure of a study consists of, before anything is drawn."""
+"""What a figure of a study or a run consists of, before anything is drawn."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from abft_mlx.analysis.measurements import Measurement, tasks
+from abft_mlx.analysis.run_facts import RunFacts
 
 
 @dataclass(frozen=True)
@@ -18,11 +19,13 @@ class Plot:
         stem: its files' name without a suffix.
         draw: draws on a matplotlib Axes.
         caption: one line below it: what of, n, seeds.
+        height: inches of the Axes, from the width of the figure in inches; None for the usual.
     """
 
     stem: str
     draw: Callable[[Any], Any]
     caption: str
+    height: Callable[[float], float] | None = None
 
 
 def stem(*parts: str) -> str:
@@ -51,3 +54,18 @@ def seeds(values: Iterable[int | None]) -> str:
     """How many training seeds, in words."""
     count = len({one for one in values if one is not None})
     return f"{count} training seed{'' if count == 1 else 's'}" if count else "not trained"
+
+
+def caption_line(run: RunFacts, *more: str, runs: Sequence[RunFacts] = ()) -> str:
+    """Model, data, demonstrations, training seeds and what else is to be said, in one line.
+
+    Args:
+        run: whose figure it is.
+        more: parts of the line, behind model and data.
+        runs: all runs that the figure shows.
+    """
+    k = (run.recipe.get("prompt") or {}).get("demonstrations")
+    seeds_of = list(dict.fromkeys(str(one.seed) for one in runs or [run]))
+    seed = f"training seed{'' if len(seeds_of) == 1 else 's'} {', '.join(seeds_of)}"
+    known = [f"{run.model} on {run.data}", f"k = {k}" if k else "", *more, seed]
+    return "; ".join(one for one in known if one)

@@ -61,5 +61,6 @@ def write_study(folder: Path, study: Any, cells: Sequence[dict[str, Any]]) -> Wr
         return Written(written, [missing])
     drawn, notes = plots(document)
     for one in drawn:
-        written += style.write(folder / one.stem, one.draw, one.caption)
+        inches = None if one.height is None else one.height(style.WIDTHS["page"])
+        written += style.write(folder / one.stem, one.draw, one.caption, height=inches)
     return Written(written, notes)

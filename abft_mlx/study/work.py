@@ -263,7 +263,8 @@ class _Work:
 
     def _measure(self, opened: Experiment) -> dict[str, Any]:
         self.watcher.measuring()
-        return self.tools.measure(opened, self.watcher.prompts)
+        measured = self.tools.measure(opened, self.watcher.prompts)
+        return {"labels": list(opened.space.names), **measured}
 
     def _at(
         self, opened: Experiment, chosen: list[Any], strengths: list[tuple[Path, float]]

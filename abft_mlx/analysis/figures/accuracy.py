@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from abft_mlx.analysis.figures import style
+from abft_mlx.analysis.figures import style, texts
 
 
 def draw(
@@ -37,8 +37,8 @@ def draw(
         left = places + (index - (len(methods) - 1) / 2) * width
         axes.bar(
             left, 100 * accuracy[index], width, yerr=100 * np.nan_to_num(spread[index]),
-            label=method, color=style.colour(index), hatch=style.hatch(index), edgecolor="white",
-            error_kw={"elinewidth": 0.8, "capsize": 1.5},
+            label=texts.name(method), color=style.colour(index), hatch=style.hatch(index),
+            edgecolor="white", error_kw={"elinewidth": 0.8, "capsize": 1.5},
         )  # fmt: skip
         known = ~np.isnan(paper[index])
         if known.any():
@@ -47,7 +47,13 @@ def draw(
                 colors="black", linewidth=1.6,
                 label="the paper" if not _has_paper(axes) else None,
             )  # fmt: skip
-    axes.set_xticks(places, tasks, rotation=20 if len(tasks) > 4 else 0)
+    shown = [texts.short(one, 24) for one in tasks]
+    # Side by side if they fit, else slanted, each ending at its group.
+    letters = 72 * style.axes_inches(axes)[0] / len(tasks) / (0.6 * 8)
+    if max(map(len, shown)) + 1 > letters:
+        axes.set_xticks(places, shown, rotation=25, ha="right", rotation_mode="anchor")
+    else:
+        axes.set_xticks(places, shown)
     axes.set_ylabel("accuracy (%)")
     axes.set_ylim(0, 100)
     style.legend(axes)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from abft_mlx.analysis.figures import style
+from abft_mlx.analysis.figures import style, texts
 from abft_mlx.analysis.figures.lines import line
 
 
@@ -37,7 +37,7 @@ def draw(
     for index, method in enumerate(methods):
         line(
             axes, index, examples, 100 * accuracy[index], 100 * low[index], 100 * high[index],
-            method,
+            texts.name(method),
         )  # fmt: skip
     if untrained is not None:
         axes.axhline(100 * untrained, color="black", linewidth=1, linestyle=":", label="vanilla")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from abft_mlx.analysis.figures import style
+from abft_mlx.analysis.figures import style, texts
 
 
 def draw(
@@ -46,6 +46,6 @@ def draw(
     axes.set_yticks(np.arange(len(punish)), [f"{one:g}" for one in punish])
     axes.set_xlabel("reward weight B")
     axes.set_ylabel("punish weight A at the start")
-    axes.set_title(title, fontsize=9)
-    axes.figure.colorbar(image, ax=axes, label="accuracy (%)")
+    axes.set_title(texts.short(title, 40), fontsize=8)
+    style.colour_bar(axes, image, "accuracy (%)")
     return axes

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from abft_mlx.analysis.figures import style
+from abft_mlx.analysis.figures import style, texts
 from abft_mlx.analysis.figures.lines import line
 
 
@@ -33,7 +33,7 @@ def draw(
     for index, method in enumerate(methods):
         middle, around = heads[index], spread[index]
         line(
-            axes, index, seen[index], middle, middle - around, middle + around, method,
+            axes, index, seen[index], middle, middle - around, middle + around, texts.name(method),
             markers=False,
         )  # fmt: skip
     axes.set_xlabel("training prompts seen")

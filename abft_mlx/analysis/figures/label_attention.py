@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from abft_mlx.analysis.figures import texts
 from abft_mlx.analysis.figures.lines import line, over_layers
 
 
 def draw(
     axes: Any, on_labels: Sequence[np.ndarray], on_gold: Sequence[np.ndarray], names: Sequence[str]
 ) -> Any:
-    """Two lines for each state of the model, over the layers.
+    """Two lines for each state of the model, over the layers; the gold label's is dashed.
 
     Args:
         axes: a matplotlib Axes.
@@ -26,7 +27,11 @@ def draw(
     """
     for index, name in enumerate(names):
         layers = np.arange(len(on_labels[index]))
-        line(axes, 2 * index, layers, on_labels[index], None, None, f"{name}, all labels")
-        line(axes, 2 * index + 1, layers, on_gold[index], None, None, f"{name}, gold label")
+        state = texts.name(name, 28)
+        line(axes, index, layers, on_labels[index], None, None, f"{state}, all labels", dashes=0)
+        line(
+            axes, index, layers, on_gold[index], None, None, f"{state}, gold label", dashes=1,
+            hollow=True,
+        )  # fmt: skip
     axes.set_ylabel("attention of the last position (share)")
     return over_layers(axes)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from abft_mlx.analysis.figures import style
+from abft_mlx.analysis.figures import style, texts
 
 LEVELS = 12
 
@@ -30,6 +30,8 @@ def draw(
     Returns:
         ``axes``.
     """
+    from matplotlib.ticker import MaxNLocator
+
     values = 100 * accuracy.T
     top, bottom = float(values.max()), float(values.min())
     levels = np.linspace(bottom, max(top, bottom + 1e-6), LEVELS)
@@ -44,15 +46,18 @@ def draw(
     for key, (name, x, y, mark) in zip(("base", "first", "second", "best"), marks, strict=True):
         theirs = "" if not paper or key not in paper else f"; paper {100 * paper[key]:.0f}"
         at = _at(accuracy, factors, x, y)
+        shown = texts.name(name)
         axes.plot(
             [x], [y], mark, color="white", markeredgecolor="black", markersize=8,
-            label=name if at is None else f"{name} ({100 * at:.1f}{theirs})",
+            label=shown if at is None else f"{shown} ({100 * at:.1f}{theirs})",
         )  # fmt: skip
     axes.plot([1, 0], [0, 1], color="white", linestyle="--", linewidth=1)
-    axes.set_xlabel(f"factor of {names[0]}")
-    axes.set_ylabel(f"factor of {names[1]}")
-    axes.figure.colorbar(filled, ax=axes, label="accuracy (%)")
-    axes.legend(fontsize=7, loc="best", framealpha=0.85)
+    axes.set_xlabel(f"factor of {texts.short(names[0], 24)}")
+    axes.set_ylabel(f"factor of {texts.short(names[1], 24)}")
+    bar = style.colour_bar(axes, filled, "accuracy (%)")
+    even = MaxNLocator(6).tick_values(bottom, top)
+    bar.set_ticks(even[(even >= bottom) & (even <= top)])
+    style.legend(axes)
     return axes
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from abft_mlx.analysis.figures import texts
 from abft_mlx.analysis.figures.lines import line, over_layers
 
 
@@ -27,6 +28,6 @@ def draw(
     for index, name in enumerate(names):
         layers = np.arange(len(shifts[index]))
         middle, around = shifts[index], spread[index]
-        line(axes, index, layers, middle, middle - around, middle + around, name)
+        line(axes, index, layers, middle, middle - around, middle + around, texts.name(name))
     axes.set_ylabel("Frobenius norm of the change")
     return over_layers(axes)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from abft_mlx.analysis.figures import accuracy as bars
-from abft_mlx.analysis.figures import style
+from abft_mlx.analysis.figures import style, texts
 
 KINDS = ("random", "gold label unseen")
 
@@ -39,7 +39,7 @@ def draw(
         if not np.isnan(zero_shot[index]):
             axes.axhline(
                 100 * zero_shot[index], color=style.colour(index), linestyle="--", linewidth=1,
-                label=f"{method}, zero-shot",
+                label=f"{texts.name(method)}, zero-shot",
             )  # fmt: skip
     style.legend(axes)
     return axes

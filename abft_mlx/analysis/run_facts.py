@@ -1,0 +1,251 @@
+"""A run folder's files, read and checked, for what shows a run without opening its model."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from abft_mlx.errors import OutputError
+from abft_mlx.induction import HEADS_FILE, Heads, read_heads
+
+CURVES = ("loss", "punish", "reward", "induction_heads", "A", "validation_accuracy")
+# End to end, nothing of ABFT's objective is computed and these are written as 0.
+ABFT_ONLY = ("punish", "reward", "induction_heads", "A")
+END_TO_END = "end_to_end"
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way of predicting with one state of a model, from ``eval.json``.
+
+    Attributes:
+        confusion: (C, C) prompts, gold class by answer; None where the file has none.
+        confidence: (bins,) mean confidence, NaN for an empty bin; None where the file has none.
+        accuracy: (bins,) share answered rightly, likewise.
+        count: (bins,) prompts, likewise.
+    """
+
+    confusion: np.ndarray | None
+    confidence: np.ndarray | None
+    accuracy: np.ndarray | None
+    count: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What lies in a run folder.
+
+    Attributes:
+        folder: the run folder.
+        name: what to call the run in figures: its objective, or its folder where others share that.
+        run: ``run.json``.
+        recipe: ``recipe.yaml``; empty where there is none.
+        seen: (U,) training prompts seen after each update, of ``metrics.jsonl``.
+        seconds: (U,) seconds in updates until then.
+        curves: (U,) arrays by the names of ``CURVES``, NaN where not measured.
+        shift: (L,) norms of the change of W_Q and W_K, by ``q`` and ``k``; NaN where none trains.
+        heads: ``heads.npz``, or None.
+        evaluation: ``eval.json``, or None.
+    """
+
+    folder: Path
+    name: str
+    run: dict[str, Any]
+    recipe: dict[str, Any]
+    seen: np.ndarray
+    seconds: np.ndarray
+    curves: dict[str, np.ndarray]
+    shift: dict[str, np.ndarray]
+    heads: Heads | None
+    evaluation: dict[str, Any] | None
+
+    @property
+    def model(self) -> str:
+        """Where the base comes from; of a path, its last part alone."""
+        return _last(str((self.run.get("model") or {}).get("source", "?")))
+
+    @property
+    def data(self) -> str:
+        """Where the texts come from; of a path, its last part alone."""
+        return _last(str((self.run.get("data") or {}).get("source", "?")))
+
+    @property
+    def seed(self) -> Any:
+        """training.seed."""
+        return (self.run.get("seeds") or {}).get("training", "?")
+
+    @property
+    def fingerprint(self) -> Any:
+        """Of the base's weights."""
+        return (self.run.get("model") or {}).get("fingerprint")
+
+    @property
+    def objective(self) -> str:
+        """Abft or end_to_end."""
+        return str((self.recipe.get("objective") or {}).get("kind", "abft"))
+
+    def method(self, part: str, name: str = "vanilla") -> Method | None:
+        """One method of ``eval.json``.
+
+        Args:
+            part: ``before`` is the base, ``after`` the model with the adapter.
+            name: of the method.
+
+        Raises:
+            OutputError: what lies there is not what eval writes.
+        """
+        found = self.evaluation or {}
+        if part == "before":
+            # Without an adapter the document itself is the base's.
+            found = found.get("base") or ({} if found.get("adapter") else found)
+        elif not found.get("adapter"):
+            found = {}
+        values = (found.get("methods") or {}).get(name)
+        return None if values is None else method(values, self.folder / "eval.json")
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds a run."""
+    return (folder / "run.json").exists()
+
+
+def read_run(folder: Path) -> RunFacts:
+    """Read what lies in a run folder.
+
+    Raises:
+        OutputError: it holds no run, or one of its files is broken.
+    """
+    run = read_object(folder / "run.json")
+    if run is None:
+        raise OutputError(
+            f"{folder}: holds no run (no run.json); name a folder that finetune wrote"
+        )
+    recipe = _recipe(folder / "recipe.yaml")
+    updates = _updates(folder / "metrics.jsonl")
+    kind = str((recipe.get("objective") or {}).get("kind", "abft"))
+    curves = {
+        key: _column(updates, key, folder / "metrics.jsonl")
+        for key in CURVES
+        if kind != END_TO_END or key not in ABFT_ONLY
+    }
+    heads_file = folder / HEADS_FILE
+    return RunFacts(
+        folder=folder,
+        name=kind,
+        run=run,
+        recipe=recipe,
+        seen=_column(updates, "seen_examples", folder / "metrics.jsonl"),
+        seconds=np.cumsum(_column(updates, "seconds", folder / "metrics.jsonl")),
+        curves=curves,
+        shift=_shift(run.get("shift"), folder / "run.json"),
+        heads=read_heads(heads_file) if heads_file.exists() else None,
+        evaluation=read_object(folder / "eval.json"),
+    )
+
+
+def method(values: Any, path: Path) -> Method:
+    """Read one method of eval's JSON.
+
+    Raises:
+        OutputError: it is not what eval writes.
+    """
+    if not isinstance(values, dict):
+        raise _broken(path, "a method is no object")
+    counts = None
+    if "confusion" in values:
+        counts = _array(values["confusion"], path, "confusion")
+        if counts.ndim != 2 or counts.shape[0] != counts.shape[1]:
+            raise _broken(path, "confusion is no square table")
+    bins = values.get("reliability")
+    if bins is None:
+        return Method(counts, None, None, None)
+    if not isinstance(bins, dict):
+        raise _broken(path, "reliability is no object")
+    parts = [_array(bins.get(key), path, f"reliability.{key}") for key in
+             ("confidence", "accuracy", "count")]  # fmt: skip
+    if len({one.shape for one in parts}) != 1 or parts[0].ndim != 1:
+        raise _broken(path, "the bins of reliability are not equally many")
+    return Method(counts, *parts)
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """A JSON file that holds an object, or None where there is no such file.
+
+    Raises:
+        OutputError: it cannot be read, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise _broken(path, str(error)) from None
+    if not isinstance(content, dict):
+        raise _broken(path, "it holds no object")
+    return content
+
+
+def _recipe(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise _broken(path, str(error)) from None
+    if not isinstance(content, dict):
+        raise _broken(path, "it holds no recipe")
+    return content
+
+
+def _updates(path: Path) -> list[dict[str, Any]]:
+    """The lines that are whole; a run that goes on may be writing the last one."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+        updates = [json.loads(line) for line in lines]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        raise _broken(path, str(error)) from None
+    if not all(isinstance(one, dict) for one in updates):
+        raise _broken(path, "a line is no object")
+    return updates
+
+
+def _column(updates: Sequence[dict[str, Any]], key: str, path: Path) -> np.ndarray:
+    return _array([one.get(key) for one in updates], path, key)
+
+
+def _shift(found: Any, path: Path) -> dict[str, np.ndarray]:
+    if not isinstance(found, dict):
+        return {}
+    return {key: _array(found[key], path, f"shift.{key}") for key in ("q", "k") if key in found}
+
+
+def _array(values: Any, path: Path, what: str) -> np.ndarray:
+    """Numbers as float64; null, and what is not finite, is NaN."""
+    try:
+        made = np.array(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise _broken(path, f"{what} is not made of numbers") from None
+    if made.ndim == 0:
+        raise _broken(path, f"{what} is no list")
+    return np.where(np.isfinite(made), made, math.nan)
+
+
+def _broken(path: Path, reason: str) -> OutputError:
+    reason = " ".join(reason.split())
+    return OutputError(f"{path}: cannot be read ({reason}); make it again or take it away")
+
+
+def _last(source: str) -> str:
+    """A hub id or a built-in name as it is; of a path, its last part."""
+    if source.startswith((".", "/", "~")) or source.count("/") > 1:
+        return source.rstrip("/").rpartition("/")[2]
+    return source
