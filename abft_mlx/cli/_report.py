@@ -26,6 +26,13 @@ def report(
             show_default="report.html in the folder",
         ),
     ] = None,
+    figures: Annotated[
+        bool,
+        typer.Option(
+            "--figures/--no-figures",
+            help="Let matplotlib draw what the page itself cannot; takes some seconds.",
+        ),
+    ] = True,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -41,7 +48,7 @@ def report(
 
     shell = Shell(as_json=as_json, quiet=quiet)
     with shell.speaking():
-        written = write_report(source, output)
+        written = write_report(source, output, figures=figures)
         for one in written.missing:
             shell.say(f"note: not in the report: {one}")
         shell.tell(f"wrote {written.path} ({size(written.size_bytes)})")

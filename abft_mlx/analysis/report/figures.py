@@ -47,16 +47,11 @@ def figure(plot: Plot) -> Markup:
 
 
 def _svg(plot: Plot) -> bytes:
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     out = io.BytesIO()
-    with rc_context({"svg.hashsalt": plot.stem, "svg.fonttype": "none", "font.size": 9}):
-        canvas = Figure(figsize=style.INCHES, layout="constrained")
-        FigureCanvasAgg(canvas)
-        plot.draw(canvas.add_subplot())
-        canvas.savefig(out, format="svg", metadata={"Date": None})
+    with style.look():
+        height = None if plot.height is None else plot.height(style.WIDTHS["page"])
+        drawn_ = style.framed(plot.draw, "", height=height)
+        drawn_.savefig(out, format="svg", metadata={"Date": None})
     return out.getvalue()
 
 

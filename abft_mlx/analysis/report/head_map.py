@@ -12,8 +12,14 @@ from abft_mlx.induction import Heads
 MEASURES = {
     "magnitude": ("magnitude", "attention on the demonstrations' labels"),
     "correctness": ("correctness", "attention on right labels minus on wrong ones"),
-    "share": ("induction", "share of prompts in which it is an induction head"),
+    "share": ("above filter", "share of prompts in which it is an induction head"),
     "sink": ("sink", "attention on the prompt's first token"),
+}
+# On repeated random tokens, where a file has them of every state.
+DETECTED = {
+    "previous_token": ("previous token", "on random text: attention on the token before"),
+    "duplicate_token": ("duplicate token", "on random text: attention on the same token earlier"),
+    "induction": ("repetition", "on random text: attention on what followed the same token"),
 }
 _SIGNED = ("correctness",)
 CHANGE = "change"
@@ -32,6 +38,19 @@ def first_head(heads: Heads) -> tuple[int, int]:
     return int(layer), int(head)
 
 
+def measures(heads: Heads) -> dict[str, tuple[str, str, dict[str, np.ndarray]]]:
+    """What heads can be coloured by: name, explanation, and (L, H) values in every state."""
+    made = {
+        key: (name, what, {state: getattr(one, key) for state, one in heads.states.items()})
+        for key, (name, what) in MEASURES.items()
+    }
+    found = {state: one.detected for state, one in heads.states.items()}
+    if all(one is not None for one in found.values()):
+        for key, (name, what) in DETECTED.items():
+            made[key] = (name, what, {state: getattr(one, key) for state, one in found.items()})
+    return made
+
+
 def map_data(heads: Heads, chosen: tuple[int, int]) -> dict[str, Any]:
     """What the script needs of the map."""
     layers, count = _shape(heads)
@@ -43,14 +62,13 @@ def map_data(heads: Heads, chosen: tuple[int, int]) -> dict[str, Any]:
         "start": list(chosen),
         "signed": list(_SIGNED),
         "measures": {
-            key: {"name": name, "what": what}
-            | {
-                "values": {
-                    state: numbers(getattr(values, key), 5)
-                    for state, values in heads.states.items()
-                }
+            key: {
+                "name": name,
+                "what": what,
+                "mean": key in MEASURES,
+                "values": {state: numbers(table, 5) for state, table in tables.items()},
             }
-            for key, (name, what) in MEASURES.items()
+            for key, (name, what, tables) in measures(heads).items()
         },
     }
 
@@ -98,7 +116,7 @@ def head_map(heads: Heads, chosen: tuple[int, int]) -> Markup:
     return element(
         "div",
         element("h3", "Heads"),
-        _measure_choice(),
+        _measure_choice(heads),
         _state_choice(list(heads.states)) if len(heads.states) > 1 else None,
         element("div", element("p", "layer ↓ head →", class_="axis"), grid, class_="wide map-box"),
         element(
@@ -137,21 +155,21 @@ def _cell(layer: int, head: int, value: float, most: float, chosen: bool) -> Mar
 def _reading(heads: Heads, chosen: tuple[int, int]) -> str:
     layer, head = chosen
     parts = []
-    for key, (name, _) in MEASURES.items():
-        values = [float(getattr(one, key)[layer, head]) for one in heads.states.values()]
+    for name, _, tables in measures(heads).values():
+        values = [float(table[layer, head]) for table in tables.values()]
         told = [percent(one) for one in values]
         parts.append(f"{name} {' → '.join(told)}")
     return f"Layer {layer}, head {head}: {', '.join(parts)} ({heads.prompts:,} prompts)"
 
 
-def _measure_choice() -> Markup:
+def _measure_choice(heads: Heads) -> Markup:
     options = [
         element(
             "label",
             element("input", type="radio", name="measure", value=key, checked=key == "magnitude"),
             element("span", name),
         )
-        for key, (name, _) in MEASURES.items()
+        for key, (name, _, _) in measures(heads).items()
     ]
     return element("fieldset", element("legend", "Colour by"), *options, class_="choice scripted")
 

@@ -87,7 +87,7 @@ def page(title: str, lead: Markup, sections: Sequence[Section], data: Data) -> s
     # Nothing is fetched from anywhere, and of all scripts only this file's own runs.
     policy = (
         f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
-        "base-uri 'none'; form-action 'none'"
+        "img-src data:; base-uri 'none'; form-action 'none'"
     )
     head = element(
         "head",

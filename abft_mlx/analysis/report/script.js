@@ -131,7 +131,8 @@
     one(scale, ".high").textContent = (signed ? "+" : "") + (100 * most).toFixed(0) + "%";
     const when = change ? "change from " + heads.states[0] + " to " + last : state;
     one(scale, ".what").textContent =
-      measure.what + ", " + when + ", mean of " + heads.prompts.toLocaleString("en") + " prompts" +
+      measure.what + ", " + when +
+      (measure.mean ? ", mean of " + heads.prompts.toLocaleString("en") + " prompts" : "") +
       (signed ? "; hatched is below 0" : "");
   };
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from abft_mlx.analysis.figures import style
 from abft_mlx.analysis.measurements import measurements
-from abft_mlx.analysis.plots import plots
+from abft_mlx.analysis.plotting import Plot
 from abft_mlx.analysis.report import figures, markdown
 from abft_mlx.analysis.report.html import Markup, element, join, table
 from abft_mlx.analysis.report.page import Data, Section, notes, page
@@ -36,17 +36,20 @@ _METHODS = {
 }
 
 
-def study_page(document: dict[str, Any]) -> tuple[str, list[str], list[str]]:
+def study_page(
+    document: dict[str, Any], plots: Sequence[Plot] = (), untold: Sequence[str] = ()
+) -> tuple[str, list[str], list[str]]:
     """The page, its sections' titles, and notes on what is missing.
 
     Args:
         document: from :func:`abft_mlx.analysis.facts.facts`.
+        plots: figures for matplotlib to draw.
+        untold: notes on figures that are not among them.
     """
     lead, made = markdown.sections(table_md(document))
-    missing: list[str] = []
-    drawings = _figures(document, missing)
     found = [*made]
-    if drawings is not None:
+    if plots or untold:
+        drawings = join(figures.drawn(plots), notes([f"Not here: {one}." for one in untold]))
         found.insert(1 if made else 0, Section("figures", "Figures", drawings))
     found += [
         Section("methods", "What each method is", _methods(document)),
@@ -56,20 +59,7 @@ def study_page(document: dict[str, Any]) -> tuple[str, list[str], list[str]]:
     text = page(
         f"Study {document['name']}", join(*lead, _overview(document)), found, Data()
     )  # fmt: skip
-    return text, [one.title for one in found], missing
-
-
-def _figures(document: dict[str, Any], missing: list[str]) -> Markup | None:
-    named = document.get("figures") or []
-    if not named:
-        return None
-    without = style.missing()
-    if without:
-        missing.append(f"figures {', '.join(named)}: {without.removeprefix('no figures: ')}")
-        return notes(missing)
-    able, untold = plots(document)
-    missing += untold
-    return join(figures.drawn(able), notes(untold))
+    return text, [one.title for one in found], list(untold)
 
 
 def _overview(document: dict[str, Any]) -> Markup:

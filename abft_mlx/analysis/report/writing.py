@@ -6,14 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from abft_mlx import files
+from abft_mlx.analysis.drawing import look
+from abft_mlx.analysis.figures import style
+from abft_mlx.analysis.plotting import Plot
 from abft_mlx.analysis.report.page import GENERATOR
 from abft_mlx.analysis.report.run import run_page
 from abft_mlx.analysis.report.run_files import read_run
 from abft_mlx.analysis.report.study import study_page
 from abft_mlx.analysis.report.study_files import is_study, read_study
+from abft_mlx.analysis.run_facts import is_run
 from abft_mlx.errors import OutputError
 
 REPORT_FILE = "report.html"
+# Of a run's figures those that say more than the page's own charts, tables and map do.
+RUN_FIGURES = ("attention", "time_to_accuracy", "detectors")
 
 
 @dataclass(frozen=True)
@@ -35,12 +41,13 @@ class Report:
     missing: tuple[str, ...]
 
 
-def write_report(source: Path, output: Path | None = None) -> Report:
+def write_report(source: Path, output: Path | None = None, *, figures: bool = True) -> Report:
     """Write the page of a run or a study; the same files make the same bytes.
 
     Args:
         source: a run's folder, a study's folder, or a study.json, which may be compressed.
         output: the file; else report.html in the folder, or the study's name beside its file.
+        figures: whether matplotlib draws what the page cannot, which takes seconds.
 
     Raises:
         OutputError: there is no run or study, one of its files is broken, or the output is a
@@ -51,18 +58,36 @@ def write_report(source: Path, output: Path | None = None) -> Report:
         raise OutputError(f"{source}: there is no such run or study")
     target = output or _default(source)
     _check(target)
-    kind = "study" if is_study(source) and not (source / "run.json").exists() else "run"
+    kind = "study" if is_study(source) and not is_run(source) else "run"
     if kind == "run":
-        text, sections, missing = run_page(read_run(source))
+        run = read_run(source)
+        plots, untold = _plots(source, figures, RUN_FIGURES)
+        text, sections, missing = run_page(run, plots, untold)
     else:
         document = read_study(source)
+        plots, untold = _plots(source, figures, None)
         try:
-            text, sections, missing = study_page(document)
+            text, sections, missing = study_page(document, plots, untold)
         except (KeyError, TypeError, AttributeError, IndexError) as error:
             raise OutputError(f"{source}: holds a cell that cannot be read ({error!r})") from error
     files.write_text(target, text)
     size = target.stat().st_size
     return Report(target, kind, size, tuple(sections), tuple(missing))
+
+
+def _plots(
+    source: Path, wanted: bool, only: tuple[str, ...] | None
+) -> tuple[list[Plot], tuple[str, ...]]:
+    """What there is for matplotlib to draw, and what there is not."""
+    if not wanted:
+        return [], ()
+    missing = style.missing()
+    if missing:
+        return [], (f"figures, because {missing.removeprefix('no figures: ')}",)
+    seen = look(source, only=only)
+    plots = [plot for some in seen.figures.values() for plot in some]
+    # The page itself says what of a run is missing.
+    return plots, () if seen.kind == "run" else seen.notes
 
 
 def _default(source: Path) -> Path:
