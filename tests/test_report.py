@@ -15,6 +15,7 @@ import pytest
 from cli_support import document, invoke
 from report_support import HOSTILE, Parsed, evaluation, made_heads, metrics, run_json, write_run
 
+from abft_mlx.analysis.figures import style
 from abft_mlx.analysis.report import html, write_report
 from abft_mlx.analysis.report.packing import LEVELS, Packed
 from abft_mlx.induction import read_heads
@@ -33,7 +34,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_the_page_stands_alone(run: Path) -> None:
-    report = write_report(run)
+    report = write_report(run, figures=False)
     text = report.path.read_text(encoding="utf-8")
     parsed = Parsed(text)
     assert (parsed.unclosed, parsed.open) == ([], [])
@@ -54,7 +55,8 @@ def test_the_page_stands_alone(run: Path) -> None:
     rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
     assert rules == {
         "default-src": "'none'", "script-src": f"'sha256-{digest}'",
-        "style-src": "'unsafe-inline'", "base-uri": "'none'", "form-action": "'none'",
+        "style-src": "'unsafe-inline'", "img-src": "data:",
+        "base-uri": "'none'", "form-action": "'none'",
     }  # fmt: skip
     style_sheet = text.partition("<style>")[2].partition("</style>")[0]
     assert "url(" not in style_sheet
@@ -62,7 +64,7 @@ def test_the_page_stands_alone(run: Path) -> None:
 
 
 def test_it_says_what_was_trained_and_what_came_of_it(run: Path) -> None:
-    text = write_report(run).path.read_text(encoding="utf-8")
+    text = write_report(run, figures=False).path.read_text(encoding="utf-8")
     words = re.sub(r"<[^>]+>", "", text.partition("<body>")[2])
     for said in (
         "Which mails are unwanted.",
@@ -88,7 +90,7 @@ def test_it_says_what_was_trained_and_what_came_of_it(run: Path) -> None:
 
 def test_the_numbers_are_those_of_the_files(run: Path) -> None:
     heads, lines = read_heads(run / "heads.npz"), metrics()
-    data = data_of(write_report(run).path.read_text(encoding="utf-8"))
+    data = data_of(write_report(run, figures=False).path.read_text(encoding="utf-8"))
     charts = {one["series"][0]["name"] + "/" + one["unit"]: one for one in data["charts"]}
     assert charts["loss/update"]["series"][0]["y"] == [one["loss"] for one in lines]
     assert charts["punish/update"]["series"][1]["y"] == [one["reward"] for one in lines]
@@ -143,11 +145,11 @@ def test_attention_is_packed_within_half_a_step() -> None:
 
 
 def test_the_same_files_make_the_same_bytes(run: Path, tmp_path: Path) -> None:
-    first = write_report(run).path.read_bytes()
-    assert write_report(run).path.read_bytes() == first
+    first = write_report(run, figures=False).path.read_bytes()
+    assert write_report(run, figures=False).path.read_bytes() == first
     other = tmp_path / "elsewhere" / "other.html"
     other.parent.mkdir()
-    assert write_report(run, other).path.read_bytes() == first
+    assert write_report(run, other, figures=False).path.read_bytes() == first
 
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
@@ -157,7 +159,7 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     del facts["shift"], facts["validation"]
     facts["finished"] = False
     (folder / "run.json").write_text(json.dumps(facts), encoding="utf-8")
-    report = write_report(folder)
+    report = write_report(folder, figures=False)
     text = report.path.read_text(encoding="utf-8")
     assert len(report.missing) == 4
     for command in ("abft-mlx eval --adapter RUN", "abft-mlx heads RUN"):
@@ -167,7 +169,7 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     assert 'id="attention-panel"' not in text
     facts["validation"] = run_json()["validation"]
     (folder / "run.json").write_text(json.dumps(facts), encoding="utf-8")
-    text = write_report(folder).path.read_text(encoding="utf-8")
+    text = write_report(folder, figures=False).path.read_text(encoding="utf-8")
     assert "Validation accuracy <strong>50.0% → 62.0%</strong> (n = 50)." in text
 
 
@@ -175,7 +177,7 @@ def test_a_base_alone_and_end_to_end(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", made_heads(states=("before",)))
     recipe = folder / "recipe.yaml"
     recipe.write_text(recipe.read_text().replace("kind: abft", "kind: end_to_end"))
-    text = write_report(folder).path.read_text(encoding="utf-8")
+    text = write_report(folder, figures=False).path.read_text(encoding="utf-8")
     data = data_of(text)
     assert [one["series"][0]["name"] for one in data["charts"]][:2] == ["loss", "induction heads"]
     assert "cross-entropy of the label, nats" in text
@@ -188,7 +190,7 @@ def test_many_classes_are_listed_by_what_is_confused(tmp_path: Path) -> None:
     measured = evaluation(labels)
     measured["methods"]["vanilla"]["confusion"][3][7] = 99
     folder = write_run(tmp_path / "run", measured=measured)
-    text = write_report(folder).path.read_text(encoding="utf-8")
+    text = write_report(folder, figures=False).path.read_text(encoding="utf-8")
     assert "<li>class 3 taken for class 7: 99</li>" in text
     assert text.count("30 labels</summary>") == 2
 
@@ -209,7 +211,7 @@ def test_hostile_texts_stay_texts(tmp_path: Path) -> None:
     folder = write_run(
         tmp_path / "run", heads, measured=evaluation(labels), name="<svg onload=alert(1)>"
     )
-    text = write_report(folder).path.read_text(encoding="utf-8")
+    text = write_report(folder, figures=False).path.read_text(encoding="utf-8")
     parsed = Parsed(text)
     assert (parsed.unclosed, parsed.open) == ([], [])
     assert [tag for tag, _ in parsed.elements].count("script") == 2
@@ -262,14 +264,32 @@ def test_odd_documents_are_left_out_not_fatal(run: Path) -> None:
     facts = {"finished": True, "model": 3, "data": [], "totals": {"seconds": "long"}, "shift": 1}
     (run / "run.json").write_text(json.dumps(facts), encoding="utf-8")
     (run / "metrics.jsonl").write_text('{"step": 1, "loss": NaN}\n{"step": 2, "loss": 1}\n')
-    text = write_report(run).path.read_text(encoding="utf-8")
+    text = write_report(run, figures=False).path.read_text(encoding="utf-8")
     assert "81.2%" in text
     assert text.count("<caption>Confusion") == 1
 
 
+def test_what_matplotlib_draws_of_a_run(
+    run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    told: list[str] = []
+    report = write_report(run, tell=told.append)
+    text = report.path.read_text(encoding="utf-8")
+    assert told[0] == "drawing time-to-accuracy (1 of 3)"
+    assert re.findall(r'<figure class="panel drawn" id="figure-([^"]+)"', text) == [
+        "time-to-accuracy", "attention-1", "attention-2",
+    ]  # fmt: skip
+    assert [id_ for id_ in re.findall(r'id="([^"]+)"', text) if text.count(f'id="{id_}"') > 1] == []
+    monkeypatch.setattr(style, "find_spec", lambda _name: None)
+    report = write_report(run, tmp_path / "without.html")
+    note = "attention, time_to_accuracy: matplotlib is not installed; pip install 'abft-mlx[plots]'"
+    assert report.missing == (note,)
+    assert html.escape(note) in report.path.read_text(encoding="utf-8")
+
+
 def test_the_command_and_its_document(run: Path, tmp_path: Path) -> None:
     target = tmp_path / "page.html"
-    result = invoke("report", run, "--output", target, "--json")
+    result = invoke("report", run, "--output", target, "--json", "--no-figures")
     assert result.exit_code == 0, result.stderr
     found = document(result)
     sections = found.pop("sections")
@@ -279,7 +299,7 @@ def test_the_command_and_its_document(run: Path, tmp_path: Path) -> None:
         "missing": [],
     }  # fmt: skip
     (run / "heads.npz").unlink()
-    loud, quiet = invoke("report", run), invoke("report", run, "--quiet")
+    loud, quiet = (invoke("report", run, "--no-figures", *more) for more in ([], ["--quiet"]))
     assert "note: not in the report: attention and heads" in loud.stdout
     assert re.fullmatch(rf"wrote {re.escape(str(run))}/report.html \([\d.]+ kB\)\n", quiet.stdout)
 

@@ -35,7 +35,7 @@ def browser() -> Iterator[Any]:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     heads = made_heads(4, 3, tokens=30, examples=3, without=(1,))
     folder = write_run(tmp_path_factory.mktemp("run"), heads, measured=evaluation())
-    write_report(folder)
+    write_report(folder, figures=False)
     return folder
 
 
@@ -46,7 +46,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tmp_path_factory.mktemp("hostile"), heads, measured=evaluation(HOSTILE_LABELS),
         name="<script>window.owned=1</script>", description=" ".join(HOSTILE).strip(),
     )  # fmt: skip
-    write_report(folder)
+    write_report(folder, figures=False)
     return folder
 
 
@@ -347,7 +347,7 @@ def test_the_policy_forbids_network_and_other_scripts(browser: Any, run: Path) -
 def test_a_model_of_a_thousand_heads(browser: Any, tmp_path: Path) -> None:
     heads = made_heads(32, 32, tokens=300, examples=3)
     folder = write_run(tmp_path / "big", heads, measured=evaluation())
-    report = write_report(folder)
+    report = write_report(folder, figures=False)
     assert report.size_bytes < 4_000_000
     heads = read_heads(folder / "heads.npz")
     with opened(browser, folder) as page:
@@ -375,10 +375,10 @@ def test_a_study_in_the_browser(browser: Any, studied: Path) -> None:
         page.locator("a", has_text="which, and why").click()
         assert page.url.endswith("#failed-cells")
         assert page.evaluate("typeof window.owned") == "undefined"
-        assert page.locator("#figures figure svg").count() == 2
+        assert page.locator("#figures figure svg").count() == 3
         for picture in page.locator("#figures figure svg").all():
             assert picture.bounding_box()["height"] > 200
-            assert "(%)" in picture.text_content() or "heads" in picture.text_content()
+            assert re.search("accuracy|heads", picture.text_content())
         for link in page.locator("nav a").all():
             assert page.locator(link.get_attribute("href")).count() == 1
         every = page.evaluate("[...document.querySelectorAll('[id]')].map((one) => one.id)")

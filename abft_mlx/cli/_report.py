@@ -48,7 +48,7 @@ def report(
 
     shell = Shell(as_json=as_json, quiet=quiet)
     with shell.speaking():
-        written = write_report(source, output, figures=figures)
+        written = write_report(source, output, figures=figures, tell=shell.say)
         for one in written.missing:
             shell.say(f"note: not in the report: {one}")
         shell.tell(f"wrote {written.path} ({size(written.size_bytes)})")

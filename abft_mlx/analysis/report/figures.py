@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from xml.etree import ElementTree
 
 from abft_mlx.analysis.figures import style
 from abft_mlx.analysis.plotting import Plot
 from abft_mlx.analysis.report.html import Markup, element, join
+from abft_mlx.analysis.report.page import Section, notes
 
 _SVG = "http://www.w3.org/2000/svg"
 _XLINK = "http://www.w3.org/1999/xlink"
@@ -26,9 +27,26 @@ _KEPT = frozenset(
 _ROOM = 'stroke-linejoin="round" stroke-linecap="butt"'
 
 
-def drawn(plots: Sequence[Plot]) -> Markup:
-    """Figures one below the other, each with its caption."""
-    return join(*(figure(one) for one in plots))
+def drawn(plots: Sequence[Plot], tell: Callable[[str], None] = lambda _line: None) -> Markup:
+    """Figures one below the other, each with its caption.
+
+    Args:
+        plots: what to draw.
+        tell: told of each figure before it is drawn.
+    """
+    made = []
+    for n, one in enumerate(plots, 1):
+        tell(f"drawing {one.stem} ({n} of {len(plots)})")
+        made.append(figure(one))
+    return join(*made)
+
+
+def section(drawings: Markup, untold: Sequence[str]) -> list[Section]:
+    """The page's section of figures, and of why some are not there; none where there is neither."""
+    if not drawings and not untold:
+        return []
+    told = notes([f"Not here: {one}." for one in untold])
+    return [Section("figures", "Figures", join(drawings, told))]
 
 
 def figure(plot: Plot) -> Markup:

@@ -18,6 +18,9 @@ class Markup(str):
     __slots__ = ()
 
 
+NOTHING = Markup()
+
+
 def visible(text: Any) -> str:
     """A text without anything that a browser would obey or could not show.
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from abft_mlx.analysis.plotting import Plot
 from abft_mlx.analysis.report import attention, figures, recipe, results, summary, training
 from abft_mlx.analysis.report.chart import Chart, draw
-from abft_mlx.analysis.report.html import Markup, element, join
+from abft_mlx.analysis.report.html import NOTHING, Markup, element, join
 from abft_mlx.analysis.report.page import Data, Section, notes, page
 from abft_mlx.analysis.report.run_files import RunFiles
 
@@ -16,13 +15,13 @@ NO_HEADS = "attention and heads: abft-mlx heads RUN looks at them"
 
 
 def run_page(
-    run: RunFiles, plots: Sequence[Plot] = (), untold: Sequence[str] = ()
+    run: RunFiles, drawings: Markup = NOTHING, untold: Sequence[str] = ()
 ) -> tuple[str, list[str], list[str]]:
     """The page, its sections' titles, and notes on what is missing.
 
     Args:
         run: its files.
-        plots: figures for matplotlib to draw.
+        drawings: matplotlib's figures.
         untold: notes on figures that are not among them.
     """
     data = Data()
@@ -32,21 +31,13 @@ def run_page(
         Section("attention", "Attention over the prompts", _attention(run, data, missing)),
         Section("training", "Training", _training(run, data, missing)),
         Section("layers", "Layer by layer", _layers(run, data, missing)),
-        *_figures(plots, untold),
+        *figures.section(drawings, untold),
         Section("recipe", "Recipe", recipe.recipe(run)),
         Section("made-with", "Made with", recipe.made_with(run)),
         Section("reproduce", "How to make it again", recipe.reproduce()),
     ]
     text = page(summary.title(run), summary.summary(run), found, data)
     return text, [one.title for one in found], [*missing, *untold]
-
-
-def _figures(plots: Sequence[Plot], untold: Sequence[str]) -> list[Section]:
-    """What matplotlib draws, or why it does not."""
-    if not plots and not untold:
-        return []
-    told = notes([f"Not here: {one}." for one in untold])
-    return [Section("figures", "Figures", join(figures.drawn(plots), told))]
 
 
 def _charts(charts: list[Chart], data: Data) -> Markup:

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from abft_mlx.analysis.measurements import measurements
-from abft_mlx.analysis.plotting import Plot
-from abft_mlx.analysis.report import figures, markdown
+from abft_mlx.analysis.report import figures, html, markdown
 from abft_mlx.analysis.report.html import Markup, element, join, table
-from abft_mlx.analysis.report.page import Data, Section, notes, page
+from abft_mlx.analysis.report.page import Data, Section, page
 from abft_mlx.analysis.report.results import rate
 from abft_mlx.analysis.tables import table_md
 from abft_mlx.analysis.text import NOTHING
@@ -37,20 +36,17 @@ _METHODS = {
 
 
 def study_page(
-    document: dict[str, Any], plots: Sequence[Plot] = (), untold: Sequence[str] = ()
+    document: dict[str, Any], drawings: Markup = html.NOTHING, untold: Sequence[str] = ()
 ) -> tuple[str, list[str], list[str]]:
     """The page, its sections' titles, and notes on what is missing.
 
     Args:
         document: from :func:`abft_mlx.analysis.facts.facts`.
-        plots: figures for matplotlib to draw.
+        drawings: matplotlib's figures.
         untold: notes on figures that are not among them.
     """
     lead, made = markdown.sections(table_md(document))
-    found = [*made]
-    if plots or untold:
-        drawings = join(figures.drawn(plots), notes([f"Not here: {one}." for one in untold]))
-        found.insert(1 if made else 0, Section("figures", "Figures", drawings))
+    found = [*made[:1], *figures.section(drawings, untold), *made[1:]]
     found += [
         Section("methods", "What each method is", _methods(document)),
         Section("cells", "Cells", _cells(document)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from abft_mlx import files
 from abft_mlx.analysis.drawing import look
 from abft_mlx.analysis.figures import style
 from abft_mlx.analysis.plotting import Plot
+from abft_mlx.analysis.report.figures import drawn
 from abft_mlx.analysis.report.page import GENERATOR
 from abft_mlx.analysis.report.run import run_page
 from abft_mlx.analysis.report.run_files import read_run
@@ -41,13 +43,20 @@ class Report:
     missing: tuple[str, ...]
 
 
-def write_report(source: Path, output: Path | None = None, *, figures: bool = True) -> Report:
+def write_report(
+    source: Path,
+    output: Path | None = None,
+    *,
+    figures: bool = True,
+    tell: Callable[[str], None] = lambda _line: None,
+) -> Report:
     """Write the page of a run or a study; the same files make the same bytes.
 
     Args:
         source: a run's folder, a study's folder, or a study.json, which may be compressed.
         output: the file; else report.html in the folder, or the study's name beside its file.
         figures: whether matplotlib draws what the page cannot, which takes seconds.
+        tell: told of each figure before it is drawn.
 
     Raises:
         OutputError: there is no run or study, one of its files is broken, or the output is a
@@ -62,12 +71,12 @@ def write_report(source: Path, output: Path | None = None, *, figures: bool = Tr
     if kind == "run":
         run = read_run(source)
         plots, untold = _plots(source, figures, RUN_FIGURES)
-        text, sections, missing = run_page(run, plots, untold)
+        text, sections, missing = run_page(run, drawn(plots, tell), untold)
     else:
         document = read_study(source)
         plots, untold = _plots(source, figures, None)
         try:
-            text, sections, missing = study_page(document, plots, untold)
+            text, sections, missing = study_page(document, drawn(plots, tell), untold)
         except (KeyError, TypeError, AttributeError, IndexError) as error:
             raise OutputError(f"{source}: holds a cell that cannot be read ({error!r})") from error
     files.write_text(target, text)
@@ -81,13 +90,13 @@ def _plots(
     """What there is for matplotlib to draw, and what there is not."""
     if not wanted:
         return [], ()
-    missing = style.missing()
-    if missing:
-        return [], (f"figures, because {missing.removeprefix('no figures: ')}",)
     seen = look(source, only=only)
-    plots = [plot for some in seen.figures.values() for plot in some]
     # The page itself says what of a run is missing.
-    return plots, () if seen.kind == "run" else seen.notes
+    notes = () if seen.kind == "run" else seen.notes
+    missing = style.missing()
+    if missing and seen.figures:
+        return [], (f"{', '.join(seen.figures)}: {missing.removeprefix('no figures: ')}", *notes)
+    return [plot for some in seen.figures.values() for plot in some], notes
 
 
 def _default(source: Path) -> Path:
