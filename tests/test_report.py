@@ -282,7 +282,7 @@ def test_what_matplotlib_draws_of_a_run(
     assert [id_ for id_ in re.findall(r'id="([^"]+)"', text) if text.count(f'id="{id_}"') > 1] == []
     monkeypatch.setattr(style, "find_spec", lambda _name: None)
     report = write_report(run, tmp_path / "without.html")
-    note = "attention, time_to_accuracy: matplotlib is not installed; pip install 'abft-mlx[plots]'"
+    note = "time_to_accuracy, attention: matplotlib is not installed; pip install 'abft-mlx[plots]'"
     assert report.missing == (note,)
     assert html.escape(note) in report.path.read_text(encoding="utf-8")
 
