@@ -69,6 +69,7 @@ endif
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "installing what tests and linters need, once"
 	@$(INSTALL) --group dev
+	@$(MAKE) --no-print-directory -s _browser
 	@touch $@
 
 $(VENV)/.installed-docs: $(VENV)/.installed
@@ -92,3 +93,16 @@ _blas:
 		$(INSTALL) mkl && exit 0; \
 	fi; \
 	echo "note: no optimised BLAS could be installed; abft-mlx doctor says how to get one"
+
+# A browser for the tests of the report; without one they are skipped. Playwright's own is not fetched.
+.PHONY: _browser
+_browser:
+	@if [ "$$(uname -s)" != Linux ] || [ -n "$$ABFT_MLX_CHROMIUM" ] || command -v chromium chromium-browser \
+		google-chrome google-chrome-stable chrome >/dev/null; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "no browser for the tests: installing Debian's chromium"; \
+		apt-get update -qq </dev/null && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium fonts-dejavu-core </dev/null >/dev/null \
+		&& exit 0; \
+	fi; \
+	echo "note: no Chromium here, so the tests of the report in a browser are skipped; apt-get install chromium"

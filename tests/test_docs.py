@@ -28,6 +28,7 @@ def readme(checkout: Path) -> str:
         "docs/studies.md",
         "docs/memory.md",
         "docs/prediction.md",
+        "docs/report.md",
         "docs/publish.md",
         "docs/ports.md",
         "docs/performance.md",
@@ -66,7 +67,7 @@ def test_rooms_are_listed_in_their_order(readme: str, checkout: Path) -> None:
 def test_commands_and_flags_exist(readme: str) -> None:
     commands = set(re.findall(r"abft-mlx ([a-z]+)", readme))
     assert commands == {
-        "demo", "finetune", "eval", "predict", "export", "push", "study", "recipes", "bench",
+        "demo", "finetune", "eval", "predict", "export", "push", "study", "report", "recipes", "bench",
         "doctor", "heads",
     }  # fmt: skip
     for command in commands:
