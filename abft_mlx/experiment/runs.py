@@ -10,9 +10,12 @@ from typing import Any
 from abft_mlx import adapters, evaluation, facts, runtime
 from abft_mlx import recipe as recipes
 from abft_mlx.experiment.opened import Experiment, prepare
-from abft_mlx.induction import HEADS_FILE, Window, write_heads
+from abft_mlx.induction import HEADS_FILE, Heads, Window, write_heads
 from abft_mlx.ranks import Ranks
 from abft_mlx.trainer import Progress, RunFolder, Trainer, Update
+
+# Enough for a head's mean attention to a digit or two, in a small part of an evaluation's time.
+SEEN_PROMPTS = 64
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ def train(
     resume: bool = False,
     on_prepared: Callable[[Experiment, int], None] | None = None,
     on_update: Callable[[Update], None] | None = None,
+    on_stage: Callable[[str], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
     ranks: Ranks | None = None,
 ) -> RunResult:
     """Fine-tune the experiment's model with ABFT and write its run folder.
@@ -53,6 +58,8 @@ def train(
         resume: go on from the checkpoint that lies there.
         on_prepared: told once, before training, of the experiment and its trainable parameters.
         on_update: told of every update.
+        on_stage: told what is done before, between and after updates.
+        on_progress: told how many prompts of how many of such a stage are done.
         ranks: the processes that train together; the first one writes the folder.
 
     Raises:
@@ -61,13 +68,22 @@ def train(
     """
     ranks = ranks or Ranks()
     model, folder = experiment.loaded.model, RunFolder(Path(output))
+    tell = on_stage or _nothing
+    tell("making training prompts")
     training_prompts = experiment.training_prompts()
     if resume:
         found = folder.read_run().get("window")
         experiment = replace(experiment, window=Window(**found) if found else None)
-    experiment = experiment.with_layers(training_prompts)
+    if experiment.recipe.adapter.layers == "auto":
+        tell("looking for layers with induction heads")
+    experiment = experiment.with_layers(training_prompts, on_progress)
     recipe = experiment.recipe
     validation = experiment.validation_prompts() if recipe.training.validate_every else []
+
+    def validate() -> float:
+        tell("validation")
+        return experiment.accuracy(validation, ranks, on_progress)
+
     adapters.attach(model, recipe.adapter, seed=recipe.training.seed)
     fingerprint = facts.fingerprint(recipe, experiment.loaded, experiment.trained_tasks)
     trainer = Trainer(
@@ -75,7 +91,7 @@ def train(
         training_prompts,
         recipe,
         folder=folder,
-        validate=lambda: experiment.accuracy(validation, ranks),
+        validate=validate,
         on_update=on_update,
         fingerprint=fingerprint,
         ranks=ranks,
@@ -109,7 +125,9 @@ def train(
         totals["kept_hidden"] = trainer.kept_hidden
     if ranks.size > 1:
         totals["processes"] = ranks.size
-    _keep_heads(experiment, folder)
+    if recipe.training.census_prompts:
+        tell("looking at heads")
+    _keep_heads(experiment, folder, on_progress)
     written = {
         **_facts(experiment),
         "finished": True,
@@ -137,6 +155,8 @@ def finetune(
     overwrite: bool = False,
     on_prepared: Callable[[Experiment, int], None] | None = None,
     on_update: Callable[[Update], None] | None = None,
+    on_stage: Callable[[str], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
     ranks: Ranks | None = None,
 ) -> RunResult:
     """Run a recipe: open what it names, fine-tune with ABFT, write the run folder.
@@ -147,17 +167,21 @@ def finetune(
         overwrite: replace a run that lies there.
         on_prepared: told once, before training, of the experiment and its trainable parameters.
         on_update: told of every update.
+        on_stage: told what is opened, and what is done before, between and after updates.
+        on_progress: told how many prompts of how many of such a stage are done.
         ranks: the processes that train together; the first one writes the folder.
     """
     # The first rank may have made the folder before another looks.
     if ranks is None or ranks.first:
         RunFolder(Path(output)).check(overwrite=overwrite)
     return train(
-        prepare(recipe, processes=ranks.size if ranks else 1),
+        prepare(recipe, processes=ranks.size if ranks else 1, on_stage=on_stage),
         output,
         overwrite=overwrite,
         on_prepared=on_prepared,
         on_update=on_update,
+        on_stage=on_stage,
+        on_progress=on_progress,
         ranks=ranks,
     )
 
@@ -167,6 +191,8 @@ def resume(
     *,
     on_prepared: Callable[[Experiment, int], None] | None = None,
     on_update: Callable[[Update], None] | None = None,
+    on_stage: Callable[[str], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
     ranks: Ranks | None = None,
 ) -> RunResult:
     """Continue the run in a folder from its checkpoint, with the recipe that lies there."""
@@ -174,11 +200,13 @@ def resume(
     folder.read_run()
     recipe = recipes.load(str(folder.path / "recipe.yaml"))
     return train(
-        prepare(recipe, processes=ranks.size if ranks else 1),
+        prepare(recipe, processes=ranks.size if ranks else 1, on_stage=on_stage),
         output,
         resume=True,
         on_prepared=on_prepared,
         on_update=on_update,
+        on_stage=on_stage,
+        on_progress=on_progress,
         ranks=ranks,
     )
 
@@ -188,6 +216,8 @@ def evaluate(
     adapter: adapters.Named | None = None,
     *,
     on_progress: Callable[[int, int], None] | None = None,
+    on_stage: Callable[[str], None] | None = None,
+    on_heads: Callable[[Heads], None] | None = None,
     ranks: Ranks | None = None,
 ) -> dict[str, Any]:
     """Measure a model on fixed seeded test prompts, without and with an adapter.
@@ -196,6 +226,9 @@ def evaluate(
         recipe: names model, data, prompts and the evaluation's size.
         adapter: a run folder, an adapter folder, a hub id, or None.
         on_progress: told how many prompts of how many are done, of one measurement at a time.
+        on_stage: told what is opened or measured.
+        on_heads: told, by the first rank, what is seen of the heads in the first test prompts;
+            without it nobody looks.
         ranks: the processes that measure together; each gets the whole document.
 
     Returns:
@@ -205,7 +238,8 @@ def evaluate(
     """
     ranks = ranks or Ranks()
     adapter = None if adapter is None else adapters.find(adapter)
-    experiment = prepare(recipe, adapter)
+    tell = on_stage or _nothing
+    experiment = prepare(recipe, adapter, on_stage=on_stage)
     if ranks.size > 1:
         tasks = (experiment.task, *experiment.trained_tasks, *experiment.others)
         fingerprint = facts.fingerprint(recipe, experiment.loaded, tasks)
@@ -226,10 +260,17 @@ def evaluate(
         "demonstrations": section.demonstrations,
         "compat": section.compat,
     }
-    document |= experiment.measure_all(on_progress, ranks)
+    named = "model, " if adapter is None else "with adapter, "
+    document |= experiment.measure_all(on_progress, ranks, lambda what: tell(named + what))
+    if on_heads is not None and ranks.first:
+        tell("looking at heads")
+        chosen = experiment.test_prompts()[:SEEN_PROMPTS]
+        on_heads(experiment.heads(chosen, on_progress=on_progress))
     if adapter is not None:
         adapters.detach(experiment.loaded.model)
-        document["base"] = experiment.measure_all(on_progress, ranks)
+        document["base"] = experiment.measure_all(
+            on_progress, ranks, lambda what: tell(f"base model, {what}")
+        )
         if "methods" in document:
             document["comparisons"] += evaluation.against_base(
                 document["methods"], document["base"]["methods"]
@@ -237,11 +278,19 @@ def evaluate(
     return document
 
 
-def _keep_heads(experiment: Experiment, folder: RunFolder) -> None:
+def _nothing(what: str) -> None:
+    del what
+
+
+def _keep_heads(
+    experiment: Experiment,
+    folder: RunFolder,
+    on_progress: Callable[[int, int], None] | None,
+) -> None:
     """What the heads did before and do now, for figures that need no model."""
     count = experiment.recipe.training.census_prompts
     if count:
-        seen = experiment.heads(experiment.test_prompts()[:count])
+        seen = experiment.heads(experiment.test_prompts()[:count], on_progress=on_progress)
         write_heads(folder.path / HEADS_FILE, seen)
 
 

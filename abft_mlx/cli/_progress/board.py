@@ -1,0 +1,90 @@
+"""What a command tells of its work while it runs, and which form of showing it fits."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from abft_mlx.cli._shell import Shell
+    from abft_mlx.trainer import Update
+
+
+class Board:
+    """Takes what is known of the work that goes on; this one shows none of it.
+
+    From outside in: the cell of a study, the updates of a training, the stage that runs now, a
+    download.
+    """
+
+    def cell(self, line: str, progress: str) -> None:
+        """A cell of a study begins.
+
+        Args:
+            line: which one, and how long all of them take.
+            progress: such as "3/12".
+        """
+
+    def training(self, updates: int, validate_every: int = 0) -> None:
+        """A training of so many updates begins."""
+
+    def update(self, update: Update) -> None:
+        """One update is done."""
+
+    def stage(self, what: str, unit: str = "prompts") -> None:
+        """Something begins, and whatever stage went on is over.
+
+        Args:
+            what: what it is, such as "base model, test prompts".
+            unit: what :meth:`count` counts.
+        """
+
+    def count(self, done: int, total: int | None) -> None:
+        """So much of the stage is done; it is another measurement if the numbers fall."""
+
+    def download(self, what: str, done_bytes: int, total_bytes: int) -> None:
+        """So much of a download is here; 0 bytes in all if that is not known."""
+
+    def note(self, line: str) -> None:
+        """Leave a line that stays."""
+
+    def clear(self) -> None:
+        """Take away what is shown, so that other things can be printed."""
+
+
+@contextlib.contextmanager
+def board(shell: Shell, *, live: bool = True) -> Iterator[Board]:
+    """Show work on standard error while the block runs: live on a terminal, else in plain lines.
+
+    Downloads are shown by themselves.
+
+    Args:
+        shell: of the command; a quiet one shows nothing.
+        live: False where live lines would mix with what is printed.
+    """
+    from abft_mlx import hub
+
+    made = _fitting(shell, live)
+    try:
+        with hub.watched(made.download):
+            yield made
+    finally:
+        made.clear()
+
+
+def _fitting(shell: Shell, live: bool) -> Board:
+    if shell.quiet:
+        return Board()
+    terminal = sys.stderr.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown", "")
+    if not terminal:
+        from abft_mlx.cli._progress.lines import Lines
+
+        return Lines()
+    if not live:
+        return Board()
+    from abft_mlx.cli._progress.live import LiveBoard
+
+    return LiveBoard()
