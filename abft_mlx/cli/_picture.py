@@ -27,7 +27,7 @@ SHADES = (
     (0.40, "white on #D55E00"),
 )
 RIGHT_COLOUR, WRONG_COLOUR = "#0072B2", "#D55E00"
-# Where there is no colour, attention from here on is written behind a token.
+# Attention from here on is written behind a token, too, so that colour is not alone.
 WRITTEN = 0.05
 _PROMPT_LINES = 5
 _MOST_CELLS = 600
@@ -125,9 +125,8 @@ class _Drawing:
                 word = piece.text.lstrip(" ")
                 text.append(" " * (len(piece.text) - len(word)))
                 text.append(word, style=ink)
-                if piece.right is not None:
-                    mark = self.right if piece.right else self.wrong
-                    text.append(f"{mark}{percent(weight)}", style=ink + Style(bold=True))
+                if piece.right is not None or weight >= WRITTEN:
+                    text.append(f"{self._mark(piece)}{percent(weight)}", ink + Style(bold=True))
             yield text
         legend = Text("attention from ")
         for least, style in SHADES:
@@ -142,9 +141,8 @@ class _Drawing:
             text.append(piece.text)
             if piece.right is None and max(piece.weights) < WRITTEN:
                 continue
-            mark = "" if piece.right is None else (self.right if piece.right else self.wrong)
             weights = self.arrow.join(percent(one) for one in piece.weights)
-            text.append(f"[{mark}{weights}]")
+            text.append(f"[{self._mark(piece)}{weights}]")
         yield text
         states = f" {self.arrow} ".join(self.names)
         of = f"attention {states}" if len(self.names) > 1 else "attention"
@@ -153,6 +151,11 @@ class _Drawing:
             f"wherever it reaches {percent(WRITTEN)}",
             overflow="fold",
         )
+
+    def _mark(self, piece: Piece) -> str:
+        if piece.right is None:
+            return ""
+        return self.right if piece.right else self.wrong
 
     def _marks(self) -> str:
         if self.ascii_only:

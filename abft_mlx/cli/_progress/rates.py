@@ -49,11 +49,12 @@ class CountRate:
 
     @property
     def seconds_left(self) -> float | None:
-        """At the rate of late; None where nothing was done or nobody knows how much there is."""
+        """From now on, at the rate of late; None where it is not known, or how much there is."""
         (begun, before), (now, done) = self._seen[0], self._seen[-1]
         if done <= before or now <= begun or not self.total:
             return None
-        return max(self.total - done, 0.0) * (now - begun) / (done - before)
+        seconds = max(self.total - done, 0.0) * (now - begun) / (done - before)
+        return max(seconds - (self._clock() - now), 0.0)
 
 
 class Stage:
@@ -127,10 +128,10 @@ class UpdateRate:
         return sum(t for t, _ in self._recent) / max(sum(s for _, s in self._recent), 1e-9)
 
     def seconds_left(self, step: int) -> float:
-        """After a step, validations included once it is known what one takes."""
+        """From now on, after a step; with validations once it is known what one takes."""
         mean = sum(s for _, s in self._recent) / len(self._recent)
         seconds = mean * max(self.total - step, 0)
         if self._every and self._validation_seconds is not None and step < self.total:
             validations = -(-self.total // self._every) - step // self._every
             seconds += validations * self._validation_seconds
-        return seconds
+        return max(seconds - (self._clock() - self._last), 0.0)
