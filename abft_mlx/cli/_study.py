@@ -248,12 +248,12 @@ class Follow:
 
     def begin(self, number: int, left: int, cell: Cell) -> None:
         """Name the cell, and guess how long it all takes from the cells so far."""
-        line = cell.id
+        seconds = None
         if number > 1:
             each = (time.perf_counter() - self._begun) / (number - 1)
-            line += f"  about {_progress.left(each * (left - number + 1))}"
+            seconds = each * (left - number + 1)
         self._measured = "base model" if cell.kind == "predict" else "measuring"
-        self._board.cell(line, f"{number}/{left}")
+        self._board.cell(cell.id, number, left, seconds)
         self._board.stage("opening model and data")
 
     def training(self, updates: int) -> None:

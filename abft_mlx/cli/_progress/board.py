@@ -20,12 +20,14 @@ class Board:
     download.
     """
 
-    def cell(self, line: str, progress: str) -> None:
+    def cell(self, name: str, number: int, total: int, seconds_left: float | None = None) -> None:
         """A cell of a study begins.
 
         Args:
-            line: which one, and how long all of them take.
-            progress: such as "3/12".
+            name: the cell's.
+            number: from 1.
+            total: cells.
+            seconds_left: what this one and those after it will take, if that can be guessed.
         """
 
     def training(self, updates: int, validate_every: int = 0) -> None:

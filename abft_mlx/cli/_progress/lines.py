@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from abft_mlx.cli._progress.board import Board
 from abft_mlx.cli._progress.rates import Clock, CountRate, Stage, UpdateRate
-from abft_mlx.cli._progress.words import amount, facts, left
+from abft_mlx.cli._progress.words import amount, cell, facts, left
 
 if TYPE_CHECKING:
     from abft_mlx.trainer import Update
@@ -48,11 +48,11 @@ class Lines(Board):
         self._download: tuple[str, CountRate] | None = None
         self._download_told: float | None = None
 
-    def cell(self, line: str, progress: str) -> None:
+    def cell(self, name: str, number: int, total: int, seconds_left: float | None = None) -> None:
         """A line for the cell."""
         self.clear()
         self._in_cell = True
-        self.note(f"cell {progress}  {line}")
+        self.note("  ".join(part for part in cell(name, number, total, seconds_left) if part))
 
     def training(self, updates: int, validate_every: int = 0) -> None:
         """Count updates from now on."""
@@ -88,7 +88,8 @@ class Lines(Board):
     def stage(self, what: str, unit: str = "prompts") -> None:
         """Name what begins, once it has run for a while and was not counted."""
         self._begin(what, unit)
-        self._timer = threading.Timer(self._worth, self.note, [f"{what} …"])
+        seconds = _LONGEST_SILENCE_SECONDS if self._nested else self._worth
+        self._timer = threading.Timer(seconds, self.note, [f"{what} …"])
         self._timer.daemon = True
         self._timer.start()
 
@@ -102,7 +103,7 @@ class Lines(Board):
             self._told_at, self._told = max(self._told_at, rate.begun), 0
         silent = now - self._told_at
         due = silent >= _LONGEST_SILENCE_SECONDS
-        if total and not (self._in_cell or self._updates is not None):
+        if total and not self._nested:
             share = done - self._told >= total / _LINES
             due = due or first or rate.finished or (share and silent >= self._worth)
         if not due:
@@ -140,6 +141,10 @@ class Lines(Board):
         self._begin("", "")
         self._updates = None
         self._end_download()
+
+    @property
+    def _nested(self) -> bool:
+        return self._in_cell or self._updates is not None
 
     def _begin(self, what: str, unit: str) -> None:
         self._stop_timer()

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from abft_mlx.cli._progress.board import Board
 from abft_mlx.cli._progress.rates import Clock, CountRate, Stage, UpdateRate
-from abft_mlx.cli._progress.words import amount, duration, facts, left
+from abft_mlx.cli._progress.words import amount, cell, duration, facts, left
 
 if TYPE_CHECKING:
     from abft_mlx.trainer import Update
@@ -38,16 +38,18 @@ class LiveBoard(Board):
         self._clock = clock
         self._ascii = not self._console.encoding.startswith("utf")
         self._live: Live | None = None
-        self._cell: tuple[str, str] | None = None
+        self._cell: tuple[str, int, int] | None = None
+        self._cells_end: float | None = None
         self._updates: UpdateRate | None = None
         self._update: Update | None = None
         self._stage = Stage(clock)
         self._download: tuple[str, CountRate] | None = None
 
-    def cell(self, line: str, progress: str) -> None:
+    def cell(self, name: str, number: int, total: int, seconds_left: float | None = None) -> None:
         """Show the cell above all that goes on in it."""
         self._end()
-        self._cell = (line, progress)
+        self._cell = (name, number, total)
+        self._cells_end = None if seconds_left is None else self._clock() + seconds_left
         self._show()
 
     def training(self, updates: int, validate_every: int = 0) -> None:
@@ -72,7 +74,9 @@ class LiveBoard(Board):
             speed = rate.tokens_per_second
             self.note(f"update {update.step}/{rate.total}  {facts(update, speed)}")
             self._updates = self._update = None
-        self._show()
+            self._show()
+        elif update.step == 1:
+            self._show()
 
     def stage(self, what: str, unit: str = "prompts") -> None:
         """Show what begins."""
@@ -81,17 +85,22 @@ class LiveBoard(Board):
 
     def count(self, done: int, total: int | None) -> None:
         """Show how far the stage is."""
-        self._stage.count(done, total)
+        if self._stage.count(done, total):
+            self._show()
 
     def download(self, what: str, done_bytes: int, total_bytes: int) -> None:
         """Show how far a download is."""
-        if self._download is None or self._download[0] != what:
+        begins = self._download is None or self._download[0] != what
+        if self._download is None or begins:
             self._download = (what, CountRate(self._clock, self._clock()))
         self._download[1].add(done_bytes, total_bytes)
-        self._show()
+        if begins:
+            self._show()
 
     def note(self, line: str) -> None:
         """Leave a line above the live ones."""
+        if self._live is not None:
+            self._live.refresh()  # what is drawn below it would be as old as the last frame
         self._console.print(line, markup=False, soft_wrap=True)
 
     def clear(self) -> None:
@@ -105,10 +114,11 @@ class LiveBoard(Board):
         width = max(self._console.width - 1, 1)
         made = []
         # Each is read once: a thread draws, and another may have ended the work by then.
-        cell, updates, download = self._cell, self._updates, self._download
-        if cell is not None:
-            line, progress = cell
-            made.append(fitted(f"cell {progress}  {line}", "", "", width))
+        shown, updates, download = self._cell, self._updates, self._download
+        if shown is not None:
+            end = self._cells_end
+            what, remaining = cell(*shown, None if end is None else end - self._clock())
+            made.append(fitted(what, "", remaining, width))
         if updates is not None:
             made.append(self._updates_line(updates, self._update, width))
         if self._stage.what:
@@ -159,13 +169,14 @@ class LiveBoard(Board):
         self._updates = self._update = None
 
     def _show(self) -> None:
-        """Have the live lines on the screen if there are any, and not if there are none."""
+        """Draw the live lines now, not at the next frame; where there are none, end the drawing."""
         if not self.lines():
             if self._live is not None:
                 live, self._live = self._live, None
                 live.stop()
-            return
-        if self._live is None:
+        elif self._live is not None:
+            self._live.refresh()
+        else:
             self._live = Live(
                 console=self._console,
                 get_renderable=self._drawn,

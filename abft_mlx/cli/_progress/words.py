@@ -37,6 +37,12 @@ def amount(done: int, total: int | None, unit: str) -> str:
     return (f"{done:,}/{total:,}" if total else f"{done:,}") + f" {unit}"
 
 
+def cell(name: str, number: int, total: int, seconds_left: float | None) -> tuple[str, str]:
+    """A cell of a study and the time that all cells will take."""
+    remaining = left(seconds_left)
+    return f"cell {number}/{total}  {name}", f"about {remaining}" if remaining else ""
+
+
 def facts(update: Update, tokens_per_second: float) -> str:
     """What is worth knowing of an update."""
     return (
