@@ -62,8 +62,14 @@ class Shown:
         return [line.rstrip() for line in lines if line.strip()]
 
 
-def run(*arguments: object, columns: int = 100) -> Shown:
-    """Run abft-mlx with standard error on a pseudo-terminal and standard output in a pipe."""
+def run(*arguments: object, columns: int = 100, **more: str) -> Shown:
+    """Run abft-mlx with standard error on a pseudo-terminal and standard output in a pipe.
+
+    Args:
+        arguments: of the command.
+        columns: of the terminal.
+        more: of the environment.
+    """
     reader, writer = os.openpty()
     chunks: list[bytes] = []
 
@@ -78,7 +84,7 @@ def run(*arguments: object, columns: int = 100) -> Shown:
             chunks.append(chunk)
 
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": str(columns)}
-    environment["PYTHONPATH"] = str(ROOT)
+    environment |= {"PYTHONPATH": str(ROOT), **more}
     with subprocess.Popen(
         [sys.executable, str(ROOT / "cli.py"), *map(str, arguments)],
         stdin=subprocess.DEVNULL,
