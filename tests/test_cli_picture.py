@@ -243,7 +243,7 @@ def test_a_cell_of_the_map_has_its_block(value: float) -> None:
 def map_lines(shown: str) -> list[str]:
     lines = shown.splitlines()
     start = next(n for n, line in enumerate(lines) if line.strip().startswith("layer before"))
-    end = next(n for n, line in enumerate(lines) if line.strip().startswith("from right"))
+    end = next(n for n, line in enumerate(lines) if line.strip().startswith("more on right"))
     return lines[start + 1 : end]
 
 

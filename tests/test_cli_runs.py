@@ -221,7 +221,7 @@ def assert_picture(lines: list[str]) -> None:
     (heading,) = (n for n, line in enumerate(lines) if line.startswith("  layer before   after"))
     assert heading > begin
     assert [line.split()[0] for line in lines[heading + 1 : heading + 3]] == ["0", "1"]
-    assert lines[heading + 3].startswith("  from right labels ░5%")
+    assert lines[heading + 3].startswith("  more on right labels: ░5%")
     assert not [line for line in lines[heading + 4 :] if line and "abft-mlx" not in line[:14]]
 
 

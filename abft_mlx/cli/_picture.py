@@ -201,10 +201,9 @@ class _Drawing:
             )
 
     def _legend(self) -> Text:
-        legend = Text("from ", overflow="fold")
-        for sign, name in ((1, "right"), (-1, "wrong")):
-            legend.append(", " if sign < 0 else "")
-            legend.append(f"{name} labels")
+        legend = Text(overflow="fold")
+        for sign, name in ((1, "more on right labels:"), (-1, "; on wrong ones:")):
+            legend.append(name)
             for least in STEPS:
                 legend.append(" ")
                 mark = glyph(sign * least, ascii_only=self.ascii_only)

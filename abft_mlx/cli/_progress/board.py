@@ -1,15 +1,10 @@
-"""What a command tells of its work while it runs, and which form of showing it fits."""
+"""What a command tells of its work while it runs."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import sys
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from abft_mlx.cli._shell import Shell
     from abft_mlx.trainer import Update
 
 
@@ -55,38 +50,3 @@ class Board:
 
     def clear(self) -> None:
         """Take away what is shown, so that other things can be printed."""
-
-
-@contextlib.contextmanager
-def board(shell: Shell, *, live: bool = True) -> Iterator[Board]:
-    """Show work on standard error while the block runs: live on a terminal, else in plain lines.
-
-    Downloads are shown by themselves.
-
-    Args:
-        shell: of the command; a quiet one shows nothing.
-        live: False where live lines would mix with what is printed.
-    """
-    from abft_mlx import hub
-
-    made = _fitting(shell, live)
-    try:
-        with hub.watched(made.download):
-            yield made
-    finally:
-        made.clear()
-
-
-def _fitting(shell: Shell, live: bool) -> Board:
-    if shell.quiet:
-        return Board()
-    terminal = sys.stderr.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown", "")
-    if not terminal:
-        from abft_mlx.cli._progress.lines import Lines
-
-        return Lines()
-    if not live:
-        return Board()
-    from abft_mlx.cli._progress.live import LiveBoard
-
-    return LiveBoard()
