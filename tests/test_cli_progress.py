@@ -290,6 +290,7 @@ def test_a_terminal_shows_cell_updates_and_validation_at_once() -> None:
     board, clock = board_of(120)
     board.cell("demo--trec--abft--42", 2, 4, 90.0)
     board.training(10, validate_every=2)
+    assert board.lines()[1][1:] == " training  10 updates"
     clock.now += 0.5
     board.update(update(1))
     board.stage("validation")
@@ -302,8 +303,13 @@ def test_a_terminal_shows_cell_updates_and_validation_at_once() -> None:
         "212 MB  0:03 left"
     )
     assert validation[1:] == " validation  ████░░░░░░░░░░░░  16/64 prompts  0:06 left"
+    board.stage("")
+    assert board.lines() == [cell, updates]
     board.update(update(10))
     assert len(board.lines()) == 1
+    board.training(10)
+    board.stage("looking at heads")  # of a run that had no update left
+    assert [line.split()[1] for line in board.lines()] == ["2/4", "looking"]
     board.clear()
     assert board.lines() == []
 

@@ -46,7 +46,7 @@ def test_quiet_and_json_are_what_they_say() -> None:
     assert not [line for line in shown.screen if "prompts" in line]
 
 
-@pytest.mark.parametrize("columns", [40, 120])
+@pytest.mark.parametrize("columns", [40])
 def test_a_study_shows_the_cell_and_its_updates(tmp_path: Path, columns: int) -> None:
     path = tmp_path / "mine.yaml"
     one_task = text().replace(", generated/purpose", "")
@@ -82,6 +82,10 @@ def test_training_keeps_its_validations_and_last_update(tmp_path: Path) -> None:
     assert "making training prompts" in shown.text
     assert "validation" in shown.text
     assert "left" not in kept
+    again = run("finetune", "--resume", tmp_path / "run")
+    assert again.status == 0, again.terminal
+    assert "looking at heads" in again.text
+    assert "/4" not in again.text
 
 
 def test_labels_streamed_to_a_pipe_are_counted_on_the_terminal(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def train(
         resume: go on from the checkpoint that lies there.
         on_prepared: told once, before training, of the experiment and its trainable parameters.
         on_update: told of every update.
-        on_stage: told what is done before, between and after updates.
+        on_stage: told what is done before, between and after updates; "" where it is over.
         on_progress: told how many prompts of how many of such a stage are done.
         ranks: the processes that train together; the first one writes the folder.
 
@@ -82,7 +82,9 @@ def train(
 
     def validate() -> float:
         tell("validation")
-        return experiment.accuracy(validation, ranks, on_progress)
+        accuracy = experiment.accuracy(validation, ranks, on_progress)
+        tell("")
+        return accuracy
 
     adapters.attach(model, recipe.adapter, seed=recipe.training.seed)
     fingerprint = facts.fingerprint(recipe, experiment.loaded, experiment.trained_tasks)

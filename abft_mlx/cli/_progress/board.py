@@ -35,7 +35,7 @@ class Board:
         """Something begins, and whatever stage went on is over.
 
         Args:
-            what: what it is, such as "base model, test prompts".
+            what: what it is, such as "base model, contextual"; "" where nothing begins.
             unit: what :meth:`count` counts.
         """
 

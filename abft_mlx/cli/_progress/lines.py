@@ -88,6 +88,8 @@ class Lines(Board):
     def stage(self, what: str, unit: str = "prompts") -> None:
         """Name what begins, once it has run for a while and was not counted."""
         self._begin(what, unit)
+        if not what:
+            return
         seconds = _LONGEST_SILENCE_SECONDS if self._nested else self._worth
         self._timer = threading.Timer(seconds, self.note, [f"{what} …"])
         self._timer.daemon = True

@@ -65,7 +65,7 @@ class LiveBoard(Board):
             return
         self._begin("", "")
         rate.add(update)
-        self._update = update
+        first, self._update = self._update is None, update
         if update.note:
             self.note(f"update {update.step}: {update.note}")
         if update.validation_accuracy is not None:
@@ -75,7 +75,7 @@ class LiveBoard(Board):
             self.note(f"update {update.step}/{rate.total}  {facts(update, speed)}")
             self._updates = self._update = None
             self._show()
-        elif update.step == 1:
+        elif first:
             self._show()
 
     def stage(self, what: str, unit: str = "prompts") -> None:
@@ -119,8 +119,12 @@ class LiveBoard(Board):
             end = self._cells_end
             what, remaining = cell(*shown, None if end is None else end - self._clock())
             made.append(fitted(what, "", remaining, width))
-        if updates is not None:
-            made.append(self._updates_line(updates, self._update, width))
+        update = self._update
+        if updates is not None and update is not None:
+            made.append(self._updates_line(updates, update, width))
+        elif updates is not None and not self._stage.what:
+            # A run that goes on does not begin at 0, and one that was finished has none to make.
+            made.append(fitted(f"{self._spin()} training", "", f"{updates.total} updates", width))
         if self._stage.what:
             made.append(self._counted(self._stage.what, self._stage.unit, self._stage.rate, width))
         if download is not None:
@@ -129,8 +133,7 @@ class LiveBoard(Board):
         return made
 
     def _counted(self, what: str, unit: str, rate: CountRate | None, width: int) -> str:
-        frames = _SPINNER_ASCII if self._ascii else _SPINNER
-        head = f"{frames[int(self._clock() * _FRAMES_PER_SECOND) % len(frames)]} {what}"
+        head = f"{self._spin()} {what}"
         if rate is None:
             took = self._clock() - self._stage.begun
             return fitted(head, "", duration(took) if took >= _WORTH_SECONDS else "", width)
@@ -140,9 +143,7 @@ class LiveBoard(Board):
             counted += f"  {remaining}"
         return fitted(head, self._bar(rate.done, rate.total), counted, width)
 
-    def _updates_line(self, rate: UpdateRate, update: Update | None, width: int) -> str:
-        if update is None:
-            return fitted(f"{self._bar(0, rate.total)} 0/{rate.total}", "", "", width)
+    def _updates_line(self, rate: UpdateRate, update: Update, width: int) -> str:
         step = update.step
         known = facts(update, rate.tokens_per_second)
         remaining = left(rate.seconds_left(step))
@@ -152,6 +153,10 @@ class LiveBoard(Board):
         # What is cut off at the end is what a person needs least.
         known = known.replace("induction heads", "heads")
         return fitted(f"{step}/{rate.total}  {remaining}  {known}", "", "", width)
+
+    def _spin(self) -> str:
+        frames = _SPINNER_ASCII if self._ascii else _SPINNER
+        return frames[int(self._clock() * _FRAMES_PER_SECOND) % len(frames)]
 
     def _bar(self, done: float, total: float) -> str:
         if not total:
