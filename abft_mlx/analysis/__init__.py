@@ -1,7 +1,7 @@
 """Tables and figures of studies and runs, from their files; nothing is trained or measured here.
 
-What reads studies and runs is imported when it is first asked for: a figure's arrays need no model, so
-:mod:`abft_mlx.analysis.figures` must not be what brings MLX in before its BLAS is there.
+What reads studies and runs is imported when it is first asked for: a figure's arrays need no model,
+so :mod:`abft_mlx.analysis.figures` must not be what brings MLX in before its BLAS is there.
 """
 
 from __future__ import annotations

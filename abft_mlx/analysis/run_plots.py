@@ -206,7 +206,7 @@ def confusion_matrices(run: RunFacts, _others: Sequence[RunFacts]) -> list[Plot]
     )
     return [
         Plot(
-            "confusion", draw, _evaluation_caption(run),
+            "confusion", draw, _evaluation_caption(run, *confusions.told(classes)),
             lambda across: confusions.height(classes, len(counts), across),
         )
     ]  # fmt: skip
