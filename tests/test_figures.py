@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
+import os
+import re
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +17,7 @@ import pytest
 from figure_support import axes, every_axes, ticks
 from made_heads import ODD
 
+from abft_mlx import analysis
 from abft_mlx.analysis.figures import (
     attention_map,
     attention_maps,
@@ -363,3 +370,24 @@ class TestOthers:
         assert boxes[0].y1 == pytest.approx(whole.y1)
         assert boxes[-1].y0 == pytest.approx(whole.y0)
         assert boxes[1].height == pytest.approx(2 * boxes[0].height)
+
+
+class TestDocs:
+    def test_the_page_names_every_figure_and_its_function(self, checkout: Path) -> None:
+        text = (checkout / "docs" / "figures.md").read_text(encoding="utf-8")
+        run, study = text.split("## Of a study")
+        for names, page in ((analysis.run_figure_names(), run), (analysis.figure_names(), study)):
+            listed = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", page, flags=re.MULTILINE)
+            assert {one for cell in listed for one in re.findall(r"\w+", cell)} == set(names)
+        for module in set(re.findall(r"`(\w+)\.draw`", text)):
+            assert callable(importlib.import_module(f"abft_mlx.analysis.figures.{module}").draw)
+
+    def test_the_example_runs(self, checkout: Path, tmp_path: Path) -> None:
+        text = (checkout / "docs" / "figures.md").read_text(encoding="utf-8")
+        (block,) = re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", block], cwd=tmp_path, capture_output=True,
+            text=True, env={**os.environ, "PYTHONPATH": str(checkout)}, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "heads.svg").read_text(encoding="utf-8").startswith("<?xml")

@@ -278,6 +278,8 @@ class TestMissing:
             ("run.json", "[1]", "run.json: cannot be read (it holds no object)"),
             ("run.json", '{"shift": {"q": ["x"]}}', "shift.q is not made of numbers"),
             ("run.json", '{"shift": {"q": 3}}', "shift.q is no list"),
+            ("run.json", '{"shift": {"q": [[1]]}}', "shift.q is no list"),
+            ("metrics.jsonl", '{"loss": 1}\n', "a line has no seen_examples"),
             ("recipe.yaml", "a: [", "recipe.yaml: cannot be read"),
             ("recipe.yaml", "- a", "recipe.yaml: cannot be read (it holds no recipe)"),
             ("metrics.jsonl", "nothing\n", "metrics.jsonl: cannot be read"),
@@ -312,6 +314,19 @@ class TestMissing:
         run = read_run(write_run(tmp_path / "run", measured=measured))
         with pytest.raises(OutputError, match=told):
             run_plots(run, (), ["confusion"])
+
+    def test_sections_of_another_kind_count_as_absent(self, tmp_path: Path) -> None:
+        folder = write_run(
+            tmp_path / "run", updates=[update(1, validation_accuracy=0.5)], seen=heads(),
+            measured={"methods": {"vanilla": evaluated(BEFORE)}, "base": 3, "labels": 4},
+            model="tiny", data=None, seeds=[], validation="none",
+        )  # fmt: skip
+        (folder / "recipe.yaml").write_text("objective: 1\nprompt: []\n", encoding="utf-8")
+        run = read_run(folder)
+        for name in run_figure_names():
+            for one in run_plots(run, (), [name])[0].plots:
+                one.draw(axes())
+                assert one.caption.startswith("? on ?; ")
 
     def test_a_line_that_is_being_written_does_not_count(self, tmp_path: Path) -> None:
         folder = write_run(tmp_path / "run", updates=[update(1), update(2)])

@@ -150,9 +150,9 @@ def framed(draw: Draw, caption: str, *, height: float | None = None, width: str 
 
 def _wrapped(text: str, letters: int) -> list[str]:
     """As few lines as can be, about equally long."""
-    lines = textwrap.wrap(text, letters)
+    lines = textwrap.wrap(text, letters, break_on_hyphens=False)
     for fewer in range(len(text) // max(1, len(lines)), letters):
-        even = textwrap.wrap(text, max(1, fewer))
+        even = textwrap.wrap(text, max(1, fewer), break_on_hyphens=False)
         if len(even) <= len(lines):
             return even
     return lines
