@@ -66,8 +66,8 @@ def test_rooms_are_listed_in_their_order(readme: str, checkout: Path) -> None:
 def test_commands_and_flags_exist(readme: str) -> None:
     commands = set(re.findall(r"abft-mlx ([a-z]+)", readme))
     assert commands == {
-        "demo", "finetune", "eval", "predict", "export", "push", "study", "report", "recipes", "bench",
-        "doctor",
+        "demo", "finetune", "eval", "predict", "export", "push", "study", "report", "recipes",
+        "bench", "doctor",
     }  # fmt: skip
     for command in commands:
         lines = [line for line in readme.splitlines() if f"abft-mlx {command}" in line]
