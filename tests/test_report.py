@@ -266,7 +266,7 @@ def test_odd_documents_are_left_out_not_fatal(run: Path) -> None:
     (run / "metrics.jsonl").write_text('{"step": 1, "loss": NaN}\n{"step": 2, "loss": 1}\n')
     text = write_report(run, figures=False).path.read_text(encoding="utf-8")
     assert "81.2%" in text
-    assert text.count("<caption>Confusion") == 1
+    assert text.count('<p class="caption">Confusion') == 1
 
 
 def test_what_matplotlib_draws_of_a_run(

@@ -106,12 +106,11 @@ def table(
     ]
     made = element(
         "table",
-        None if caption is None else element("caption", caption),
         element("thead", element("tr", *head)),
         element("tbody", *lines),
         class_="numeric",
     )
-    return scrolling(made, name if caption is None else caption)
+    return titled(made, caption) if caption is not None else scrolling(made, name)
 
 
 def breakable(content: Any) -> Markup:
@@ -124,6 +123,11 @@ def breakable(content: Any) -> Markup:
 def _words(cell: Any) -> bool:
     """Whether a cell holds words rather than a number, a picture, or nothing."""
     return re.match(r"\s*([-+−–<]|\d|&lt;)|$", str(cell)) is None
+
+
+def titled(content: Markup, caption: Any) -> Markup:
+    """A box that scrolls sideways, and its caption, which does not."""
+    return join(element("p", caption, class_="caption"), scrolling(content, caption))
 
 
 def scrolling(content: Markup, name: Any) -> Markup:

@@ -81,7 +81,7 @@ def made_with(run: RunFiles) -> Markup:
     add("chat template", template)
     parameters = number(run.run, "trainable_parameters")
     add("trained numbers", None if parameters is None else f"{parameters:,}")
-    return table(["", "value"], rows, caption="Made with")
+    return table(["", "value"], rows, name="made with")
 
 
 def _count(value: Any) -> str:

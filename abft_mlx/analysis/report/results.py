@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from abft_mlx.analysis.report.chart import Chart, Series
-from abft_mlx.analysis.report.html import Markup, element, join, scrolling, table
+from abft_mlx.analysis.report.html import Markup, element, join, table, titled
 from abft_mlx.analysis.report.run_files import RunFiles, find, number
 from abft_mlx.analysis.text import NOTHING, p_value, points
 
@@ -57,7 +57,7 @@ def measures_table(run: RunFiles) -> Markup:
     found = measured(run)
     rows = []
     for who, method, values in found:
-        cells: list[Any] = [f"{who}, {method}", _dots(values)]
+        cells: list[Any] = [f"{who}, {method}"]
         for key in MEASURES:
             ends = interval(values, key)
             cells.append(
@@ -66,14 +66,15 @@ def measures_table(run: RunFiles) -> Markup:
                     None
                     if ends is None
                     else element("small", f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}"),
+                    _dots(values) if key == "accuracy" else None,
                 )
             )
         rows.append(cells)
-    header = ["", "accuracy, 0 to 100%", *MEASURES.values()]
+    header = ["", *MEASURES.values()]
     document = run.evaluation or {}
     n = number(document, "prompts")
     of = "" if n is None else f" on {n:,} test prompts"
-    caption = f"Measures{of}, with 95% intervals"
+    caption = f"Measures{of}, with 95% intervals; the dots stand between 0 and 100%"
     return table(header, rows, caption=caption)
 
 
@@ -175,14 +176,13 @@ def confusion(names: Sequence[str], counts: Sequence[Sequence[int]], title: str)
     corner = element("th", "gold ↓ predicted →", scope="col")
     grid = element(
         "table",
-        element("caption", title),
         element("thead", element("tr", corner, *head)),
         element("tbody", *lines),
         class_="confusion numeric" + " many" * wide,
     )
-    made = scrolling(grid, title)
+    made = titled(grid, title)
     if not wide:
-        return made
+        return element("div", made)
     if len(names) > _NUMBERS_SHOWN:
         made = element("details", element("summary", f"{title}, {len(names)} labels"), made)
     return element("div", made, _frequent(names, counts, title))

@@ -59,8 +59,12 @@ def _result(run: RunFiles, data: Data, missing: list[str]) -> Markup:
         None if line is None else element("p", line, class_="headline"),
         results.measures_table(run),
         results.how_measured(run),
-        element("div", *results.confusions(run), class_="beside"),
-        _charts(reliable, data) if reliable else None,
+        element(
+            "div",
+            *results.confusions(run),
+            *(data.chart(draw(one)) for one in reliable),
+            class_="beside",
+        ),
         None if other is None else element("details", element("summary", "Other protocols"), other),
     )
 

@@ -93,7 +93,7 @@ def _methods(document: dict[str, Any]) -> Markup:
         if what is None and like.get(base) in _METHODS:
             what = f"as {like[base]} ({_METHODS[like[base]]}), with settings of the study's own"
         rows.append([name, (what or NOTHING) + (f"; then {more}" if more else "")])
-    return table(["method", "what it is"], rows, caption="Methods")
+    return table(["method", "what it is"], rows, name="methods")
 
 
 def _cells(document: dict[str, Any]) -> Markup:
@@ -107,7 +107,7 @@ def _cells(document: dict[str, Any]) -> Markup:
         rows.append(
             [one["id"], told or NOTHING, NOTHING if seconds is None else f"{seconds:,.0f}"]
         )  # fmt: skip
-    made = table(["cell", "accuracy", "seconds"], rows, caption="Cells that are done")
+    made = table(["cell", "accuracy", "seconds"], rows, name="cells that are done")
     return element("details", element("summary", _many(len(rows), "cell")), made)
 
 
