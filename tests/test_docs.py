@@ -38,6 +38,7 @@ def readme(checkout: Path) -> str:
         "docs/guides/paper.md",
         "docs/guides/python.md",
         "docs/exchange.md",
+        "docs/heads.md",
     ],
 )
 def test_links_lead_somewhere(name: str, checkout: Path) -> None:
@@ -66,7 +67,7 @@ def test_commands_and_flags_exist(readme: str) -> None:
     commands = set(re.findall(r"abft-mlx ([a-z]+)", readme))
     assert commands == {
         "demo", "finetune", "eval", "predict", "export", "push", "study", "recipes", "bench",
-        "doctor",
+        "doctor", "heads",
     }  # fmt: skip
     for command in commands:
         lines = [line for line in readme.splitlines() if f"abft-mlx {command}" in line]

@@ -1,7 +1,7 @@
-"""Tables and figures from the cells of a study and the files of a run; nothing is measured here.
+"""Tables and figures of studies and runs, from their files; nothing is trained or measured here.
 
-What reads runs and studies is imported when it is first asked for: a figure's arrays need no model,
-so :mod:`abft_mlx.analysis.figures` must not be what brings MLX in before its BLAS is there.
+What reads studies and runs is imported when it is first asked for: a figure's arrays need no model, so
+:mod:`abft_mlx.analysis.figures` must not be what brings MLX in before its BLAS is there.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Figure": "drawing.Figure",
-    "Seen": "drawing.Seen",
-    "Written": "writing.Written",
-    "check": "plots.check",
-    "draw": "drawing.draw",
-    "figure_names": "plots.names",
-    "look": "drawing.look",
-    "run_figure_names": "run_plots.run_figure_names",
-    "write_study": "writing.write_study",
+    "Figure": ("drawing", "Figure"),
+    "Seen": ("drawing", "Seen"),
+    "draw": ("drawing", "draw"),
+    "look": ("drawing", "look"),
+    "run_figure_names": ("run_plots", "run_figure_names"),
+    "Written": ("writing", "Written"),
+    "check": ("plots", "check"),
+    "figure_names": ("plots", "names"),
+    "write_study": ("writing", "write_study"),
 }
 
 
@@ -49,7 +49,7 @@ def __getattr__(name: str) -> Any:
     from abft_mlx.runtime import prepare
 
     prepare()
-    module, inside = _HOMES[name].split(".")
+    module, inside = _HOMES[name]
     value = getattr(import_module(f"abft_mlx.analysis.{module}"), inside)
     globals()[name] = value
     return value

@@ -143,6 +143,7 @@ class Experiment:
         *,
         detectors: bool = False,
         examples: int = inspecting.EXAMPLES,
+        adapter: str | None = None,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> Heads:
         """What is to be seen of the model's heads; without and with its adapter, if it has one.
@@ -151,6 +152,7 @@ class Experiment:
             chosen: prompts for the census; the first of every class in turn become examples.
             detectors: also score every head on repeated random tokens.
             examples: prompts whose rows are kept.
+            adapter: what to call the adapter in the facts.
             on_progress: told how many prompts of how many are done.
         """
         return inspecting.inspect(
@@ -161,6 +163,7 @@ class Experiment:
             detectors=detectors,
             examples=examples,
             seed=self.recipe.evaluation.seed,
+            facts={"k": self.recipe.prompt.demonstrations, "adapter": adapter},
             on_progress=on_progress,
         )
 
