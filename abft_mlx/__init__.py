@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-__all__ = ["Classifier", "__version__", "evaluate", "finetune", "load"]
+__all__ = ["Classifier", "__version__", "evaluate", "finetune", "load", "prepare"]
 
 if TYPE_CHECKING:
-    from abft_mlx.api import evaluate, finetune, load
+    from abft_mlx.api import evaluate, finetune, load, prepare
     from abft_mlx.classifier import Classifier
 
 _HOMES = {
@@ -30,6 +30,7 @@ _HOMES = {
     "evaluate": "api",
     "finetune": "api",
     "load": "api",
+    "prepare": "api",
 }
 _LIGHT_ROOMS = frozenset({"data", "errors", "prompts", "recipe", "runtime"})
 _MLX_ROOMS = frozenset(

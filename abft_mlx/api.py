@@ -1,4 +1,4 @@
-"""What Python programs use: ``abft_mlx.load``, ``abft_mlx.finetune``, ``abft_mlx.evaluate``."""
+"""What Python programs use: ``abft_mlx.load``, ``prepare``, ``finetune`` and ``evaluate``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from abft_mlx import experiment, loading
 from abft_mlx import recipe as recipes
-from abft_mlx.experiment import RunResult
+from abft_mlx.experiment import Experiment, RunResult
 from abft_mlx.recipe import Recipe
 from abft_mlx.trainer import Update
 
@@ -34,6 +34,29 @@ def load(
     """
     loaded = loading.load_model(model, revision, adapter=adapter)
     return loaded.model, loaded.tokenizer
+
+
+def prepare(
+    recipe: Recipe | str | Path,
+    adapter: str | Path | None = None,
+    *,
+    overrides: Sequence[str] = (),
+) -> Experiment:
+    """Open what a recipe names, for a look inside: the model, the texts and their prompts.
+
+    Args:
+        recipe: a recipe, the name of one that ships with abft-mlx, a .yaml file or a run folder.
+        adapter: a run folder, an adapter folder of mlx-lm or PEFT, or a hub id of any of them
+            (owner/name@revision).
+        overrides: ``section.key=value`` each, where ``recipe`` is a name or a file.
+
+    Returns:
+        The experiment: ``test_prompts()``, ``example(prompt)``, ``heads(prompts)`` and more.
+
+    Raises:
+        AbftError: something cannot be used; the message says why.
+    """
+    return experiment.prepare(_recipe(recipe, overrides), adapter)
 
 
 def finetune(

@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from abft_mlx.analysis.figures import style
-from abft_mlx.analysis.figures.lines import line
+from abft_mlx.analysis.figures import style, time_to_accuracy
 from abft_mlx.analysis.statistics import Estimate, over_runs
 from abft_mlx.analysis.text import table
 
@@ -244,18 +243,19 @@ def figure(path: Path, cells: Sequence[Cell]) -> list[Path]:
     Returns:
         The files written.
     """
+    names = list(cells[0]["contenders"])
+    means = [mean_curve([curve(cell["contenders"][name]) for cell in cells]) for name in names]
 
     def draw(axes: Any) -> Any:
-        for index, name in enumerate(cells[0]["contenders"]):
-            mean = mean_curve([curve(cell["contenders"][name]) for cell in cells])
-            start = mean.accuracy[0]
-            line(axes, index, mean.seconds[1:], 100 * mean.accuracy[1:], None, None, name)
-        axes.axhline(100 * start, color="black", linewidth=1, linestyle=":", label="untrained")
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter("{x:g}")
+        time_to_accuracy.draw(
+            axes,
+            [one.seconds[1:] for one in means],
+            [one.accuracy[1:] for one in means],
+            names,
+            float(means[0].accuracy[0]),
+        )
         axes.set_xlabel("seconds in updates, warm-up left out")
         axes.set_ylabel("mean accuracy (%)")
-        style.legend(axes)
         return axes
 
     return style.write(path, draw, caption(cells))

@@ -65,3 +65,15 @@ def write_texts(path: Path, rows: int = 80) -> Path:
         lines.append(f"the {source.choice(WORDS[label])} film number {row},{label}")
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
+
+
+def train_run(folder: Path, model: Path, texts: Path) -> Path:
+    """A run of two updates that change every weight they may."""
+    result = invoke(
+        "finetune", "--model", model, "--data", texts, "--output", folder, "--quiet",
+        "--set=objective.filter=false", "--set=training.learning_rate=0.05",
+        "--set=training.updates=2", "--set=training.examples=8",
+        "--set=training.prompts_per_update=4", "--set=prompt.demonstrations=2",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    return folder

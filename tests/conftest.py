@@ -59,6 +59,22 @@ def checkout() -> Path:
     return CHECKOUT
 
 
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of two layers with random weights, in a folder."""
+    from cli_support import write_model
+
+    return write_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of labelled texts for it."""
+    from cli_support import write_texts
+
+    return write_texts(tmp_path_factory.mktemp("texts") / "mail.csv")
+
+
 @pytest.fixture(scope="session")
 def benchmark() -> Iterator[Callable[[str], ModuleType]]:
     """Imports a script of benchmarks/ by name."""

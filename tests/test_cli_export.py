@@ -10,21 +10,11 @@ from typing import Any
 import mlx.core as mx
 import pytest
 import tiny_models
-from cli_support import document, invoke, write_model, write_texts
+from cli_support import document, invoke
 from mlx_lm.utils import load_model
 
 from abft_mlx import adapters, exchange, loading
 from abft_mlx.recipe import AdapterSection
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_texts(tmp_path_factory.mktemp("texts") / "mail.csv")
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_support import document, invoke, write_model, write_texts
+from cli_support import document, train_run
 from typer.testing import CliRunner, Result
 
 from abft_mlx import prediction
@@ -33,26 +33,8 @@ def lines(texts: list[str]) -> str:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_texts(tmp_path_factory.mktemp("texts") / "mail.csv")
-
-
-@pytest.fixture(scope="module")
 def run(model: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "first"
-    result = invoke(
-        "finetune", "--model", model, "--data", texts, "--output", folder, "--quiet",
-        "--set=objective.filter=false", "--set=training.learning_rate=0.05",
-        "--set=training.updates=2", "--set=training.examples=8",
-        "--set=training.prompts_per_update=4", "--set=prompt.demonstrations=2",
-    )  # fmt: skip
-    assert result.exit_code == 0, result.stderr
-    return folder
+    return train_run(tmp_path_factory.mktemp("runs") / "first", model, texts)
 
 
 def test_lines_of_standard_input(run: Path) -> None:

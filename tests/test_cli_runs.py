@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from cli_support import document, invoke, write_model, write_texts
+from cli_support import document, invoke
 
 from abft_mlx import recipe, trainer
 from abft_mlx.cli import _options
@@ -29,16 +29,6 @@ def tiny_recipe(model: Path, texts: Path) -> list[str]:
     names = {"model": str(model), "data.source": str(texts), "prompt.label_words": "auto"}
     given = [f"{key}={json.dumps(value)}" for key, value in names.items()]
     return [*given, *(one.removeprefix("--set=") for one in SMALL)]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_texts(tmp_path_factory.mktemp("texts") / "mail.csv")
 
 
 @pytest.fixture(scope="module")

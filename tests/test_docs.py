@@ -39,6 +39,8 @@ def readme(checkout: Path) -> str:
         "docs/guides/paper.md",
         "docs/guides/python.md",
         "docs/exchange.md",
+        "docs/heads.md",
+        "docs/figures.md",
     ],
 )
 def test_links_lead_somewhere(name: str, checkout: Path) -> None:
@@ -66,8 +68,8 @@ def test_rooms_are_listed_in_their_order(readme: str, checkout: Path) -> None:
 def test_commands_and_flags_exist(readme: str) -> None:
     commands = set(re.findall(r"abft-mlx ([a-z]+)", readme))
     assert commands == {
-        "demo", "finetune", "eval", "predict", "export", "push", "study", "report", "recipes",
-        "bench", "doctor",
+        "demo", "finetune", "eval", "predict", "export", "push", "study", "recipes", "bench",
+        "doctor", "heads", "plot", "report",
     }  # fmt: skip
     for command in commands:
         lines = [line for line in readme.splitlines() if f"abft-mlx {command}" in line]

@@ -52,10 +52,11 @@ def test_census_equals_loops_over_prompts_in_any_batches():
     kept = 0
     for layer in (0, 2):
         for h in range(heads[layer]):
-            mass, signed, share = [], [], []
+            mass, signed, share, first = [], [], [], []
             for b in range(N):
                 a = rows[layer][b, h, positions[b]]
                 mass.append(a.sum())
+                first.append(rows[layer][b, h, 0])
                 signed.append(
                     sum(x if y == gold[b] else -x for x, y in zip(a, labels[b], strict=True))
                 )
@@ -63,6 +64,7 @@ def test_census_equals_loops_over_prompts_in_any_batches():
             kept += sum(share)
             assert census.magnitude[layer, h] == pytest.approx(np.mean(mass), rel=1e-5)
             assert census.correctness[layer, h] == pytest.approx(np.mean(signed), abs=1e-6)
+            assert census.sink[layer, h] == pytest.approx(np.mean(first), rel=1e-5)
             assert census.share[layer, h] == pytest.approx(np.mean(share))
     assert kept > 0
     assert census.heads_per_prompt == pytest.approx(kept / N)

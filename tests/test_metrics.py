@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as sk
+from sklearn.calibration import calibration_curve
 
 from abft_mlx.evaluation import metrics
 
@@ -92,6 +93,39 @@ def test_calibration_error_in_every_bin(case):
         right = np.minimum(gold, labels - 1)
         want = literal_ece(some, right, last_holds_one=True)
         assert metrics.expected_calibration_error(some, right) == pytest.approx(want)
+
+
+def test_reliability_equals_scikit_learn_bin_by_bin(case):
+    probabilities, gold = case
+    # A confidence of 1 belongs to the last bin.
+    probabilities[:3] = np.eye(4)[gold[:3]]
+    got = metrics.reliability(probabilities, gold)
+    right = probabilities.argmax(axis=1) == gold
+    accuracy, confidence = calibration_curve(right, probabilities.max(axis=1), n_bins=10)
+    filled = [n for n, count in enumerate(got["count"]) if count]
+    assert len(filled) == len(accuracy) >= 7
+    np.testing.assert_allclose([got["accuracy"][n] for n in filled], accuracy)
+    np.testing.assert_allclose([got["confidence"][n] for n in filled], confidence)
+    for n in set(range(10)) - set(filled):
+        assert got["accuracy"][n] is got["confidence"][n] is None
+    assert sum(got["count"]) == len(gold)
+    gaps = sum(
+        got["count"][n] * abs(got["accuracy"][n] - got["confidence"][n]) for n in filled
+    )  # fmt: skip
+    assert gaps / len(gold) == pytest.approx(
+        metrics.expected_calibration_error(probabilities, gold)
+    )
+    assert metrics.summary(probabilities, gold)["reliability"] == got
+
+
+def test_reliability_with_the_faults_of_staicc():
+    probabilities = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    got = metrics.reliability(probabilities, np.array([0, 1, 1]), compat=True)
+    # Every row sums to exactly 1, so there is no second softmax, and 1.0 is in no bin.
+    assert got["count"] == [0] * 10
+    got = metrics.reliability(np.array([[0.3, 0.7 + 1e-9]]), np.array([1]), compat=True)
+    assert got["count"].index(1) == 5
+    assert got["confidence"][5] == pytest.approx(1 / (1 + math.exp(-0.4)))
 
 
 @pytest.mark.parametrize("edge", range(6, 10))

@@ -48,7 +48,11 @@ def push(run: Path, *arguments: object, name: str = NAME) -> dict:
 
 
 def test_what_a_dry_run_shows_is_what_is_sent(run: Path, hub: LoopbackHub) -> None:
-    (run / "notes.txt").write_text("mine")
+    # Texts of prompts stay here, and what is drawn of them.
+    assert (run / "heads.npz").is_file()
+    (run / "figures").mkdir()
+    for name in ("notes.txt", "eval.json", "report.html", "figures/attention-1.svg"):
+        (run / name).write_text("mine")
     shown = invoke("push", run, NAME, "--dry-run")
     assert shown.exit_code == 0
     told = push(run, "--dry-run")

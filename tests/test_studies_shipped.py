@@ -15,7 +15,7 @@ from abft_mlx.analysis.paper import Paper
 FOLDER = Path(__file__).parent.parent / "recipes" / "studies"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 TABLES = ("table1", "table2", "table3", "table4")
-PAPER = [name for name in NAMES if not name.startswith(("claims-", "small", "modes"))]
+PAPER = [name for name in NAMES if not name.startswith(("claims-", "small", "modes", "gallery"))]
 TEN_BILLION = 10e9
 
 

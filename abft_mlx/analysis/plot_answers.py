@@ -46,7 +46,9 @@ def confusion_matrices(
                 state_names=list(counts),
             )
             shown = [one for name in counts for one in groups[name]]
-            line = caption(model, shown, "counts are summed over seeds")
+            line = caption(
+                model, shown, "; ".join(("counts are summed over seeds", *confusions.told(classes)))
+            )
             height = partial(_height, classes=classes, states=len(counts))
             made.append(Plot(stem("confusion", model, task), draw, line, height))
     return made

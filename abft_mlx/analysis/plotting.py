@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from abft_mlx.analysis.measurements import Measurement, tasks
-from abft_mlx.analysis.run_facts import RunFacts
+from abft_mlx.analysis.run_facts import RunFacts, section
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def caption_line(run: RunFacts, *more: str, runs: Sequence[RunFacts] = ()) -> st
         more: parts of the line, behind model and data.
         runs: all runs that the figure shows.
     """
-    k = (run.recipe.get("prompt") or {}).get("demonstrations")
+    k = section(run.recipe, "prompt").get("demonstrations")
     seeds_of = list(dict.fromkeys(str(one.seed) for one in runs or [run]))
     seed = f"training seed{'' if len(seeds_of) == 1 else 's'} {', '.join(seeds_of)}"
     known = [f"{run.model} on {run.data}", f"k = {k}" if k else "", *more, seed]

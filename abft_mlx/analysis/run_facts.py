@@ -69,27 +69,27 @@ class RunFacts:
     @property
     def model(self) -> str:
         """Where the base comes from; of a path, its last part alone."""
-        return _last(str((self.run.get("model") or {}).get("source", "?")))
+        return _last(str(section(self.run, "model").get("source", "?")))
 
     @property
     def data(self) -> str:
         """Where the texts come from; of a path, its last part alone."""
-        return _last(str((self.run.get("data") or {}).get("source", "?")))
+        return _last(str(section(self.run, "data").get("source", "?")))
 
     @property
     def seed(self) -> Any:
         """training.seed."""
-        return (self.run.get("seeds") or {}).get("training", "?")
+        return section(self.run, "seeds").get("training", "?")
 
     @property
     def fingerprint(self) -> Any:
         """Of the base's weights."""
-        return (self.run.get("model") or {}).get("fingerprint")
+        return section(self.run, "model").get("fingerprint")
 
     @property
     def objective(self) -> str:
         """Abft or end_to_end."""
-        return str((self.recipe.get("objective") or {}).get("kind", "abft"))
+        return str(section(self.recipe, "objective").get("kind", "abft"))
 
     def method(self, part: str, name: str = "vanilla") -> Method | None:
         """One method of ``eval.json``.
@@ -104,10 +104,10 @@ class RunFacts:
         found = self.evaluation or {}
         if part == "before":
             # Without an adapter the document itself is the base's.
-            found = found.get("base") or ({} if found.get("adapter") else found)
+            found = section(found, "base") or ({} if found.get("adapter") else found)
         elif not found.get("adapter"):
             found = {}
-        values = (found.get("methods") or {}).get(name)
+        values = section(found, "methods").get(name)
         return None if values is None else method(values, self.folder / "eval.json")
 
 
@@ -129,25 +129,34 @@ def read_run(folder: Path) -> RunFacts:
         )
     recipe = _recipe(folder / "recipe.yaml")
     updates = _updates(folder / "metrics.jsonl")
-    kind = str((recipe.get("objective") or {}).get("kind", "abft"))
+    kind = str(section(recipe, "objective").get("kind", "abft"))
     curves = {
         key: _column(updates, key, folder / "metrics.jsonl")
         for key in CURVES
         if kind != END_TO_END or key not in ABFT_ONLY
     }
+    seen = _column(updates, "seen_examples", folder / "metrics.jsonl")
+    if np.isnan(seen).any():
+        raise _broken(folder / "metrics.jsonl", "a line has no seen_examples")
     heads_file = folder / HEADS_FILE
     return RunFacts(
         folder=folder,
         name=kind,
         run=run,
         recipe=recipe,
-        seen=_column(updates, "seen_examples", folder / "metrics.jsonl"),
+        seen=seen,
         seconds=np.cumsum(_column(updates, "seconds", folder / "metrics.jsonl")),
         curves=curves,
         shift=_shift(run.get("shift"), folder / "run.json"),
         heads=read_heads(heads_file) if heads_file.exists() else None,
         evaluation=read_object(folder / "eval.json"),
     )
+
+
+def section(document: dict[str, Any], key: str) -> dict[str, Any]:
+    """An object inside a document; empty where there is none."""
+    found = document.get(key)
+    return found if isinstance(found, dict) else {}
 
 
 def method(values: Any, path: Path) -> Method:
@@ -160,8 +169,8 @@ def method(values: Any, path: Path) -> Method:
         raise _broken(path, "a method is no object")
     counts = None
     if "confusion" in values:
-        counts = _array(values["confusion"], path, "confusion")
-        if counts.ndim != 2 or counts.shape[0] != counts.shape[1]:
+        counts = _array(values["confusion"], path, "confusion", dimensions=2)
+        if counts.shape[0] != counts.shape[1]:
             raise _broken(path, "confusion is no square table")
     bins = values.get("reliability")
     if bins is None:
@@ -170,7 +179,7 @@ def method(values: Any, path: Path) -> Method:
         raise _broken(path, "reliability is no object")
     parts = [_array(bins.get(key), path, f"reliability.{key}") for key in
              ("confidence", "accuracy", "count")]  # fmt: skip
-    if len({one.shape for one in parts}) != 1 or parts[0].ndim != 1:
+    if len({one.shape for one in parts}) != 1:
         raise _broken(path, "the bins of reliability are not equally many")
     return Method(counts, *parts)
 
@@ -228,14 +237,14 @@ def _shift(found: Any, path: Path) -> dict[str, np.ndarray]:
     return {key: _array(found[key], path, f"shift.{key}") for key in ("q", "k") if key in found}
 
 
-def _array(values: Any, path: Path, what: str) -> np.ndarray:
+def _array(values: Any, path: Path, what: str, *, dimensions: int = 1) -> np.ndarray:
     """Numbers as float64; null, and what is not finite, is NaN."""
     try:
         made = np.array(values, dtype=np.float64)
     except (TypeError, ValueError):
         raise _broken(path, f"{what} is not made of numbers") from None
-    if made.ndim == 0:
-        raise _broken(path, f"{what} is no list")
+    if made.ndim != dimensions:
+        raise _broken(path, f"{what} is no {'list' if dimensions == 1 else 'square table'}")
     return np.where(np.isfinite(made), made, math.nan)
 
 

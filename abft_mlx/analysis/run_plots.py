@@ -17,7 +17,7 @@ from abft_mlx.analysis.figures import (
     training_curves,
 )
 from abft_mlx.analysis.plotting import Plot, caption_line
-from abft_mlx.analysis.run_facts import END_TO_END, Method, RunFacts
+from abft_mlx.analysis.run_facts import END_TO_END, Method, RunFacts, section
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def training(run: RunFacts, others: Sequence[RunFacts]) -> list[Plot] | str:
         return f"{run.folder} holds no metrics.jsonl, or an empty one; finetune writes it"
     runs = [run, *(one for one in others if len(one.seen))]
     curves = [one.curves for one in runs]
-    per_update = (run.recipe.get("training") or {}).get("prompts_per_update")
+    per_update = section(run.recipe, "training").get("prompts_per_update")
     how = f"{len(run.seen)} updates" + (f" of {per_update} prompts" if per_update else "")
     more = [how]
     kinds = {one.objective for one in runs}
@@ -149,13 +149,14 @@ def validation_over_time(run: RunFacts, others: Sequence[RunFacts]) -> list[Plot
             "no accuracy was validated while training; train with "
             "--set training.validate_every=8 --set data.validation_rows=64, or other numbers"
         )
-    validation = run.run.get("validation") or {}
+    validation = section(run.run, "validation")
+    before = validation.get("before")
     draw = partial(
         time_to_accuracy.draw,
         seconds=[one.seconds[_validated(one)] for one in runs],
         accuracy=[one.curves["validation_accuracy"][_validated(one)] for one in runs],
         names=[one.name for one in runs],
-        untrained=validation.get("before"),
+        untrained=before if isinstance(before, float) else None,
     )
     n = validation.get("prompts")
     more = [f"n = {n} validation prompts"] if n else []
@@ -195,7 +196,8 @@ def confusion_matrices(run: RunFacts, _others: Sequence[RunFacts]) -> list[Plot]
     if not counts:
         return _no_evaluation(run)
     classes = len(next(iter(counts.values())))
-    names = [str(one) for one in (run.evaluation or {}).get("labels") or ()]
+    given = (run.evaluation or {}).get("labels")
+    names = [str(one) for one in given] if isinstance(given, list) else []
     if len(names) != classes:
         names = [str(n) for n in range(classes)]
     draw = partial(
@@ -206,7 +208,7 @@ def confusion_matrices(run: RunFacts, _others: Sequence[RunFacts]) -> list[Plot]
     )
     return [
         Plot(
-            "confusion", draw, _evaluation_caption(run),
+            "confusion", draw, _evaluation_caption(run, *confusions.told(classes)),
             lambda across: confusions.height(classes, len(counts), across),
         )
     ]  # fmt: skip

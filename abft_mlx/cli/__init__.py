@@ -16,6 +16,7 @@ from abft_mlx.cli import (
     _eval,
     _export,
     _finetune,
+    _heads,
     _plot,
     _predict,
     _push,
@@ -39,6 +40,7 @@ app.command("demo")(_demo.demo)
 app.command("finetune")(_finetune.finetune)
 app.command("eval")(_eval.evaluate)
 app.command("predict")(_predict.predict)
+app.command("heads")(_heads.heads)
 app.command("plot")(_plot.plot)
 app.command("study")(_study.study)
 app.command("report")(_report.report)

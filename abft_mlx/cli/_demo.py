@@ -11,7 +11,7 @@ import typer
 from abft_mlx.cli import _options, _progress, _ranks, _words
 from abft_mlx.cli._finetune import Follow
 from abft_mlx.cli._options import Json, Overwrite, Quiet
-from abft_mlx.cli._shell import Shell
+from abft_mlx.cli._shell import Shell, plain
 
 if TYPE_CHECKING:
     from abft_mlx.induction import HeadCensus
@@ -54,8 +54,8 @@ def _run(
     shell: Shell, changes: list[str], output: Path | None, overwrite: bool
 ) -> tuple[dict[str, Any], tuple[HeadCensus, HeadCensus]]:
     _ranks.alone("demo")
-    from abft_mlx import api, experiment, runtime
-    from abft_mlx.trainer import RunFolder
+    from abft_mlx import api, experiment, files, runtime
+    from abft_mlx.trainer import EVALUATION_FILE, RunFolder
 
     runtime.use_wired_memory()
     start = time.perf_counter()
@@ -66,7 +66,7 @@ def _run(
     chosen = opened.test_prompts()
     shell.say(f"1/3 measuring the bundled model on {len(chosen):,} held-out prompts …")
     with _progress.prompts(shell, "prompts") as on_progress:
-        before = opened.measure(chosen, on_progress)
+        before = opened.measure_all(on_progress)
     heads_before = opened.census(chosen[:_CENSUS_PROMPTS])
     shell.say("2/3 fine-tuning its attention …")
     with Follow(shell, folder) as follow:
@@ -79,11 +79,13 @@ def _run(
         )
     shell.say("3/3 measuring again …")
     with _progress.prompts(shell, "prompts") as on_progress:
-        after = opened.measure(chosen, on_progress)
+        after = opened.measure_all(on_progress)
     heads_after = opened.census(chosen[:_CENSUS_PROMPTS])
+    measured = experiment.document(opened, after, adapter=result.output, base=before)
+    files.write_json(result.output / EVALUATION_FILE, plain(measured))
     document = {
-        "before": before,
-        "after": after,
+        "before": before["methods"]["vanilla"],
+        "after": after["methods"]["vanilla"],
         "prompts": len(chosen),
         "seconds": time.perf_counter() - start,
         "peak_memory_bytes": max(result.progress.peak_memory_bytes, runtime.peak_memory_bytes()),

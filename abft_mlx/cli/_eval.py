@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,18 +11,20 @@ from abft_mlx.cli import _options, _progress, _protocols, _ranks, _words
 from abft_mlx.cli._options import (
     Adapter,
     Data,
+    EvaluationSeed,
     Json,
     LabelColumn,
     Labels,
     Model,
+    Overwrite,
     Quiet,
     RecipeName,
     Set,
     TextColumn,
 )
 from abft_mlx.cli._protocols import Compat, Methods, Protocols, Transfer
-from abft_mlx.cli._shell import Shell
-from abft_mlx.errors import UsageError
+from abft_mlx.cli._shell import Shell, plain
+from abft_mlx.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
     from abft_mlx.adapters import Source
@@ -36,18 +39,20 @@ def evaluate(
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
     labels: Labels = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            help="evaluation.seed: the choice of demonstrations.",
-            show_default="42",
-        ),
-    ] = None,
+    seed: EvaluationSeed = None,
     protocol: Protocols = None,
     methods: Methods = None,
     transfer: Transfer = None,
     compat: Compat = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Also write the JSON document there.",
+            show_default="eval.json of a run folder that its own recipe measures",
+        ),
+    ] = None,
+    overwrite: Overwrite = False,
     settings: Set = None,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -78,6 +83,7 @@ def evaluate(
         )
     if named is None:
         changes = ["prompt.label_words=auto", *changes]
+    file, wanted = _file(source, output, own=recipe is None and not changes, overwrite=overwrite)
     ranks = _ranks.join(resumable=False)
     if not ranks.first:  # the first rank speaks for all
         as_json, quiet = False, True
@@ -88,10 +94,46 @@ def evaluate(
             return
         if not as_json:
             _show(shell, document)
-            if adapter is None:
-                what = [recipe] if recipe else ["--model", model, "--data", data]
-                shell.say("", f"next: {_words.command('finetune', *what)}")
+        _write(shell, document, file, wanted=wanted)
+        if not as_json and adapter is None:
+            what = [recipe] if recipe else ["--model", model, "--data", data]
+            shell.say("", f"next: {_words.command('finetune', *what)}")
     shell.document(document)
+
+
+def _file(
+    source: Source | None, output: Path | None, *, own: bool, overwrite: bool
+) -> tuple[Path | None, bool]:
+    """Where the document goes, and whether somebody asked for that.
+
+    Raises:
+        OutputError: it was asked for and cannot go there.
+    """
+    if output is not None:
+        _options.check_file(output, overwrite=overwrite)
+        return output, True
+    from abft_mlx.trainer import EVALUATION_FILE
+
+    # Only what describes the run whole belongs into its folder; one of the hub is a cache's.
+    here = source is not None and Path(source.name).expanduser().is_dir()
+    if source is not None and here and own and (source.folder / "run.json").is_file():
+        return source.folder / EVALUATION_FILE, False
+    return None, False
+
+
+def _write(shell: Shell, document: dict[str, Any], file: Path | None, *, wanted: bool) -> None:
+    if file is None:
+        return
+    from abft_mlx import files
+
+    try:
+        files.write_json(file, plain(document))
+    except OutputError as error:
+        if wanted:
+            raise
+        shell.say(f"note: {error}")  # what was measured is not lost: it is shown
+        return
+    shell.say(f"wrote {file}")
 
 
 def _measure(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from abft_mlx.errors import UsageError
+from abft_mlx.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
     from abft_mlx.adapters import Source
@@ -69,6 +70,14 @@ Set = Annotated[
         metavar="SECTION.KEY=VALUE",
         help="Set any field of the recipe, e.g. training.updates=64. May be given many times.",
         show_default=False,
+    ),
+]
+EvaluationSeed = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="evaluation.seed: the choice of demonstrations, and of all else that is drawn.",
+        show_default="42",
     ),
 ]
 Json = Annotated[
@@ -145,3 +154,17 @@ def find_adapter(named: str | None) -> Source | None:
     from abft_mlx import adapters
 
     return adapters.find(named)
+
+
+def check_file(path: Path, *, overwrite: bool) -> None:
+    """See whether ``--output`` may be written, before any long work.
+
+    Raises:
+        OutputError: it exists and ``overwrite`` is not set, is a folder, or its folder is missing.
+    """
+    if path.is_dir():
+        raise OutputError(f"{path}: is a folder; name a file in it with --output")
+    if not path.parent.is_dir():
+        raise OutputError(f"{path.parent}: is no folder; make it, or choose another --output")
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path} exists; give --overwrite to replace it, or another --output")

@@ -15,6 +15,7 @@ from abft_mlx.cli import _options, _progress, _ranks
 from abft_mlx.cli._options import (
     Adapter,
     Data,
+    EvaluationSeed,
     LabelColumn,
     Labels,
     Model,
@@ -76,12 +77,7 @@ def predict(
     ] = None,
     label_column: LabelColumn = None,
     labels: Labels = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            min=0, help="evaluation.seed: the choice of demonstrations.", show_default="42"
-        ),
-    ] = None,
+    seed: EvaluationSeed = None,
     batch_tokens: Annotated[
         int | None,
         typer.Option(

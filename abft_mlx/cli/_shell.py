@@ -93,18 +93,19 @@ class Shell:
             print(dump(content), file=self._stdout, flush=True)
 
 
+def plain(value: Any) -> Any:
+    """The same as strict JSON holds it: a number that JSON cannot say becomes null."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
 def dump(content: dict[str, Any]) -> str:
     """One line of strict JSON; a number that JSON cannot say becomes null."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {str(key): plain(item) for key, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [plain(item) for item in value]
-        if isinstance(value, float) and not math.isfinite(value):
-            return None
-        return value
-
     return json.dumps(plain(content), allow_nan=False, ensure_ascii=False)
 
 

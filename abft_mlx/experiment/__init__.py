@@ -1,15 +1,27 @@
-"""The rooms put together: from a recipe to a trained adapter or to measured accuracy."""
+"""The rooms put together: from a recipe to a trained adapter, to accuracy, to heads."""
 
 from abft_mlx.experiment.fitting import fit, open_texts
 from abft_mlx.experiment.opened import Experiment, prepare
-from abft_mlx.experiment.runs import RunResult, evaluate, finetune, resume, train
+from abft_mlx.experiment.runs import (
+    HEADS_PROMPTS,
+    RunResult,
+    document,
+    evaluate,
+    finetune,
+    heads,
+    resume,
+    train,
+)
 
 __all__ = [
+    "HEADS_PROMPTS",
     "Experiment",
     "RunResult",
+    "document",
     "evaluate",
     "finetune",
     "fit",
+    "heads",
     "open_texts",
     "prepare",
     "resume",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -10,7 +10,15 @@ import mlx.nn as nn
 import numpy as np
 
 from abft_mlx import adapters, attention, prompts
-from abft_mlx.induction import Detected, Example, HeadCensus, Heads, HeadState, detect
+from abft_mlx.induction import (
+    REPEATED_TOKENS,
+    Detected,
+    Example,
+    HeadCensus,
+    Heads,
+    HeadState,
+    detect,
+)
 from abft_mlx.loading import Loaded
 from abft_mlx.task import Task
 
@@ -61,6 +69,7 @@ def inspect(
     detectors: bool = False,
     examples: int = EXAMPLES,
     seed: int = 42,
+    facts: Mapping[str, Any] | None = None,
     on_progress: Progress | None = None,
 ) -> Heads:
     """What is to be seen of a model's heads, in the states that it has.
@@ -73,6 +82,7 @@ def inspect(
         detectors: also score every head on repeated random tokens.
         examples: prompts whose rows are kept.
         seed: of the random tokens; kept among the facts.
+        facts: more of them.
         on_progress: told how many prompts of how many are done, over all states.
 
     Returns:
@@ -107,20 +117,28 @@ def inspect(
     kept = min(len(picked), EXAMPLE_BYTES // max(each, 1))
     return Heads(
         states=states,
-        examples=tuple(
-            Example(
-                token_texts(loaded.tokenizer, prompt.token_ids),
-                np.array(prompt.label_positions),
-                np.array(prompt.demonstration_labels),
-                prompt.gold,
-                rows[n],
-            )
-            for n, prompt in enumerate(picked[:kept])
-        ),
+        examples=tuple(_example(loaded, prompt, rows[n]) for n, prompt in enumerate(picked[:kept])),
         labels=tuple(task.space.names),
         prompts=len(chosen),
-        facts={"model": loaded.source, "data": task.texts.source, "seed": seed},
+        facts={"model": loaded.source, "data": task.texts.source, "seed": seed, **(facts or {})},
     )
+
+
+def example(loaded: Loaded, prompt: prompts.Prompt) -> Example:
+    """One prompt with every head's last row, in the states that the model has.
+
+    Args:
+        loaded: the model, with or without an adapter; it is left as it was.
+        prompt: any prompt of its tokenizer.
+    """
+    rows: dict[str, np.ndarray] = {}
+    if adapters.adapted(loaded.model):
+        with adapters.without(loaded.model):
+            rows[BEFORE] = _rows(loaded.model, prompt)
+        rows[AFTER] = _rows(loaded.model, prompt)
+    else:
+        rows[BEFORE] = _rows(loaded.model, prompt)
+    return _example(loaded, prompt, rows)
 
 
 def token_texts(tokenizer: Any, token_ids: Sequence[int]) -> tuple[str, ...]:
@@ -132,15 +150,20 @@ def token_texts(tokenizer: Any, token_ids: Sequence[int]) -> tuple[str, ...]:
         tokenizer: mlx-lm's tokenizer wrapper.
         token_ids: T tokens.
     """
-    words = tokenizer.detokenizer
-    words.reset()
-    texts = []
-    for token in token_ids:
-        words.add_token(int(token))
-        texts.append(words.last_segment)
-    words.finalize()
-    if texts:
-        texts[-1] += words.last_segment
+    texts: list[str] = []
+    shown = ""
+    for n in range(len(token_ids)):
+        # The whole beginning each time: a decoder may take back characters until their bytes end.
+        text = tokenizer.decode([int(one) for one in token_ids[: n + 1]])
+        if n + 1 < len(token_ids):
+            text = text.rstrip("\N{REPLACEMENT CHARACTER}")
+        if shown.startswith(text):
+            texts.append("")
+            continue
+        pairs = enumerate(zip(shown, text, strict=False))
+        known = next((at for at, (one, other) in pairs if one != other), min(len(shown), len(text)))
+        texts.append(text[known:])
+        shown = text
     return tuple(texts)
 
 
@@ -150,6 +173,16 @@ def _picked(chosen: Sequence[prompts.Prompt], count: int) -> list[prompts.Prompt
     first = {one.gold: n for n, one in reversed(list(enumerate(told)))}
     order = sorted(range(len(told)), key=lambda n: (first[told[n].gold] != n, n))
     return [told[n] for n in order[:count]]
+
+
+def _example(loaded: Loaded, prompt: prompts.Prompt, rows: dict[str, np.ndarray]) -> Example:
+    return Example(
+        token_texts(loaded.tokenizer, prompt.token_ids),
+        np.array(prompt.label_positions),
+        np.array(prompt.demonstration_labels),
+        prompt.gold,
+        rows,
+    )
 
 
 def _rows(model: nn.Module, prompt: prompts.Prompt) -> np.ndarray:
@@ -169,5 +202,7 @@ def _detected(loaded: Loaded, task: Task, seed: int) -> Detected:
     special = {int(one) for one in getattr(tokenizer, "all_special_ids", ())}
     size = len(tokenizer.get_vocab())
     vocabulary = np.array([n for n in range(size) if n not in special])
-    start = task.builder.start
-    return detect(loaded.model, vocabulary, start=start, seed=seed)
+    fitting = min(REPEATED_TOKENS, ((loaded.context_tokens or 2**31) - 1) // 2, len(vocabulary))
+    return detect(
+        loaded.model, vocabulary, start=task.builder.start, repeated_tokens=fitting, seed=seed
+    )

@@ -12,7 +12,7 @@ from abft_mlx import adapters, data, evaluation, loading, prefix, prompts
 from abft_mlx import recipe as recipes
 from abft_mlx.errors import RecipeError
 from abft_mlx.experiment import inspecting
-from abft_mlx.induction import HeadCensus, Heads, Window
+from abft_mlx.induction import Example, HeadCensus, Heads, Window
 from abft_mlx.ranks import Ranks
 from abft_mlx.task import Task, open_task
 
@@ -143,6 +143,7 @@ class Experiment:
         *,
         detectors: bool = False,
         examples: int = inspecting.EXAMPLES,
+        adapter: str | None = None,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> Heads:
         """What is to be seen of the model's heads; without and with its adapter, if it has one.
@@ -151,6 +152,7 @@ class Experiment:
             chosen: prompts for the census; the first of every class in turn become examples.
             detectors: also score every head on repeated random tokens.
             examples: prompts whose rows are kept.
+            adapter: what to call the adapter in the facts.
             on_progress: told how many prompts of how many are done.
         """
         return inspecting.inspect(
@@ -161,8 +163,17 @@ class Experiment:
             detectors=detectors,
             examples=examples,
             seed=self.recipe.evaluation.seed,
+            facts={"k": self.recipe.prompt.demonstrations, "adapter": adapter},
             on_progress=on_progress,
         )
+
+    def example(self, prompt: prompts.Prompt) -> Example:
+        """A prompt's token texts and every head's last row, without and with an adapter.
+
+        Args:
+            prompt: one of the experiment's, or of its ``builder``'s own making.
+        """
+        return inspecting.example(self.loaded, prompt)
 
     def with_layers(self, training_prompts: list[prompts.Prompt]) -> Experiment:
         """The same with ``adapter.layers`` auto made into layer numbers; itself where it is not.

@@ -1,4 +1,4 @@
-"""From a recipe to a trained adapter, or to measured accuracy."""
+"""From a recipe to a trained adapter, to measured accuracy, or to what its heads do."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from typing import Any
 from abft_mlx import adapters, evaluation, facts, runtime
 from abft_mlx import recipe as recipes
 from abft_mlx.experiment.opened import Experiment, prepare
-from abft_mlx.induction import HEADS_FILE, Window, write_heads
+from abft_mlx.induction import HEADS_FILE, Heads, Window, write_heads
 from abft_mlx.ranks import Ranks
 from abft_mlx.trainer import Progress, RunFolder, Trainer, Update
+
+# Enough for a head's mean attention to two digits.
+HEADS_PROMPTS = 128
 
 
 @dataclass(frozen=True)
@@ -183,6 +186,46 @@ def resume(
     )
 
 
+def document(
+    experiment: Experiment,
+    measured: dict[str, Any],
+    *,
+    adapter: object = None,
+    base: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Eval's document (DESIGN.md, section 5).
+
+    Args:
+        experiment: what was measured.
+        measured: parts of the document, of the model with its adapter, if there is one.
+        adapter: what to call it.
+        base: the same parts without it.
+    """
+    recipe, section = experiment.recipe, experiment.recipe.evaluation
+    made: dict[str, Any] = {
+        "schema": facts.SCHEMA,
+        "model": recipe.model,
+        "adapter": None if adapter is None else str(adapter),
+        "data": recipe.data.source,
+        "labels": list(experiment.space.names),
+        "label_words": list(experiment.space.words),
+        "chat_template": experiment.task.chat_template,
+        "k": recipe.prompt.demonstrations,
+        "prompts": experiment.task.test_queries(section) * section.repeats,
+        "seed": section.seed,
+        "demonstrations": section.demonstrations,
+        "compat": section.compat,
+        **measured,
+    }
+    if base is not None:
+        made["base"] = base
+        if "methods" in made:
+            made["comparisons"] = made["comparisons"] + evaluation.against_base(
+                made["methods"], base["methods"]
+            )
+    return made
+
+
 def evaluate(
     recipe: recipes.Recipe,
     adapter: adapters.Named | None = None,
@@ -211,30 +254,41 @@ def evaluate(
         fingerprint = facts.fingerprint(recipe, experiment.loaded, tasks)
         attached = "" if adapter is None else facts.weights_fingerprint(adapter.folder)
         ranks.agree(fingerprint + attached, "recipe, model, adapter, data or version")
-    section = recipe.evaluation
-    document: dict[str, Any] = {
-        "schema": facts.SCHEMA,
-        "model": recipe.model,
-        "adapter": None if adapter is None else str(adapter),
-        "data": recipe.data.source,
-        "labels": list(experiment.space.names),
-        "label_words": list(experiment.space.words),
-        "chat_template": experiment.task.chat_template,
-        "k": recipe.prompt.demonstrations,
-        "prompts": experiment.task.test_queries(section) * section.repeats,
-        "seed": section.seed,
-        "demonstrations": section.demonstrations,
-        "compat": section.compat,
-    }
-    document |= experiment.measure_all(on_progress, ranks)
+    measured, base = experiment.measure_all(on_progress, ranks), None
     if adapter is not None:
         adapters.detach(experiment.loaded.model)
-        document["base"] = experiment.measure_all(on_progress, ranks)
-        if "methods" in document:
-            document["comparisons"] += evaluation.against_base(
-                document["methods"], document["base"]["methods"]
-            )
-    return document
+        base = experiment.measure_all(on_progress, ranks)
+    return document(experiment, measured, adapter=adapter, base=base)
+
+
+def heads(
+    recipe: recipes.Recipe,
+    adapter: adapters.Named | None = None,
+    *,
+    prompts: int = HEADS_PROMPTS,
+    detectors: bool = True,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Heads:
+    """See what a model's heads do on test prompts, without and with an adapter.
+
+    Args:
+        recipe: names model, data and prompts.
+        adapter: a run folder, an adapter folder, a hub id, or None.
+        prompts: how many test prompts to look at; as many as there are where these are fewer.
+        detectors: also score every head on repeated random tokens.
+        on_progress: told how many prompts of how many are done.
+
+    Returns:
+        State ``before`` and, with an adapter, ``after``.
+    """
+    adapter = None if adapter is None else adapters.find(adapter)
+    experiment = prepare(recipe, adapter)
+    return experiment.heads(
+        experiment.test_prompts()[:prompts],
+        detectors=detectors,
+        adapter=None if adapter is None else adapter.name,
+        on_progress=on_progress,
+    )
 
 
 def _keep_heads(experiment: Experiment, folder: RunFolder) -> None:

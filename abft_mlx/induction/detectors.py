@@ -40,6 +40,41 @@ class Detected:
     repeated_tokens: int
 
 
+def repeated_rows(
+    vocabulary: np.ndarray, start: int | None, sequences: int, repeated_tokens: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of random tokens that come twice, and the position that each is looked at from.
+
+    Args:
+        vocabulary: (V,) token ids to draw from.
+        start: a token that begins every row, or None.
+        sequences: B.
+        repeated_tokens: N, all different within a row.
+        seed: of tokens and positions.
+
+    Returns:
+        (B, 2 N), or one longer with ``start``, and (B,) positions in the second half; int32.
+
+    Raises:
+        UsageError: too few tokens for rows without accidental repeats.
+    """
+    N = repeated_tokens
+    if N < 3 or len(vocabulary) < N or sequences < 1:
+        raise UsageError(
+            f"repeated random tokens: {sequences} rows of {N} tokens out of {len(vocabulary)} "
+            "cannot be drawn; at least 1 row of 3 tokens, all different, is needed; or leave the "
+            "detectors out"
+        )
+    rng = np.random.default_rng(seed)
+    halves = np.stack([rng.choice(vocabulary, N, replace=False) for _ in range(sequences)])
+    lead = 0 if start is None else 1
+    tokens = np.concatenate([halves, halves], axis=1).astype(np.int32)
+    if start is not None:
+        tokens = np.concatenate([np.full((sequences, 1), start, np.int32), tokens], axis=1)
+    last = (lead + N + rng.integers(N, size=sequences)).astype(np.int32)
+    return tokens, last
+
+
 def detect(
     model: nn.Module,
     vocabulary: np.ndarray,
@@ -66,18 +101,7 @@ def detect(
         UsageError: too few tokens for rows without accidental repeats.
     """
     N = repeated_tokens
-    if N < 3 or len(vocabulary) < N or sequences < 1:
-        raise UsageError(
-            f"repeated random tokens: {sequences} rows of {N} tokens out of {len(vocabulary)} "
-            "cannot be drawn; at least 1 row of 3 tokens, all different, is needed"
-        )
-    rng = np.random.default_rng(seed)
-    halves = np.stack([rng.choice(vocabulary, N, replace=False) for _ in range(sequences)])
-    lead = 0 if start is None else 1
-    tokens = np.concatenate([halves, halves], axis=1).astype(np.int32)
-    if start is not None:
-        tokens = np.concatenate([np.full((sequences, 1), start, np.int32), tokens], axis=1)
-    last = (lead + N + rng.integers(N, size=sequences)).astype(np.int32)
+    tokens, last = repeated_rows(vocabulary, start, sequences, N, seed)
     back = np.array([1, N, N - 1])
     totals: list[np.ndarray | None] = []
     for first in range(0, sequences, BATCH):

@@ -22,8 +22,8 @@ from abft_mlx.induction.detectors import Detected
 
 SCHEMA = 1
 HEADS_FILE = "heads.npz"
-_CENSUS = ("magnitude", "correctness", "share", "sink")
-_DETECTED = ("previous_token", "duplicate_token", "induction")
+CENSUS = ("magnitude", "correctness", "share", "sink")
+DETECTED = ("previous_token", "duplicate_token", "induction")
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,12 @@ class HeadState:
         return cls(census.magnitude, census.correctness, census.share, census.sink, detected)
 
     @property
+    def on_gold(self) -> np.ndarray:
+        """(L, H) mean attention mass on the labels that equal the gold one."""
+        # Magnitude is right plus wrong, correctness right less wrong.
+        return (self.magnitude + self.correctness) / 2
+
+    @property
     def heads_per_prompt(self) -> float:
         """Mean number of induction heads in a prompt."""
         return float(np.nansum(self.share))
@@ -73,6 +79,11 @@ class Example:
     demonstration_labels: np.ndarray
     gold: int
     rows: Mapping[str, np.ndarray]
+
+    @property
+    def right(self) -> np.ndarray:
+        """(K,) bool, True for the demonstrations whose label is the gold one."""
+        return np.asarray(self.demonstration_labels) == self.gold
 
 
 @dataclass(frozen=True)
@@ -105,11 +116,11 @@ def write_heads(path: Path, heads: Heads) -> None:
     states: dict[str, Any] = {}
     for name, state in heads.states.items():
         states[name] = None
-        for part in _CENSUS:
+        for part in CENSUS:
             arrays[f"{name}.{part}"] = getattr(state, part)
         if state.detected is not None:
             found = asdict(state.detected)
-            for part in _DETECTED:
+            for part in DETECTED:
                 arrays[f"{name}.detected.{part}"] = found.pop(part)
             states[name] = found
     examples = []
@@ -143,7 +154,8 @@ def read_heads(path: Path) -> Heads:
         OutputError: there is no such file, it is another file, or it is of another version.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here, because NumPy leaves a file that it cannot read open.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         about = json.loads(arrays["about"].tobytes())
         if about["schema"] != SCHEMA:
@@ -165,12 +177,12 @@ def _heads(about: dict[str, Any], arrays: dict[str, np.ndarray]) -> Heads:
     for name, found in about["states"].items():
         detected = None
         if found is not None:
-            previous, duplicate, induction = (arrays[f"{name}.detected.{one}"] for one in _DETECTED)
+            previous, duplicate, induction = (arrays[f"{name}.detected.{one}"] for one in DETECTED)
             detected = Detected(
                 previous, duplicate, induction, found["sequences"], found["repeated_tokens"]
             )
         states[name] = HeadState(
-            **{part: arrays[f"{name}.{part}"] for part in _CENSUS}, detected=detected
+            **{part: arrays[f"{name}.{part}"] for part in CENSUS}, detected=detected
         )
     examples = tuple(
         Example(

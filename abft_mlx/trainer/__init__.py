@@ -1,6 +1,6 @@
 """One training loop: compiled step, metrics, checkpoints, resume."""
 
 from abft_mlx.trainer.loop import Progress, Trainer
-from abft_mlx.trainer.run_folder import RunFolder, Update
+from abft_mlx.trainer.run_folder import EVALUATION_FILE, RunFolder, Update
 
-__all__ = ["Progress", "RunFolder", "Trainer", "Update"]
+__all__ = ["EVALUATION_FILE", "Progress", "RunFolder", "Trainer", "Update"]

@@ -14,7 +14,8 @@ from abft_mlx.induction import HEADS_FILE
 ADAPTER_FILES = ("adapters.safetensors", "adapter_config.json", "lora.safetensors")
 OWN_FILES = ("recipe.yaml", "metrics.jsonl", "run.json", "checkpoint")
 # What is seen of a run afterwards: heads, an evaluation, figures and a report.
-SEEN_FILES = (HEADS_FILE, "eval.json", "figures", "report.html")
+EVALUATION_FILE = "eval.json"
+SEEN_FILES = (HEADS_FILE, EVALUATION_FILE, "figures", "report.html")
 # What trackers keep in the run's folder.
 TRACKER_FILES = ("wandb", "swanlog")
 

@@ -18,6 +18,13 @@ def height(classes: int, states: int, across: float) -> float:
     return one if across > WIDE_INCHES else states * one + 0.3 * (states - 1)
 
 
+def told(classes: int) -> tuple[str, ...]:
+    """What a caption says of matrices of so many classes."""
+    if classes <= confusion.NUMBERED_CLASSES:
+        return ()
+    return (f"{classes} classes, some of them named",)
+
+
 def draw(
     axes: Any, counts: Sequence[np.ndarray], names: Sequence[str], state_names: Sequence[str]
 ) -> Any:

@@ -37,10 +37,9 @@ def draw(
     )  # fmt: skip
     for row, column in np.argwhere(~np.isnan(accuracy)):
         value = 100 * accuracy[row, column]
-        dark = value < (low + high) / 2
         axes.text(
             column, row, f"{value:.1f}", ha="center", va="center", fontsize=7,
-            color="white" if dark else "black",
+            color=style.over(image, value),
         )  # fmt: skip
     axes.set_xticks(np.arange(len(reward)), [f"{one:g}" for one in reward])
     axes.set_yticks(np.arange(len(punish)), [f"{one:g}" for one in punish])

@@ -132,14 +132,14 @@ def framed(draw: Draw, caption: str, *, height: float | None = None, width: str 
     lines = _wrapped(caption, int((across - 0.2) * 72 / (0.57 * SMALL_POINTS)))
     total, size = down + 2.5, None
     # Drawn once to see how much room tick labels and legends leave, and again to fit it.
-    for _ in range(2):
+    for passes in (1, 2):
         figure = Figure(figsize=(across, total), layout="constrained")
         FigureCanvasAgg(figure)
         figure._abft_axes_inches = size
         axes = figure.add_subplot()
         draw(axes)
         figure.supxlabel("\n".join(map(texts.plain, lines)), fontsize=SMALL_POINTS)
-        for _ in range(2):
+        for _ in range(passes):
             figure.draw_without_rendering()
             place = axes.get_position()
             size = (place.width * across, down)
@@ -150,9 +150,9 @@ def framed(draw: Draw, caption: str, *, height: float | None = None, width: str 
 
 def _wrapped(text: str, letters: int) -> list[str]:
     """As few lines as can be, about equally long."""
-    lines = textwrap.wrap(text, letters)
+    lines = textwrap.wrap(text, letters, break_on_hyphens=False)
     for fewer in range(len(text) // max(1, len(lines)), letters):
-        even = textwrap.wrap(text, max(1, fewer))
+        even = textwrap.wrap(text, max(1, fewer), break_on_hyphens=False)
         if len(even) <= len(lines):
             return even
     return lines
@@ -219,9 +219,12 @@ def colour_bar(axes: Any, image: Any, label: str) -> Any:
 
 
 def over(image: Any, value: float) -> str:
-    """Black or white, whichever is easier to read on the colour of a value."""
-    red, green, blue = image.cmap(image.norm(value))[:3]
-    return "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.5 else "black"
+    """Black or white, whichever stands out more on the colour of a value, by the web's measure."""
+    red, green, blue = (
+        one / 12.92 if one <= 0.03928 else ((one + 0.055) / 1.055) ** 2.4
+        for one in image.cmap(image.norm(value))[:3]
+    )
+    return "white" if 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.179 else "black"
 
 
 def legend(axes: Any, handles: Sequence[Any] | None = None) -> None:

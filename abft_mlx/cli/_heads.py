@@ -1,0 +1,273 @@
+"""``abft-mlx heads``: the census of a model's attention heads, without and with an adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from abft_mlx.cli import _options, _progress, _ranks
+from abft_mlx.cli._options import (
+    Adapter,
+    Data,
+    EvaluationSeed,
+    Json,
+    LabelColumn,
+    Labels,
+    Overwrite,
+    Quiet,
+    Set,
+    TextColumn,
+)
+from abft_mlx.cli._shell import Shell
+from abft_mlx.errors import RecipeError, UsageError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from abft_mlx.adapters import Source
+    from abft_mlx.induction import Heads
+
+_SUFFIXES = (".npz", ".csv")
+_SHOWN = 20
+_SCORES = {
+    "magnitude": "labels",
+    "correctness": "right −\nwrong",
+    "share": "above\nfilter",
+    "sink": "first\ntoken",
+}
+_CLASSIC = {
+    "previous_token": "previous\ntoken",
+    "duplicate_token": "duplicate\ntoken",
+    "induction": "induction",
+}
+
+
+def heads(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A model: a local folder, a hub id, or demo. Or a run folder, whose model, "
+            "adapter and data are meant; or, without --data, a recipe.",
+        ),
+    ],
+    adapter: Adapter = None,
+    data: Data = None,
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
+    labels: Labels = None,
+    prompts: Annotated[
+        int | None,
+        typer.Option(min=1, help="Test prompts to look at.", show_default="128"),
+    ] = None,
+    seed: EvaluationSeed = None,
+    detectors: Annotated[
+        bool,
+        typer.Option(
+            "--detectors/--no-detectors",
+            help="Also score every head on repeated random tokens: previous-token, "
+            "duplicate-token, induction.",
+        ),
+    ] = True,
+    every: Annotated[
+        bool, typer.Option("--all", help=f"Show every head, not the first {_SHOWN}.")
+    ] = False,
+    output: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Where to write: a .csv with a row for each head, or a .npz for plot and report. "
+            "May be given twice.",
+            show_default="heads.npz of a run folder",
+        ),
+    ] = None,
+    overwrite: Overwrite = False,
+    settings: Set = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """See what every attention head does with the demonstrations' labels.
+
+    For each head: its attention on label tokens, on right labels minus wrong ones, how often that
+    is above the paper's filter, and its attention on the first token; before and after an adapter.
+    """
+    shell = Shell(as_json=as_json, quiet=quiet)
+    with shell.speaking():
+        _ranks.alone("heads")
+        recipe, changes, source = _named(model, adapter, data)
+        changes += _options.overrides(
+            data=data,
+            text_column=text_column,
+            label_column=label_column,
+            labels=labels,
+            settings=settings,
+            evaluation=seed,
+        )
+        run = _is_run(model)
+        files = _outputs(model if run else None, output, overwrite=overwrite)
+        found = _see(shell, recipe, changes, source, prompts, detectors=detectors)
+        _write(found, files)
+        if not as_json:
+            _show(shell, found, every=every)
+        for file in files:
+            shell.say(f"wrote {file}")
+    shell.document(_document(found, files))
+
+
+def _is_run(name: str) -> bool:
+    return (Path(name) / "run.json").is_file() and (Path(name) / "recipe.yaml").is_file()
+
+
+def _named(
+    model: str, adapter: str | None, data: str | None
+) -> tuple[str | None, list[str], Source | None]:
+    """The recipe to open, what to set in it, and the adapter.
+
+    Raises:
+        UsageError: nothing names the data.
+    """
+    if _is_run(model):
+        return str(Path(model) / "recipe.yaml"), [], _options.find_adapter(adapter or model)
+    source = _options.find_adapter(adapter)
+    override = _options.override("model", model)
+    if source is not None and (source.folder / "recipe.yaml").is_file():
+        return str(source.folder / "recipe.yaml"), [override], source
+    if data is not None:
+        return None, ["prompt.label_words=auto", override], source
+    from abft_mlx import recipe
+
+    try:
+        recipe.find(model)
+    except RecipeError:
+        raise UsageError(
+            f"--data is missing: {model!r} is no run folder and no recipe, so nothing says what "
+            "the prompts are made of"
+        ) from None
+    return model, [], source
+
+
+def _outputs(run: str | None, given: list[Path] | None, *, overwrite: bool) -> list[Path]:
+    """The files to write, seen to be possible before any work."""
+    if given is None:
+        from abft_mlx.induction import HEADS_FILE
+
+        return [] if run is None else [Path(run) / HEADS_FILE]
+    for path in given:
+        if path.suffix not in _SUFFIXES:
+            raise UsageError(f"--output {path}: write a name that ends in .npz or .csv")
+        _options.check_file(path, overwrite=overwrite)
+    return given
+
+
+def _see(
+    shell: Shell,
+    recipe: str | None,
+    changes: list[str],
+    source: Source | None,
+    prompts: int | None,
+    *,
+    detectors: bool,
+) -> Heads:
+    from abft_mlx import experiment, runtime
+
+    runtime.use_wired_memory()
+    opened = _options.open_recipe(recipe, changes)
+    shell.say(f"looking at the heads of {opened.model} on {opened.data.source} …")
+    with _progress.prompts(shell, "prompts") as on_progress:
+        return experiment.heads(
+            opened,
+            source,
+            prompts=prompts or experiment.HEADS_PROMPTS,
+            detectors=detectors,
+            on_progress=on_progress,
+        )
+
+
+def _write(found: Heads, outputs: list[Path]) -> None:
+    from abft_mlx import induction
+
+    for path in outputs:
+        (induction.write_csv if path.suffix == ".csv" else induction.write_heads)(path, found)
+
+
+def _show(shell: Shell, found: Heads, *, every: bool) -> None:
+    from abft_mlx import induction
+
+    names = list(found.states)
+    counts = ", ".join(
+        f"{one.heads_per_prompt:.1f}" + (f" {name}" if len(names) > 1 else "")
+        for name, one in found.states.items()
+    )
+    shell.tell(
+        f"{found.prompts:,} prompts with {found.facts.get('k')} demonstrations; induction heads in "
+        f"a prompt: {counts}"
+    )
+    table, left = _table(found, None if every else _SHOWN)
+    shell.show(table)
+    if left:
+        shell.tell(f"and {left:,} heads with less attention on labels; --all shows them")
+    for name, state in found.states.items():
+        compared = induction.agreement(state)
+        if compared is not None:
+            of = f"{name}: " if len(names) > 1 else ""
+            shell.tell(
+                f"{of}of the {compared.count} heads above the filter in half of the prompts, "
+                f"{compared.shared} are among the {compared.count} that best continue repeated "
+                f"random tokens ({compared.by_chance:.1f} by chance); rank correlation "
+                f"{compared.rank_correlation:+.2f}"
+            )
+
+
+def _table(found: Heads, shown: int | None) -> tuple[Table, int]:
+    """Heads by their attention on labels, most first, and how many are not shown."""
+    import numpy as np
+    from rich.table import Table
+
+    states = found.states.values()
+    magnitude = np.nanmax(np.stack([one.magnitude for one in states]), axis=0)
+    places = np.argwhere(~np.isnan(magnitude)).tolist()
+    places.sort(key=lambda at: (-magnitude[tuple(at)], at))
+    classic = {key: _CLASSIC[key] for key in _CLASSIC if all(one.detected for one in states)}
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for heading in ("layer", "head", "", *_SCORES.values(), *classic.values()):
+        table.add_column(heading, justify="right")
+    for layer, head in places[:shown]:
+        where = [str(layer), str(head)]
+        for name, state in found.states.items():
+            scores = [getattr(state, key)[layer, head] for key in _SCORES]
+            scores += [getattr(state.detected, key)[layer, head] for key in classic]
+            signed = list(_SCORES).index("correctness")
+            cells = [f"{one:{'+' if n == signed else ''}.0%}" for n, one in enumerate(scores)]
+            table.add_row(*where, name, *cells)
+            where = ["", ""]
+    return table, len(places) - len(places[:shown])
+
+
+def _document(found: Heads, outputs: list[Path]) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from abft_mlx import induction
+
+    states = {}
+    for name, state in found.states.items():
+        one: dict[str, Any] = {"heads_per_prompt": state.heads_per_prompt}
+        one |= {key: getattr(state, key).tolist() for key in _SCORES}
+        compared = induction.agreement(state)
+        if state.detected is not None and compared is not None:
+            one["detected"] = {key: getattr(state.detected, key).tolist() for key in _CLASSIC}
+            one["detected"] |= {
+                "sequences": state.detected.sequences,
+                "repeated_tokens": state.detected.repeated_tokens,
+            }
+            one["agreement"] = asdict(compared)
+        states[name] = one
+    return {
+        "schema": 1,
+        **found.facts,
+        "labels": list(found.labels),
+        "prompts": found.prompts,
+        "states": states,
+        "files": [str(one) for one in outputs],
+    }

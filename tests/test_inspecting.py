@@ -1,0 +1,197 @@
+"""Looking at heads: both states of a model, prompts as tokens, and a model left as it was."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import made_tokenizers
+import mlx.core as mx
+import numpy as np
+import pytest
+import tiny_models
+from mlx.utils import tree_flatten
+from mlx_lm.tokenizer_utils import TokenizerWrapper, load
+
+from abft_mlx import adapters, attention, experiment, loading
+from abft_mlx import recipe as recipes
+from abft_mlx.experiment import inspecting
+from abft_mlx.induction import read_heads, threshold
+from abft_mlx.recipe import AdapterSection
+
+SMALL = (
+    "training.examples=24", "training.updates=3", "training.prompts_per_update=8",
+    "training.learning_rate=0.01", "training.census_prompts=10", "evaluation.queries=24",
+    "evaluation.repeats=1",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "demo"
+    experiment.finetune(recipes.load("demo", SMALL), folder)
+    return folder
+
+
+def test_a_run_keeps_what_a_fresh_look_at_base_and_adapter_sees(run: Path) -> None:
+    kept = read_heads(run / "heads.npz")
+    assert list(kept.states) == ["before", "after"]
+    assert kept.prompts == 10
+    assert kept.labels == ("complaint", "order", "praise")
+    assert kept.facts == {"model": "demo", "data": "demo", "seed": 42, "k": 4, "adapter": None}
+    recipe = recipes.load(str(run / "recipe.yaml"))
+    for name, adapter in (("before", None), ("after", run)):
+        opened = experiment.prepare(recipe, adapter)
+        chosen = opened.test_prompts()[:10]
+        # Loops over single prompts, and no census.
+        mass, sink, kept_share = [], [], []
+        for prompt in chosen:
+            rows = attention.capture(
+                opened.loaded.model, np.array([prompt.token_ids]), np.array([prompt.last])
+            )
+            row = np.stack([np.asarray(one[0]) for one in rows if one is not None])
+            mass.append(row[:, :, list(prompt.label_positions)].sum(axis=-1))
+            sink.append(row[:, :, 0])
+            limit = threshold(4, mx.array([len(prompt.token_ids)])).item()
+            kept_share.append(mass[-1] > limit)
+        state = kept.states[name]
+        np.testing.assert_allclose(state.magnitude, np.mean(mass, axis=0), atol=1e-5)
+        np.testing.assert_allclose(state.sink, np.mean(sink, axis=0), atol=1e-5)
+        np.testing.assert_allclose(state.share, np.mean(kept_share, axis=0))
+        assert state.detected is None
+        texts = [opened.loaded.tokenizer.decode(list(one.token_ids)) for one in chosen]
+        for example in kept.examples:
+            prompt = chosen[texts.index("".join(example.tokens))]
+            rows = attention.capture(
+                opened.loaded.model, np.array([prompt.token_ids]), np.array([prompt.last])
+            )
+            for layer, one in enumerate(rows):
+                assert one is not None
+                np.testing.assert_allclose(
+                    example.rows[name][layer], np.asarray(one[0]), rtol=2e-3, atol=1e-6
+                )
+            words = opened.space.words
+            for at, label in zip(
+                example.label_positions, example.demonstration_labels, strict=True
+            ):
+                assert example.tokens[at].strip() == words[label].strip()
+    difference = kept.states["after"].magnitude - kept.states["before"].magnitude
+    assert np.abs(difference).max() > 0.01
+
+
+def test_examples_show_as_many_classes_as_can_be(run: Path) -> None:
+    kept = read_heads(run / "heads.npz")
+    assert len(kept.examples) == 3
+    opened = experiment.prepare(recipes.load(str(run / "recipe.yaml")))
+    able = [one for one in opened.test_prompts()[:10] if one.gold in one.demonstration_labels]
+    classes = {one.gold for one in able}
+    assert 1 < len(classes) < len(able)
+    assert {one.gold for one in kept.examples} == classes
+    assert all(one.gold in one.demonstration_labels for one in kept.examples)
+
+
+def test_none_are_kept_where_none_are_asked_for(tmp_path: Path) -> None:
+    recipe = recipes.load("demo", [*SMALL, "training.census_prompts=0", "training.updates=1"])
+    experiment.finetune(recipe, tmp_path / "run")
+    assert not (tmp_path / "run" / "heads.npz").exists()
+
+
+def test_the_run_says_how_far_weights_moved(run: Path) -> None:
+    shift = json.loads((run / "run.json").read_text())["shift"]
+    weights = mx.load(str(run / "adapters.safetensors"))
+    scale = json.loads((run / "adapter_config.json").read_text())["lora_parameters"]["scale"]
+    for layer in range(3):
+        for part in ("q", "k"):
+            stem = f"model.layers.{layer}.self_attn.{part}_proj.lora_"
+            a, b = (np.array(weights[stem + one], dtype=np.float64) for one in "ab")
+            assert shift[part][layer] == pytest.approx(scale * np.linalg.norm(a @ b), rel=1e-5)
+    assert shift["head"] is None
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_looking_leaves_the_model_as_it_was(kind: str) -> None:
+    opened = experiment.prepare(recipes.load("demo", SMALL))
+    model = opened.loaded.model
+    base = opened.census(opened.test_prompts()[:8])
+    adapters.attach(model, AdapterSection(kind=kind), seed=1)  # type: ignore[arg-type]
+    tiny_models.train(model)
+    before = dict(tree_flatten(model.parameters()))
+    trainable = [name for name, _ in tree_flatten(model.trainable_parameters())]
+    seen = opened.heads(opened.test_prompts()[:8], examples=1)
+    after = dict(tree_flatten(model.parameters()))
+    assert list(before) == list(after)
+    assert all((before[name] == after[name]).all().item() for name in before)
+    assert [name for name, _ in tree_flatten(model.trainable_parameters())] == trainable
+    np.testing.assert_allclose(seen.states["before"].magnitude, base.magnitude, atol=1e-6)
+    trained = opened.census(opened.test_prompts()[:8])
+    np.testing.assert_allclose(seen.states["after"].magnitude, trained.magnitude, atol=1e-6)
+    assert np.abs(trained.magnitude - base.magnitude).max() > 0.01
+
+
+def test_the_adapter_is_back_after_a_failure() -> None:
+    opened = experiment.prepare(recipes.load("demo", SMALL))
+    model = opened.loaded.model
+    adapters.attach(model, AdapterSection(), seed=1)
+    held = list(adapters.adapted(model).items())
+    with pytest.raises(AssertionError, match="inside"), adapters.without(model):
+        assert adapters.adapted(model), "inside"
+    now = list(adapters.adapted(model).items())
+    assert [name for name, _ in held] == [name for name, _ in now]
+    assert all(one is other for (_, one), (_, other) in zip(held, now, strict=True))
+
+
+def test_progress_counts_both_states_to_the_end() -> None:
+    opened = experiment.prepare(recipes.load("demo", [*SMALL, "evaluation.batch_tokens=200"]))
+    adapters.attach(opened.loaded.model, AdapterSection(), seed=1)
+    told: list[tuple[int, int]] = []
+    opened.heads(opened.test_prompts()[:8], on_progress=lambda *one: told.append(one))
+    assert told[-1] == (16, 16)
+    assert [done for done, _ in told] == sorted({done for done, _ in told})
+    assert {total for _, total in told} == {16}
+
+
+def test_examples_of_large_models_stay_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = experiment.prepare(recipes.load("demo", SMALL))
+    chosen = opened.test_prompts()[:8]
+    most = max(len(one.token_ids) for one in chosen) * 6 * 2
+    for room, kept in ((0, 0), (2 * most, 2), (100 * most, 3)):
+        monkeypatch.setattr(inspecting, "EXAMPLE_BYTES", room)
+        assert len(opened.heads(chosen).examples) == kept
+
+
+def test_detectors_fit_the_context(tmp_path: Path) -> None:
+    tiny_models.checkpoint(tmp_path / "model", "gpt2", n_positions=31, n_ctx=31)
+    opened = experiment.prepare(recipes.load("demo", SMALL))
+    small = loading.load_model(str(tmp_path / "model"))
+    assert small.context_tokens == 31
+    assert inspecting._detected(small, opened.task, seed=0).repeated_tokens == 15
+
+
+def test_detectors_draw_no_special_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = experiment.prepare(recipes.load("demo", SMALL))
+    asked: list[np.ndarray] = []
+    monkeypatch.setattr(inspecting, "detect", lambda _m, words, **_more: asked.append(words))
+    inspecting._detected(opened.loaded, opened.task, seed=0)
+    special = set(opened.loaded.tokenizer.all_special_ids)
+    assert special
+    vocabulary = set(opened.loaded.tokenizer.get_vocab().values())
+    assert set(asked[0].tolist()) == vocabulary - special
+
+
+TEXT = "One naïve café — 日本語 and 🦊🦊\n\tTabs,  two spaces <b>&amp;</b> ' praise"
+
+
+@pytest.mark.parametrize(
+    "maker", ["gpt2", "llama3", "qwen", "tekken", "llama2", "llama2_bytes", "gemma", "unigram"]
+)
+def test_token_texts_put_together_are_the_prompt(maker: str, tmp_path: Path) -> None:
+    made = getattr(made_tokenizers, maker)()
+    made.save_pretrained(tmp_path)
+    tokenizer = load(tmp_path)
+    assert isinstance(tokenizer, TokenizerWrapper)
+    token_ids = tokenizer.encode(TEXT)
+    texts = inspecting.token_texts(tokenizer, token_ids)
+    assert len(texts) == len(token_ids)
+    wanted = tokenizer.decode(token_ids)
+    assert "".join(texts).strip() == wanted.strip()
+    assert inspecting.token_texts(tokenizer, []) == ()

@@ -1,0 +1,107 @@
+"""Looking at heads from Python: what ``abft_mlx.prepare`` opens, and one prompt row by row."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+import abft_mlx
+from abft_mlx import attention
+from abft_mlx import recipe as recipes
+from abft_mlx.experiment import Experiment, RunResult
+
+SMALL = (
+    "training.examples=16",
+    "training.updates=2",
+    "training.prompts_per_update=8",
+    "training.census_prompts=0",
+    "data.test_rows=12",
+    "evaluation.queries=8",
+    "evaluation.repeats=1",
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+    return abft_mlx.finetune("demo", tmp_path_factory.mktemp("runs") / "run", overrides=SMALL)
+
+
+@pytest.fixture(scope="module")
+def opened(run: RunResult) -> Experiment:
+    return abft_mlx.prepare(run.output, run.output)
+
+
+def captured(adapter: object, token_ids: tuple[int, ...]) -> list[np.ndarray]:
+    """(H, T) for each layer, of a model that was loaded without a recipe."""
+    model, _ = abft_mlx.load("demo", adapter)
+    last = np.array([len(token_ids) - 1])
+    rows = attention.capture(model, mx.array([token_ids]), last)
+    return [np.asarray(row[0]) for row in rows if row is not None]
+
+
+def test_an_example_has_the_rows_of_both_states(opened: Experiment, run: RunResult) -> None:
+    prompt = opened.test_prompts()[3]
+    example = opened.example(prompt)
+    assert list(example.rows) == ["before", "after"]
+    for name, adapter in (("before", None), ("after", run.output)):
+        want = np.stack(captured(adapter, prompt.token_ids))
+        np.testing.assert_allclose(example.rows[name], want, atol=1e-6)
+    assert np.abs(example.rows["after"] - example.rows["before"]).max() > 1e-4
+
+
+def test_looking_leaves_the_adapter_where_it_was(opened: Experiment) -> None:
+    prompt = opened.test_prompts()[0]
+    first, again = opened.example(prompt), opened.example(prompt)
+    np.testing.assert_array_equal(first.rows["after"], again.rows["after"])
+
+
+def test_an_example_is_told_in_texts_and_right_labels(opened: Experiment) -> None:
+    shown = [("the parcel broke", 0), ("send two lamps", 1), ("what a fine lamp", 2)]
+    prompt = opened.builder.build(shown, "the lamp broke", 0)
+    example = opened.example(prompt)
+    assert "".join(example.tokens) == opened.builder.text(shown, "the lamp broke")
+    words = [example.tokens[at].strip() for at in example.label_positions]
+    assert words == [opened.space.words[label] for _, label in shown]
+    assert example.right.tolist() == [True, False, False]
+
+
+def test_attention_on_the_gold_label_is_that_of_the_rows(opened: Experiment) -> None:
+    chosen = opened.test_prompts()
+    examples = [opened.example(prompt) for prompt in chosen]
+    seen = opened.heads(chosen)
+    for name, state in seen.states.items():
+        want = np.zeros_like(state.magnitude)
+        for one in examples:
+            for at, right in zip(one.label_positions, one.right, strict=True):
+                want += one.rows[name][:, :, at] * right / len(examples)
+        np.testing.assert_allclose(state.on_gold, want, atol=1e-5)
+
+
+def test_without_an_adapter_there_is_one_state() -> None:
+    opened = abft_mlx.prepare("demo", overrides=SMALL)
+    prompts = opened.test_prompts()
+    assert len(prompts) == 8
+    assert list(opened.example(prompts[0]).rows) == ["before"]
+
+
+def test_overrides_belong_to_names() -> None:
+    with pytest.raises(TypeError, match="overrides"):
+        abft_mlx.prepare(recipes.load("demo"), overrides=SMALL)
+
+
+def test_figures_bring_no_mlx_in_before_its_blas(checkout: Path) -> None:
+    figures = sorted((checkout / "abft_mlx" / "analysis" / "figures").glob("[a-z]*.py"))
+    names = ", ".join(path.stem for path in figures)
+    code = f"from abft_mlx.analysis.figures import {names}\nimport sys\n"
+    code += "assert 'mlx.core' not in sys.modules\nassert 'matplotlib' not in sys.modules\n"
+    code += "from abft_mlx.analysis import check, figure_names\n"
+    code += "from abft_mlx import runtime\n"
+    code += "assert figure_names() and runtime._choice is not None\n"
+    environment = os.environ | {"PYTHONPATH": str(checkout)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
