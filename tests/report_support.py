@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from made_cells import cell, failed, study
 
 from abft_mlx import recipe as recipes
+from abft_mlx.analysis import write_study
 from abft_mlx.induction import Example, Heads, HeadState, write_heads
 
 # Each of them has broken some page somewhere.
@@ -165,6 +167,16 @@ def write_run(
         write_heads(folder / "heads.npz", heads)
     if measured is not None:
         (folder / "eval.json").write_text(json.dumps(measured), encoding="utf-8")
+    return folder
+
+
+def made_study(folder: Path) -> Path:
+    """A study's folder with four cells, one of them failed."""
+    cells = [cell("untrained", "0110" * 8)]
+    cells += [cell("abft", "0111" * 8, seed=n) for n in (1, 2)]
+    broken = failed(error="<script>window.owned=1</script>")
+    made = study(name="mails & more", figures=["accuracy", "head_count"])
+    write_study(folder, made, [*cells, broken])
     return folder
 
 

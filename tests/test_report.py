@@ -16,7 +16,7 @@ from cli_support import document, invoke
 from report_support import HOSTILE, Parsed, evaluation, made_heads, metrics, run_json, write_run
 
 from abft_mlx.analysis.figures import style
-from abft_mlx.analysis.report import html, write_report
+from abft_mlx.analysis.report import html, page, write_report
 from abft_mlx.analysis.report.packing import LEVELS, Packed
 from abft_mlx.induction import read_heads
 
@@ -205,6 +205,13 @@ def test_texts_are_shown_and_not_obeyed() -> None:
     assert html.breakable("a/b<c") == "a/<wbr>b&lt;c"
 
 
+def test_numbers_in_the_page_cannot_end_their_script() -> None:
+    hostile = {"name": "</script><!--<script>&", "odd": "\ud800\u2028"}
+    text = page.embedded(page.Data(charts=[hostile]))
+    assert not re.search("[<>&]", text.partition(">")[2].rpartition("<")[0])
+    assert data_of(text)["charts"] == [hostile]
+
+
 def test_hostile_texts_stay_texts(tmp_path: Path) -> None:
     labels = ("</script><script>alert(1)", "<!--")
     heads = made_heads(words=HOSTILE, labels=labels, tokens=60)
@@ -253,6 +260,16 @@ def test_heads_that_do_not_fit_together_are_refused(run: Path) -> None:
     result = invoke("report", run)
     assert result.exit_code == 2
     assert "heads.npz: its arrays do not fit together" in result.stderr
+
+
+@pytest.mark.parametrize("without", [(0, 1, 2), (0, 2)])
+def test_models_without_heads_in_some_layer_or_any(tmp_path: Path, without: tuple) -> None:
+    folder = write_run(tmp_path / "run", made_heads(without=without))
+    report = write_report(folder, figures=False)
+    text = report.path.read_text(encoding="utf-8")
+    nowhere = len(without) == 3
+    assert any("no layer of this model has heads" in one for one in report.missing) == nowhere
+    assert ('id="attention-panel"' in text) != nowhere
 
 
 def test_odd_documents_are_left_out_not_fatal(run: Path) -> None:

@@ -14,11 +14,9 @@ from typing import Any
 import browser_support
 import numpy as np
 import pytest
-from made_cells import cell, failed, study
 from report_reading import LAST_DIGIT, TOKEN_POINTS, check_head, shares
-from report_support import HOSTILE, evaluation, made_heads, metrics, write_run
+from report_support import HOSTILE, evaluation, made_heads, made_study, metrics, write_run
 
-from abft_mlx.analysis import write_study
 from abft_mlx.analysis.report import write_report
 from abft_mlx.induction import read_heads
 
@@ -52,12 +50,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def studied(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("study")
-    cells = [cell("untrained", "0110" * 8)]
-    cells += [cell("abft", "0111" * 8, seed=n) for n in (1, 2)]
-    broken = failed(error="<script>window.owned=1</script>")
-    made = study(name="mails & more", figures=["accuracy", "head_count"])
-    write_study(folder, made, [*cells, broken])
+    folder = made_study(tmp_path_factory.mktemp("study"))
     write_report(folder)
     return folder
 
@@ -90,6 +83,16 @@ def test_pointing_at_a_head_lights_the_tokens(browser: Any, run: Path) -> None:
         cell_of(page, 1, 0).hover()
         shown = page.locator(".example:not([hidden]) [data-row=labels] td").all_inner_texts()
         assert shown == ["–", "–"], "a layer without heads has no attention"
+
+
+def test_tapping_a_head_keeps_it(browser: Any, run: Path) -> None:
+    heads = read_heads(run / "heads.npz")
+    with opened(browser, run, width=360, has_touch=True) as page:
+        ready(page)
+        cell_of(page, 2, 2).tap()
+        check_head(page, heads, 2, 2)
+        page.locator("h1").tap()
+        check_head(page, heads, 2, 2)
 
 
 def test_heads_by_keyboard_alone(browser: Any, run: Path) -> None:
@@ -385,6 +388,13 @@ def test_a_study_in_the_browser(browser: Any, studied: Path) -> None:
         assert len(every) == len(set(every))
         listed = page.locator("#cells tbody th").all_text_contents()
         assert listed == [one["id"] for one in facts["cells"]]
+
+
+def test_colours_fade_only_where_motion_is_welcome(browser: Any, run: Path) -> None:
+    for motion, seconds in (("reduce", "0s"), ("no-preference", "0.12s")):
+        with opened(browser, run, reduced_motion=motion) as page:
+            style = "one => getComputedStyle(one).transitionDuration"
+            assert page.locator(".token").first.evaluate(style) == seconds
 
 
 def test_printed_there_are_no_controls(browser: Any, run: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from abft_mlx.analysis.report import attention, figures, recipe, results, summary, training
 from abft_mlx.analysis.report.chart import Chart, draw
 from abft_mlx.analysis.report.html import NOTHING, Markup, element, join
@@ -77,6 +79,8 @@ def _validation(run: RunFiles) -> Markup | None:
 def _attention(run: RunFiles, data: Data, missing: list[str]) -> Markup:
     if run.heads is None:
         return _miss(NO_HEADS, missing)
+    if all(np.isnan(one.magnitude).all() for one in run.heads.states.values()):
+        return _miss("attention and heads: no layer of this model has heads to look at", missing)
     content, data.heads = attention.panel(run.heads)
     return content
 

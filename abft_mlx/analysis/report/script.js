@@ -190,7 +190,7 @@
       const sums = { right: right[shown], wrong: wrong[shown] };
       sums.labels = missing ? null : sums.right + sums.wrong;
       for (const [row, value] of Object.entries(sums)) {
-        one(example.element, `[data-row=${row}] [data-state="${state}"]`).textContent = percent(value);
+        one(example.element, `[data-row=${row}] [data-state="${CSS.escape(state)}"]`).textContent = percent(value);
       }
     });
     one(example.element, ".which").textContent = name(shown);
