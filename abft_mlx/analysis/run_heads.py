@@ -15,6 +15,8 @@ from abft_mlx.induction import Example, Heads, HeadState
 BEFORE, AFTER = "before", "after"
 # Rows of all states together that a page holds.
 ROWS = 48
+# Of attention: what shows less than this is noise.
+LEAST_SPAN = 0.02
 _PARTS = {
     "magnitude": ("magnitude (share of attention)", "attention on labels"),
     "correctness": ("correctness (share of attention)", "attention on right minus wrong labels"),
@@ -61,6 +63,7 @@ def maps(run: RunFacts, _others: Sequence[RunFacts], *, part: str) -> list[Plot]
         names=list(tables),
         label=label,
         diverging=part == "correctness",
+        least=LEAST_SPAN,
     )
     return [
         Plot(
