@@ -17,7 +17,7 @@ BEFORE, AFTER = "before", "after"
 ROWS = 48
 # Of attention: what shows less than this is noise.
 LEAST_SPAN = 0.02
-_PARTS = {
+PARTS = {
     "magnitude": ("magnitude (share of attention)", "attention on labels"),
     "correctness": ("correctness (share of attention)", "attention on right minus wrong labels"),
     "share": ("prompts (share)", "share of prompts in which a head passes the filter"),
@@ -55,7 +55,7 @@ def maps(run: RunFacts, _others: Sequence[RunFacts], *, part: str) -> list[Plot]
     """One number of the census for every head, in each state, and its change."""
     if run.heads is None or not has_heads(run.heads):
         return no_heads(run)
-    label, what = _PARTS[part]
+    label, what = PARTS[part]
     tables = {name: getattr(state, part) for name, state in run.heads.states.items()}
     draw = partial(
         head_maps.draw,
