@@ -276,7 +276,9 @@ def test_counts_that_go_on_from_stage_to_stage_share_a_rate() -> None:
     clock.now += 2
     assert stage.count(20, 40)
     assert stage.rate.seconds_left == pytest.approx(2)
-    stage.count(5, 40)  # fewer than before: another measurement
+    clock.now += 7
+    assert stage.count(5, 40)  # fewer than before: another measurement
+    assert stage.rate.seconds_left == pytest.approx(49)
     assert stage.rate.done == 5
 
 
