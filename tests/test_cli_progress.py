@@ -215,7 +215,7 @@ def test_what_is_not_counted_is_named_after_a_while(capsys: pytest.CaptureFixtur
     timer = quick._timer
     quick.clear()
     assert timer is not None
-    timer.join()
+    assert timer.finished.is_set()
     assert capsys.readouterr().err == ""
 
 
