@@ -125,7 +125,7 @@ def test_a_push_is_quiet(tmp_path: Path) -> None:
     from push_support import make_run
 
     run = make_run(tmp_path)
-    quiet = invoke("push", run, "owner/mails", "--base-model", BASE, "--quiet")
+    quiet = invoke("push", run, "owner/mails", "--base-model", BASE, "--quiet", "--with-peft")
     assert quiet.exit_code == 0, quiet.output
     assert quiet.stderr == ""
     assert quiet.stdout.count("\n") == 1
