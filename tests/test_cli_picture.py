@@ -320,6 +320,7 @@ def test_parts_that_are_missing_are_left_out(colour: bool) -> None:
     assert "it looks at" not in only_map
     assert "layer before" in SGR.sub("", only_map)
     assert printed(made_heads(2, 2, none_in=(0, 1)), colour=colour).strip() == ""
+    assert printed(made_heads(2, 0), colour=colour).strip() == ""
 
 
 def test_no_colour_is_asked_for_by_the_environment() -> None:

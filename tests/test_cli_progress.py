@@ -6,15 +6,14 @@ import io
 import re
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from abft_mlx.cli import _progress, _words
+from abft_mlx.cli import _progress
 from abft_mlx.cli._progress.lines import Lines
-from abft_mlx.cli._progress.live import LiveBoard
+from abft_mlx.cli._progress.live import LiveBoard, fitted
 from abft_mlx.cli._progress.rates import CountRate, Stage
 from abft_mlx.cli._shell import Shell
 from abft_mlx.trainer import Update
@@ -215,7 +214,7 @@ def test_what_is_not_counted_is_named_after_a_while(capsys: pytest.CaptureFixtur
     timer = quick._timer
     quick.clear()
     assert timer is not None
-    timer.join()
+    assert timer.finished.is_set()
     assert capsys.readouterr().err == ""
 
 
@@ -276,7 +275,9 @@ def test_counts_that_go_on_from_stage_to_stage_share_a_rate() -> None:
     clock.now += 2
     assert stage.count(20, 40)
     assert stage.rate.seconds_left == pytest.approx(2)
-    stage.count(5, 40)  # fewer than before: another measurement
+    clock.now += 7
+    assert stage.count(5, 40)  # fewer than before: another measurement
+    assert stage.rate.seconds_left == pytest.approx(49)
     assert stage.rate.done == 5
 
 
@@ -336,6 +337,23 @@ def test_live_lines_fit_and_keep_the_figures(width: int) -> None:
     board.clear()
 
 
+@pytest.mark.parametrize(
+    ("width", "line"),
+    [
+        (20, "a name  ████  1/2"),
+        (17, "a name  ████  1/2"),
+        (16, "a name  1/2"),
+        (11, "a name  1/2"),
+        (10, "a na…  1/2"),
+        (7, "a…  1/2"),
+        (6, "1/2   "),
+        (2, "1/"),
+    ],
+)
+def test_a_line_first_loses_its_bar_then_its_name(width: int, line: str) -> None:
+    assert fitted("a name", "████", "1/2", width) == line
+
+
 def test_live_lines_say_how_long_something_without_a_count_has_gone_on() -> None:
     board, clock = board_of(80)
     board.stage("opening mlx-community/model")
@@ -359,25 +377,3 @@ def test_durations(seconds: float, text: str) -> None:
 )
 def test_sizes(count: float, text: str) -> None:
     assert _progress.size(count) == text
-
-
-@pytest.mark.parametrize(
-    ("started", "on_path", "shown"),
-    [
-        ("{here}/.venv/bin/abft-mlx", None, ".venv/bin/abft-mlx eval 'a run'"),
-        ("/opt/venv/bin/abft-mlx", None, "/opt/venv/bin/abft-mlx eval 'a run'"),
-        ("{here}/.venv/bin/abft-mlx", "/usr/bin/abft-mlx", "abft-mlx eval 'a run'"),
-        ("cli.py", None, "abft-mlx eval 'a run'"),
-    ],
-)
-def test_the_next_command_can_be_copied(
-    started: str,
-    on_path: str | None,
-    shown: str,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", [started.format(here=tmp_path)])
-    monkeypatch.setattr("shutil.which", lambda _name: on_path)
-    assert _words.command("eval", "a run") == shown

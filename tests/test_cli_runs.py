@@ -6,11 +6,13 @@ import json
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 from cli_support import document, invoke
 
-from abft_mlx import recipe, trainer
+from abft_mlx import experiment, recipe, trainer
 from abft_mlx.cli import _options
+from abft_mlx.induction import HEADS_FILE, Heads, read_heads
 
 # Random weights have no induction heads, so every head counts; and few steps must show.
 SMALL = [
@@ -245,6 +247,26 @@ def test_python_face(model: Path, texts: Path, tmp_path: Path) -> None:
     assert by_recipe == abft_mlx.evaluate(done.output / "recipe.yaml", done.output)
     with pytest.raises(TypeError, match="overrides belong to"):
         abft_mlx.evaluate(recipes, overrides=["model=demo"])
+
+
+def test_evaluate_tells_of_heads_with_the_adapter_on(run: Path) -> None:
+    opened = recipe.load(str(run / "recipe.yaml"))
+    seen: list[Heads] = []
+    stages: list[str] = []
+    found = experiment.evaluate(opened, run, on_heads=seen.append, on_stage=stages.append)
+    assert found == experiment.evaluate(opened, run)
+    assert stages == [
+        f"reading {opened.data.source}", f"opening {opened.model}",
+        "with adapter, making test prompts", "with adapter, test", "looking at heads",
+        "base model, making test prompts", "base model, test",
+    ]  # fmt: skip
+    (heads,) = seen
+    kept = read_heads(run / HEADS_FILE)  # of the run's own model, before it was saved
+    assert list(heads.states) == list(kept.states) == ["before", "after"]
+    for name, state in kept.states.items():
+        np.testing.assert_allclose(heads.states[name].magnitude, state.magnitude, atol=1e-5)
+    moved = heads.states["after"].magnitude - heads.states["before"].magnitude
+    assert abs(moved).max() > 1e-3
 
 
 def test_demo_tells_before_and_after(

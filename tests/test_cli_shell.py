@@ -6,12 +6,13 @@ import errno
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from cli_support import document, invoke
 
 from abft_mlx import __version__, recipe
-from abft_mlx.cli import _shell
+from abft_mlx.cli import _shell, _words
 from abft_mlx.errors import DataError, OutputError, RecipeError, RunError
 
 HEAVY = ("mlx", "mlx_lm", "numpy", "yaml", "huggingface_hub", "transformers", "torch")
@@ -173,3 +174,25 @@ def test_quiet_keeps_the_result(capsys: pytest.CaptureFixture[str]) -> None:
     shell.tell("there: [not markup]")
     shell.document({"never": "printed"})
     assert capsys.readouterr().out == "there: [not markup]\n"
+
+
+@pytest.mark.parametrize(
+    ("started", "on_path", "shown"),
+    [
+        ("{here}/.venv/bin/abft-mlx", None, ".venv/bin/abft-mlx eval 'a run'"),
+        ("/opt/venv/bin/abft-mlx", None, "/opt/venv/bin/abft-mlx eval 'a run'"),
+        ("{here}/.venv/bin/abft-mlx", "/usr/bin/abft-mlx", "abft-mlx eval 'a run'"),
+        ("cli.py", None, "abft-mlx eval 'a run'"),
+    ],
+)
+def test_the_next_command_can_be_copied(
+    started: str,
+    on_path: str | None,
+    shown: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", [started.format(here=tmp_path)])
+    monkeypatch.setattr("shutil.which", lambda _name: on_path)
+    assert _words.command("eval", "a run") == shown

@@ -21,10 +21,10 @@ from abft_mlx.induction import Example, Heads
 # Okabe and Ito's, as the figures have: from cold to hot, each with a letter colour of its own, so
 # that they read on light and on dark terminals.
 SHADES = (
-    (0.02, "black on #56B4E9"),
-    (0.05, "white on #0072B2"),
-    (0.15, "black on #E69F00"),
-    (0.40, "white on #D55E00"),
+    (0.02, "#000000 on #56B4E9"),
+    (0.05, "#FFFFFF on #0072B2"),
+    (0.15, "#000000 on #E69F00"),
+    (0.40, "#000000 on #D55E00"),
 )
 RIGHT_COLOUR, WRONG_COLOUR = "#0072B2", "#D55E00"
 # Attention from here on is written behind a token, too, so that colour is not alone.

@@ -182,7 +182,6 @@ def _run(
     )
     if output is not None and output.exists() and not overwrite:
         raise OutputError(f"{output} exists; give --overwrite to replace it, or another --output")
-    shell.say(f"opening {recipe.model} …")
     with _progress.board(shell) as board:
         board.stage(f"opening {recipe.model}")
         opened = prediction.prepare(recipe, adapter, demonstrations)
