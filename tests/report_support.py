@@ -170,6 +170,16 @@ def write_run(
     return folder
 
 
+def hostile_run(folder: Path) -> Path:
+    """A run whose every text would be a script, or hide something, if a page let it."""
+    labels = ("<script>window.owned=1</script>", "\u202eevil \x00\" onclick='window.owned=1'")
+    heads = made_heads(2, 2, tokens=60, words=HOSTILE, labels=labels)
+    return write_run(
+        folder, heads, measured=evaluation(labels), name=labels[0],
+        description=" ".join(HOSTILE).strip(),
+    )  # fmt: skip
+
+
 def made_study(folder: Path) -> Path:
     """A study's folder with four cells, one of them failed."""
     cells = [cell("untrained", "0110" * 8)]

@@ -326,12 +326,12 @@ def test_where_a_report_cannot_be_written(run: Path, tmp_path: Path) -> None:
     (tmp_path / "bare").mkdir()
     for source, output, said in (
         (tmp_path / "nowhere", None, "there is no such run or study"),
-        (tmp_path / "bare", None, "holds no run"),
+        (tmp_path / "bare", None, "holds neither a run"),
         (run, tmp_path, "is a folder; name a file"),
         (run, tmp_path / "letter.html", "is no report of abft-mlx"),
         (run, tmp_path / "nowhere" / "page.html", "cannot be written"),
         (run, run / "run.json" / "page.html", "cannot be written"),
-        (run / "run.json", None, "holds no study"),
+        (run / "run.json", None, "is no study's facts"),
         (run / "heads.npz", None, "cannot be read"),
     ):
         words = ["--output", output] if output else []

@@ -15,12 +15,10 @@ import browser_support
 import numpy as np
 import pytest
 from report_reading import LAST_DIGIT, TOKEN_POINTS, check_head, shares
-from report_support import HOSTILE, evaluation, made_heads, made_study, metrics, write_run
+from report_support import evaluation, hostile_run, made_heads, made_study, metrics, write_run
 
 from abft_mlx.analysis.report import write_report
 from abft_mlx.induction import read_heads
-
-HOSTILE_LABELS = ("<script>window.owned=1</script>", "\u202eevil \x00\" onclick='window.owned=1'")
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +37,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    heads = made_heads(2, 2, tokens=60, words=HOSTILE, labels=HOSTILE_LABELS)
-    folder = write_run(
-        tmp_path_factory.mktemp("hostile"), heads, measured=evaluation(HOSTILE_LABELS),
-        name="<script>window.owned=1</script>", description=" ".join(HOSTILE).strip(),
-    )  # fmt: skip
+    folder = hostile_run(tmp_path_factory.mktemp("hostile"))
     write_report(folder, figures=False)
     return folder
 
