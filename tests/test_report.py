@@ -127,6 +127,24 @@ def test_the_numbers_are_those_of_the_files(run: Path) -> None:
             np.testing.assert_allclose(part["right"], on_right.ravel(), atol=6e-6)
 
 
+def test_classic_detectors_are_in_the_map_where_all_states_have_them(tmp_path: Path) -> None:
+    heads = made_heads(detected=True)
+    folder = write_run(tmp_path / "run", heads)
+    text = write_report(folder, figures=False).path.read_text(encoding="utf-8")
+    measures = data_of(text)["heads"]["measures"]
+    for key in ("previous_token", "duplicate_token", "induction"):
+        assert f'name="measure" value="{key}"' in text
+        for name, state in heads.states.items():
+            table = getattr(state.detected, key).ravel()
+            np.testing.assert_allclose(measures[key]["values"][name], table, atol=5e-6)
+    states = {**heads.states, "before": made_heads().states["before"]}
+    write_run(folder, type(heads)(states, heads.examples, heads.labels, 64))
+    text = write_report(folder, figures=False).path.read_text(encoding="utf-8")
+    assert list(data_of(text)["heads"]["measures"]) == [
+        "magnitude", "correctness", "share", "sink",
+    ]  # fmt: skip
+
+
 def test_attention_is_packed_within_half_a_step() -> None:
     rng = np.random.default_rng(0)
     rows = rng.dirichlet(np.full(40, 0.1), size=(5, 4)).astype(np.float32)
