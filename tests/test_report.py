@@ -294,7 +294,9 @@ def test_odd_documents_are_left_out_not_fatal(run: Path) -> None:
     measured = evaluation()
     method = measured["methods"]["vanilla"]
     method.update(confusion=[[1]], reliability={"confidence": 3}, interval=None, macro_f1=None)
-    measured["comparisons"] = [{}]
+    measured["comparisons"] = True
+    measured["base"]["methods"]["vanilla"]["interval"] = {"accuracy": [float("nan"), 1]}
+    measured["base"]["methods"]["vanilla"]["reliability"]["confidence"][1] = float("inf")
     (run / "eval.json").write_text(json.dumps(measured), encoding="utf-8")
     facts = {"finished": True, "model": 3, "data": [], "totals": {"seconds": "long"}, "shift": 1}
     (run / "run.json").write_text(json.dumps(facts), encoding="utf-8")
