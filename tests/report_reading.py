@@ -14,6 +14,14 @@ TOKEN_POINTS = 100 / 510 + 0.051
 LAST_DIGIT = 0.051
 
 
+def ready(page: Any, example: int = 0) -> None:
+    page.wait_for_selector(f"#attention-panel[data-ready='{example}']")
+
+
+def cell_of(page: Any, layer: int, head: int) -> Any:
+    return page.locator(".map tbody tr").nth(layer).locator("td").nth(head)
+
+
 def shares(text: str) -> list[float]:
     """Percentages in a text."""
     return [float(one.replace("−", "-")) for one in re.findall(r"([−-]?\d+\.\d)%", text)]

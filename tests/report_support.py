@@ -12,7 +12,7 @@ from made_cells import cell, failed, study
 
 from abft_mlx import recipe as recipes
 from abft_mlx.analysis import write_study
-from abft_mlx.induction import Example, Heads, HeadState, write_heads
+from abft_mlx.induction import Detected, Example, Heads, HeadState, write_heads
 
 # Each of them has broken some page somewhere.
 HOSTILE = (
@@ -51,6 +51,7 @@ def made_heads(
     labels: tuple[str, ...] = ("spam", "ham"),
     without: tuple[int, ...] = (),
     states: tuple[str, ...] = ("before", "after"),
+    detected: bool = False,
     seed: int = 0,
 ) -> Heads:
     """Heads with random attention; layers in ``without`` have none."""
@@ -63,7 +64,8 @@ def made_heads(
 
     def state() -> HeadState:
         magnitude = table()
-        return HeadState(magnitude, magnitude * (2 * table() - 1), table(), table() / 3)
+        found = Detected(table(), table(), table(), 128, 50) if detected else None
+        return HeadState(magnitude, magnitude * (2 * table() - 1), table(), table() / 3, found)
 
     made = []
     for n in range(examples):
@@ -168,6 +170,16 @@ def write_run(
     if measured is not None:
         (folder / "eval.json").write_text(json.dumps(measured), encoding="utf-8")
     return folder
+
+
+def hostile_run(folder: Path) -> Path:
+    """A run whose every text would be a script, or hide something, if a page let it."""
+    labels = ("<script>window.owned=1</script>", "\u202eevil \x00\" onclick='window.owned=1'")
+    heads = made_heads(2, 2, tokens=60, words=HOSTILE, labels=labels)
+    return write_run(
+        folder, heads, measured=evaluation(labels), name=labels[0],
+        description=" ".join(HOSTILE).strip(),
+    )  # fmt: skip
 
 
 def made_study(folder: Path) -> Path:

@@ -127,6 +127,24 @@ def test_the_numbers_are_those_of_the_files(run: Path) -> None:
             np.testing.assert_allclose(part["right"], on_right.ravel(), atol=6e-6)
 
 
+def test_classic_detectors_are_in_the_map_where_all_states_have_them(tmp_path: Path) -> None:
+    heads = made_heads(detected=True)
+    folder = write_run(tmp_path / "run", heads)
+    text = write_report(folder, figures=False).path.read_text(encoding="utf-8")
+    measures = data_of(text)["heads"]["measures"]
+    for key in ("previous_token", "duplicate_token", "induction"):
+        assert f'name="measure" value="{key}"' in text
+        for name, state in heads.states.items():
+            table = getattr(state.detected, key).ravel()
+            np.testing.assert_allclose(measures[key]["values"][name], table, atol=5e-6)
+    states = {**heads.states, "before": made_heads().states["before"]}
+    write_run(folder, type(heads)(states, heads.examples, heads.labels, 64))
+    text = write_report(folder, figures=False).path.read_text(encoding="utf-8")
+    assert list(data_of(text)["heads"]["measures"]) == [
+        "magnitude", "correctness", "share", "sink",
+    ]  # fmt: skip
+
+
 def test_attention_is_packed_within_half_a_step() -> None:
     rng = np.random.default_rng(0)
     rows = rng.dirichlet(np.full(40, 0.1), size=(5, 4)).astype(np.float32)
@@ -276,7 +294,9 @@ def test_odd_documents_are_left_out_not_fatal(run: Path) -> None:
     measured = evaluation()
     method = measured["methods"]["vanilla"]
     method.update(confusion=[[1]], reliability={"confidence": 3}, interval=None, macro_f1=None)
-    measured["comparisons"] = [{}]
+    measured["comparisons"] = True
+    measured["base"]["methods"]["vanilla"]["interval"] = {"accuracy": [float("nan"), 1]}
+    measured["base"]["methods"]["vanilla"]["reliability"]["confidence"][1] = float("inf")
     (run / "eval.json").write_text(json.dumps(measured), encoding="utf-8")
     facts = {"finished": True, "model": 3, "data": [], "totals": {"seconds": "long"}, "shift": 1}
     (run / "run.json").write_text(json.dumps(facts), encoding="utf-8")
@@ -326,12 +346,12 @@ def test_where_a_report_cannot_be_written(run: Path, tmp_path: Path) -> None:
     (tmp_path / "bare").mkdir()
     for source, output, said in (
         (tmp_path / "nowhere", None, "there is no such run or study"),
-        (tmp_path / "bare", None, "holds no run"),
+        (tmp_path / "bare", None, "holds neither a run"),
         (run, tmp_path, "is a folder; name a file"),
         (run, tmp_path / "letter.html", "is no report of abft-mlx"),
         (run, tmp_path / "nowhere" / "page.html", "cannot be written"),
         (run, run / "run.json" / "page.html", "cannot be written"),
-        (run / "run.json", None, "holds no study"),
+        (run / "run.json", None, "is no study's facts"),
         (run / "heads.npz", None, "cannot be read"),
     ):
         words = ["--output", output] if output else []

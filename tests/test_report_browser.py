@@ -14,13 +14,11 @@ from typing import Any
 import browser_support
 import numpy as np
 import pytest
-from report_reading import LAST_DIGIT, TOKEN_POINTS, check_head, shares
-from report_support import HOSTILE, evaluation, made_heads, made_study, metrics, write_run
+from report_reading import LAST_DIGIT, TOKEN_POINTS, cell_of, check_head, ready, shares
+from report_support import evaluation, hostile_run, made_heads, made_study, metrics, write_run
 
 from abft_mlx.analysis.report import write_report
 from abft_mlx.induction import read_heads
-
-HOSTILE_LABELS = ("<script>window.owned=1</script>", "\u202eevil \x00\" onclick='window.owned=1'")
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +37,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    heads = made_heads(2, 2, tokens=60, words=HOSTILE, labels=HOSTILE_LABELS)
-    folder = write_run(
-        tmp_path_factory.mktemp("hostile"), heads, measured=evaluation(HOSTILE_LABELS),
-        name="<script>window.owned=1</script>", description=" ".join(HOSTILE).strip(),
-    )  # fmt: skip
+    folder = hostile_run(tmp_path_factory.mktemp("hostile"))
     write_report(folder, figures=False)
     return folder
 
@@ -57,14 +51,6 @@ def studied(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def opened(browser: Any, folder: Path, **options: Any) -> Any:
     return browser_support.page(browser, folder / "report.html", **options)
-
-
-def ready(page: Any, example: int = 0) -> None:
-    page.wait_for_selector(f"#attention-panel[data-ready='{example}']")
-
-
-def cell_of(page: Any, layer: int, head: int) -> Any:
-    return page.locator(".map tbody tr").nth(layer).locator("td").nth(head)
 
 
 def test_pointing_at_a_head_lights_the_tokens(browser: Any, run: Path) -> None:
@@ -220,8 +206,7 @@ def test_the_keyboard_reaches_everything_and_sees_where_it_is(browser: Any, run:
         skip = page.locator(".skip")
         assert skip.evaluate("one => one === document.activeElement")
         box = skip.bounding_box()
-        assert box["x"] >= 0
-        assert box["y"] >= 0
+        assert min(box["x"], box["y"]) >= 0
         stops = []
         for _ in range(200):
             page.keyboard.press("Tab")
@@ -384,17 +369,18 @@ def test_a_study_in_the_browser(browser: Any, studied: Path) -> None:
             assert re.search("accuracy|heads", picture.text_content())
         for link in page.locator("nav a").all():
             assert page.locator(link.get_attribute("href")).count() == 1
-        every = page.evaluate("[...document.querySelectorAll('[id]')].map((one) => one.id)")
+        every = page.locator("[id]").evaluate_all("found => found.map((one) => one.id)")
         assert len(every) == len(set(every))
         listed = page.locator("#cells tbody th").all_text_contents()
         assert listed == [one["id"] for one in facts["cells"]]
 
 
-def test_colours_fade_only_where_motion_is_welcome(browser: Any, run: Path) -> None:
-    for motion, seconds in (("reduce", "0s"), ("no-preference", "0.12s")):
+def test_the_page_moves_only_where_motion_is_welcome(browser: Any, run: Path) -> None:
+    for motion, scrolls in (("reduce", "auto"), ("no-preference", "smooth")):
         with opened(browser, run, reduced_motion=motion) as page:
-            style = "one => getComputedStyle(one).transitionDuration"
-            assert page.locator(".token").first.evaluate(style) == seconds
+            root = page.locator("html")
+            assert root.evaluate("one => getComputedStyle(one).scrollBehavior") == scrolls
+            assert page.evaluate("document.getAnimations().length") == 0
 
 
 def test_printed_there_are_no_controls(browser: Any, run: Path) -> None:

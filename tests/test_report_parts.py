@@ -70,7 +70,7 @@ def test_a_broken_study_is_one_line(studied: Path) -> None:
     for change, said in (
         ({"schema": 7}, "is of schema 7 and this abft-mlx reads 1"),
         ({"cells": [{"id": "a"}]}, "holds a cell that cannot be read"),
-        ({"cells": 3}, "holds no study"),
+        ({"cells": 3}, "is no study's facts"),
     ):
         (studied / "study.json").write_text(json.dumps({**facts, **change}), encoding="utf-8")
         result = invoke("report", studied, "--no-figures")

@@ -78,7 +78,7 @@ def look(source: Path, *, only: Sequence[str] | None = None, beside: Sequence[Pa
         return _heads(source, only, beside)
     if beside:
         raise UsageError(f"--beside: {source} is no run folder, and only a run has states")
-    document, output = _study(source)
+    document, output = study_facts(source)
     return _of_study(source, document, output, only)
 
 
@@ -193,8 +193,12 @@ def _check(only: Iterable[str] | None, known: Sequence[str]) -> None:
             )
 
 
-def _study(source: Path) -> tuple[dict[str, Any], Path]:
-    """A study's facts, and where its figures go."""
+def study_facts(source: Path) -> tuple[dict[str, Any], Path]:
+    """A study's facts, and where its figures go.
+
+    Raises:
+        OutputError: there is no study, or a file is broken.
+    """
     if source.is_dir():
         if (source / STUDY_FILE).exists():
             return _facts_file(source / STUDY_FILE), source

@@ -34,7 +34,7 @@ class Series:
         return [
             (float(x), float(y))
             for x, y in zip(self.x, self.y, strict=True)
-            if y is not None and math.isfinite(y)
+            if y is not None and math.isfinite(x) and math.isfinite(y)
         ]
 
 
@@ -206,7 +206,7 @@ def _line(index: int, one: Series, at: Any) -> Markup:
     # Gaps are kept as gaps: the path begins anew behind each.
     pieces, open_ = [], False
     for x, y in zip(one.x, one.y, strict=True):
-        good = y is not None and math.isfinite(y)
+        good = y is not None and math.isfinite(x) and math.isfinite(y)
         if good:
             px, py = at(float(x), float(y or 0.0))
             pieces.append(f"{'L' if open_ else 'M'}{px:.1f} {py:.1f}")

@@ -46,10 +46,10 @@ def rate(value: float | None) -> str:
 def interval(method: Mapping[str, Any], key: str) -> tuple[float, float] | None:
     """Both ends of a measure's 95% interval, where they were measured."""
     ends = find(method, "interval", key)
-    good = isinstance(ends, list) and len(ends) == 2
-    if not good or not all(isinstance(one, (int, float)) for one in ends):
+    if not isinstance(ends, list) or len(ends) != 2:
         return None
-    return float(ends[0]), float(ends[1])
+    low, high = (number({"end": one}, "end") for one in ends)
+    return None if low is None or high is None else (low, high)
 
 
 def measures_table(run: RunFiles) -> Markup:
@@ -97,7 +97,8 @@ def how_measured(run: RunFiles) -> Markup:
         f"Measured on {told}. The intervals are bootstrap percentiles over prompts; they do not "
         "say what another training seed would do."
     ]
-    for one in document.get("comparisons") or []:
+    compared = document.get("comparisons")
+    for one in compared if isinstance(compared, list) else []:
         first, second = (_named(find(one, key), run) for key in ("first", "second"))
         p, gained, lost = (number(one, key) for key in ("p_value", "only_first", "only_second"))
         if p is not None and gained is not None and lost is not None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from abft_mlx import files
-from abft_mlx.analysis.drawing import look
+from abft_mlx.analysis.drawing import look, study_facts
 from abft_mlx.analysis.figures import style
 from abft_mlx.analysis.plotting import Plot
 from abft_mlx.analysis.report.figures import drawn
@@ -15,7 +15,6 @@ from abft_mlx.analysis.report.page import GENERATOR
 from abft_mlx.analysis.report.run import run_page
 from abft_mlx.analysis.report.run_files import read_run
 from abft_mlx.analysis.report.study import study_page
-from abft_mlx.analysis.report.study_files import is_study, read_study
 from abft_mlx.analysis.run_facts import is_run
 from abft_mlx.errors import OutputError
 
@@ -67,13 +66,13 @@ def write_report(
         raise OutputError(f"{source}: there is no such run or study")
     target = output or _default(source)
     _check(target)
-    kind = "study" if is_study(source) and not is_run(source) else "run"
+    kind = "run" if is_run(source) else "study"
     if kind == "run":
         run = read_run(source)
         plots, untold = _plots(source, figures, RUN_FIGURES)
         text, sections, missing = run_page(run, drawn(plots, tell), untold)
     else:
-        document = read_study(source)
+        document, _ = study_facts(source)
         plots, untold = _plots(source, figures, None)
         try:
             text, sections, missing = study_page(document, drawn(plots, tell), untold)
