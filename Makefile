@@ -19,7 +19,7 @@ PREPARE = $(BIN)/python -m pip install -qq --upgrade 'pip>=25.1'
 INSTALL = $(BIN)/python -m pip install -qq
 endif
 
-.PHONY: help setup demo test lint format docs check clean
+.PHONY: help setup demo test lint format docs notebooks check clean
 
 help:  ## say what there is
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/'
@@ -45,6 +45,9 @@ docs: $(VENV)/.installed-docs  ## build the site into build/docs; a warning is a
 	@$(BIN)/python -m sphinx -W --keep-going -q -b html -d build/doctrees docs build/docs $(ARGS)
 	@echo "the site begins at build/docs/index.html"
 
+notebooks: $(VENV)/.installed-dev  ## run the notebooks of the docs and keep what they print and draw
+	@$(BIN)/python benchmarks/notebooks.py $(ARGS)
+
 check: lint test  ## lint and test
 
 clean:  ## remove what builds and tests leave behind; ./.venv and runs stay
@@ -66,6 +69,7 @@ endif
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "installing what tests and linters need, once"
 	@$(INSTALL) --group dev
+	@$(MAKE) --no-print-directory -s _browser
 	@touch $@
 
 $(VENV)/.installed-docs: $(VENV)/.installed
@@ -89,3 +93,16 @@ _blas:
 		$(INSTALL) mkl && exit 0; \
 	fi; \
 	echo "note: no optimised BLAS could be installed; abft-mlx doctor says how to get one"
+
+# A browser for the tests of the report; without one they are skipped. Playwright's own is not fetched.
+.PHONY: _browser
+_browser:
+	@if [ "$$(uname -s)" != Linux ] || [ -n "$$ABFT_MLX_CHROMIUM" ] || command -v chromium chromium-browser \
+		google-chrome google-chrome-stable chrome >/dev/null; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "no browser for the tests: installing Debian's chromium"; \
+		apt-get update -qq </dev/null && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium fonts-dejavu-core </dev/null >/dev/null \
+		&& exit 0; \
+	fi; \
+	echo "note: no Chromium here, so the tests of the report in a browser are skipped; apt-get install chromium"

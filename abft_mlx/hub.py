@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import re
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 Kind = Literal[
     "gated", "absent", "revision", "token", "forbidden", "offline", "limit", "server", "other"
@@ -19,6 +23,9 @@ _PART = r"[A-Za-z0-9_](?:[\w.-]*[A-Za-z0-9_])?"
 _ID = re.compile(rf"{_PART}/{_PART}", re.ASCII)
 _REVISION = re.compile(r"[\w][\w.+-]*(/[\w][\w.+-]*)*", re.ASCII)
 _LONGEST_REASON = 200
+
+Watcher = Callable[[str, int, int], None]
+_watcher: ContextVar[Watcher | None] = ContextVar("hub_watcher", default=None)
 
 
 @dataclass(frozen=True)
@@ -100,9 +107,101 @@ def snapshot(
     """
     from huggingface_hub import snapshot_download
 
-    return Path(
-        snapshot_download(name, repo_type=repo_type, revision=revision, allow_patterns=[*patterns])
-    )
+    with bars(name) as chosen:
+        return Path(
+            snapshot_download(
+                name,
+                repo_type=repo_type,
+                revision=revision,
+                allow_patterns=[*patterns],
+                tqdm_class=chosen,
+            )
+        )
+
+
+def file(name: str, path: str, *, revision: str | None = None, repo_type: str = "dataset") -> Path:
+    """The local copy of one file of a repository; downloaded once, then read from the cache.
+
+    Args:
+        name: a hub id.
+        path: the file's path in it.
+        revision: branch, tag or commit.
+        repo_type: as :func:`snapshot`.
+
+    Raises:
+        Exception: as :func:`snapshot`.
+    """
+    from huggingface_hub import hf_hub_download
+
+    with bars(name) as chosen:
+        # Before 1.2 or so, bars of single files cannot be replaced.
+        known = "tqdm_class" in inspect.signature(hf_hub_download).parameters
+        more: dict[str, Any] = {"tqdm_class": chosen} if known else {}
+        return Path(hf_hub_download(name, path, repo_type=repo_type, revision=revision, **more))
+
+
+@contextlib.contextmanager
+def watched(watcher: Watcher) -> Iterator[None]:
+    """Have downloads and uploads tell a function how far they are, in place of the library's bars.
+
+    Args:
+        watcher: told a repository's name, bytes done and bytes in all as far as known; of
+            downloads only, and from several threads, though never at once.
+    """
+    token = _watcher.set(watcher)
+    try:
+        yield
+    finally:
+        _watcher.reset(token)
+
+
+@contextlib.contextmanager
+def bars(name: str) -> Iterator[type[Any] | None]:
+    """The class of progress bars for the hub's library; None, for its own, where nobody watches.
+
+    While the block runs, a watched library draws no bars itself.
+
+    Args:
+        name: what the watcher is told that the bytes are of.
+    """
+    watcher = _watcher.get()
+    if watcher is None:
+        yield None
+        return
+    from huggingface_hub import constants, utils
+
+    # What the user's environment says of bars cannot be changed, and trying warns.
+    ours = constants.HF_HUB_DISABLE_PROGRESS_BARS is None and not utils.are_progress_bars_disabled()
+    if ours:
+        utils.disable_progress_bars()
+    try:
+        yield _telling(watcher, name)
+    finally:
+        if ours:
+            utils.enable_progress_bars()
+
+
+def _telling(watcher: Watcher, title: str) -> type[Any]:
+    """A class of bars that draw nothing and tell of bytes."""
+    from huggingface_hub.utils import tqdm
+
+    lock = threading.Lock()
+
+    class Telling(tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            # Bytes from the network and bytes on the disk have a bar each; one of them will do.
+            network = str(kwargs.get("name", "")).endswith(".transfer")
+            self._tells = kwargs.get("unit") == "B" and not network
+            super().__init__(*args, **{**kwargs, "disable": True})
+
+        def update(self, n: float | None = 1) -> bool | None:
+            with lock:
+                self.n += n or 0
+                if self._tells:
+                    watcher(title, int(self.n), int(self.total or 0))
+            return None
+
+    return Telling
 
 
 def explain(error: BaseException, asked: Asked) -> Failure:

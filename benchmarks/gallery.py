@@ -2,8 +2,9 @@
 
 python benchmarks/gallery.py --output docs/gallery.md
 
-Runs the commands that the page names, in a temporary folder (``--runs DIR`` keeps them, and what lies
-there is not made again), and copies the figures to docs/figures/gallery. Some minutes on two cores.
+Runs the commands that the page names, in a temporary folder (``--runs DIR`` keeps them, and what
+lies there is not made again), and copies the figures to docs/figures/gallery. Some minutes on two
+cores.
 """
 
 from __future__ import annotations

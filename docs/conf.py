@@ -1,4 +1,4 @@
-"""How `make docs` builds the site: Markdown through MyST, the API reference from docstrings.
+"""How `make docs` builds the site: Markdown and notebooks through MyST, the API from docstrings.
 
 Nothing is fetched while it builds, and every warning is an error.
 """
@@ -16,14 +16,17 @@ project = "abft-mlx"
 copyright = "the abft-mlx founders"
 version = release = __version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["_build"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build", "notebooks/runs", "**.ipynb_checkpoints"]
 html_theme = "furo"
 html_title = f"abft-mlx {__version__}"
 html_show_sphinx = False
 
 # Pages are read on GitHub, too: plain Markdown, whose headings may be linked.
 myst_heading_anchors = 3
+
+# Notebooks are shown with the outputs that they hold; `make notebooks` and the tests run them.
+nb_execution_mode = "off"
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from made_cells import answers, cell, run, study
 from made_heads import evaluated, evaluation, heads, update, write_run
 
 from abft_mlx import analysis
+from abft_mlx.induction import write_heads
 
 COUNTS = [[2, 2, 0], [1, 3, 0], [0, 4, 0]]
 
@@ -231,6 +233,29 @@ class TestWrongUsage:
         assert "pip install 'abft-mlx[plots]'" in result.stderr
         assert len(result.stderr.splitlines()) == 1
         assert not (folder / "figures").exists()
+
+
+def test_heads_of_a_model_that_no_run_trained(tmp_path: Path) -> None:
+    seen = heads(states=("before",), detected=True)
+    facts = {"model": "/a/b/tiny", "data": "x", "k": 3}
+    write_heads(tmp_path / "seen.npz", replace(seen, facts=facts))
+    result = invoke("plot", tmp_path / "seen.npz", "--format", "svg", "--json")
+    assert result.exit_code == 0, result.stderr
+    told = document(result)
+    assert [one["name"] for one in told["figures"]] == [
+        "label_attention", "attention", "magnitude", "correctness", "share", "sink", "detectors",
+    ]  # fmt: skip
+    assert told["notes"] == []
+    assert told["figures"][0]["caption"].startswith("tiny on x; k = 3; n = 64 prompts")
+    assert "seed" not in told["figures"][0]["caption"]
+    assert (tmp_path / "seen-figures" / "magnitude.svg").is_file()
+    wrong = invoke("plot", tmp_path / "seen.npz", "--only", "training")
+    assert wrong.exit_code == 2
+    assert "no figure is called that; there are label_attention" in wrong.stderr
+    (tmp_path / "seen.npz").write_bytes(b"PK")
+    wrong = invoke("plot", tmp_path / "seen.npz")
+    assert wrong.exit_code == 2
+    assert "seen.npz: is no file of heads" in wrong.stderr
 
 
 def test_measured_before_and_after(folder: Path) -> None:

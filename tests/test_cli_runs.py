@@ -197,6 +197,22 @@ def test_eval_speaks_to_people(run: Path) -> None:
     assert any(line.startswith("base model ") and line.count("%") == 6 for line in lines)
     assert any(line.startswith("with adapter ") for line in lines)
     assert sum(line.startswith("gold \\ predicted") for line in lines) == 2
+    assert_picture(lines)
+    quiet = invoke("eval", "--adapter", run, "--set", "evaluation.repeats=1", "--quiet")
+    assert quiet.stdout.strip()
+    assert "layer" not in quiet.output
+    assert "layer" not in invoke("eval", "--adapter", run, "--json").stderr
+
+
+def assert_picture(lines: list[str]) -> None:
+    """See that the prompt and the map of heads come last, with the words that explain them."""
+    begin = next(n for n, line in enumerate(lines) if "the head that changed most" in line)
+    assert any("ham[✓" in line or "ham[✗" in line for line in lines[begin:])
+    (heading,) = (n for n, line in enumerate(lines) if line.startswith("  layer before   after"))
+    assert heading > begin
+    assert [line.split()[0] for line in lines[heading + 1 : heading + 3]] == ["0", "1"]
+    assert lines[heading + 3].startswith("  more on right labels: ░5%")
+    assert not [line for line in lines[heading + 4 :] if line and "abft-mlx" not in line[:14]]
 
 
 def test_eval_of_an_adapter_that_does_not_fit(run: Path, tmp_path: Path) -> None:
@@ -247,13 +263,16 @@ def test_demo_tells_before_and_after(
     lines = spoken.stdout.splitlines()
     assert any(line.startswith("  before  ") and line.endswith("%") for line in lines)
     assert any(line.startswith("  after   ") and line.endswith("n = 12") for line in lines)
-    assert any(line.startswith("  strongest head   layer ") for line in lines)
+    strongest = next(n for n, line in enumerate(lines) if line.startswith("  strongest head   la"))
+    assert_picture(lines[strongest:])
     assert sum(line.startswith("layers    all train") for line in lines) == 1
     assert f"next: abft-mlx eval --adapter {tmp_path}/one" in lines
     assert recipe.load(tmp_path / "one/recipe.yaml").training.seed == 1
 
     as_json = invoke("demo", "--output", tmp_path / "two", "--json")
     assert as_json.exit_code == 0, as_json.stderr
+    assert "strongest head" in as_json.stderr
+    assert "changed most" not in as_json.stderr
     found = document(as_json)
     assert set(found) == {
         "before", "after", "prompts", "seconds", "peak_memory_bytes", "adapter_bytes", "output",
@@ -264,6 +283,11 @@ def test_demo_tells_before_and_after(
         ("after", evaluated["methods"]),
     ):
         assert found[moment].items() <= methods["vanilla"].items()
+
+    quiet = invoke("demo", "--output", tmp_path / "three", "--quiet")
+    assert quiet.stderr == ""
+    assert "strongest head" in quiet.stdout
+    assert "changed most" not in quiet.stdout
 
     refused = invoke("demo", "--output", tmp_path / "two")
     assert refused.exit_code == 2

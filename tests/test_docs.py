@@ -28,6 +28,7 @@ def readme(checkout: Path) -> str:
         "docs/studies.md",
         "docs/memory.md",
         "docs/prediction.md",
+        "docs/report.md",
         "docs/publish.md",
         "docs/ports.md",
         "docs/performance.md",
@@ -39,6 +40,7 @@ def readme(checkout: Path) -> str:
         "docs/guides/python.md",
         "docs/exchange.md",
         "docs/heads.md",
+        "docs/gallery.md",
         "docs/figures.md",
     ],
 )
@@ -67,8 +69,8 @@ def test_rooms_are_listed_in_their_order(readme: str, checkout: Path) -> None:
 def test_commands_and_flags_exist(readme: str) -> None:
     commands = set(re.findall(r"abft-mlx ([a-z]+)", readme))
     assert commands == {
-        "demo", "finetune", "eval", "predict", "export", "push", "study", "recipes", "bench",
-        "doctor", "heads", "plot",
+        "demo", "finetune", "eval", "predict", "export", "push", "study", "plot", "report",
+        "recipes", "bench", "doctor", "heads",
     }  # fmt: skip
     for command in commands:
         lines = [line for line in readme.splitlines() if f"abft-mlx {command}" in line]

@@ -122,6 +122,13 @@ class TestHeadMap:
         )
         assert [one.images[0].get_clim() for one in ax.child_axes[:2]] == [(-0.5, 0.5)] * 2
 
+    def test_a_scale_spans_no_less_than_it_is_told(self) -> None:
+        tiny, smaller = np.array([[1e-4, 0.0]]), np.array([[0.0, 0.0]])
+        ax = head_maps.draw(axes(), [tiny, smaller], ["a", "b"], "m", least=0.02)
+        assert [one.images[0].get_clim() for one in ax.child_axes] == [
+            (0.0, 0.02), (0.0, 0.02), (-0.02, 0.02),
+        ]  # fmt: skip
+
 
 class TestAttention:
     ROWS = np.array([[0.5, 0.25, 0.25], [NAN, NAN, NAN]])

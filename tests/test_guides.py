@@ -118,6 +118,8 @@ def test_every_command_runs(
         assert names["accuracy"] > 0.4
         assert names["after"].mean() >= names["before"].mean()
         assert len(names["patterns"]) == len(names["on_labels"])
+        assert names["change"].shape == names["to_right"].shape == names["repeats"].shape
+        assert Path("runs/attention.png").read_bytes().startswith(b"\x89PNG")
     if name == "paper":
         assert "McNemar" in Path("runs/mine/table.md").read_text(encoding="utf-8")
 

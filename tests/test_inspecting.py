@@ -148,6 +148,12 @@ def test_progress_counts_both_states_to_the_end() -> None:
     assert told[-1] == (16, 16)
     assert [done for done, _ in told] == sorted({done for done, _ in told})
     assert {total for _, total in told} == {16}
+    told.clear()
+    opened.heads(
+        opened.test_prompts()[:8], detectors=True, on_progress=lambda *one: told.append(one)
+    )
+    assert told[-1] == (272, 272)  # two states of 8 prompts and 128 random rows
+    assert [done for done, _ in told] == sorted({done for done, _ in told})
 
 
 def test_examples_of_large_models_stay_small(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,8 +100,17 @@ def test_figures_bring_no_mlx_in_before_its_blas(checkout: Path) -> None:
     names = ", ".join(path.stem for path in figures)
     code = f"from abft_mlx.analysis.figures import {names}\nimport sys\n"
     code += "assert 'mlx.core' not in sys.modules\nassert 'matplotlib' not in sys.modules\n"
-    code += "from abft_mlx.analysis import check, figure_names\n"
+    code += "from abft_mlx.analysis import figure_names\n"
     code += "from abft_mlx import runtime\n"
-    code += "assert figure_names() and runtime._choice is not None\n"
+    code += "assert 'before abft_mlx' not in runtime._choice.note, runtime._choice\n"
     environment = os.environ | {"PYTHONPATH": str(checkout)}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+
+
+def test_all_that_analysis_offers_is_there() -> None:
+    from abft_mlx import analysis
+
+    for name in analysis.__all__:
+        assert getattr(analysis, name).__module__.startswith("abft_mlx.analysis.")
+    with pytest.raises(AttributeError, match="no attribute 'pictures'"):
+        _ = analysis.pictures

@@ -326,7 +326,7 @@ class TestMissing:
         for name in run_figure_names():
             for one in run_plots(run, (), [name])[0].plots:
                 one.draw(axes())
-                assert one.caption.startswith("? on ?; ")
+                assert one.caption.startswith("? on ?")
 
     def test_a_line_that_is_being_written_does_not_count(self, tmp_path: Path) -> None:
         folder = write_run(tmp_path / "run", updates=[update(1), update(2)])

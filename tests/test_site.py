@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import json
 import re
 import subprocess
 import sys
@@ -12,7 +14,7 @@ import pytest
 
 import abft_mlx
 
-MISSING = [name for name in ("sphinx", "myst_parser", "furo") if find_spec(name) is None]
+MISSING = [name for name in ("sphinx", "myst_nb", "furo") if find_spec(name) is None]
 pytestmark = pytest.mark.skipif(
     bool(MISSING), reason=f"the site is built with {', '.join(MISSING)}: pip install --group docs"
 )
@@ -43,7 +45,8 @@ def site(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_page_is_there_and_found_from_the_first(site: Path, checkout: Path) -> None:
     docs = checkout / "docs"
-    pages = {path.relative_to(docs).with_suffix(".html") for path in docs.rglob("*.md")}
+    sources = [*docs.rglob("*.md"), *docs.glob("notebooks/*.ipynb")]
+    pages = {path.relative_to(docs).with_suffix(".html") for path in sources}
     first = (site / "index.html").read_text(encoding="utf-8")
     for page in pages:
         assert (site / page).is_file()
@@ -51,10 +54,23 @@ def test_every_page_is_there_and_found_from_the_first(site: Path, checkout: Path
 
 
 def test_links_of_pages_lead_to_pages(site: Path) -> None:
-    for page in [*site.glob("*.html"), *(site / "guides").glob("*.html")]:
+    for page in site.rglob("*.html"):
         for target in re.findall(r'(?:href|src)="([^"#?]+)', page.read_text(encoding="utf-8")):
             if "://" not in target and not target.startswith(("mailto:", "data:")):
                 assert (page.parent / target).exists(), f"{page.name} -> {target}"
+
+
+def test_notebooks_are_shown_with_what_they_hold(site: Path, checkout: Path) -> None:
+    for notebook in (checkout / "docs" / "notebooks").glob("*.ipynb"):
+        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+        outputs = [output for cell in cells for output in cell.get("outputs", ())]
+        page = (site / "notebooks" / f"{notebook.stem}.html").read_text(encoding="utf-8")
+        pictures = re.findall(r'<img[^>]* src="([^"]+)"', page)
+        assert len(pictures) == sum("image/png" in output.get("data", {}) for output in outputs)
+        printed = ["".join(output["text"]) for output in outputs if "text" in output]
+        shown = html.unescape(re.sub(r"<[^>]+>", "", page))
+        assert printed
+        assert all(text.strip() in shown for text in printed)
 
 
 def test_the_reference_has_what_the_package_offers(site: Path) -> None:
@@ -69,6 +85,15 @@ def test_the_reference_has_what_the_package_offers(site: Path) -> None:
     ):
         assert f'id="abft_mlx.{name}"' in page
     assert "Probabilities of the classes, (N, C) float64" in page
+
+
+def test_the_reference_has_every_figure(site: Path, checkout: Path) -> None:
+    page = (site / "api.html").read_text(encoding="utf-8")
+    package = checkout / "abft_mlx" / "analysis" / "figures"
+    drawing = [one for one in package.glob("*.py") if "\ndef draw(" in one.read_text("utf-8")]
+    assert drawing
+    for path in drawing:
+        assert f'id="abft_mlx.analysis.figures.{path.stem}.draw"' in page
 
 
 def test_a_warning_stops_the_build(checkout: Path, tmp_path: Path) -> None:

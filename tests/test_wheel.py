@@ -14,6 +14,9 @@ from email.parser import Parser
 from pathlib import Path
 
 import pytest
+from report_support import evaluation, made_heads, write_run
+
+from abft_mlx.analysis import report
 
 
 def run(*command: object, cwd: Path, env: dict[str, str] | None = None) -> str:
@@ -72,6 +75,7 @@ def test_wheel_holds_package_recipes_and_model(wheel: Path, checkout: Path) -> N
     assert model <= names
     assert any(name.endswith(".safetensors") for name in names)
     assert "abft_mlx/py.typed" in names
+    assert {f"abft_mlx/analysis/report/{name}" for name in ("style.css", "script.js")} <= names
     assert not [name for name in names if "__pycache__" in name or name.startswith("tests")]
     assert wheel.stat().st_size < 10_000_000
 
@@ -114,6 +118,17 @@ def test_installed_wheel_works_from_another_folder(installed: Path, tmp_path: Pa
     program = "from abft_mlx import loading; print(loading.load_model('demo').path)"
     where = run(installed / "bin/python", "-c", program, cwd=tmp_path, env=environment)
     assert Path(where.strip()).is_relative_to(installed)
+
+
+def test_installed_wheel_writes_a_report(installed: Path, tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    write_run(tmp_path / "run", made_heads(), measured=evaluation())
+    command = (installed / "bin/abft-mlx", "report", "run", "--no-figures")
+    run(*command, cwd=tmp_path, env=environment)
+    text = (tmp_path / "run/report.html").read_text(encoding="utf-8")
+    folder = Path(report.__file__).parent
+    for name in ("style.css", "script.js"):
+        assert (folder / name).read_text(encoding="utf-8") in text
 
 
 def test_installed_wheel_adds_one_module(installed: Path) -> None:

@@ -17,7 +17,12 @@ from abft_mlx.analysis import plots, run_facts
 from abft_mlx.analysis.facts import SCHEMA, facts
 from abft_mlx.analysis.figures import style
 from abft_mlx.analysis.plotting import Plot
-from abft_mlx.analysis.run_plots import beside_notes, run_figure_names, run_plots
+from abft_mlx.analysis.run_plots import (
+    beside_notes,
+    heads_figure_names,
+    run_figure_names,
+    run_plots,
+)
 from abft_mlx.errors import OutputError, UsageError
 from abft_mlx.study import read as read_cells
 
@@ -59,7 +64,8 @@ def look(source: Path, *, only: Sequence[str] | None = None, beside: Sequence[Pa
     """What there is to draw of a run or a study; no model is opened.
 
     Args:
-        source: a run folder, a study's folder, or a file of a study's facts, ``.gz`` or not.
+        source: a run folder, a file of ``abft-mlx heads``, a study's folder, or a file of a study's
+            facts, ``.gz`` or not.
         only: names of figures; by default all that can be drawn.
         beside: folders of runs whose states are to stand beside the run's.
 
@@ -68,6 +74,8 @@ def look(source: Path, *, only: Sequence[str] | None = None, beside: Sequence[Pa
     """
     if run_facts.is_run(source):
         return _run(source, only, beside)
+    if source.suffix == ".npz" and not source.is_dir():
+        return _heads(source, only, beside)
     if beside:
         raise UsageError(f"--beside: {source} is no run folder, and only a run has states")
     document, output = _study(source)
@@ -118,7 +126,23 @@ def draw(
 
 def _run(source: Path, only: Sequence[str] | None, beside: Sequence[Path]) -> Seen:
     _check(only, run_figure_names())
-    run = run_facts.read_run(source)
+    return _of_run(source, run_facts.read_run(source), source / "figures", only, beside)
+
+
+def _heads(source: Path, only: Sequence[str] | None, beside: Sequence[Path]) -> Seen:
+    _check(only, heads_figure_names())
+    run = run_facts.of_heads(source)
+    output = source.with_name(f"{source.stem}-figures")
+    return _of_run(source, run, output, only or heads_figure_names(), beside)
+
+
+def _of_run(
+    source: Path,
+    run: run_facts.RunFacts,
+    output: Path,
+    only: Sequence[str] | None,
+    beside: Sequence[Path],
+) -> Seen:
     others = [run_facts.read_run(one) for one in beside]
     made = run_plots(run, others, only)
     reasons: dict[str, list[str]] = {}
@@ -129,7 +153,7 @@ def _run(source: Path, only: Sequence[str] | None, beside: Sequence[Path]) -> Se
     return Seen(
         source=source,
         kind="run",
-        output=source / "figures",
+        output=output,
         figures={one.name: list(one.plots) for one in made if one.plots},
         notes=(*notes, *beside_notes(run, others)),
     )

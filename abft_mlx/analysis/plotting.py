@@ -65,7 +65,8 @@ def caption_line(run: RunFacts, *more: str, runs: Sequence[RunFacts] = ()) -> st
         runs: all runs that the figure shows.
     """
     k = section(run.recipe, "prompt").get("demonstrations")
-    seeds_of = list(dict.fromkeys(str(one.seed) for one in runs or [run]))
+    found = [one.seed for one in runs or [run]]
+    seeds_of = list(dict.fromkeys(str(one) for one in found if one is not None))
     seed = f"training seed{'' if len(seeds_of) == 1 else 's'} {', '.join(seeds_of)}"
-    known = [f"{run.model} on {run.data}", f"k = {k}" if k else "", *more, seed]
+    known = [f"{run.model} on {run.data}", f"k = {k}" if k else "", *more, seed if seeds_of else ""]
     return "; ".join(one for one in known if one)

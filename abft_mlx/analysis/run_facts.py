@@ -78,8 +78,8 @@ class RunFacts:
 
     @property
     def seed(self) -> Any:
-        """training.seed."""
-        return section(self.run, "seeds").get("training", "?")
+        """training.seed; None where nothing is known of a training."""
+        return section(self.run, "seeds").get("training")
 
     @property
     def fingerprint(self) -> Any:
@@ -150,6 +150,28 @@ def read_run(folder: Path) -> RunFacts:
         shift=_shift(run.get("shift"), folder / "run.json"),
         heads=read_heads(heads_file) if heads_file.exists() else None,
         evaluation=read_object(folder / "eval.json"),
+    )
+
+
+def of_heads(path: Path) -> RunFacts:
+    """What a file of ``abft-mlx heads`` holds, as a run that has nothing else.
+
+    Raises:
+        OutputError: it is no such file.
+    """
+    heads = read_heads(path)
+    known = {key: {"source": heads.facts.get(key, "?")} for key in ("model", "data")}
+    return RunFacts(
+        folder=path.parent,
+        name=path.stem,
+        run=known,
+        recipe={"prompt": {"demonstrations": heads.facts.get("k")}},
+        seen=np.zeros(0),
+        seconds=np.zeros(0),
+        curves={},
+        shift={},
+        heads=heads,
+        evaluation=None,
     )
 
 

@@ -15,7 +15,9 @@ from abft_mlx.induction import Example, Heads, HeadState
 BEFORE, AFTER = "before", "after"
 # Rows of all states together that a page holds.
 ROWS = 48
-_PARTS = {
+# Of attention: what shows less than this is noise.
+LEAST_SPAN = 0.02
+PARTS = {
     "magnitude": ("magnitude (share of attention)", "attention on labels"),
     "correctness": ("correctness (share of attention)", "attention on right minus wrong labels"),
     "share": ("prompts (share)", "share of prompts in which a head passes the filter"),
@@ -53,7 +55,7 @@ def maps(run: RunFacts, _others: Sequence[RunFacts], *, part: str) -> list[Plot]
     """One number of the census for every head, in each state, and its change."""
     if run.heads is None or not has_heads(run.heads):
         return no_heads(run)
-    label, what = _PARTS[part]
+    label, what = PARTS[part]
     tables = {name: getattr(state, part) for name, state in run.heads.states.items()}
     draw = partial(
         head_maps.draw,
@@ -61,6 +63,7 @@ def maps(run: RunFacts, _others: Sequence[RunFacts], *, part: str) -> list[Plot]
         names=list(tables),
         label=label,
         diverging=part == "correctness",
+        least=LEAST_SPAN,
     )
     return [
         Plot(

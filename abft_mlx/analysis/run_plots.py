@@ -65,6 +65,11 @@ def run_plots(
     return made
 
 
+def heads_figure_names() -> tuple[str, ...]:
+    """Those of them that ``heads.npz`` alone suffices for."""
+    return ("label_attention", "attention", *run_heads.PARTS, "detectors")
+
+
 def beside_notes(run: RunFacts, beside: Sequence[RunFacts]) -> list[str]:
     """What of the runs beside a run cannot be shown with it, a line each."""
     notes = []

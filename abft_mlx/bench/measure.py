@@ -58,6 +58,7 @@ def compare(
     repeats: int = REPEATS,
     memory: bool = True,
     tell: Callable[[str], None] = lambda _: None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Row]:
     """Measure contenders side by side, and the limit of the same run.
 
@@ -68,6 +69,7 @@ def compare(
         repeats: rounds after warm-up; in each, every contender makes one update.
         memory: whether to measure peak memory, too.
         tell: hears what is being done.
+        on_progress: told how many updates of how many are made, of the rounds after warm-up.
     """
     kind = getattr(mx, dtype)
     updates = {}
@@ -80,6 +82,7 @@ def compare(
         if memory and name not in APART:
             peaks[name] = second_peak(updates[name]) - held
     rate = limit.product_rate(kind)
+    made = on_progress or (lambda _done, _total: None)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     rates = []
     for number in range(repeats):
@@ -89,6 +92,7 @@ def compare(
             start = time.perf_counter()
             update()
             seconds[name].append(time.perf_counter() - start)
+            made(sum(map(len, seconds.values())), repeats * len(names))
     del updates
     mx.clear_cache()
     flops = limit.step_flops(size, kind)

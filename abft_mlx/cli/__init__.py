@@ -21,6 +21,7 @@ from abft_mlx.cli import (
     _predict,
     _push,
     _recipes,
+    _report,
     _study,
 )
 from abft_mlx.cli._shell import Commands
@@ -42,6 +43,7 @@ app.command("predict")(_predict.predict)
 app.command("heads")(_heads.heads)
 app.command("plot")(_plot.plot)
 app.command("study")(_study.study)
+app.command("report")(_report.report)
 app.command("export")(_export.export)
 app.command("push")(_push.push)
 app.add_typer(_recipes.app, name="recipes")

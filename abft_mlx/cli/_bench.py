@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from abft_mlx.cli import _progress
 from abft_mlx.cli._options import Json, Quiet
 from abft_mlx.cli._shell import Shell, dump
 from abft_mlx.errors import OutputError
@@ -76,10 +78,16 @@ def bench(
         skipped = [*(without or []), *(measure.QUICK_WITHOUT if quick else [])]
         names = measure.reference_names(skipped)
         found = {}
-        for one in chosen:
-            found[one] = measure.compare(
-                one, names, dtype=dtype.value, repeats=repeats, tell=shell.say
-            )
+        for number, one in enumerate(chosen, 1):
+            with _progress.board(shell) as board:
+                found[one] = measure.compare(
+                    one,
+                    names,
+                    dtype=dtype.value,
+                    repeats=repeats,
+                    tell=_telling(board, f"size {number} of {len(chosen)}"),
+                    on_progress=board.count,
+                )
             shell.show(table.table(one, found[one]))
         content = measure.document(found, dtype.value)
         grown = exponents.fitted(found)
@@ -90,3 +98,7 @@ def bench(
             output.write_text(dump(content) + "\n", encoding="utf-8")
             shell.say(f"wrote {output}")
     shell.document(content)
+
+
+def _telling(board: _progress.Board, which: str) -> Callable[[str], None]:
+    return lambda what: board.stage(f"{which}, {what}", "updates")

@@ -14,10 +14,7 @@ from abft_mlx.cli._options import Json, Overwrite, Quiet
 from abft_mlx.cli._shell import Shell, plain
 
 if TYPE_CHECKING:
-    from abft_mlx.induction import HeadCensus
-
-# Enough prompts for a head's mean attention to two digits.
-_CENSUS_PROMPTS = 128
+    from abft_mlx.induction import Heads, HeadState
 
 
 def demo(
@@ -45,16 +42,24 @@ def demo(
     shell = Shell(as_json=as_json, quiet=quiet)
     with shell.speaking():
         document, heads = _run(shell, _options.overrides(training=seed), output, overwrite)
-        for line in _story(document, *heads):
+        for line in _story(document, heads.states["before"], heads.states["after"]):
+            shell.tell(line)
+        if not (quiet or as_json):
+            from abft_mlx.cli._picture import Picture
+
+            shell.tell("")
+            shell.show(Picture(heads))
+        for line in _next(document["output"]):
             shell.tell(line)
     shell.document(document)
 
 
 def _run(
     shell: Shell, changes: list[str], output: Path | None, overwrite: bool
-) -> tuple[dict[str, Any], tuple[HeadCensus, HeadCensus]]:
+) -> tuple[dict[str, Any], Heads]:
     _ranks.alone("demo")
     from abft_mlx import api, experiment, files, runtime
+    from abft_mlx.induction import HEADS_FILE, read_heads
     from abft_mlx.trainer import EVALUATION_FILE, RunFolder
 
     runtime.use_wired_memory()
@@ -62,25 +67,30 @@ def _run(
     recipe = _options.open_recipe("demo", changes)
     folder = output or api.default_output(recipe)
     RunFolder(folder).check(overwrite=overwrite)
-    opened = experiment.prepare(recipe)
-    chosen = opened.test_prompts()
-    shell.say(f"1/3 measuring the bundled model on {len(chosen):,} held-out prompts …")
-    with _progress.prompts(shell, "prompts") as on_progress:
-        before = opened.measure_all(on_progress)
-    heads_before = opened.census(chosen[:_CENSUS_PROMPTS])
-    shell.say("2/3 fine-tuning its attention …")
-    with Follow(shell, folder) as follow:
-        result = experiment.train(
-            opened,
-            folder,
-            overwrite=overwrite,
-            on_prepared=follow.prepared,
-            on_update=follow.updated,
-        )
-    shell.say("3/3 measuring again …")
-    with _progress.prompts(shell, "prompts") as on_progress:
-        after = opened.measure_all(on_progress)
-    heads_after = opened.census(chosen[:_CENSUS_PROMPTS])
+    with _progress.board(shell) as board:
+        opened = experiment.prepare(recipe, on_stage=board.stage)
+        board.stage("making test prompts")
+        chosen = opened.test_prompts()
+        board.clear()
+        shell.say(f"1/3 measuring the bundled model on {len(chosen):,} held-out prompts …")
+        board.stage("bundled model")
+        before = opened.measure_all(board.count)
+        board.clear()
+        shell.say("2/3 fine-tuning its attention …")
+        with Follow(shell, board, folder) as follow:
+            result = experiment.train(
+                opened,
+                folder,
+                overwrite=overwrite,
+                on_prepared=follow.prepared,
+                on_update=follow.updated,
+                on_stage=board.stage,
+                on_progress=board.count,
+            )
+        board.clear()
+        shell.say("3/3 measuring again …")
+        board.stage("with adapter")
+        after = opened.measure_all(board.count)
     measured = experiment.document(opened, after, adapter=result.output, base=before)
     files.write_json(result.output / EVALUATION_FILE, plain(measured))
     document = {
@@ -92,17 +102,16 @@ def _run(
         "adapter_bytes": result.adapter_bytes,
         "output": str(result.output),
     }
-    return document, (heads_before, heads_after)
+    return document, read_heads(result.output / HEADS_FILE)
 
 
-def _story(document: dict[str, Any], before: HeadCensus, after: HeadCensus) -> list[str]:
+def _story(document: dict[str, Any], before: HeadState, after: HeadState) -> list[str]:
     import numpy as np
 
     was, now = document["before"]["accuracy"], document["after"]["accuracy"]
     # The head that looks at labels most, before anything was trained.
     strongest = np.unravel_index(np.nanargmax(before.magnitude), before.magnitude.shape)
     layer, head = (int(index) for index in strongest)
-    output = document["output"]
     return [
         "",
         f"  before  {_words.bar(was)}  {was:.1%}",
@@ -119,7 +128,12 @@ def _story(document: dict[str, Any], before: HeadCensus, after: HeadCensus) -> l
         f"{after.correctness[layer, head]:+.0%} after",
         f"  cost             {document['seconds']:.0f} s in all, "
         f"{_progress.size(document['peak_memory_bytes'])} at the peak",
-        f"  adapter          {_progress.size(document['adapter_bytes'])} in {output}",
+        f"  adapter          {_progress.size(document['adapter_bytes'])} in {document['output']}",
+    ]
+
+
+def _next(output: str) -> list[str]:
+    return [
         "",
         f"next: {_words.command('eval', '--adapter', output)}",
         f"or:   {_words.command('recipes', 'copy', 'your-data')}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,6 +29,7 @@ from abft_mlx.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
     from abft_mlx.adapters import Source
+    from abft_mlx.induction import Heads
     from abft_mlx.ranks import Ranks
 
 
@@ -71,7 +73,7 @@ def evaluate(
         settings=[*asked, *(settings or ())],
         evaluation=seed,
     )
-    source = _options.find_adapter(adapter)
+    source = _options.find_adapter(adapter, Shell(as_json=as_json, quiet=quiet))
     named = recipe
     if named is None and source is not None and (source.folder / "recipe.yaml").is_file():
         named = str(source.folder / "recipe.yaml")
@@ -88,12 +90,15 @@ def evaluate(
     if not ranks.first:  # the first rank speaks for all
         as_json, quiet = False, True
     shell = Shell(as_json=as_json, quiet=quiet)
+    seen: list[Heads] = []
     with shell.speaking():
-        document = _measure(shell, ranks, named, changes, source)
+        watch = None if as_json or quiet else seen.append
+        document = _measure(shell, ranks, named, changes, source, watch)
         if not ranks.first:
             return
         if not as_json:
             _show(shell, document)
+            _picture(shell, seen)
         _write(shell, document, file, wanted=wanted)
         if not as_json and adapter is None:
             what = [recipe] if recipe else ["--model", model, "--data", data]
@@ -137,15 +142,35 @@ def _write(shell: Shell, document: dict[str, Any], file: Path | None, *, wanted:
 
 
 def _measure(
-    shell: Shell, ranks: Ranks, recipe: str | None, changes: list[str], adapter: Source | None
+    shell: Shell,
+    ranks: Ranks,
+    recipe: str | None,
+    changes: list[str],
+    adapter: Source | None,
+    on_heads: Callable[[Heads], None] | None,
 ) -> dict[str, Any]:
     from abft_mlx import experiment, runtime
 
     runtime.use_wired_memory()
     opened = _options.open_recipe(recipe, changes)
     shell.say(f"measuring {opened.model} on {opened.data.source} …")
-    with _progress.prompts(shell, "prompts") as on_progress:
-        return experiment.evaluate(opened, adapter, on_progress=on_progress, ranks=ranks)
+    with _progress.board(shell) as board:
+        return experiment.evaluate(
+            opened,
+            adapter,
+            on_progress=board.count,
+            on_stage=board.stage,
+            on_heads=on_heads,
+            ranks=ranks,
+        )
+
+
+def _picture(shell: Shell, seen: list[Heads]) -> None:
+    if seen:
+        from abft_mlx.cli._picture import Picture
+
+        shell.tell("")
+        shell.show(Picture(seen[0]))
 
 
 def _show(shell: Shell, document: dict[str, Any]) -> None:

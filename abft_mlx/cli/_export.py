@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from abft_mlx.cli import _options, _ranks
+from abft_mlx.cli import _options, _progress, _ranks
 from abft_mlx.cli._options import (
     Data,
     Json,
@@ -126,7 +126,8 @@ def export(
         from abft_mlx import adapters, exchange, runtime
 
         runtime.use_wired_memory()
-        folder = adapters.local_folder(run)
+        with _progress.board(shell):
+            folder = adapters.local_folder(run)
         revision = None
         if model is None and (recipe is not None or not _has_recipe(folder)):
             model, revision = _named_base(folder)
@@ -144,20 +145,22 @@ def export(
         opened = _recipe(folder, recipe, model, data, changes, measure)
         precision = exchange.Precision(dequantize, float_merged, quantize)
         try:
-            made = exchange.export(
-                folder,
-                to.value,
-                output,
-                model=opened.model,
-                revision=opened.revision,
-                recipe=opened if measure else None,
-                prompts=prompts,
-                scale=scale,
-                precision=precision,
-                base_model=base_model,
-                overwrite=overwrite,
-                on_stage=shell.say,
-            )
+            with _progress.board(shell) as board:
+                made = exchange.export(
+                    folder,
+                    to.value,
+                    output,
+                    model=opened.model,
+                    revision=opened.revision,
+                    recipe=opened if measure else None,
+                    prompts=prompts,
+                    scale=scale,
+                    precision=precision,
+                    base_model=base_model,
+                    overwrite=overwrite,
+                    on_stage=board.stage,
+                    on_progress=board.count,
+                )
         except DataError as error:
             raise DataError(f"{error}; or export with --no-measure", error.problems) from error
         _show(shell, made)

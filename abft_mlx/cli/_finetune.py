@@ -166,21 +166,20 @@ def _run(
     else:
         opened = _options.open_recipe(recipe, changes)
         folder = output or api.default_output(opened)
-    shell.say("opening model and data …")
     try:
-        with Follow(shell, folder, tracking) as follow:
+        with (
+            _progress.board(shell) as board,
+            Follow(shell, board, folder, tracking) as follow,
+        ):
+            told: dict[str, Any] = {
+                "on_prepared": follow.prepared,
+                "on_update": follow.updated,
+                "on_stage": board.stage,
+                "on_progress": board.count,
+            }
             if resume is not None:
-                return experiment.resume(
-                    folder, on_prepared=follow.prepared, on_update=follow.updated, ranks=ranks
-                )
-            return experiment.finetune(
-                opened,
-                folder,
-                overwrite=overwrite,
-                on_prepared=follow.prepared,
-                on_update=follow.updated,
-                ranks=ranks,
-            )
+                return experiment.resume(folder, **told, ranks=ranks)
+            return experiment.finetune(opened, folder, overwrite=overwrite, **told, ranks=ranks)
     except KeyboardInterrupt:
         if ranks.first and (folder / "checkpoint").is_dir():
             shell.tell(f"to go on: {_words.command('finetune', '--resume', folder)}")
@@ -190,17 +189,24 @@ def _run(
 class Follow(contextlib.ExitStack):
     """Prints the plan of a run when it is ready, then shows its updates and reports them."""
 
-    def __init__(self, shell: Shell, output: Path, tracking: Tracking | None = None) -> None:
+    def __init__(
+        self,
+        shell: Shell,
+        board: _progress.Board,
+        output: Path,
+        tracking: Tracking | None = None,
+    ) -> None:
         super().__init__()
         self._shell = shell
+        self._board = board
         self._output = output
         self._tracking = tracking
-        self._display: _progress.Display | None = None
 
     def prepared(self, experiment: Experiment, trainable: int) -> None:
-        """Print the plan, open the trackers and start the display."""
+        """Print the plan, open the trackers and have updates shown."""
         from abft_mlx.trainer import RunFolder
 
+        self._board.clear()
         self._shell.say(*_words.plan(experiment, trainable, self._output))
         if self._tracking is not None:
             try:
@@ -210,13 +216,12 @@ class Follow(contextlib.ExitStack):
                     RunFolder(self._output).discard()
                 raise
             self.push(self._close)
-        updates = experiment.recipe.training.updates
-        self._display = self.enter_context(_progress.updates(self._shell, updates))
+        training = experiment.recipe.training
+        self._board.training(training.updates, training.validate_every)
 
     def updated(self, update: Update) -> None:
         """Show and report one update."""
-        if self._display is not None:
-            self._display.update(update)
+        self._board.update(update)
         if self._tracking is not None:
             self._tracking.updated(update)
 

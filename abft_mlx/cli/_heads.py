@@ -93,10 +93,12 @@ def heads(
     For each head: its attention on label tokens, on right labels minus wrong ones, how often that
     is above the paper's filter, and its attention on the first token; before and after an adapter.
     """
+    from abft_mlx.cli._picture import Picture
+
     shell = Shell(as_json=as_json, quiet=quiet)
     with shell.speaking():
         _ranks.alone("heads")
-        recipe, changes, source = _named(model, adapter, data)
+        recipe, changes, source = _named(shell, model, adapter, data)
         changes += _options.overrides(
             data=data,
             text_column=text_column,
@@ -111,6 +113,9 @@ def heads(
         _write(found, files)
         if not as_json:
             _show(shell, found, every=every)
+            if not quiet:
+                shell.tell("")
+                shell.show(Picture(found))
         for file in files:
             shell.say(f"wrote {file}")
     shell.document(_document(found, files))
@@ -121,7 +126,7 @@ def _is_run(name: str) -> bool:
 
 
 def _named(
-    model: str, adapter: str | None, data: str | None
+    shell: Shell, model: str, adapter: str | None, data: str | None
 ) -> tuple[str | None, list[str], Source | None]:
     """The recipe to open, what to set in it, and the adapter.
 
@@ -129,8 +134,8 @@ def _named(
         UsageError: nothing names the data.
     """
     if _is_run(model):
-        return str(Path(model) / "recipe.yaml"), [], _options.find_adapter(adapter or model)
-    source = _options.find_adapter(adapter)
+        return str(Path(model) / "recipe.yaml"), [], _options.find_adapter(adapter or model, shell)
+    source = _options.find_adapter(adapter, shell)
     override = _options.override("model", model)
     if source is not None and (source.folder / "recipe.yaml").is_file():
         return str(source.folder / "recipe.yaml"), [override], source
@@ -175,13 +180,14 @@ def _see(
     runtime.use_wired_memory()
     opened = _options.open_recipe(recipe, changes)
     shell.say(f"looking at the heads of {opened.model} on {opened.data.source} …")
-    with _progress.prompts(shell, "prompts") as on_progress:
+    with _progress.board(shell) as board:
         return experiment.heads(
             opened,
             source,
             prompts=prompts or experiment.HEADS_PROMPTS,
             detectors=detectors,
-            on_progress=on_progress,
+            on_stage=board.stage,
+            on_progress=board.count,
         )
 
 

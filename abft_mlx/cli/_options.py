@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from abft_mlx.cli import _progress
 from abft_mlx.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
     from abft_mlx.adapters import Source
+    from abft_mlx.cli._shell import Shell
     from abft_mlx.recipe import Recipe
 
 RecipeName = Annotated[
@@ -147,13 +149,14 @@ def open_recipe(name: str | None, changes: Sequence[str]) -> Recipe:
     return recipe.default(changes) if name is None else recipe.load(name, changes)
 
 
-def find_adapter(named: str | None) -> Source | None:
+def find_adapter(named: str | None, shell: Shell) -> Source | None:
     """The adapter that ``--adapter`` names, fetched if it is on the hub."""
     if named is None:
         return None
     from abft_mlx import adapters
 
-    return adapters.find(named)
+    with _progress.board(shell):
+        return adapters.find(named)
 
 
 def check_file(path: Path, *, overwrite: bool) -> None:

@@ -28,7 +28,8 @@ def plot(
         Path,
         typer.Argument(
             metavar="RUN|STUDY",
-            help="A run folder, a study's folder, or a study.json, compressed or not.",
+            help="A run folder, a .npz file of heads, a study's folder, or a study.json, "
+            "compressed or not.",
         ),
     ],
     output: Annotated[

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -110,7 +111,8 @@ def predict(
     named, file = _arguments(run_or_recipe, file)
     if named is not None and adapter is None and _is_run(named):
         adapter = named
-    source = _options.find_adapter(adapter)
+    shell = Shell(as_json=as_json or output is None, quiet=quiet)
+    source = _options.find_adapter(adapter, shell)
     if named is None and source is not None and (source.folder / "recipe.yaml").is_file():
         named = str(source.folder)
     changes = _options.overrides(
@@ -132,7 +134,6 @@ def predict(
         )
     if named is None:
         changes = ["prompt.label_words=auto", *changes]
-    shell = Shell(as_json=as_json or output is None, quiet=quiet)
     with shell.speaking():
         opened = (named, changes, source, demonstrations)
         document = _run(shell, *opened, file, text_column, output, overwrite)
@@ -182,13 +183,19 @@ def _run(
     if output is not None and output.exists() and not overwrite:
         raise OutputError(f"{output} exists; give --overwrite to replace it, or another --output")
     shell.say(f"opening {recipe.model} …")
-    opened = prediction.prepare(recipe, adapter, demonstrations)
+    with _progress.board(shell) as board:
+        board.stage(f"opening {recipe.model}")
+        opened = prediction.prepare(recipe, adapter, demonstrations)
     _introduce(shell, opened)
     if piped and sys.stdin.isatty():
         shell.say("reading standard input, a text in each line; Ctrl-D ends it")
     start = time.perf_counter()
-    with _lines(shell, output) as stream:
-        count = _write(stream, opened.predictor.predict(queries))
+    # Lines of answers on the same terminal show how far it is.
+    live = output is not None or not shell.stdout.isatty()
+    with _lines(shell, output) as stream, _progress.board(shell, live=live) as board:
+        board.stage("labelling", "texts")
+        counted = functools.partial(board.count, total=queries.known)
+        count = _write(stream, opened.predictor.predict(queries), counted)
     seconds = time.perf_counter() - start
     _conclude(shell, opened, queries, count, seconds)
     return _document(opened, adapter, queries, count, seconds, output)
@@ -208,7 +215,9 @@ def _lines(shell: Shell, output: Path | None) -> Iterator[TextIO]:
         yield stream
 
 
-def _write(stream: TextIO, answers: Iterable[list[Prediction]]) -> int:
+def _write(
+    stream: TextIO, answers: Iterable[list[Prediction]], counted: Callable[[int], None]
+) -> int:
     count = 0
     for some in answers:
         for one in some:
@@ -218,6 +227,7 @@ def _write(stream: TextIO, answers: Iterable[list[Prediction]]) -> int:
             stream.write(dump(line) + "\n")
         stream.flush()
         count += len(some)
+        counted(count)
     return count
 
 

@@ -80,7 +80,11 @@ def push(
         wishes = card.Wishes(
             license, tuple(language or ()), sending.read_results(results) if results else None
         )
-        parcel = sending.pack(run, name, wishes=wishes, base_model=base_model, with_peft=with_peft)
+        with _progress.board(shell) as board:
+            board.stage("packing")
+            parcel = sending.pack(
+                run, name, wishes=wishes, base_model=base_model, with_peft=with_peft
+            )
         document: dict[str, Any] = {
             "schema": 1,
             "repository": name,
@@ -92,7 +96,11 @@ def push(
             _show(shell, parcel)
         else:
             shell.say(f"sending {len(parcel.files)} files to {name} …")
-            outcome = sending.send(parcel, private=private, create_pr=create_pr, revision=revision)
+            with _progress.board(shell) as board:
+                board.stage(f"sending {_progress.size(sum(parcel.sizes().values()))}")
+                outcome = sending.send(
+                    parcel, private=private, create_pr=create_pr, revision=revision
+                )
             _tell(shell, name, outcome)
             document |= {
                 "url": outcome.url,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import sys
 import time
@@ -149,7 +148,8 @@ def _run(
     part = _part(part)
     begun = time.perf_counter()
     try:
-        with Follow(shell) as follow:
+        with _progress.board(shell) as board:
+            follow = Follow(board)
             outcome = study.run(
                 opened,
                 folder,
@@ -232,68 +232,54 @@ def _tell(shell: Shell, outcome: Outcome) -> None:
         )
 
 
-class Follow(contextlib.ExitStack):
+class Follow:
     """Shows which cell of how many runs, and inside it updates and prompts."""
 
-    def __init__(self, shell: Shell) -> None:
-        super().__init__()
-        self._shell = shell
+    def __init__(self, board: _progress.Board) -> None:
+        self._board = board
         self._begun = time.perf_counter()
-        self._updates: _progress.Display | None = None
-        self._prompts: _progress.ProgressCallback | None = None
+        self._measured = ""
 
     def planned(self, left: int, held: int, total: int) -> None:
         """Say how much there is to do."""
-        self._say(
+        self._board.note(
             f"{total:,} cells: {left:,} to run now, {held:,} done before or left to other shards"
         )
 
     def begin(self, number: int, left: int, cell: Cell) -> None:
         """Name the cell, and guess how long it all takes from the cells so far."""
-        line = f"cell {number}/{left}  {cell.id}"
+        seconds = None
         if number > 1:
             each = (time.perf_counter() - self._begun) / (number - 1)
-            line += f"  about {_progress.duration(each * (left - number + 1))} left"
-        self._say(line)
+            seconds = each * (left - number + 1)
+        self._measured = "base model" if cell.kind == "predict" else "measuring"
+        self._board.cell(cell.id, number, left, seconds)
+        self._board.stage("opening model and data")
 
     def training(self, updates: int) -> None:
-        """Start the display of updates."""
-        self.close()
-        self._updates = self.enter_context(_progress.updates(self._shell, updates))
+        """Have updates shown."""
+        self._board.training(updates)
 
     def update(self, update: Update) -> None:
         """Show one update."""
-        if self._updates is not None:
-            self._updates.update(update)
+        self._board.update(update)
 
     def measuring(self) -> None:
-        """Start the display of prompts, if it is not there."""
-        if self._prompts is None:
-            self.close()
-            self._prompts = self.enter_context(_progress.prompts(self._shell, "prompts"))
+        """A measurement begins."""
+        self._board.stage(self._measured)
 
     def prompts(self, done: int, total: int) -> None:
         """Show how many prompts are measured."""
-        if self._prompts is not None:
-            self._prompts(done, total)
+        self._board.count(done, total)
 
     def end(self, cell: Cell, document: dict[str, Any]) -> None:
         """Say what the cell came to."""
         del cell
-        self.close()
+        self._board.clear()
         took = _progress.duration(document["seconds"])
         if document["error"]:
-            self._say(f"  failed after {took}: {document['error']}")
+            self._board.note(f"  failed after {took}: {document['error']}")
             return
         method = document["evaluation"].get("methods", {}).get("vanilla")
         accuracy = f", accuracy {method['accuracy']:.1%}" if method else ""
-        self._say(f"  done in {took}{accuracy}")
-
-    def close(self) -> None:
-        """End the display that is on."""
-        self._updates = self._prompts = None
-        super().close()
-
-    def _say(self, line: str) -> None:
-        if not self._shell.quiet:
-            print(line, file=sys.stderr, flush=True)
+        self._board.note(f"  done in {took}{accuracy}")

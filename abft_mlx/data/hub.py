@@ -84,7 +84,7 @@ def staicc_order(rows: list[_rows.Row]) -> list[_rows.Row]:
 
 def _files(section: DataSection, revision: str | None) -> list[Path] | None:
     """Local paths of the split's files at a revision; None without a network or a copy."""
-    from huggingface_hub import HfApi, errors, hf_hub_download, snapshot_download
+    from huggingface_hub import HfApi, errors, snapshot_download
 
     name = section.source
     refusals = (errors.RepositoryNotFoundError, errors.RevisionNotFoundError)
@@ -107,7 +107,7 @@ def _files(section: DataSection, revision: str | None) -> list[Path] | None:
         listed = [sibling.rfilename for sibling in siblings]
 
         def fetch(file: str) -> Path:
-            return Path(hf_hub_download(name, file, repo_type="dataset", revision=revision))
+            return hub.file(name, file, revision=revision)
 
         card = fetch("README.md").parent if "README.md" in listed else None
         return [fetch(file) for file in _of_split(section, listed, _card(card))]

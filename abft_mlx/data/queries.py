@@ -68,6 +68,11 @@ class Queries:
                 "standard input"
             )
 
+    @property
+    def known(self) -> int | None:
+        """How many texts there are, empty ones included; None where only reading would tell."""
+        return None if self._table is None else len(self._table.rows)
+
     def __iter__(self) -> Iterator[list[Query]]:
         """Lists of queries.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 Progress = Callable[[int, int], None]
+OnStage = Callable[[str], None]
 
 
 def part(on_progress: Progress | None, before: int, total: int) -> Progress | None:

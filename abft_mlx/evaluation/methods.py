@@ -13,7 +13,7 @@ import mlx.nn as nn
 import numpy as np
 
 from abft_mlx.evaluation import calibration
-from abft_mlx.evaluation._progress import Progress, part
+from abft_mlx.evaluation._progress import OnStage, Progress, part
 from abft_mlx.evaluation.comparisons import right_string
 from abft_mlx.evaluation.intervals import intervals, mcnemar
 from abft_mlx.evaluation.metrics import predictions, summary
@@ -52,6 +52,7 @@ def probabilities_of(
     section: EvaluationSection,
     on_progress: Progress | None = None,
     ranks: Ranks | None = None,
+    on_stage: OnStage | None = None,
 ) -> dict[str, np.ndarray]:
     """Label probabilities of the test prompts by every method of a section.
 
@@ -65,6 +66,7 @@ def probabilities_of(
         section: methods and sizes.
         on_progress: told how many prompts of how many are done, calibration prompts included.
         ranks: the processes that measure together; each gets the same.
+        on_stage: told what the prompts are that are asked.
 
     Returns:
         For each method (N, C) float64.
@@ -76,10 +78,10 @@ def probabilities_of(
     # All prompts first: one that cannot be built shows before the model works.
     extra = _extra_prompts(task, names, section)
     together = [*extra.values(), prompts] if set(names) - {"zero_shot"} else [*extra.values()]
-    passes = _Passes(model, task, section, sum(map(len, together)), on_progress, ranks)
+    passes = _Passes(model, task, section, sum(map(len, together)), on_progress, ranks, on_stage)
     found: dict[str, np.ndarray] = {}
     if "zero_shot" in names:
-        each = passes.probabilities(extra["zero_shot"])
+        each = passes.probabilities(extra["zero_shot"], "zero_shot")
         found["zero_shot"] = each[np.arange(len(prompts)) % len(each)]
     if set(names) - {"zero_shot"}:
         found |= _demonstrated(passes, names, extra, prompts)
@@ -166,16 +168,16 @@ def _demonstrated(
     """The methods that look at prompts with demonstrations."""
     found = {}
     reference = {
-        name: passes.probabilities(extra[name])
+        name: passes.probabilities(extra[name], name)
         for name in ("contextual", "domain")
         if name in extra
     }
     if "anchors" in extra:
-        _, anchors = passes.probabilities_and_hidden(extra["anchors"])
+        _, anchors = passes.probabilities_and_hidden(extra["anchors"], "anchors")
         anchor_gold = np.array([one.gold for one in extra["anchors"]])
-        found[BASE], hidden = passes.probabilities_and_hidden(prompts)
+        found[BASE], hidden = passes.probabilities_and_hidden(prompts, BASE)
     else:
-        found[BASE] = passes.probabilities(prompts)
+        found[BASE] = passes.probabilities(prompts, BASE)
     for name, one in reference.items():
         found[name] = calibration.divided(found[BASE], one)
     if "batch" in names:
@@ -203,6 +205,7 @@ class _Passes:
         total: int,
         on_progress: Progress | None,
         ranks: Ranks | None,
+        on_stage: OnStage | None,
     ) -> None:
         self.model = model
         self.space = task.space
@@ -211,9 +214,11 @@ class _Passes:
         self.done = 0
         self.on_progress = on_progress
         self.ranks = ranks
+        self.on_stage = on_stage
 
-    def probabilities(self, prompts: Sequence[Prompt]) -> np.ndarray:
-        """Label probabilities (N, C)."""
+    def probabilities(self, prompts: Sequence[Prompt], name: str) -> np.ndarray:
+        """Label probabilities (N, C) of prompts that are made for a method, or of its anchors."""
+        self._tell(name)
         found = label_probabilities(
             self.model,
             prompts,
@@ -225,8 +230,11 @@ class _Passes:
         self.done += len(prompts)
         return found
 
-    def probabilities_and_hidden(self, prompts: Sequence[Prompt]) -> tuple[np.ndarray, mx.array]:
+    def probabilities_and_hidden(
+        self, prompts: Sequence[Prompt], name: str
+    ) -> tuple[np.ndarray, mx.array]:
         """Label probabilities (N, C) and hidden states (N, width) of one pass."""
+        self._tell(name)
         found = np.zeros((len(prompts), len(self.space)))
 
         def read(rows: np.ndarray, hidden: mx.array) -> None:
@@ -242,3 +250,7 @@ class _Passes:
         )
         self.done += len(prompts)
         return found, states
+
+    def _tell(self, name: str) -> None:
+        if self.on_stage is not None:
+            self.on_stage("test" if name == BASE else name.replace("_", "-"))

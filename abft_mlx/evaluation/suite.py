@@ -26,6 +26,7 @@ def measure(
     trained: Sequence[Task] = (),
     others: Sequence[Task] = (),
     on_progress: Callable[[int, int], None] | None = None,
+    on_stage: Callable[[str], None] | None = None,
     ranks: Ranks | None = None,
 ) -> dict[str, Any]:
     """Measure a model as it is now.
@@ -37,6 +38,7 @@ def measure(
         trained: the tasks whose training texts transfer must not ask for; ``task`` if none.
         others: the tasks that the transfer protocol measures on.
         on_progress: told how many prompts of how many are done, of one measurement at a time.
+        on_stage: told what is measured.
         ranks: the processes that measure together; each gets the same.
 
     Returns:
@@ -46,6 +48,7 @@ def measure(
     """
     document: dict[str, Any] = {}
     vanilla = None
+    tell = on_stage or (lambda _what: None)
     wanted = set(section.protocols)
     if wanted & {"accuracy", "bias"}:
         asked = section
@@ -53,23 +56,27 @@ def measure(
             asked = section.model_copy(update={"methods": ["vanilla"]})
         elif "bias" in wanted and "vanilla" not in section.methods:
             asked = section.model_copy(update={"methods": ["vanilla", *section.methods]})
+        tell("making test prompts")
         prompts = task.test_prompts(section)
         gold = np.array([one.gold for one in prompts])
         groups = np.arange(len(prompts)) % task.test_queries(section)
-        found = methods.probabilities_of(model, task, prompts, asked, on_progress, ranks)
+        found = methods.probabilities_of(model, task, prompts, asked, on_progress, ranks, on_stage)
         vanilla = found.get("vanilla")
         if "accuracy" in wanted:
             document |= methods.report(found, gold, groups, section)
         if "bias" in wanted:
+            tell("bias")
             document["bias"] = bias(
                 model, task, section, found["vanilla"], gold, on_progress, ranks
             )
     if "robustness" in wanted:
+        tell("robustness")
         document["robustness"] = robustness(model, task, section, on_progress, ranks)
     if "unseen" in wanted:
+        tell("unseen labels")
         document["unseen"] = unseen(model, task, section, on_progress, vanilla, ranks)
     if "transfer" in wanted:
         document["transfer"] = transfer(
-            model, others, trained or (task,), section, on_progress, ranks
+            model, others, trained or (task,), section, on_progress, ranks, on_stage
         )
     return document

@@ -38,6 +38,7 @@ def transfer(
     section: EvaluationSection,
     on_progress: Callable[[int, int], None] | None = None,
     ranks: Ranks | None = None,
+    on_stage: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Measure a model on tasks that it was not trained on.
 
@@ -49,6 +50,7 @@ def transfer(
             whose query was seen in training.
         on_progress: told how many prompts of how many are done, task by task.
         ranks: the processes that measure together; each gets the same.
+        on_stage: told which task is measured.
 
     Returns:
         ``accuracy``, the plain mean over tasks (None where nothing is left), and ``tasks``: for
@@ -59,6 +61,8 @@ def transfer(
     seen = seen_texts(trained)
     found: dict[str, Any] = {}
     for task in others:
+        if on_stage is not None:
+            on_stage(f"transfer to {task.name}")
         prompts = task.test_prompts(section)
         queries = task.test_queries(section)
         shared = [fold(text) in seen for text in task.splits.test.texts[:queries]]

@@ -5,7 +5,7 @@ Letters: N prompts, V vocabulary, C labels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,18 +19,24 @@ from abft_mlx.prompts import Prompt
 KEPT_WHOLE, KEPT_AT_LEAST = 0.9, 0.5
 
 
-def last_logits(model: nn.Module, prompts: Sequence[Prompt], batch_tokens: int) -> np.ndarray:
+def last_logits(
+    model: nn.Module,
+    prompts: Sequence[Prompt],
+    batch_tokens: int,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> np.ndarray:
     """Logits of the whole vocabulary at every prompt's last position.
 
     Args:
         model: a loaded model.
         prompts: N prompts.
         batch_tokens: tokens in one forward pass.
+        on_progress: told how many prompts of how many are asked.
 
     Returns:
         (N, V) float32.
     """
-    states = hidden_states(model, prompts, batch_tokens=batch_tokens)
+    states = hidden_states(model, prompts, batch_tokens=batch_tokens, on_progress=on_progress)
     return np.concatenate([np.array(one) for one in vocabulary_logits(model, states)])
 
 

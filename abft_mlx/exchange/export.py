@@ -61,6 +61,7 @@ def export(
     base_model: str | None = None,
     overwrite: bool = False,
     on_stage: Callable[[str], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> Exported:
     """Write an adapter in another format, and measure what was written against base + adapter.
 
@@ -77,6 +78,7 @@ def export(
         base_model: hub id of the base to write into an adapter's configuration.
         overwrite: replace an earlier export.
         on_stage: told what is being done.
+        on_progress: told how many prompts of how many are asked, of one stage at a time.
 
     Raises:
         UsageError: something cannot be used or written; one line that says why.
@@ -89,14 +91,15 @@ def export(
         raise UsageError(f"{adapter} does not name its base model; give --model")
     path = loading.find(name, recipe.revision if recipe is not None else revision)
     output.check(folder, [adapter, path], overwrite=overwrite)
-    tell(f"opening {name} with {adapter} …")
+    tell(f"opening {name} with {adapter}")
     if recipe is not None:
-        opened = experiment.prepare(recipe, adapter)
+        opened = experiment.prepare(recipe, adapter, on_stage=on_stage)
         loaded = opened.loaded
         measuring = _Measuring(
             opened.test_prompts()[:prompts],
             opened.space.token_ids,
             recipe.evaluation.batch_tokens,
+            on_progress,
         )
         del opened
     else:
@@ -114,11 +117,11 @@ def export(
     else:
         mlx_folder.check(base)
     if measuring is not None:
-        tell(f"asking base and adapter {len(measuring.prompts)} prompts …")
+        tell("asking base + adapter")
         measuring.before(base)
         _put_on(base, adapter, scale)
     named = base_model if base_model is not None else _hub_name(name, to, quantized)
-    tell(f"writing {folder} …")
+    tell(f"writing {folder}")
     with output.staged(folder) as staged:
         if to == "fused":
             fused.save(loaded, fused.fuse(loaded, precision), staged)
@@ -126,7 +129,7 @@ def export(
             (peft if to == "peft" else mlx_folder).save(base, staged, base_model=named)
         comparison = None
         if measuring is not None:
-            tell("asking what was written the same …")
+            tell("asking what was written the same")
             if to == "fused":
                 # One model in memory at a time.
                 del loaded, base
@@ -150,13 +153,20 @@ def export(
 class _Measuring:
     """The prompts of a measurement, and what base and adapter made of them."""
 
-    def __init__(self, prompts: list[Prompt], labels: tuple[int, ...], batch_tokens: int) -> None:
+    def __init__(
+        self,
+        prompts: list[Prompt],
+        labels: tuple[int, ...],
+        batch_tokens: int,
+        on_progress: Callable[[int, int], None] | None,
+    ) -> None:
         self.prompts = prompts
         self._labels = labels
         self._batch_tokens = batch_tokens
+        self._on_progress = on_progress
 
     def _logits(self, model: nn.Module) -> np.ndarray:
-        return last_logits(model, self.prompts, self._batch_tokens)
+        return last_logits(model, self.prompts, self._batch_tokens, self._on_progress)
 
     def before(self, model: nn.Module) -> None:
         """Ask base + adapter, take the adapter off, and ask the base alone."""

@@ -216,9 +216,9 @@ def send(
     )
     token = _token()
     try:
-        return _send(
-            HfApi(token=token), parcel, private=private, create_pr=create_pr, revision=revision
-        )
+        api = HfApi(token=token)
+        with hub.bars(parcel.name):
+            return _send(api, parcel, private=private, create_pr=create_pr, revision=revision)
     except AbftError:
         raise
     except Exception as error:

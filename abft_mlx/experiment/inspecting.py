@@ -12,6 +12,7 @@ import numpy as np
 from abft_mlx import adapters, attention, prompts
 from abft_mlx.induction import (
     REPEATED_TOKENS,
+    SEQUENCES,
     Detected,
     Example,
     HeadCensus,
@@ -83,7 +84,8 @@ def inspect(
         examples: prompts whose rows are kept.
         seed: of the random tokens; kept among the facts.
         facts: more of them.
-        on_progress: told how many prompts of how many are done, over all states.
+        on_progress: told how many prompts of how many are done, over all states; random rows are
+            counted, too.
 
     Returns:
         State ``before`` of the base and, if there is an adapter, ``after`` with it.
@@ -92,17 +94,18 @@ def inspect(
     states: dict[str, HeadState] = {}
     picked = _picked(chosen, examples)
     rows: list[dict[str, np.ndarray]] = [{} for _ in picked]
-    total = len(chosen) * (2 if with_adapter else 1)
+    each = len(chosen) + (SEQUENCES if detectors else 0)
 
     def look(name: str) -> None:
-        begun = len(states) * len(chosen)
-        counted = census(
-            model,
-            chosen,
-            max_tokens=max_tokens,
-            on_progress=on_progress and (lambda done, _all: on_progress(begun + done, total)),
-        )
-        found = _detected(loaded, task, seed) if detectors else None
+        begun = len(states) * each
+
+        def tell(done: int, _all: int) -> None:
+            if on_progress is not None:
+                on_progress(begun + done, each * (2 if with_adapter else 1))
+
+        counted = census(model, chosen, max_tokens=max_tokens, on_progress=tell)
+        begun += len(chosen)
+        found = _detected(loaded, task, seed, tell) if detectors else None
         states[name] = HeadState.of(counted, found)
         for n, prompt in enumerate(picked):
             rows[n][name] = _rows(model, prompt)
@@ -113,8 +116,8 @@ def inspect(
         look(AFTER)
     else:
         look(BEFORE)
-    each = sum(one.nbytes // 2 for one in rows[0].values()) if rows else 0
-    kept = min(len(picked), EXAMPLE_BYTES // max(each, 1))
+    kept_bytes = sum(one.nbytes // 2 for one in rows[0].values()) if rows else 0
+    kept = min(len(picked), EXAMPLE_BYTES // max(kept_bytes, 1))
     return Heads(
         states=states,
         examples=tuple(_example(loaded, prompt, rows[n]) for n, prompt in enumerate(picked[:kept])),
@@ -197,12 +200,19 @@ def _rows(model: nn.Module, prompt: prompts.Prompt) -> np.ndarray:
     return table
 
 
-def _detected(loaded: Loaded, task: Task, seed: int) -> Detected:
+def _detected(
+    loaded: Loaded, task: Task, seed: int, on_progress: Progress | None = None
+) -> Detected:
     tokenizer = loaded.tokenizer
     special = {int(one) for one in getattr(tokenizer, "all_special_ids", ())}
     size = len(tokenizer.get_vocab())
     vocabulary = np.array([n for n in range(size) if n not in special])
     fitting = min(REPEATED_TOKENS, ((loaded.context_tokens or 2**31) - 1) // 2, len(vocabulary))
     return detect(
-        loaded.model, vocabulary, start=task.builder.start, repeated_tokens=fitting, seed=seed
+        loaded.model,
+        vocabulary,
+        start=task.builder.start,
+        repeated_tokens=fitting,
+        seed=seed,
+        on_progress=on_progress,
     )

@@ -107,14 +107,20 @@ class Experiment:
         right = evaluation.right_string(probabilities, gold)
         return evaluation.summary(probabilities, gold) | {"right": right}
 
-    def accuracy(self, chosen: list[prompts.Prompt], ranks: Ranks) -> float:
+    def accuracy(
+        self,
+        chosen: list[prompts.Prompt],
+        ranks: Ranks,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> float:
         """Share of prompts answered rightly, in 0..1; every rank answers its part of them."""
-        return self.measure(chosen, ranks=ranks)["accuracy"]
+        return self.measure(chosen, on_progress, ranks)["accuracy"]
 
     def measure_all(
         self,
         on_progress: Callable[[int, int], None] | None = None,
         ranks: Ranks | None = None,
+        on_stage: Callable[[str], None] | None = None,
     ) -> dict[str, Any]:
         """What the recipe's evaluation section asks for, of the model as it is now.
 
@@ -128,13 +134,21 @@ class Experiment:
             trained=self.trained_tasks,
             others=self.others,
             on_progress=on_progress,
+            on_stage=on_stage,
             ranks=ranks,
         )
 
-    def census(self, chosen: list[prompts.Prompt]) -> HeadCensus:
+    def census(
+        self,
+        chosen: list[prompts.Prompt],
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> HeadCensus:
         """What every head does with the label tokens of some prompts."""
         return inspecting.census(
-            self.loaded.model, chosen, max_tokens=self.recipe.evaluation.batch_tokens
+            self.loaded.model,
+            chosen,
+            max_tokens=self.recipe.evaluation.batch_tokens,
+            on_progress=on_progress,
         )
 
     def heads(
@@ -175,15 +189,20 @@ class Experiment:
         """
         return inspecting.example(self.loaded, prompt)
 
-    def with_layers(self, training_prompts: list[prompts.Prompt]) -> Experiment:
+    def with_layers(
+        self,
+        training_prompts: list[prompts.Prompt],
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> Experiment:
         """The same with ``adapter.layers`` auto made into layer numbers; itself where it is not.
 
         Args:
             training_prompts: the run's; the first few are looked at, by the model as it is now.
+            on_progress: told how many prompts of how many are done.
         """
         if self.recipe.adapter.layers != "auto":
             return self
-        found = Window.of(self.census(training_prompts[:WINDOW_PROMPTS]))
+        found = Window.of(self.census(training_prompts[:WINDOW_PROMPTS], on_progress))
         adapter = self.recipe.adapter.model_copy(update={"layers": found.layers})
         return replace(
             self,
@@ -193,7 +212,10 @@ class Experiment:
 
 
 def prepare(
-    recipe: recipes.Recipe, adapter: adapters.Named | None = None, processes: int = 1
+    recipe: recipes.Recipe,
+    adapter: adapters.Named | None = None,
+    processes: int = 1,
+    on_stage: Callable[[str], None] | None = None,
 ) -> Experiment:
     """Open everything that a recipe names, and check that it fits together.
 
@@ -201,6 +223,7 @@ def prepare(
         recipe: what to open.
         adapter: a run folder, adapter folder or hub id of what to put on the model.
         processes: that will share every update.
+        on_stage: told what is opened.
 
     Raises:
         UsageError: the first thing that is wrong, in one line.
@@ -215,9 +238,14 @@ def prepare(
         )
     sections = [recipes.task(recipe), *recipe.mixture, *others]
     # Texts first: a model may have to be downloaded.
-    texts = [data.load(section.data) for section in sections]
+    tell = on_stage or (lambda _what: None)
+    texts = []
+    for section in sections:
+        tell(f"reading {section.data.source}")
+        texts.append(data.load(section.data))
     for section, read in zip(sections, texts, strict=True):
         data.split(read, section.data, section.prompt.demonstrations)
+    tell(f"opening {recipe.model}")
     loaded = loading.load_model(recipe.model, recipe.revision, adapter=adapter)
     task, *more = (
         open_task(section, read, loaded.tokenizer, loaded.context_tokens)

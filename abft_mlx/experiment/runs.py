@@ -16,6 +16,8 @@ from abft_mlx.trainer import Progress, RunFolder, Trainer, Update
 
 # Enough for a head's mean attention to two digits.
 HEADS_PROMPTS = 128
+# Enough for a head's mean attention to a digit or two, in a small part of an evaluation's time.
+SEEN_PROMPTS = 64
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ def train(
     resume: bool = False,
     on_prepared: Callable[[Experiment, int], None] | None = None,
     on_update: Callable[[Update], None] | None = None,
+    on_stage: Callable[[str], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
     ranks: Ranks | None = None,
 ) -> RunResult:
     """Fine-tune the experiment's model with ABFT and write its run folder.
@@ -56,6 +60,8 @@ def train(
         resume: go on from the checkpoint that lies there.
         on_prepared: told once, before training, of the experiment and its trainable parameters.
         on_update: told of every update.
+        on_stage: told what is done before, between and after updates; "" where it is over.
+        on_progress: told how many prompts of how many of such a stage are done.
         ranks: the processes that train together; the first one writes the folder.
 
     Raises:
@@ -64,13 +70,24 @@ def train(
     """
     ranks = ranks or Ranks()
     model, folder = experiment.loaded.model, RunFolder(Path(output))
+    tell = on_stage or _nothing
+    tell("making training prompts")
     training_prompts = experiment.training_prompts()
     if resume:
         found = folder.read_run().get("window")
         experiment = replace(experiment, window=Window(**found) if found else None)
-    experiment = experiment.with_layers(training_prompts)
+    if experiment.recipe.adapter.layers == "auto":
+        tell("looking for layers with induction heads")
+    experiment = experiment.with_layers(training_prompts, on_progress)
     recipe = experiment.recipe
     validation = experiment.validation_prompts() if recipe.training.validate_every else []
+
+    def validate() -> float:
+        tell("validation")
+        accuracy = experiment.accuracy(validation, ranks, on_progress)
+        tell("")
+        return accuracy
+
     adapters.attach(model, recipe.adapter, seed=recipe.training.seed)
     fingerprint = facts.fingerprint(recipe, experiment.loaded, experiment.trained_tasks)
     trainer = Trainer(
@@ -78,7 +95,7 @@ def train(
         training_prompts,
         recipe,
         folder=folder,
-        validate=lambda: experiment.accuracy(validation, ranks),
+        validate=validate,
         on_update=on_update,
         fingerprint=fingerprint,
         ranks=ranks,
@@ -112,7 +129,9 @@ def train(
         totals["kept_hidden"] = trainer.kept_hidden
     if ranks.size > 1:
         totals["processes"] = ranks.size
-    _keep_heads(experiment, folder)
+    if recipe.training.census_prompts:
+        tell("looking at heads")
+    _keep_heads(experiment, folder, on_progress)
     written = {
         **_facts(experiment),
         "finished": True,
@@ -140,6 +159,8 @@ def finetune(
     overwrite: bool = False,
     on_prepared: Callable[[Experiment, int], None] | None = None,
     on_update: Callable[[Update], None] | None = None,
+    on_stage: Callable[[str], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
     ranks: Ranks | None = None,
 ) -> RunResult:
     """Run a recipe: open what it names, fine-tune with ABFT, write the run folder.
@@ -150,17 +171,21 @@ def finetune(
         overwrite: replace a run that lies there.
         on_prepared: told once, before training, of the experiment and its trainable parameters.
         on_update: told of every update.
+        on_stage: told what is opened, and what is done before, between and after updates.
+        on_progress: told how many prompts of how many of such a stage are done.
         ranks: the processes that train together; the first one writes the folder.
     """
     # The first rank may have made the folder before another looks.
     if ranks is None or ranks.first:
         RunFolder(Path(output)).check(overwrite=overwrite)
     return train(
-        prepare(recipe, processes=ranks.size if ranks else 1),
+        prepare(recipe, processes=ranks.size if ranks else 1, on_stage=on_stage),
         output,
         overwrite=overwrite,
         on_prepared=on_prepared,
         on_update=on_update,
+        on_stage=on_stage,
+        on_progress=on_progress,
         ranks=ranks,
     )
 
@@ -170,6 +195,8 @@ def resume(
     *,
     on_prepared: Callable[[Experiment, int], None] | None = None,
     on_update: Callable[[Update], None] | None = None,
+    on_stage: Callable[[str], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
     ranks: Ranks | None = None,
 ) -> RunResult:
     """Continue the run in a folder from its checkpoint, with the recipe that lies there."""
@@ -177,11 +204,13 @@ def resume(
     folder.read_run()
     recipe = recipes.load(str(folder.path / "recipe.yaml"))
     return train(
-        prepare(recipe, processes=ranks.size if ranks else 1),
+        prepare(recipe, processes=ranks.size if ranks else 1, on_stage=on_stage),
         output,
         resume=True,
         on_prepared=on_prepared,
         on_update=on_update,
+        on_stage=on_stage,
+        on_progress=on_progress,
         ranks=ranks,
     )
 
@@ -231,6 +260,8 @@ def evaluate(
     adapter: adapters.Named | None = None,
     *,
     on_progress: Callable[[int, int], None] | None = None,
+    on_stage: Callable[[str], None] | None = None,
+    on_heads: Callable[[Heads], None] | None = None,
     ranks: Ranks | None = None,
 ) -> dict[str, Any]:
     """Measure a model on fixed seeded test prompts, without and with an adapter.
@@ -239,6 +270,9 @@ def evaluate(
         recipe: names model, data, prompts and the evaluation's size.
         adapter: a run folder, an adapter folder, a hub id, or None.
         on_progress: told how many prompts of how many are done, of one measurement at a time.
+        on_stage: told what is opened or measured.
+        on_heads: told, by the first rank, what is seen of the heads in the first test prompts;
+            without it nobody looks.
         ranks: the processes that measure together; each gets the whole document.
 
     Returns:
@@ -248,16 +282,23 @@ def evaluate(
     """
     ranks = ranks or Ranks()
     adapter = None if adapter is None else adapters.find(adapter)
-    experiment = prepare(recipe, adapter)
+    tell = on_stage or _nothing
+    experiment = prepare(recipe, adapter, on_stage=on_stage)
     if ranks.size > 1:
         tasks = (experiment.task, *experiment.trained_tasks, *experiment.others)
         fingerprint = facts.fingerprint(recipe, experiment.loaded, tasks)
         attached = "" if adapter is None else facts.weights_fingerprint(adapter.folder)
         ranks.agree(fingerprint + attached, "recipe, model, adapter, data or version")
-    measured, base = experiment.measure_all(on_progress, ranks), None
+    named = "model, " if adapter is None else "with adapter, "
+    measured = experiment.measure_all(on_progress, ranks, lambda what: tell(named + what))
+    base = None
+    if on_heads is not None and ranks.first:
+        tell("looking at heads")
+        chosen = experiment.test_prompts()[:SEEN_PROMPTS]
+        on_heads(experiment.heads(chosen, on_progress=on_progress))
     if adapter is not None:
         adapters.detach(experiment.loaded.model)
-        base = experiment.measure_all(on_progress, ranks)
+        base = experiment.measure_all(on_progress, ranks, lambda what: tell(f"base model, {what}"))
     return document(experiment, measured, adapter=adapter, base=base)
 
 
@@ -267,6 +308,7 @@ def heads(
     *,
     prompts: int = HEADS_PROMPTS,
     detectors: bool = True,
+    on_stage: Callable[[str], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Heads:
     """See what a model's heads do on test prompts, without and with an adapter.
@@ -276,13 +318,15 @@ def heads(
         adapter: a run folder, an adapter folder, a hub id, or None.
         prompts: how many test prompts to look at; as many as there are where these are fewer.
         detectors: also score every head on repeated random tokens.
-        on_progress: told how many prompts of how many are done.
+        on_stage: told what is opened or looked at.
+        on_progress: told how many prompts of how many are done, random rows among them.
 
     Returns:
         State ``before`` and, with an adapter, ``after``.
     """
     adapter = None if adapter is None else adapters.find(adapter)
-    experiment = prepare(recipe, adapter)
+    experiment = prepare(recipe, adapter, on_stage=on_stage)
+    (on_stage or _nothing)("looking at heads")
     return experiment.heads(
         experiment.test_prompts()[:prompts],
         detectors=detectors,
@@ -291,11 +335,19 @@ def heads(
     )
 
 
-def _keep_heads(experiment: Experiment, folder: RunFolder) -> None:
+def _nothing(what: str) -> None:
+    del what
+
+
+def _keep_heads(
+    experiment: Experiment,
+    folder: RunFolder,
+    on_progress: Callable[[int, int], None] | None,
+) -> None:
     """What the heads did before and do now, for figures that need no model."""
     count = experiment.recipe.training.census_prompts
     if count:
-        seen = experiment.heads(experiment.test_prompts()[:count])
+        seen = experiment.heads(experiment.test_prompts()[:count], on_progress=on_progress)
         write_heads(folder.path / HEADS_FILE, seen)
 
 

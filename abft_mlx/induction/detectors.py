@@ -9,6 +9,7 @@ Letters: B rows, L layers, H query heads.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -83,6 +84,7 @@ def detect(
     sequences: int = SEQUENCES,
     repeated_tokens: int = REPEATED_TOKENS,
     seed: int = 0,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> Detected:
     """Score every head on repeated random tokens.
 
@@ -96,6 +98,7 @@ def detect(
         sequences: random rows.
         repeated_tokens: N, at least 3, with as many different tokens in ``vocabulary``.
         seed: of tokens and positions.
+        on_progress: told how many rows of how many are done.
 
     Raises:
         UsageError: too few tokens for rows without accidental repeats.
@@ -116,6 +119,8 @@ def detect(
             seen = np.asarray(mx.take_along_axis(row, at, axis=-1).sum(axis=0), dtype=np.float64)
             before = totals[layer]
             totals[layer] = seen if before is None else before + seen
+        if on_progress is not None:
+            on_progress(min(first + BATCH, sequences), sequences)
     width = max((len(one) for one in totals if one is not None), default=0)
     table = np.full((len(back), len(totals), width), math.nan)
     for layer, one in enumerate(totals):

@@ -147,12 +147,13 @@ def write_heads(path: Path, heads: Heads) -> None:
         np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
 
 
-def read_heads(path: Path) -> Heads:
+def read_heads(path: str | Path) -> Heads:
     """Read what :func:`write_heads` wrote.
 
     Raises:
         OutputError: there is no such file, it is another file, or it is of another version.
     """
+    path = Path(path)
     try:
         # Opened here, because NumPy leaves a file that it cannot read open.
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:

@@ -24,6 +24,7 @@ def draw(
     label: str,
     *,
     diverging: bool = False,
+    least: float = 1e-9,
 ) -> Any:
     """A map for each state, with one scale, and of every later state the change from the first.
 
@@ -34,6 +35,7 @@ def draw(
         names: of the states.
         label: what the values are, with their unit.
         diverging: the values themselves have two signs.
+        least: what a scale spans at the least, so that differences that mean nothing look like it.
 
     Returns:
         ``axes``.
@@ -43,7 +45,7 @@ def draw(
     # Those behind the last state have a colour bar at their left.
     gaps = [0.15] * (len(states) - 1) + [0.75] * (len(states) - 1) if across else 0.42
     made = style.panels(axes, [1] * count, across=across, gaps=gaps)
-    limits = _limits(states, diverging=diverging)
+    limits = _limits(states, diverging=diverging, least=least)
     for index, (panel, state, name) in enumerate(zip(made, states, names, strict=False)):
         # One scale, so one colour bar is enough where they stand in a row.
         head_map.draw(
@@ -52,7 +54,9 @@ def draw(
         )  # fmt: skip
         panel.set_title(texts.short(name, 24), fontsize=8)
     for panel, state, name in zip(made[len(states) :], states[1:], names[1:], strict=True):
-        head_map.draw(panel, state - states[0], "change", diverging=True)
+        change = state - states[0]
+        scale = _limits([change], diverging=True, least=least)
+        head_map.draw(panel, change, "change", limits=scale, diverging=True)
         panel.set_title(texts.short(f"{name} − {names[0]}", 28), fontsize=8)
     for panel in made[1:] if across else made[:-1]:
         if across:
@@ -63,11 +67,12 @@ def draw(
     return axes
 
 
-def _limits(states: Sequence[np.ndarray], *, diverging: bool) -> tuple[float, float]:
+def _limits(states: Sequence[np.ndarray], *, diverging: bool, least: float) -> tuple[float, float]:
     known = np.concatenate([one[~np.isnan(one)].ravel() for one in states])
     if not known.size:
-        return 0.0, 1.0
+        return (-1.0, 1.0) if diverging else (0.0, 1.0)
     low, high = float(known.min()), float(known.max())
     if diverging:
-        low, high = -max(abs(low), abs(high)), max(abs(low), abs(high))
-    return low, max(high, low + 1e-9)
+        most = max(abs(low), abs(high), least)
+        return -most, most
+    return low, max(high, low + least)
