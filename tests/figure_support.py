@@ -46,25 +46,49 @@ def _tick_labels(axis: Any) -> list[Any]:
 
 def texts(figure: Any) -> list[tuple[str, Any]]:
     """Every text that is drawn, and its box in pixels; slanted ones are left out."""
+    return [(text, box) for text, box, _ in _owned(figure)]
+
+
+def _owned(figure: Any) -> list[tuple[str, Any, Any]]:
+    """The same, and the Axes that each belongs to; None for the caption."""
     renderer = figure.canvas.get_renderer()
     figure.draw(renderer)
-    found = []
-    if figure._supxlabel is not None:
-        found.append(figure._supxlabel)
+    found = [] if figure._supxlabel is None else [(figure._supxlabel, None)]
     for one in every_axes(figure):
         if not one.get_visible():
             continue
-        found += [*one.texts, one._left_title, one.title, one._right_title]
+        its = [*one.texts, one._left_title, one.title, one._right_title]
         if one.axison:
             for axis in (one.xaxis, one.yaxis):
-                found += [*_tick_labels(axis), axis.label]
+                its += [*_tick_labels(axis), axis.label]
         if one.get_legend() is not None:
-            found += one.get_legend().get_texts()
+            its += one.get_legend().get_texts()
+        found += [(text, one) for text in its]
     return [
-        (one.get_text(), one.get_window_extent(renderer))
-        for one in found
+        (one.get_text(), one.get_window_extent(renderer), owner)
+        for one, owner in found
         if one.get_text().strip() and one.get_visible() and one.get_rotation() % 90 == 0
     ]
+
+
+def covering(figure: Any) -> list[str]:
+    """Texts that lie upon Axes which are not theirs, such as a neighbour's map."""
+    owned = _owned(figure)
+    frames = [(one, one.get_window_extent()) for one in every_axes(figure) if one.axison]
+    return [
+        text
+        for text, box, owner in owned
+        for one, frame in frames
+        if one is not owner and _common(box, frame)
+    ]
+
+
+def _common(one: Any, other: Any) -> bool:
+    """Whether two boxes have more than a pixel in common."""
+    return bool(
+        min(one.x1, other.x1) - max(one.x0, other.x0) > 1
+        and min(one.y1, other.y1) - max(one.y0, other.y0) > 1
+    )
 
 
 def outside(figure: Any, drawn: list[tuple[str, Any]] | None = None) -> list[str]:
@@ -82,6 +106,5 @@ def overlapping(figure: Any, drawn: list[tuple[str, Any]] | None = None) -> list
     return [
         (first, second)
         for (first, one), (second, other) in itertools.combinations(drawn or texts(figure), 2)
-        if min(one.x1, other.x1) - max(one.x0, other.x0) > 1
-        and min(one.y1, other.y1) - max(one.y0, other.y0) > 1
+        if _common(one, other)
     ]

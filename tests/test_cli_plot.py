@@ -52,7 +52,7 @@ class TestRun:
     def test_as_json(self, folder: Path, tmp_path: Path) -> None:
         out = tmp_path / "out"
         result = invoke(
-            "plot", folder, "--only", "shift,confusion", "--output", out, "--format", "pdf",
+            "plot", folder, "--only", "shift,confusion", "--output", out, "--format", "svg",
             "--width", "column", "--json",
         )  # fmt: skip
         assert result.exit_code == 0
@@ -66,7 +66,7 @@ class TestRun:
                 {
                     "name": "shift",
                     "caption": "tiny on mails.csv; k = 4; training seed 42",
-                    "files": [str(out / "shift.pdf")],
+                    "files": [str(out / "shift.svg")],
                 }
             ],
             "notes": [
@@ -74,8 +74,10 @@ class TestRun:
                 f"abft-mlx eval --adapter {folder} writes it"
             ],
         }
-        assert [path.name for path in out.iterdir()] == ["shift.pdf"]
+        assert [path.name for path in out.iterdir()] == ["shift.svg"]
         assert f"note: {found['notes'][0]}" in result.stderr
+        # 3.3 inches of 72 points.
+        assert 'width="237.6pt"' in (out / "shift.svg").read_text(encoding="utf-8")
 
     def test_a_list_draws_nothing_and_needs_no_matplotlib(
         self, folder: Path, monkeypatch: pytest.MonkeyPatch

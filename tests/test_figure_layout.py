@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from figure_support import every_axes, outside, overlapping, texts
+from figure_support import covering, every_axes, outside, overlapping, texts
 from made_heads import ODD, example, heads
 from matplotlib.text import Text
 
@@ -52,9 +52,9 @@ def curve(updates: int) -> dict[str, np.ndarray]:
     return {name: random.random(updates) for name, _, _ in training_curves.PANELS}
 
 
-def attention(layers: int, count: int, tokens: int, states: tuple[str, ...]) -> Any:
+def attention(layers: int, count: int, tokens: int, states: tuple[str, ...], gold: int = 1) -> Any:
     """As run_heads puts it together: the draw function and its height."""
-    made = example(layers, count, tokens, states)
+    made = example(layers, count, tokens, states, gold=gold)
     chosen, _ = run_heads.top_heads(made.rows, made.label_positions)
     rows = [one[tuple(np.array(chosen).T)] for one in made.rows.values()]
     draw = partial(
@@ -115,6 +115,7 @@ def cases() -> dict[str, Any]:
         "head-maps-32x32": head_figure(32, 32, "correctness", diverging=True),
         "attention-3x2": attention(3, 2, 40, ("before", "after")),
         "attention-32x32": attention(32, 32, 300, ("before", "abft", "end_to_end")),
+        "attention-no-label-is-right": attention(3, 2, 40, ("before",), gold=3),
         "attention-one-state": attention(1, 2, 5, ("before",)),
         "training": (training, lambda _across: training_curves.height(runs)),
         "detectors": (partial(detectors.draw, magnitude=random.random((32, 32)),
@@ -161,6 +162,7 @@ def test_nothing_is_cut_and_no_text_lies_upon_another(name: str, width: str) -> 
         drawn = texts(figure)
         assert outside(figure, drawn) == []
         assert overlapping(figure, drawn) == []
+        assert covering(figure) == []
         assert " ".join(drawn[0][0].split()) == CAPTION.replace("$", r"\$")
         # All that is drawn can be read: 7 points at the size at which it is printed.
         sizes = {

@@ -130,9 +130,11 @@ def framed(draw: Draw, caption: str, *, height: float | None = None, width: str 
 
     across, down = WIDTHS[width], HEIGHTS[width] if height is None else height
     lines = _wrapped(caption, int((across - 0.2) * 72 / (0.57 * SMALL_POINTS)))
-    total, size = down + 2.5, None
-    # Drawn once to see how much room tick labels and legends leave, and again to fit it.
+    around, size = 1.0, None
+    # Drawn once to see how much room tick labels and legends leave, and again to fit it; other
+    # ticks may be longer, so each time there is room to spare at first.
     for passes in (1, 2):
+        total = down + around + 1.5
         figure = Figure(figsize=(across, total), layout="constrained")
         FigureCanvasAgg(figure)
         figure._abft_axes_inches = size
@@ -143,7 +145,8 @@ def framed(draw: Draw, caption: str, *, height: float | None = None, width: str 
             figure.draw_without_rendering()
             place = axes.get_position()
             size = (place.width * across, down)
-            total = down + (1 - place.height) * total
+            around = (1 - place.height) * total
+            total = down + around
             figure.set_size_inches(across, total)
     return figure
 
