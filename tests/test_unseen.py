@@ -152,13 +152,15 @@ def test_metrics_equal_a_model_asked_prompt_by_prompt() -> None:
     assert list(found) == ["random", "unseen", "zero_shot"]
     for name, probabilities in by_hand(task, model).items():
         wanted = summary(probabilities, gold)
+        for key, value in wanted.pop("reliability").items():
+            assert found[name]["reliability"][key] == pytest.approx(value, abs=1e-5)
         for key, value in wanted.items():
             np.testing.assert_allclose(found[name][key], value, atol=1e-5, err_msg=f"{name} {key}")
         right = probabilities.argmax(axis=1) == gold
         assert found[name]["right"] == "".join(str(int(one)) for one in right)
         ends = intervals(probabilities, gold, np.arange(24) % 12, 50, 42)
         assert found[name]["interval"]["accuracy"] == pytest.approx(ends["accuracy"], abs=1e-5)
-        assert set(found[name]) == {*wanted, "interval", "right"}
+        assert set(found[name]) == {*wanted, "reliability", "interval", "right"}
     assert len({found[name]["right"] for name in found}) == 3
     assert told[-1] == (24 + 24 + 12, 24 + 24 + 12)
     assert [done for done, _ in told] == sorted(done for done, _ in told)
