@@ -72,7 +72,8 @@ def test_it_says_what_was_trained_and_what_came_of_it(run: Path) -> None:
         "mails.csv (2 labels), prompts of 4 demonstrations.",
         "12 updates of 384 prompts in all took 5.66 s, with 22 MB of MLX&#x27;s memory at the peak "
         "(CPU, two cores); the adapter is 149 kB.",
-        "Accuracy (vanilla) 56.2% → 81.2%, +25.0 points (the adapter's 95% interval 78.2% to 83.2%, n = 94).",
+        "Accuracy (vanilla) 56.2% → 81.2%, +25.0 points (95% interval with the adapter 78.2% to "
+        "83.2%, n = 94).",
         "n = 94 prompts; 3 demonstrations each; test prompts and demonstrations drawn with seed 42;"
         " one training, with seed 42",
         "The adapter (vanilla) against the base (vanilla), on the same prompts: 31 right where the "
