@@ -111,11 +111,9 @@ def _gained(run: RunFiles) -> Markup | None:
         after = next((values for who, _, values in found if who == "adapter"), None)
         ends = None if after is None else interval(after, "accuracy")
         n = number(run.evaluation, "prompts")
-        more = (
-            []
-            if ends is None
-            else [f"the adapter's 95% interval {rate(ends[0])} to {rate(ends[1])}"]
-        )
+        more = []
+        if ends is not None:
+            more.append(f"95% interval with the adapter {rate(ends[0])} to {rate(ends[1])}")
         more += [] if n is None else [f"n = {n:,}"]
         return join(line, f" ({', '.join(more)})." if more else ".")
     return validation(run)
