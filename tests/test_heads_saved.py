@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,12 @@ def without_a_part(path: Path) -> None:
     np.savez(path, **arrays)
 
 
+def with_another(name: str, array: np.ndarray, path: Path) -> None:
+    with np.load(path) as archive:
+        arrays = dict(archive)
+    np.savez(path, **(arrays | {name: array}))
+
+
 def one_array(path: Path) -> None:
     with path.open("wb") as stream:
         np.save(stream, np.arange(3))
@@ -120,6 +127,11 @@ def one_array(path: Path) -> None:
         (lambda path: np.savez(path, about=np.array([{}], dtype=object)), "is no file of heads"),
         (other_schema, "is of schema 99"),
         (without_a_part, "y.sink"),
+        (partial(with_another, "x.sink", np.zeros((2, 4))), "do not fit together"),
+        (partial(with_another, "x.detected.induction", np.zeros((3, 5))), "do not fit together"),
+        (partial(with_another, "example0.x", np.zeros((3, 4, 9))), "do not fit together"),
+        (partial(with_another, "example0.label_positions", np.array([2, 10])), "do not fit"),
+        (partial(with_another, "example0.demonstration_labels", np.array([2, 0])), "do not fit"),
     ],
 )
 def test_other_files_are_refused_in_one_line(tmp_path: Path, spoil, message: str) -> None:  # type: ignore[no-untyped-def]

@@ -24,6 +24,11 @@ SCHEMA = 1
 HEADS_FILE = "heads.npz"
 CENSUS = ("magnitude", "correctness", "share", "sink")
 DETECTED = ("previous_token", "duplicate_token", "induction")
+_BROKEN = (
+    OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError,
+    zipfile.BadZipFile, EOFError,
+)  # fmt: skip
+"""What reading a file of another kind ends in."""
 
 
 @dataclass(frozen=True)
@@ -164,10 +169,15 @@ def read_heads(path: str | Path) -> Heads:
                 f"{path}: is of schema {about['schema']} and this abft-mlx reads {SCHEMA}; make it "
                 "again with: abft-mlx heads"
             )
-        return _heads(about, arrays)
+        heads = _heads(about, arrays)
+        if not _fits_together(heads):
+            raise OutputError(
+                f"{path}: its arrays do not fit together; make it again with: abft-mlx heads"
+            )
+        return heads
     except FileNotFoundError:
         raise OutputError(f"{path}: there is no such file; abft-mlx heads makes it") from None
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, EOFError) as error:
+    except _BROKEN as error:
         raise OutputError(f"{path}: is no file of heads ({error}); abft-mlx heads makes one") from (
             error
         )
@@ -196,3 +206,27 @@ def _heads(about: dict[str, Any], arrays: dict[str, np.ndarray]) -> Heads:
         for n, one in enumerate(about["examples"])
     )
     return Heads(states, examples, tuple(about["labels"]), int(about["prompts"]), about["facts"])
+
+
+def _fits_together(heads: Heads) -> bool:
+    """Whether all arrays are of one model and lie within their prompts and classes."""
+    shapes = {
+        getattr(state, part).shape for state in heads.states.values() for part in CENSUS
+    } | {
+        getattr(state.detected, part).shape
+        for state in heads.states.values()
+        if state.detected is not None
+        for part in DETECTED
+    }  # fmt: skip
+    if len(shapes) != 1 or len(next(iter(shapes))) != 2:
+        return False
+    (shape,) = shapes
+    labels = len(heads.labels)
+    return all(
+        set(one.rows) <= set(heads.states)
+        and {rows.shape for rows in one.rows.values()} == {(*shape, len(one.tokens))}
+        and one.label_positions.shape == one.demonstration_labels.shape
+        and all(0 <= position < len(one.tokens) for position in one.label_positions)
+        and all(0 <= label < labels for label in (*one.demonstration_labels, one.gold))
+        for one in heads.examples
+    )

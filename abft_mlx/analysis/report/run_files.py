@@ -54,7 +54,7 @@ def read_run(folder: Path) -> RunFiles:
         except (OSError, UnicodeDecodeError, RecipeError) as error:
             raise OutputError(f"{path}: cannot be read ({error})") from None
     heads_path = folder / HEADS_FILE
-    heads = _heads(heads_path) if heads_path.exists() else None
+    heads = read_heads(heads_path) if heads_path.exists() else None
     return RunFiles(run, recipe, text, _metrics(of_run), heads, _evaluation(folder / EVAL_FILE))
 
 
@@ -89,38 +89,6 @@ def _evaluation(path: Path) -> dict[str, Any] | None:
     if not good or not isinstance(document.get("labels", []), list):
         raise OutputError(f"{path}: is no document of abft-mlx eval --json")
     return document
-
-
-def _heads(path: Path) -> Heads:
-    """What heads.npz holds, if it fits together: nothing else is drawn as if it were measured."""
-    try:
-        heads = read_heads(path)
-        good = _fits_together(heads)
-    except (AttributeError, IndexError, OverflowError) as error:
-        raise OutputError(f"{path}: is no file of heads ({error})") from None
-    if not good:
-        raise OutputError(f"{path}: its arrays do not fit together; abft-mlx heads makes one")
-    return heads
-
-
-def _fits_together(heads: Heads) -> bool:
-    shapes = {
-        getattr(state, part).shape
-        for state in heads.states.values()
-        for part in ("magnitude", "correctness", "share", "sink")
-    }
-    if len(shapes) != 1 or len(next(iter(shapes))) != 2:
-        return False
-    (shape,) = shapes
-    labels = len(heads.labels)
-    return all(
-        set(one.rows) <= set(heads.states)
-        and {rows.shape for rows in one.rows.values()} == {(*shape, len(one.tokens))}
-        and one.label_positions.shape == one.demonstration_labels.shape
-        and all(0 <= position < len(one.tokens) for position in one.label_positions)
-        and all(0 <= label < labels for label in (*one.demonstration_labels, one.gold))
-        for one in heads.examples
-    )
 
 
 def _mapping(value: Any, path: Path) -> dict[str, Any]:
