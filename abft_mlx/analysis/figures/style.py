@@ -215,6 +215,8 @@ def colour_bar(axes: Any, image: Any, label: str) -> Any:
     across, down = axes_inches(axes)
     place = axes.inset_axes((1 + 0.08 / across, 0, 0.1 / across, 1))
     bar = axes.figure.colorbar(image, cax=place)
+    if hasattr(bar.locator, "set_params"):
+        bar.locator.set_params(nbins=5)  # few and short numbers
     lines = textwrap.wrap(label, max(12, int(72 * down / (0.57 * SMALL_POINTS))))
     bar.set_label("\n".join(lines), fontsize=SMALL_POINTS)
     place.tick_params(labelsize=SMALL_POINTS)
