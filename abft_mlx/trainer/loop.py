@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -18,7 +19,7 @@ from abft_mlx.objective import PunishController
 from abft_mlx.prompts import Prompt
 from abft_mlx.ranks import Ranks
 from abft_mlx.recipe import Recipe
-from abft_mlx.trainer import backoff, checkpoint, memory, plan
+from abft_mlx.trainer import backoff, checkpoint, generations, memory, plan
 from abft_mlx.trainer.run_folder import RunFolder, Update
 from abft_mlx.trainer.step import Step
 
@@ -63,6 +64,8 @@ class Trainer:
             ranks must get the same number.
         on_update: told of every update.
         fingerprint: what is trained on what; a checkpoint with another one is refused.
+        made_with: what the fingerprint stands for, by name, so that a refusal can name it.
+        on_notice: told, in a line, what a person should know of; a warning where it is left out.
         ranks: the processes that train together; this one alone if None.
 
     Attributes:
@@ -83,6 +86,8 @@ class Trainer:
         validate: Callable[[], float] | None = None,
         on_update: Callable[[Update], None] | None = None,
         fingerprint: str = "",
+        made_with: dict[str, Any] | None = None,
+        on_notice: Callable[[str], None] | None = None,
         ranks: Ranks | None = None,
     ) -> None:
         self.model = model
@@ -92,6 +97,8 @@ class Trainer:
         self.validate = validate if recipe.training.validate_every else None
         self.on_update = on_update
         self.fingerprint = fingerprint
+        self.made_with = made_with or {}
+        self.on_notice = on_notice or _warn
         self.ranks = ranks or Ranks()
         self.progress = Progress()
         self.kept_hidden: dict[str, int] | None = None
@@ -165,15 +172,16 @@ class Trainer:
         """
         training = self.recipe.training
         runtime.reset_peak_memory()
-        if resume:
-            self._restore()
+        settle = self._restore() if resume else None
         # Never validate before this: ranks that differ may not validate alike.
         self.ranks.agree(
             f"{self.fingerprint} {self.progress.updates}",
             "recipe, model, data, version or checkpoint",
         )
-        if not resume:
+        if settle is None:
             self._validate()
+        elif self.ranks.first:
+            settle()  # all ranks have read by now
         adapters.train_mode(self.model)
         try:
             if self.backoff.automatic:
@@ -304,8 +312,12 @@ class Trainer:
         facts = {
             "progress": asdict(self.progress),
             "controller": self.controller.state(),
+            "rows": self.rows,
+            "shapes": sorted(self.step.shapes),
             "fingerprint": self.fingerprint,
+            "made_with": self.made_with,
         }
+        folder.sync_metrics()
         checkpoint.save(
             folder.checkpoint_path,
             checkpoint.Checkpoint(
@@ -316,25 +328,45 @@ class Trainer:
             ),
         )
 
-    def _restore(self) -> None:
-        if self.folder is None:
+    def _restore(self) -> Callable[[], None]:
+        """Take the checkpoint's state; gives what puts the folder in order once all have it."""
+        folder = self.folder
+        if folder is None:
             raise OutputError("nothing to resume: this run writes no folder")
-        found = checkpoint.load(self.folder.checkpoint_path)
+        found, lies_at, wrong = checkpoint.load(folder.checkpoint_path)
         if found.facts["fingerprint"] != self.fingerprint:
+            named = checkpoint.difference(found.facts.get("made_with", {}), self.made_with)
             raise OutputError(
-                f"{self.folder.path}: its checkpoint was made with another recipe, model, data or "
-                "version; resume with what its recipe.yaml says, or start anew with --overwrite"
+                f"{folder.path}: its checkpoint was made with another recipe, model, data or "
+                f"version{f' ({named})' if named else ''}; put that back, or start anew with "
+                "--overwrite"
             )
         ours = dict(tree_flatten(self.model.trainable_parameters()))
         theirs = dict(tree_flatten(found.trainable))
         if {n: a.shape for n, a in ours.items()} != {n: a.shape for n, a in theirs.items()}:
-            raise OutputError(f"{self.folder.path}: its checkpoint does not fit this model")
+            raise OutputError(f"{folder.path}: its checkpoint does not fit this model")
         self.model.update(found.trainable)
         self.optimizer.state = found.optimizer
         self._best = found.best
         self.controller = PunishController.from_state(found.facts["controller"])
+        # How an update is cut decides its last bits, and the memory left may be another now.
+        self.backoff.rows = found.facts["rows"]
+        self.step.shapes = {tuple(one) for one in found.facts["shapes"]}
         progress = dict(found.facts["progress"])
         progress["validations"] = [tuple(one) for one in progress["validations"]]
         self.progress = Progress(**progress)
+        updates = self.progress.updates
         if self.ranks.first:
-            self.folder.keep_metrics(self.progress.updates)
+            folder.check_metrics(updates)
+            for line in wrong:
+                self.on_notice(f"{line}; going on from the one before, after update {updates}")
+
+        def settle() -> None:
+            generations.settle(folder.checkpoint_path, lies_at)
+            folder.keep_metrics(updates)
+
+        return settle
+
+
+def _warn(line: str) -> None:
+    warnings.warn(line, RuntimeWarning, stacklevel=2)
