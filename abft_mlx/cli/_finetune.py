@@ -158,7 +158,7 @@ def _run(
     *,
     overwrite: bool,
 ) -> RunResult:
-    from abft_mlx import api, experiment, runtime
+    from abft_mlx import api, experiment, runtime, trainer
 
     runtime.use_wired_memory()
     if resume is not None:
@@ -166,13 +166,18 @@ def _run(
     else:
         opened = _options.open_recipe(recipe, changes)
         folder = output or api.default_output(opened)
-    with _progress.board(shell) as board, Follow(shell, board, folder, tracking) as follow:
+    with (
+        _progress.board(shell) as board,
+        trainer.Stop(board.note).watching() as stop,
+        Follow(shell, board, folder, tracking) as follow,
+    ):
         told: dict[str, Any] = {
             "on_prepared": follow.prepared,
             "on_update": follow.updated,
             "on_stage": board.stage,
             "on_progress": board.count,
             "on_notice": follow.noticed,
+            "stop": stop,
         }
         try:
             if resume is not None:

@@ -14,7 +14,7 @@ from abft_mlx.errors import OutputError
 from abft_mlx.experiment.opened import Experiment, prepare
 from abft_mlx.induction import HEADS_FILE, Window, write_heads
 from abft_mlx.ranks import Ranks
-from abft_mlx.trainer import Progress, RunFolder, Trainer, Update
+from abft_mlx.trainer import Progress, RunFolder, Stop, Trainer, Update
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ def train(
     on_stage: Callable[[str], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     on_notice: Callable[[str], None] | None = None,
+    stop: Stop | None = None,
     ranks: Ranks | None = None,
 ) -> RunResult:
     """Fine-tune the experiment's model with ABFT and write its run folder.
@@ -62,6 +63,7 @@ def train(
         on_progress: told how many prompts of how many of such a stage are done.
         on_notice: told, in a line, what a person should know of, such as a damaged checkpoint; a
             warning where it is left out.
+        stop: what may ask the run to end; it then saves a checkpoint and raises StoppedError.
         ranks: the processes that train together; the first one writes the folder.
 
     Raises:
@@ -80,6 +82,7 @@ def train(
             on_stage=on_stage,
             on_progress=on_progress,
             on_notice=on_notice,
+            stop=stop,
             ranks=ranks or Ranks(),
         )
 
@@ -96,6 +99,7 @@ def _train(
     on_stage: Callable[[str], None] | None,
     on_progress: Callable[[int, int], None] | None,
     on_notice: Callable[[str], None] | None,
+    stop: Stop | None,
     ranks: Ranks,
 ) -> RunResult:
     """As :func:`train`; ``hold`` keeps the folder once it is needed."""
@@ -132,6 +136,7 @@ def _train(
         fingerprint=fingerprint,
         made_with=made_with,
         on_notice=on_notice,
+        stop=stop,
         ranks=ranks,
     )
     ranks.agree(f"{fingerprint} {goes_on}", "recipe, model, data, version or checkpoint")
@@ -202,6 +207,7 @@ def finetune(
     on_stage: Callable[[str], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     on_notice: Callable[[str], None] | None = None,
+    stop: Stop | None = None,
     ranks: Ranks | None = None,
 ) -> RunResult:
     """Run a recipe: open what it names, fine-tune with ABFT, write the run folder.
@@ -215,6 +221,7 @@ def finetune(
         on_stage: told what is opened, and what is done before, between and after updates.
         on_progress: told how many prompts of how many of such a stage are done.
         on_notice: told, in a line, what a person should know of.
+        stop: what may ask the run to end; it then saves a checkpoint and raises StoppedError.
         ranks: the processes that train together; the first one writes the folder.
     """
     # The first rank may have made the folder before another looks.
@@ -229,6 +236,7 @@ def finetune(
         on_stage=on_stage,
         on_progress=on_progress,
         on_notice=on_notice,
+        stop=stop,
         ranks=ranks,
     )
 
@@ -241,6 +249,7 @@ def resume(
     on_stage: Callable[[str], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     on_notice: Callable[[str], None] | None = None,
+    stop: Stop | None = None,
     ranks: Ranks | None = None,
 ) -> RunResult:
     """Continue the run in a folder from its checkpoint, with the recipe that lies there.
@@ -265,6 +274,7 @@ def resume(
             on_stage=on_stage,
             on_progress=on_progress,
             on_notice=on_notice,
+            stop=stop,
             ranks=ranks,
         )
 
