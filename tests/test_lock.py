@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,7 +14,7 @@ from pathlib import Path
 import pytest
 from cli_support import invoke, train_run
 
-from abft_mlx.errors import OutputError
+from abft_mlx.errors import OutputError, RunError
 from abft_mlx.trainer import RunFolder, lock
 
 HOLD = """
@@ -83,6 +85,29 @@ def test_whoever_opened_a_lock_that_was_then_removed_does_not_hold_it(
         monkeypatch.undo()
         with pytest.raises(OutputError, match="in use by"):
             lock.check(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("call", "number", "kind"),
+    [
+        ("open", errno.EROFS, OutputError),
+        ("open", errno.EACCES, OutputError),
+        ("write", errno.ENOSPC, RunError),
+    ],
+)
+def test_a_folder_that_takes_no_lock_is_one_line(
+    call: str, number: int, kind: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*given: object) -> int:
+        del given
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(lock.os, call, refuse)
+    with pytest.raises(kind, match=os.strerror(number)) as caught:
+        RunFolder(tmp_path).held().__enter__()
+    monkeypatch.undo()
+    assert str(tmp_path / lock.FILE_NAME) in str(caught.value)
+    assert not list(tmp_path.iterdir())
 
 
 def test_commands_are_refused_and_reading_is_not(model: Path, texts: Path, tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ def _train(
         if goes_on:
             folder.remove_leftovers()
         else:
-            folder.create(overwrite=overwrite or resume)
+            folder.create(overwrite=overwrite or resume, again=resume)
             folder.write_run(_facts(experiment))
             recipes.save(recipe, folder.recipe_path)
     trainable = adapters.trainable_parameters(model)

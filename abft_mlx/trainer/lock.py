@@ -45,7 +45,10 @@ def held(folder: Path) -> Iterator[None]:
             raise _in_use(folder) from error
         raise files.write_failure(path, error) from error
     try:
-        _sign(descriptor)
+        try:
+            _sign(descriptor)
+        except OSError as error:
+            raise files.write_failure(path, error) from error
         yield
     finally:
         with contextlib.suppress(OSError):  # a folder that can no longer be written

@@ -17,8 +17,9 @@ from abft_mlx.trainer import checkpoint, lock
 ADAPTER_FILES = ("adapters.safetensors", "adapter_config.json", "lora.safetensors")
 # A recipe is written last and removed first: a run has begun where there is one.
 RECIPE_FILE = "recipe.yaml"
+RUN_FILE = "run.json"
 OWN_FILES = (
-    RECIPE_FILE, "metrics.jsonl", "run.json", "checkpoint", "checkpoint.before", "checkpoint.new",
+    RECIPE_FILE, "metrics.jsonl", RUN_FILE, "checkpoint", "checkpoint.before", "checkpoint.new",
 )  # fmt: skip
 # What is seen of a run afterwards: heads, an evaluation, figures and a report.
 EVALUATION_FILE = "eval.json"
@@ -149,8 +150,12 @@ class RunFolder:
             )
         return found
 
-    def create(self, *, overwrite: bool = False) -> None:
+    def create(self, *, overwrite: bool = False, again: bool = False) -> None:
         """Make the folder, or clear what an earlier run left in it.
+
+        Args:
+            overwrite: whether there may be an earlier run.
+            again: the same run begins again: what says so stays until it is written anew.
 
         Raises:
             OutputError: as :meth:`check`, or the folder cannot be written.
@@ -160,8 +165,10 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise files.write_failure(self.path, error) from error
+        kept = (RECIPE_FILE, RUN_FILE) if again else ()
         for name in sorted(found, key=lambda name: name != RECIPE_FILE):
-            self._remove(self.path / name)
+            if name not in kept:
+                self._remove(self.path / name)
 
     def remove_leftovers(self) -> None:
         """Remove half-written files of a process that was ended; the folder must be held."""
@@ -241,7 +248,7 @@ class RunFolder:
 
     def write_run(self, facts: dict[str, Any]) -> None:
         """Write ``run.json``."""
-        files.write_json(self.path / "run.json", facts)
+        files.write_json(self.path / RUN_FILE, facts)
 
     def read_run(self) -> dict[str, Any]:
         """Read ``run.json``.
@@ -249,7 +256,7 @@ class RunFolder:
         Raises:
             OutputError: there is none, or it is not JSON.
         """
-        path = self.path / "run.json"
+        path = self.path / RUN_FILE
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
