@@ -81,6 +81,8 @@ def test_a_set_is_whole_whenever_the_process_ends(tmp_path: Path, again: bool) -
                 pass
         found = held(folder)
         assert found in (("b", "c") if again else (None, "c")), after
+        every = [one for one in generations.names(folder) if one.is_dir()]
+        assert sum(generations.damage(one) is None for one in every) >= 2 * again, after
         chosen, wrong = generations.newest(folder)
         assert not wrong
         if chosen is not None:
