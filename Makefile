@@ -19,7 +19,7 @@ PREPARE = $(BIN)/python -m pip install -qq --upgrade 'pip>=25.1'
 INSTALL = $(BIN)/python -m pip install -qq
 endif
 
-.PHONY: help setup demo test lint format docs notebooks check clean
+.PHONY: help setup demo test lint format docs notebooks torture check clean
 
 help:  ## say what there is
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/'
@@ -47,6 +47,10 @@ docs: $(VENV)/.installed-docs  ## build the site into build/docs; a warning is a
 
 notebooks: $(VENV)/.installed-dev  ## run the notebooks of the docs and keep what they print and draw
 	@$(BIN)/python benchmarks/notebooks.py $(ARGS)
+
+torture: $(VENV)/.installed-dev  ## kill runs and fill disks, and see that nothing is lost (minutes)
+	@$(BIN)/python benchmarks/torture_kill.py $(ARGS)
+	@$(BIN)/python benchmarks/torture_disk.py
 
 check: lint test  ## lint and test
 

@@ -14,11 +14,14 @@
         ├── OutputError           a folder or file that cannot be written
         └── NotFittedError        a Classifier that was asked before it knows its classes
 
+A run that a signal ends raises StoppedError, which is a KeyboardInterrupt and no failure.
+
 Messages are one line for a person: the value seen, where it was seen, and the way out.
 """
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 
 
@@ -76,3 +79,18 @@ class OutputError(UsageError):
 
 class NotFittedError(UsageError, AttributeError):
     """A classifier was asked before it knows its classes; by its bases ``hasattr`` is False."""
+
+
+class StoppedError(KeyboardInterrupt):
+    """A signal asked a run to end.
+
+    Args:
+        signal_number: of SIGINT or SIGTERM.
+
+    Attributes:
+        exit_status: 130 or 143, as a shell has it.
+    """
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__("interrupted" if signal_number == signal.SIGINT else "terminated")
+        self.exit_status = 128 + signal_number

@@ -87,13 +87,34 @@ def weights_fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def made_with(
+    recipe: recipes.Recipe, loaded: loading.Loaded, trained: Sequence[Task]
+) -> dict[str, Any]:
+    """All that decides what a run computes, by name: settings, model, data, versions."""
+    known = _settings(recipe.model_dump(mode="json"))
+    known["the model's fingerprint"] = loaded.fingerprint
+    for one in trained:
+        known[f"the fingerprint of {one.name}'s texts"] = one.texts.fingerprint()
+        known[f"the chat template of {one.name}"] = one.chat_template
+    return known | {f"the version of {name}": one for name, one in versions().items()}
+
+
+def _settings(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat.update(_settings(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
 def fingerprint(recipe: recipes.Recipe, loaded: loading.Loaded, trained: Sequence[Task]) -> str:
-    """What a checkpoint must have been made with to be continued."""
-    facts = {
-        "recipe": recipes.dumps(recipe),
-        "model": loaded.fingerprint,
-        "data": [one.texts.fingerprint() for one in trained],
-        "chat_templates": [one.chat_template for one in trained],
-        "versions": versions(),
-    }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    """What a checkpoint must have been made with to be continued, as one hash."""
+    return digest(made_with(recipe, loaded, trained))
+
+
+def digest(known: dict[str, Any]) -> str:
+    """A hash of plain values."""
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()

@@ -5,12 +5,22 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from abft_mlx.errors import OutputError, RunError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+
+_LEFTOVER = re.compile(r"\..+\.\d+\.tmp(\.\w+)?")
 
 
 @contextmanager
@@ -26,19 +36,63 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
         yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
+        sync(temporary)
         temporary.replace(path)
+        sync_folder(path.parent)
     except OSError as error:
         raise write_failure(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def is_leftover(name: str) -> bool:
+    """Whether :func:`replacing` left a file of this name behind when its process was ended."""
+    return _LEFTOVER.fullmatch(name) is not None
+
+
+def sync(path: Path) -> None:
+    """Have a file's bytes on the disk, whatever happens to the power."""
+    with path.open("rb") as written:
+        sync_open(written.fileno())
+
+
+def sync_open(descriptor: int) -> None:
+    """As :func:`sync`, of an open file."""
+    # On a Mac fsync stops at the drive's own cache.
+    full = getattr(fcntl, "F_FULLFSYNC", None)
+    if full is not None:
+        with suppress(OSError):  # not every file system has it
+            fcntl.fcntl(descriptor, full)
+            return
+    os.fsync(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have a folder's names on the disk, where the system can say so of folders."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def array_failure(path: Path, error: RuntimeError) -> RunError:
+    """The error of ours for a file of arrays that MLX could not write; MLX does not say why."""
+    free = shutil.disk_usage(path.parent).free
+    return RunError(
+        f"{path}: cannot be written ({error}); {free / 1e6:,.0f} MB are free: free some space, or "
+        "raise the quota or limit (ulimit -f), and run again"
+    )
+
+
 def write_failure(path: Path, error: OSError) -> OutputError | RunError:
     """The error of ours that says why ``path`` could not be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return RunError(f"{path}: {error.strerror}; free some space and run again")
+    if error.errno == errno.EFBIG:
+        return RunError(f"{path}: {error.strerror}; raise the limit (ulimit -f) and run again")
     reason = error.strerror or str(error)
     return OutputError(f"{path}: cannot be written ({reason}); choose another folder")
 

@@ -16,7 +16,7 @@ from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm.utils import load_model
 
 from abft_mlx import adapters
-from abft_mlx.errors import AdapterError, OutputError
+from abft_mlx.errors import AdapterError, OutputError, RunError
 from abft_mlx.recipe import AdapterSection
 
 LORA = AdapterSection(rank=4, scale=2.0)
@@ -268,6 +268,6 @@ def test_a_failed_write_leaves_the_old_adapter(
         raise RuntimeError("no space")
 
     monkeypatch.setattr(mx, "save_safetensors", fail)
-    with pytest.raises(OutputError, match="no space"):
+    with pytest.raises(RunError, match="no space"):
         adapters.save(model, tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

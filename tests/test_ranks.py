@@ -17,7 +17,7 @@ from ranks_support import PATIENCE_SECONDS, Job, job, model, texts
 
 from abft_mlx import ranks
 from abft_mlx.errors import RunError, UsageError
-from abft_mlx.trainer import plan
+from abft_mlx.trainer import checkpoint, plan
 
 __all__ = ["job", "model", "texts"]  # fixtures
 SETTINGS = (
@@ -143,6 +143,26 @@ def test_a_killed_rank_ends_the_others(
     (line,) = [one for one in err.splitlines() if not one.startswith("[ring] ")]
     assert line.startswith("error: rank 0 of 2 lost another rank and stops (")
     assert not json.loads((folder / "run.json").read_text())["finished"]
+
+
+def test_a_rank_that_is_asked_to_end_ends_all_after_the_same_update(
+    model: Path, texts: Path, tmp_path: Path, checkout: Path, job: Job
+) -> None:
+    settings = ["training.updates=1000000", "training.prompts_per_update=4"]
+    folder = tmp_path / "run"
+    job.start(2, checkout / "cli.py", *finetune(model, texts, folder, settings), "--quiet")
+    until = time.monotonic() + PATIENCE_SECONDS
+    while not (folder / "metrics.jsonl").exists():
+        assert job.processes[0].poll() is None, job.end(0)
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    job.processes[1].send_signal(signal.SIGTERM)
+    for rank in (0, 1):
+        status, _, err = job.end(rank)
+        assert status == 143, err
+        assert err.endswith("error: terminated\n")
+    held = checkpoint.load(folder / "checkpoint")[0].facts["progress"]["updates"]
+    assert held == (folder / "metrics.jsonl").read_bytes().count(b"\n") > 0
 
 
 def test_sums_agreement_and_a_rank_that_never_comes(job: Job) -> None:

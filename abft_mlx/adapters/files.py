@@ -24,8 +24,8 @@ from mlx_lm.tuner.lora import LoRALinear
 
 from abft_mlx.adapters.attach import adapted
 from abft_mlx.adapters.layers import SplitLoRALinear, is_quantized
-from abft_mlx.errors import AdapterError, OutputError
-from abft_mlx.files import replacing, write_failure, write_json
+from abft_mlx.errors import AdapterError
+from abft_mlx.files import array_failure, replacing, write_failure, write_json
 from abft_mlx.ports import port_for
 
 WEIGHTS = "adapters.safetensors"
@@ -141,6 +141,4 @@ def _write(path: Path, arrays: dict[str, mx.array]) -> None:
         try:
             mx.save_safetensors(str(temporary), arrays, {"format": "mlx"})
         except RuntimeError as error:
-            raise OutputError(
-                f"{path}: cannot be written ({error}); choose another folder"
-            ) from error
+            raise array_failure(path, error) from error

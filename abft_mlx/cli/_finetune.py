@@ -158,7 +158,7 @@ def _run(
     *,
     overwrite: bool,
 ) -> RunResult:
-    from abft_mlx import api, experiment, runtime
+    from abft_mlx import api, experiment, runtime, trainer
 
     runtime.use_wired_memory()
     if resume is not None:
@@ -166,28 +166,36 @@ def _run(
     else:
         opened = _options.open_recipe(recipe, changes)
         folder = output or api.default_output(opened)
-    try:
-        with (
-            _progress.board(shell) as board,
-            Follow(shell, board, folder, tracking) as follow,
-        ):
-            told: dict[str, Any] = {
-                "on_prepared": follow.prepared,
-                "on_update": follow.updated,
-                "on_stage": board.stage,
-                "on_progress": board.count,
-            }
+    with (
+        _progress.board(shell) as board,
+        trainer.Stop(board.note).watching() as stop,
+        Follow(shell, board, folder, tracking) as follow,
+    ):
+        told: dict[str, Any] = {
+            "on_prepared": follow.prepared,
+            "on_update": follow.updated,
+            "on_stage": board.stage,
+            "on_progress": board.count,
+            "on_notice": follow.noticed,
+            "stop": stop,
+        }
+        try:
             if resume is not None:
                 return experiment.resume(folder, **told, ranks=ranks)
             return experiment.finetune(opened, folder, overwrite=overwrite, **told, ranks=ranks)
-    except KeyboardInterrupt:
-        if ranks.first and (folder / "checkpoint").is_dir():
-            shell.tell(f"to go on: {_words.command('finetune', '--resume', folder)}")
-        raise
+        except KeyboardInterrupt:
+            board.clear()
+            if ranks.first and (resume is not None or follow.begun):
+                shell.tell(f"to go on: {_words.command('finetune', '--resume', folder)}")
+            raise
 
 
 class Follow(contextlib.ExitStack):
-    """Prints the plan of a run when it is ready, then shows its updates and reports them."""
+    """Prints the plan of a run when it is ready, then shows its updates and reports them.
+
+    Attributes:
+        begun: whether the run's folder holds what it can go on from.
+    """
 
     def __init__(
         self,
@@ -201,6 +209,7 @@ class Follow(contextlib.ExitStack):
         self._board = board
         self._output = output
         self._tracking = tracking
+        self.begun = False
 
     def prepared(self, experiment: Experiment, trainable: int) -> None:
         """Print the plan, open the trackers and have updates shown."""
@@ -212,12 +221,19 @@ class Follow(contextlib.ExitStack):
             try:
                 self._tracking.start(experiment.recipe, self._output)
             except RunError:
-                if not (self._output / "checkpoint").exists():  # not a run that goes on
-                    RunFolder(self._output).discard()
+                folder = RunFolder(self._output)
+                if not folder.has_checkpoint():  # not a run that goes on
+                    folder.discard()
                 raise
             self.push(self._close)
+        self.begun = True
         training = experiment.recipe.training
         self._board.training(training.updates, training.validate_every)
+
+    def noticed(self, line: str) -> None:
+        """Say what even a quiet command must."""
+        self._board.clear()
+        self._shell.tell(line)
 
     def updated(self, update: Update) -> None:
         """Show and report one update."""

@@ -1,7 +1,7 @@
 """How every command speaks and fails: one JSON document or lines for a person, one exit status.
 
-Exit status 0 is success, 2 wrong usage or bad input, 1 a failure at run time, 130 Ctrl-C.
-A traceback means a bug in abft-mlx and is left to show.
+Exit status 0 is success, 2 wrong usage or bad input, 1 a failure at run time, 130 Ctrl-C,
+143 SIGTERM. A traceback means a bug in abft-mlx and is left to show.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from abft_mlx import runtime
-from abft_mlx.errors import AbftError, DataError
+from abft_mlx.errors import AbftError, DataError, StoppedError
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -153,6 +153,9 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except (typer.Exit, typer.Abort, BrokenPipeError):
             raise
+        except StoppedError as error:
+            said, status = str(error), error.exit_status
+            raise fail(said, status, kind="Interrupted", as_json=as_json) from None
         except KeyboardInterrupt:
             raise fail("interrupted", 130, kind="Interrupted", as_json=as_json) from None
         except AbftError as error:

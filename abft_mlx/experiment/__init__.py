@@ -2,16 +2,8 @@
 
 from abft_mlx.experiment.fitting import fit, open_texts
 from abft_mlx.experiment.opened import Experiment, prepare
-from abft_mlx.experiment.runs import (
-    HEADS_PROMPTS,
-    RunResult,
-    document,
-    evaluate,
-    finetune,
-    heads,
-    resume,
-    train,
-)
+from abft_mlx.experiment.runs import HEADS_PROMPTS, document, evaluate, heads
+from abft_mlx.experiment.training import RunResult, finetune, resume, train
 
 __all__ = [
     "HEADS_PROMPTS",

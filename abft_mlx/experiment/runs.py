@@ -1,218 +1,20 @@
-"""From a recipe to a trained adapter, to measured accuracy, or to what its heads do."""
+"""From a recipe to measured accuracy, or to what heads do."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from abft_mlx import adapters, evaluation, facts, runtime
+from abft_mlx import adapters, evaluation, facts
 from abft_mlx import recipe as recipes
 from abft_mlx.experiment.opened import Experiment, prepare
-from abft_mlx.induction import HEADS_FILE, Heads, Window, write_heads
+from abft_mlx.induction import Heads
 from abft_mlx.ranks import Ranks
-from abft_mlx.trainer import Progress, RunFolder, Trainer, Update
 
 # Enough for a head's mean attention to two digits.
 HEADS_PROMPTS = 128
 # Enough for a head's mean attention to a digit or two, in a small part of an evaluation's time.
 SEEN_PROMPTS = 64
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """What a finished fine-tuning run came to.
-
-    Attributes:
-        experiment: with the fine-tuned model in it, and the recipe with the layers that trained.
-        progress: updates, seconds, validations, peak memory.
-        output: the run folder.
-        trainable_parameters: numbers that were trained.
-        adapter_bytes: size of ``adapters.safetensors``; 0 on a rank that did not write it.
-    """
-
-    experiment: Experiment
-    progress: Progress
-    output: Path
-    trainable_parameters: int
-    adapter_bytes: int
-
-
-def train(
-    experiment: Experiment,
-    output: str | Path,
-    *,
-    overwrite: bool = False,
-    resume: bool = False,
-    on_prepared: Callable[[Experiment, int], None] | None = None,
-    on_update: Callable[[Update], None] | None = None,
-    on_stage: Callable[[str], None] | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
-    ranks: Ranks | None = None,
-) -> RunResult:
-    """Fine-tune the experiment's model with ABFT and write its run folder.
-
-    Args:
-        experiment: from :func:`prepare`, without an adapter; its model is changed in place.
-        output: the run folder.
-        overwrite: replace a run that lies there.
-        resume: go on from the checkpoint that lies there.
-        on_prepared: told once, before training, of the experiment and its trainable parameters.
-        on_update: told of every update.
-        on_stage: told what is done before, between and after updates; "" where it is over.
-        on_progress: told how many prompts of how many of such a stage are done.
-        ranks: the processes that train together; the first one writes the folder.
-
-    Raises:
-        UsageError: something does not fit, or the folder cannot be used.
-        RunError: the loss stopped being finite, the disk is full, or a rank is gone.
-    """
-    ranks = ranks or Ranks()
-    model, folder = experiment.loaded.model, RunFolder(Path(output))
-    tell = on_stage or _nothing
-    tell("making training prompts")
-    training_prompts = experiment.training_prompts()
-    if resume:
-        found = folder.read_run().get("window")
-        experiment = replace(experiment, window=Window(**found) if found else None)
-    if experiment.recipe.adapter.layers == "auto":
-        tell("looking for layers with induction heads")
-    experiment = experiment.with_layers(training_prompts, on_progress)
-    recipe = experiment.recipe
-    validation = experiment.validation_prompts() if recipe.training.validate_every else []
-
-    def validate() -> float:
-        tell("validation")
-        accuracy = experiment.accuracy(validation, ranks, on_progress)
-        tell("")
-        return accuracy
-
-    adapters.attach(model, recipe.adapter, seed=recipe.training.seed)
-    fingerprint = facts.fingerprint(recipe, experiment.loaded, experiment.trained_tasks)
-    trainer = Trainer(
-        model,
-        training_prompts,
-        recipe,
-        folder=folder,
-        validate=validate,
-        on_update=on_update,
-        fingerprint=fingerprint,
-        ranks=ranks,
-    )
-    ranks.agree(fingerprint, "recipe, model, data or version")
-    if not resume and ranks.first:
-        folder.create(overwrite=overwrite)
-        recipes.save(recipe, folder.path / "recipe.yaml")
-        folder.write_run(_facts(experiment))
-    trainable = adapters.trainable_parameters(model)
-    if on_prepared is not None:
-        on_prepared(experiment, trainable)
-    progress = trainer.run(resume=resume)
-    if not ranks.first:
-        ranks.wait()
-        return RunResult(experiment, progress, folder.path, trainable, 0)
-    adapters.save(model, folder.path, base_model=recipe.model)
-    adapter_bytes = (folder.path / "adapters.safetensors").stat().st_size
-    totals = {
-        "updates": progress.updates,
-        "seen_examples": progress.updates * recipe.training.prompts_per_update,
-        "tokens": progress.tokens,
-        "seconds": progress.seconds,
-        "peak_memory_bytes": progress.peak_memory_bytes,
-        "process_peak_bytes": runtime.process_peak_bytes(),
-        "adapter_bytes": adapter_bytes,
-        "micro_batch_prompts": trainer.rows,
-        "compiled_shapes": sorted(trainer.step.shapes),
-    }
-    if trainer.kept_hidden is not None:
-        totals["kept_hidden"] = trainer.kept_hidden
-    if ranks.size > 1:
-        totals["processes"] = ranks.size
-    if recipe.training.census_prompts:
-        tell("looking at heads")
-    _keep_heads(experiment, folder, on_progress)
-    written = {
-        **_facts(experiment),
-        "finished": True,
-        "totals": totals,
-        "shift": adapters.shift_norms(model),
-    }
-    if progress.validations:
-        written["validation"] = {
-            "prompts": len(validation),
-            "before": progress.validations[0][1],
-            "after": progress.validations[-1][1],
-            "best": progress.best_accuracy,
-            "best_update": progress.best_update,
-            "kept_update": progress.best_update if recipe.training.keep_best else progress.updates,
-        }
-    folder.write_run(written)
-    ranks.wait()
-    return RunResult(experiment, progress, folder.path, trainable, adapter_bytes)
-
-
-def finetune(
-    recipe: recipes.Recipe,
-    output: str | Path,
-    *,
-    overwrite: bool = False,
-    on_prepared: Callable[[Experiment, int], None] | None = None,
-    on_update: Callable[[Update], None] | None = None,
-    on_stage: Callable[[str], None] | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
-    ranks: Ranks | None = None,
-) -> RunResult:
-    """Run a recipe: open what it names, fine-tune with ABFT, write the run folder.
-
-    Args:
-        recipe: the run.
-        output: the run folder.
-        overwrite: replace a run that lies there.
-        on_prepared: told once, before training, of the experiment and its trainable parameters.
-        on_update: told of every update.
-        on_stage: told what is opened, and what is done before, between and after updates.
-        on_progress: told how many prompts of how many of such a stage are done.
-        ranks: the processes that train together; the first one writes the folder.
-    """
-    # The first rank may have made the folder before another looks.
-    if ranks is None or ranks.first:
-        RunFolder(Path(output)).check(overwrite=overwrite)
-    return train(
-        prepare(recipe, processes=ranks.size if ranks else 1, on_stage=on_stage),
-        output,
-        overwrite=overwrite,
-        on_prepared=on_prepared,
-        on_update=on_update,
-        on_stage=on_stage,
-        on_progress=on_progress,
-        ranks=ranks,
-    )
-
-
-def resume(
-    output: str | Path,
-    *,
-    on_prepared: Callable[[Experiment, int], None] | None = None,
-    on_update: Callable[[Update], None] | None = None,
-    on_stage: Callable[[str], None] | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
-    ranks: Ranks | None = None,
-) -> RunResult:
-    """Continue the run in a folder from its checkpoint, with the recipe that lies there."""
-    folder = RunFolder(Path(output))
-    folder.read_run()
-    recipe = recipes.load(str(folder.path / "recipe.yaml"))
-    return train(
-        prepare(recipe, processes=ranks.size if ranks else 1, on_stage=on_stage),
-        output,
-        resume=True,
-        on_prepared=on_prepared,
-        on_update=on_update,
-        on_stage=on_stage,
-        on_progress=on_progress,
-        ranks=ranks,
-    )
 
 
 def document(
@@ -337,22 +139,3 @@ def heads(
 
 def _nothing(what: str) -> None:
     del what
-
-
-def _keep_heads(
-    experiment: Experiment,
-    folder: RunFolder,
-    on_progress: Callable[[int, int], None] | None,
-) -> None:
-    """What the heads did before and do now, for figures that need no model."""
-    count = experiment.recipe.training.census_prompts
-    if count:
-        seen = experiment.heads(experiment.test_prompts()[:count], on_progress=on_progress)
-        write_heads(folder.path / HEADS_FILE, seen)
-
-
-def _facts(experiment: Experiment) -> dict[str, Any]:
-    known = facts.of_run(
-        experiment.recipe, experiment.loaded, experiment.task, experiment.trained_tasks
-    )
-    return known | ({"window": asdict(experiment.window)} if experiment.window else {})

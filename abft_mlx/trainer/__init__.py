@@ -2,5 +2,6 @@
 
 from abft_mlx.trainer.loop import Progress, Trainer
 from abft_mlx.trainer.run_folder import EVALUATION_FILE, RunFolder, Update
+from abft_mlx.trainer.stopping import Stop
 
-__all__ = ["EVALUATION_FILE", "Progress", "RunFolder", "Trainer", "Update"]
+__all__ = ["EVALUATION_FILE", "Progress", "RunFolder", "Stop", "Trainer", "Update"]

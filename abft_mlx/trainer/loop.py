@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import signal
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
-from mlx.utils import tree_flatten
 
 from abft_mlx import adapters, runtime
-from abft_mlx.errors import OutputError, RecipeError
+from abft_mlx.errors import RecipeError, StoppedError
 from abft_mlx.objective import PunishController
 from abft_mlx.prompts import Prompt
 from abft_mlx.ranks import Ranks
 from abft_mlx.recipe import Recipe
-from abft_mlx.trainer import backoff, checkpoint, memory, plan
+from abft_mlx.trainer import backoff, memory, plan, state
 from abft_mlx.trainer.run_folder import RunFolder, Update
 from abft_mlx.trainer.step import Step
+from abft_mlx.trainer.stopping import Stop
 
 
 @dataclass
@@ -63,9 +65,13 @@ class Trainer:
             ranks must get the same number.
         on_update: told of every update.
         fingerprint: what is trained on what; a checkpoint with another one is refused.
+        made_with: what the fingerprint stands for, by name, so that a refusal can name it.
+        on_notice: told, in a line, what a person should know of; a warning where it is left out.
+        stop: what may ask the run to end; after the update that goes on it then does.
         ranks: the processes that train together; this one alone if None.
 
     Attributes:
+        best: trainable parameters of the best validation so far, or None.
         kept_hidden: after a run, how much was kept of what lies below the first block that trains
             (:meth:`abft_mlx.trainer.kept.Kept.counts`); None where nothing is kept.
 
@@ -83,6 +89,9 @@ class Trainer:
         validate: Callable[[], float] | None = None,
         on_update: Callable[[Update], None] | None = None,
         fingerprint: str = "",
+        made_with: dict[str, Any] | None = None,
+        on_notice: Callable[[str], None] | None = None,
+        stop: Stop | None = None,
         ranks: Ranks | None = None,
     ) -> None:
         self.model = model
@@ -92,10 +101,14 @@ class Trainer:
         self.validate = validate if recipe.training.validate_every else None
         self.on_update = on_update
         self.fingerprint = fingerprint
+        self.made_with = made_with or {}
+        self.on_notice = on_notice or _warn
+        self.stop = stop or Stop()
         self.ranks = ranks or Ranks()
         self.progress = Progress()
         self.kept_hidden: dict[str, int] | None = None
-        self._best: Any = None
+        self.best: Any = None
+        self._saved = False
         objective, training = recipe.objective, recipe.training
         groups = training.prompts_per_update // training.together
         if groups < self.ranks.size:
@@ -153,6 +166,7 @@ class Trainer:
             RunError: the loss stopped being finite, memory does not suffice, or a rank is gone.
             UsageError: the ranks were not started alike.
             OutputError: there is nothing to resume, or it belongs to another run.
+            StoppedError: it was asked to end, and has saved a checkpoint.
         """
         for _ in self.updates(resume=resume):
             pass
@@ -165,29 +179,32 @@ class Trainer:
         """
         training = self.recipe.training
         runtime.reset_peak_memory()
-        if resume:
-            self._restore()
+        settle = state.restore(self) if resume else None
         # Never validate before this: ranks that differ may not validate alike.
         self.ranks.agree(
             f"{self.fingerprint} {self.progress.updates}",
             "recipe, model, data, version or checkpoint",
         )
-        if not resume:
+        if settle is None:
             self._validate()
+        elif self.ranks.first:
+            settle()  # all ranks have read by now
         adapters.train_mode(self.model)
         try:
             if self.backoff.automatic:
                 self._measure()
             while self.progress.updates < training.updates:
-                self._one_update()
+                with self.stop.deferred():
+                    self._one_update()
+                    self._stop_if_asked()
                 yield self.progress
         finally:
             adapters.train_mode(self.model, False)
             if self.step.kept is not None:
                 self.kept_hidden = self.step.kept.counts()
                 self.step.kept.close()
-        if self._best is not None:
-            self.model.update(self._best)
+        if self.best is not None:
+            self.model.update(self.best)
         mx.eval(self.model.trainable_parameters())
 
     def _measure(self) -> None:
@@ -280,10 +297,21 @@ class Trainer:
         )
         if self.folder is not None and self.ranks.first:
             self.folder.add_metrics(update)
-            if last or progress.updates % training.checkpoint_every == 0:
-                self._save(self.folder)
+            self._saved = last or progress.updates % training.checkpoint_every == 0
+            if self._saved:
+                state.save(self, self.folder)
         if self.on_update is not None:
             self.on_update(update)
+
+    def _stop_if_asked(self) -> None:
+        asked = self.stop.number is not None
+        if self.ranks.size > 1 and self.stop.watched:
+            asked = self.ranks.count(asked) > 0
+        if not asked:
+            return
+        if self.folder is not None and self.ranks.first and not self._saved:
+            state.save(self, self.folder)
+        raise StoppedError(self.stop.number or signal.SIGTERM)
 
     def _validate(self) -> float | None:
         if self.validate is None:
@@ -297,44 +325,9 @@ class Trainer:
             progress.best_accuracy = accuracy
             progress.best_update = progress.updates
             if self.recipe.training.keep_best:
-                self._best = self.model.trainable_parameters()
+                self.best = self.model.trainable_parameters()
         return accuracy
 
-    def _save(self, folder: RunFolder) -> None:
-        facts = {
-            "progress": asdict(self.progress),
-            "controller": self.controller.state(),
-            "fingerprint": self.fingerprint,
-        }
-        checkpoint.save(
-            folder.checkpoint_path,
-            checkpoint.Checkpoint(
-                trainable=self.model.trainable_parameters(),
-                optimizer=self.optimizer.state,
-                best=self._best,
-                facts=facts,
-            ),
-        )
 
-    def _restore(self) -> None:
-        if self.folder is None:
-            raise OutputError("nothing to resume: this run writes no folder")
-        found = checkpoint.load(self.folder.checkpoint_path)
-        if found.facts["fingerprint"] != self.fingerprint:
-            raise OutputError(
-                f"{self.folder.path}: its checkpoint was made with another recipe, model, data or "
-                "version; resume with what its recipe.yaml says, or start anew with --overwrite"
-            )
-        ours = dict(tree_flatten(self.model.trainable_parameters()))
-        theirs = dict(tree_flatten(found.trainable))
-        if {n: a.shape for n, a in ours.items()} != {n: a.shape for n, a in theirs.items()}:
-            raise OutputError(f"{self.folder.path}: its checkpoint does not fit this model")
-        self.model.update(found.trainable)
-        self.optimizer.state = found.optimizer
-        self._best = found.best
-        self.controller = PunishController.from_state(found.facts["controller"])
-        progress = dict(found.facts["progress"])
-        progress["validations"] = [tuple(one) for one in progress["validations"]]
-        self.progress = Progress(**progress)
-        if self.ranks.first:
-            self.folder.keep_metrics(self.progress.updates)
+def _warn(line: str) -> None:
+    warnings.warn(line, RuntimeWarning, stacklevel=2)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,15 @@ from typing import Any
 from abft_mlx import files
 from abft_mlx.errors import OutputError
 from abft_mlx.induction import HEADS_FILE
+from abft_mlx.trainer import checkpoint, lock
 
 ADAPTER_FILES = ("adapters.safetensors", "adapter_config.json", "lora.safetensors")
-OWN_FILES = ("recipe.yaml", "metrics.jsonl", "run.json", "checkpoint")
+# A recipe is written last and removed first: a run has begun where there is one.
+RECIPE_FILE = "recipe.yaml"
+RUN_FILE = "run.json"
+OWN_FILES = (
+    RECIPE_FILE, "metrics.jsonl", RUN_FILE, "checkpoint", "checkpoint.before", "checkpoint.new",
+)  # fmt: skip
 # What is seen of a run afterwards: heads, an evaluation, figures and a report.
 EVALUATION_FILE = "eval.json"
 SEEN_FILES = (HEADS_FILE, EVALUATION_FILE, "figures", "report.html")
@@ -76,6 +84,33 @@ class RunFolder:
         self.path = path
         self.checkpoint_path = path / "checkpoint"
         self.metrics_path = path / "metrics.jsonl"
+        self.recipe_path = path / RECIPE_FILE
+        self._held = False
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes from writing here while the block runs; the folder is made.
+
+        Raises:
+            OutputError: one does, or the folder cannot be written.
+        """
+        if self._held:
+            yield
+            return
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise files.write_failure(self.path, error) from error
+        with lock.held(self.path):
+            self._held = True
+            try:
+                yield
+            finally:
+                self._held = False
+
+    def has_checkpoint(self) -> bool:
+        """Whether there is something to go on from, damaged or not."""
+        return checkpoint.exists(self.checkpoint_path)
 
     def check(self, *, overwrite: bool = False) -> list[str]:
         """See whether a run may be written here, before any long work.
@@ -85,8 +120,13 @@ class RunFolder:
 
         Raises:
             OutputError: it holds a run already and ``overwrite`` is not set, or holds files that no
-                run of ours wrote, or is a file, or cannot be read.
+                run of ours wrote, or is a file, or cannot be read, or a run is writing to it.
         """
+        if self.path.is_dir() and not self._held:
+            lock.check(self.path)
+        return self._lying(overwrite=overwrite)
+
+    def _lying(self, *, overwrite: bool) -> list[str]:
         if not self.path.exists():
             return []
         if not self.path.is_dir():
@@ -95,21 +135,27 @@ class RunFolder:
             found = sorted(one.name for one in self.path.iterdir())
         except OSError as error:
             raise files.write_failure(self.path, error) from error
+        found = [name for name in found if name != lock.FILE_NAME]
         known = ADAPTER_FILES + OWN_FILES + SEEN_FILES + TRACKER_FILES
-        foreign = [name for name in found if name not in known]
+        left = {name for name in found if files.is_leftover(name)}
+        foreign = [name for name in found if name not in known and name not in left]
         if foreign:
             raise OutputError(
                 f"{self.path}: holds {foreign[0]}, which no run wrote; choose another folder"
             )
-        if found and not overwrite:
+        if set(found) - left and not overwrite:
             raise OutputError(
                 f"{self.path}: holds a run already; use --resume to continue it, --overwrite to "
                 "replace it, or another --output"
             )
         return found
 
-    def create(self, *, overwrite: bool = False) -> None:
+    def create(self, *, overwrite: bool = False, again: bool = False) -> None:
         """Make the folder, or clear what an earlier run left in it.
+
+        Args:
+            overwrite: whether there may be an earlier run.
+            again: the same run begins again: what says so stays until it is written anew.
 
         Raises:
             OutputError: as :meth:`check`, or the folder cannot be written.
@@ -119,17 +165,27 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise files.write_failure(self.path, error) from error
-        for name in found:
-            self._remove(self.path / name)
+        kept = (RECIPE_FILE, RUN_FILE) if again else ()
+        for name in sorted(found, key=lambda name: name != RECIPE_FILE):
+            if name not in kept:
+                self._remove(self.path / name)
+
+    def remove_leftovers(self) -> None:
+        """Remove half-written files of a process that was ended; the folder must be held."""
+        for path in self.path.iterdir():
+            if files.is_leftover(path.name):
+                self._remove(path)
 
     def discard(self) -> None:
         """Remove a run that has trained nothing, so that its folder can be used again.
 
+        Whoever asks holds the folder.
+
         Raises:
             OutputError: something here cannot be removed.
         """
-        self.create(overwrite=True)
-        self.path.rmdir()
+        self._lying(overwrite=True)
+        self._remove(self.path)
 
     def _remove(self, path: Path) -> None:
         try:
@@ -157,14 +213,42 @@ class RunFolder:
         whole = self.metrics_path.read_text(encoding="utf-8").split("\n")[:-1]
         return [json.loads(line) for line in whole]
 
+    def sync_metrics(self) -> None:
+        """Have the lines on the disk, before a checkpoint that counts on them."""
+        try:
+            files.sync(self.metrics_path)
+        except OSError as error:
+            raise files.write_failure(self.metrics_path, error) from error
+
+    def check_metrics(self, steps: int) -> list[bytes]:
+        """The lines of the updates up to ``steps``, one of each.
+
+        What follows, a torn line among it, belongs to updates that a resumed run does again.
+
+        Raises:
+            OutputError: they are not all there.
+        """
+        try:
+            lines = self.metrics_path.read_bytes().split(b"\n")[:-1][:steps]
+        except OSError as error:
+            raise OutputError(f"{self.metrics_path}: cannot be read ({error})") from error
+        for number in range(1, steps + 1):
+            if number > len(lines) or _step(lines[number - 1]) != number:
+                raise OutputError(
+                    f"{self.metrics_path}: line {number} is not that of update {number}, which the "
+                    "checkpoint holds; put the file back as the run left it, or start anew"
+                )
+        return lines
+
     def keep_metrics(self, steps: int) -> None:
         """Drop the lines of updates after ``steps``, which a resumed run will do again."""
-        kept = [one for one in self.metrics() if one["step"] <= steps]
-        files.write_text(self.metrics_path, "".join(json.dumps(one) + "\n" for one in kept))
+        kept = self.check_metrics(steps)
+        with files.replacing(self.metrics_path) as temporary:
+            temporary.write_bytes(b"".join(line + b"\n" for line in kept))
 
     def write_run(self, facts: dict[str, Any]) -> None:
         """Write ``run.json``."""
-        files.write_json(self.path / "run.json", facts)
+        files.write_json(self.path / RUN_FILE, facts)
 
     def read_run(self) -> dict[str, Any]:
         """Read ``run.json``.
@@ -172,10 +256,17 @@ class RunFolder:
         Raises:
             OutputError: there is none, or it is not JSON.
         """
-        path = self.path / "run.json"
+        path = self.path / RUN_FILE
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise OutputError(f"{self.path}: holds no run (no run.json)") from error
         except (OSError, ValueError) as error:
             raise OutputError(f"{path}: cannot be read ({error})") from error
+
+
+def _step(line: bytes) -> object:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return None
