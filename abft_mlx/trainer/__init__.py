@@ -1,6 +1,7 @@
 """One training loop: compiled step, metrics, checkpoints, resume."""
 
+from abft_mlx.trainer.finite import StoppedError
 from abft_mlx.trainer.loop import Progress, Trainer
 from abft_mlx.trainer.run_folder import EVALUATION_FILE, RunFolder, Update
 
-__all__ = ["EVALUATION_FILE", "Progress", "RunFolder", "Trainer", "Update"]
+__all__ = ["EVALUATION_FILE", "Progress", "RunFolder", "StoppedError", "Trainer", "Update"]
