@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -27,10 +28,12 @@ from abft_mlx.trainer.plan import micro_batches
 from abft_mlx.trainer.step import Step
 
 PUNISH = 0.5
-STEPS = (0.1, 0.03, 0.01)
-# Of the gradient's norm; plamo2's is so small that float32's noise is a larger share of it.
+STEPS = (0.1, 0.03, 0.01, 0.005)
+# Of the gradient's norm. plamo2's is so small that float32's noise is a larger share of it, and
+# apertus' activation has a tiny jump at 0.
 TOLERANCE = 5e-4
-LOOSE = {"plamo2": 5e-3}
+LOOSE = {"plamo2": 5e-3, "apertus": 3e-3}
+CHOOSING = ("argpartition", "argmax")
 FIRST = [port.architectures[0] for port in ports.PORTS]
 OTHERS = [name for port in ports.PORTS for name in port.architectures[1:]]
 Numbers = dict[str, np.ndarray]
@@ -77,20 +80,22 @@ def difference(loss: Callable[[float], float], step: float) -> float:
 @contextmanager
 def choices(held: list[mx.array] | None) -> Iterator[list[mx.array]]:
     """Notes what is chosen, or gives out again what was noted."""
-    original, noted = mx.argpartition, []
+    originals, noted = {name: getattr(mx, name) for name in CHOOSING}, []
     again = iter(held or ())
 
-    def chosen(*given: Any, **more: Any) -> mx.array:
+    def chosen(original: Callable[..., mx.array], *given: Any, **more: Any) -> mx.array:
         noted.append(original(*given, **more) if held is None else next(again))
         return noted[-1]
 
-    mx.argpartition = chosen
+    for name, original in originals.items():
+        setattr(mx, name, partial(chosen, original))
     mx.disable_compile()  # else it is called as something is compiled, once for all
     try:
         yield noted
     finally:
         mx.enable_compile()
-        mx.argpartition = original
+        for name, original in originals.items():
+            setattr(mx, name, original)
 
 
 def errors(model: Any, step: Step, *, use_filter: bool = False) -> list[float]:
@@ -145,6 +150,9 @@ def check(tiny: ModuleType, name: str, monkeypatch: pytest.MonkeyPatch, **settin
         module = importlib.import_module("mlx_lm.models.afm7")
         monkeypatch.setattr(module, "fake_8bit_quant", lambda keys, _: keys)
     model = tiny.build(name)
+    for one in model.modules():
+        if name == "phimoe" and hasattr(one, "jitter_eps"):
+            one.jitter_eps = 1e9  # no expert's score is cut off, which would be another choice
     found = errors(model, step_of(model, "exact", **settings))
     assert max(found) <= LOOSE.get(name, TOLERANCE), found
 
