@@ -63,7 +63,9 @@ def report(update: Update) -> dict[str, float]:
         "peak_memory": update.peak_memory_bytes / 1e9,
     }
     own = ("seen_examples", "punish", "reward", "induction_heads", "A", "B", "tokens")
-    return told | {name: getattr(update, name) for name in own}
+    told |= {name: getattr(update, name) for name in own}
+    # An update that was left out has no loss.
+    return {name: value for name, value in told.items() if value is not None}
 
 
 class Tracking:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 from abft_mlx.analysis.measurements import Measurement, measurements
@@ -69,7 +70,7 @@ def _parts(one: Measurement) -> dict[str, Any]:
     robustness = one.part("robustness") or {}
     bias, unseen = one.part("bias") or {}, one.part("unseen") or {}
     run = one.cell.get("run") or {}
-    heads = heads_of(one.cell)
+    counted = [heads for heads in heads_of(one.cell) if not math.isnan(heads)]
     return {
         "transfer_accuracy": (one.part("transfer") or {}).get("accuracy"),
         "template_consistency": (robustness.get("template") or {}).get("consistency"),
@@ -83,15 +84,21 @@ def _parts(one: Measurement) -> dict[str, Any]:
             key: run.get(key)
             for key in ("trainable_parameters", "updates", "seconds", "peak_memory_bytes")
         },
-        "induction_heads_first": heads[0] if heads else None,
-        "induction_heads_last": heads[-1] if heads else None,
+        "induction_heads_first": counted[0] if counted else None,
+        "induction_heads_last": counted[-1] if counted else None,
     }
 
 
 def heads_of(cell: dict[str, Any]) -> list[float]:
-    """Induction heads of a run, update by update; empty where nothing was trained with them."""
+    """Induction heads of a run, update by update; empty where nothing was trained with them.
+
+    NaN stands for an update that was left out because it was not finite.
+    """
     curve = (cell.get("run") or {}).get("curve") or []
-    heads = [float(step["induction_heads"]) for step in curve if "induction_heads" in step]
+    known = [step["induction_heads"] for step in curve if "induction_heads" in step]
+    heads = [math.nan if one is None else float(one) for one in known]
     # End-to-end training does not look at attention: its zeros are no count.
-    counted = (cell.get("settings") or {}).get("objective") != "end_to_end" or any(heads)
+    counted = (cell.get("settings") or {}).get("objective") != "end_to_end" or any(
+        one > 0 for one in heads
+    )
     return heads if counted else []

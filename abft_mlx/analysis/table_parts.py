@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -184,7 +185,8 @@ def heads(plain: Sequence[Measurement]) -> str:
     """Induction heads in the first and in the last update."""
     lines = []
     for (model, label), some in rows(plain).items():
-        curves = [curve for curve in (heads_of(one.cell) for one in some) if curve]
+        known = ([n for n in heads_of(one.cell) if not math.isnan(n)] for one in some)
+        curves = [curve for curve in known if curve]
         if curves:
             first = mean_and_spread([curve[0] for curve in curves])[0]
             last, spread = mean_and_spread([curve[-1] for curve in curves])

@@ -14,7 +14,7 @@ from abft_mlx.errors import OutputError
 from abft_mlx.experiment.opened import Experiment, prepare
 from abft_mlx.induction import HEADS_FILE, Window, write_heads
 from abft_mlx.ranks import Ranks
-from abft_mlx.trainer import Progress, RunFolder, Stop, Trainer, Update
+from abft_mlx.trainer import DivergedError, Progress, RunFolder, Stop, Trainer, Update
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,8 @@ def train(
 
     Raises:
         UsageError: something does not fit, or the folder cannot be used.
-        RunError: the loss stopped being finite, the disk is full, or a rank is gone.
+        RunError: the loss stopped being finite (the last good adapter is kept), the disk is full,
+            or a rank is gone.
     """
     with contextlib.ExitStack() as hold:
         return _train(
@@ -153,7 +154,12 @@ def _train(
     trainable = adapters.trainable_parameters(model)
     if on_prepared is not None:
         on_prepared(experiment, trainable)
-    progress = trainer.run(resume=goes_on)
+    try:
+        progress = trainer.run(resume=goes_on)
+    except DivergedError as error:
+        if ranks.first:
+            _keep_last_good(experiment, trainer.progress, folder, str(error))
+        raise
     if not ranks.first:
         ranks.wait()
         return RunResult(experiment, progress, folder.path, trainable, 0)
@@ -170,6 +176,8 @@ def _train(
         "micro_batch_prompts": trainer.rows,
         "compiled_shapes": sorted(trainer.step.shapes),
     }
+    if progress.skipped:
+        totals["skipped_updates"] = progress.skipped
     if trainer.kept_hidden is not None:
         totals["kept_hidden"] = trainer.kept_hidden
     if ranks.size > 1:
@@ -281,6 +289,15 @@ def resume(
 
 def _nothing(what: str) -> None:
     del what
+
+
+def _keep_last_good(
+    experiment: Experiment, progress: Progress, folder: RunFolder, reason: str
+) -> None:
+    """Of a run that stopped: the adapter as its last finite update, or its best, left it."""
+    if progress.updates > progress.skipped:
+        adapters.save(experiment.loaded.model, folder.path, base_model=experiment.recipe.model)
+    folder.write_run({**_facts(experiment), "stopped": reason})
 
 
 def _keep_heads(

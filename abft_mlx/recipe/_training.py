@@ -77,6 +77,13 @@ class TrainingSection(Section):
         default=None, gt=0, description="Clip the gradient to this norm; null means no clipping."
     )
 
+    non_finite_updates: Int = Field(
+        default=3,
+        ge=1,
+        description="Updates in a row whose loss or gradient is not finite, each left out, after "
+        "which the run stops.",
+    )
+
     @property
     def together(self) -> int:
         """Prompts that share their demonstrations; 1 while that is auto and nobody has chosen."""

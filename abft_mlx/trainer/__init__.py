@@ -1,7 +1,16 @@
 """One training loop: compiled step, metrics, checkpoints, resume."""
 
+from abft_mlx.trainer.finite import DivergedError
 from abft_mlx.trainer.loop import Progress, Trainer
 from abft_mlx.trainer.run_folder import EVALUATION_FILE, RunFolder, Update
 from abft_mlx.trainer.stopping import Stop
 
-__all__ = ["EVALUATION_FILE", "Progress", "RunFolder", "Stop", "Trainer", "Update"]
+__all__ = [
+    "EVALUATION_FILE",
+    "DivergedError",
+    "Progress",
+    "RunFolder",
+    "Stop",
+    "Trainer",
+    "Update",
+]

@@ -19,8 +19,8 @@ from abft_mlx.objective import PunishController
 from abft_mlx.prompts import Prompt
 from abft_mlx.ranks import Ranks
 from abft_mlx.recipe import Recipe
-from abft_mlx.trainer import backoff, memory, plan, state
-from abft_mlx.trainer.run_folder import RunFolder, Update
+from abft_mlx.trainer import backoff, finite, memory, plan, state
+from abft_mlx.trainer.run_folder import MEASURES, RunFolder, Update
 from abft_mlx.trainer.step import Step
 from abft_mlx.trainer.stopping import Stop
 
@@ -37,6 +37,8 @@ class Progress:
         best_update: update with the best validation accuracy so far, or None.
         best_accuracy: that accuracy.
         peak_memory_bytes: MLX's peak.
+        skipped: of the updates, those left out because they were not finite.
+        skipped_in_a_row: of these, the ones since the last update that was applied.
     """
 
     updates: int = 0
@@ -46,6 +48,8 @@ class Progress:
     best_update: int | None = None
     best_accuracy: float = -1.0
     peak_memory_bytes: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
 
 
 class Trainer:
@@ -163,7 +167,9 @@ class Trainer:
         parameters of the best one.
 
         Raises:
-            RunError: the loss stopped being finite, memory does not suffice, or a rank is gone.
+            DivergedError: the loss stopped being finite; the model is as the last finite update, or
+                the best one, left it.
+            RunError: memory does not suffice, or a rank is gone.
             UsageError: the ranks were not started alike.
             OutputError: there is nothing to resume, or it belongs to another run.
             StoppedError: it was asked to end, and has saved a checkpoint.
@@ -198,11 +204,17 @@ class Trainer:
                     self._one_update()
                     self._stop_if_asked()
                 yield self.progress
+        except finite.DivergedError:
+            self._take_best()
+            raise
         finally:
             adapters.train_mode(self.model, False)
             if self.step.kept is not None:
                 self.kept_hidden = self.step.kept.counts()
                 self.step.kept.close()
+        self._take_best()
+
+    def _take_best(self) -> None:
         if self.best is not None:
             self.model.update(self.best)
         mx.eval(self.model.trainable_parameters())
@@ -267,41 +279,65 @@ class Trainer:
             return cut()
 
         punish_weight = self.controller.punish_weight
-        totals = self.step.update(cut(), punish_weight, smaller)
-        self.controller.update(totals.induction_heads)
+        skipped = None
+        try:
+            totals = self.step.update(cut(), punish_weight, smaller)
+            self.controller.update(totals.induction_heads)
+            progress.skipped_in_a_row = 0
+        except finite.NonFiniteError as error:
+            totals, skipped = error.totals, finite.found(error.totals)
+            progress.skipped += 1
+            progress.skipped_in_a_row += 1
         seconds = time.perf_counter() - start
         progress.updates += 1
         progress.tokens += totals.tokens
         progress.seconds += seconds
         progress.peak_memory_bytes = max(progress.peak_memory_bytes, runtime.peak_memory_bytes())
         last = progress.updates == training.updates
+        rate = float(self.optimizer.learning_rate.item())
+        ending = None
+        if progress.skipped_in_a_row >= min(training.non_finite_updates, training.updates):
+            ending = finite.stopped(
+                self.model,
+                totals,
+                update=progress.updates,
+                in_a_row=progress.skipped_in_a_row,
+                applied=progress.updates - progress.skipped,
+                learning_rate=rate,
+            )
         accuracy = None
-        if training.validate_every and (last or progress.updates % training.validate_every == 0):
+        if (
+            ending is None
+            and training.validate_every
+            and (last or progress.updates % training.validate_every == 0)
+        ):
             accuracy = self._validate()
         update = Update(
             step=progress.updates,
             seen_examples=progress.updates * training.prompts_per_update,
-            loss=totals.loss,
-            punish=totals.punish,
-            reward=totals.reward,
-            induction_heads=totals.induction_heads,
+            **{name: None if skipped else getattr(totals, name) for name in MEASURES},
             A=punish_weight,
             B=self.reward_weight,
-            learning_rate=float(self.optimizer.learning_rate.item()),
+            learning_rate=rate,
             tokens=totals.tokens,
             seconds=seconds,
             peak_memory_bytes=progress.peak_memory_bytes,
             validation_accuracy=accuracy,
             note=self.backoff.news(),
+            skipped=skipped,
             compilations=self.step.compilations.count if self.step.compiled else None,
         )
         if self.folder is not None and self.ranks.first:
             self.folder.add_metrics(update)
-            self._saved = last or progress.updates % training.checkpoint_every == 0
+            self._saved = ending is None and (
+                last or progress.updates % training.checkpoint_every == 0
+            )
             if self._saved:
                 state.save(self, self.folder)
         if self.on_update is not None:
             self.on_update(update)
+        if ending is not None:
+            raise ending
 
     def _stop_if_asked(self) -> None:
         asked = self.stop.number is not None

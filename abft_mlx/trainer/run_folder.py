@@ -24,6 +24,8 @@ OWN_FILES = (
 # What is seen of a run afterwards: heads, an evaluation, figures and a report.
 EVALUATION_FILE = "eval.json"
 SEEN_FILES = (HEADS_FILE, EVALUATION_FILE, "figures", "report.html")
+# Null in a line of metrics.jsonl whose update was left out.
+MEASURES = ("loss", "punish", "reward", "induction_heads")
 # What trackers keep in the run's folder.
 TRACKER_FILES = ("wandb", "swanlog")
 
@@ -47,6 +49,8 @@ class Update:
         seconds: wall-clock seconds of this update.
         peak_memory_bytes: MLX's peak so far in this run.
         validation_accuracy: in 0..1, where this update was followed by a validation.
+        skipped: why this update was left out, where it was; loss, punish, reward and
+            induction_heads are null then.
         note: what this update changed to fit into memory, where it did.
         compilations: of the step so far, since the run was begun or resumed, one for each shape of
             a micro-batch; where the step is compiled.
@@ -54,10 +58,10 @@ class Update:
 
     step: int
     seen_examples: int
-    loss: float
-    punish: float
-    reward: float
-    induction_heads: float
+    loss: float | None
+    punish: float | None
+    reward: float | None
+    induction_heads: float | None
     A: float
     B: float
     learning_rate: float
@@ -66,11 +70,13 @@ class Update:
     peak_memory_bytes: int
     validation_accuracy: float | None = None
     note: str | None = None
+    skipped: str | None = None
     compilations: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields that are known, in order."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        """The fields that are known, in order; the measures always."""
+        fields = asdict(self).items()
+        return {name: one for name, one in fields if one is not None or name in MEASURES}
 
 
 class RunFolder:

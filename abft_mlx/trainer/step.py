@@ -15,38 +15,17 @@ import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from abft_mlx import activations, adapters, attention, ports, prefix, recompute
-from abft_mlx.errors import RunError
 from abft_mlx.objective import Terms, abft_terms, end_to_end_terms
 from abft_mlx.ranks import Ranks
-from abft_mlx.trainer import backoff, below, local
+from abft_mlx.trainer import backoff, below, finite, local
 from abft_mlx.trainer.checkpointing import Forward, checkpointed
 from abft_mlx.trainer.kept import Kept
 from abft_mlx.trainer.plan import MicroBatch
+from abft_mlx.trainer.totals import Totals
 
 Tree = Any
 Objective = Literal["abft", "end_to_end"]
 Gradient = Literal["exact", "local"]
-
-
-@dataclass(frozen=True)
-class Totals:
-    """One update's sums, each divided by its number of prompts.
-
-    Attributes:
-        loss: A · punish + B · reward, or the cross-entropy of the label token.
-        punish: attention on wrong labels, summed over kept heads.
-        reward: one minus attention on right labels, summed over kept heads.
-        induction_heads: kept heads.
-        tokens: prompt tokens, padding not counted.
-        gradient_norm: L2 norm of the averaged gradient, before any clipping.
-    """
-
-    loss: float
-    punish: float
-    reward: float
-    induction_heads: float
-    tokens: int
-    gradient_norm: float
 
 
 @dataclass
@@ -303,7 +282,8 @@ class Step:
             smaller: cuts them anew where memory ran out, told in MLX's words, or raises.
 
         Raises:
-            RunError: the loss or the gradient is not finite, or a rank is gone; nothing changed.
+            NonFiniteError: the loss or the gradient is not finite; nothing changed.
+            RunError: a rank is gone, and nothing changed; or weights stopped being finite.
         """
         prompts = sum(one.prompts for one in micro_batches)
         tokens = sum(one.tokens for one in micro_batches)
@@ -313,20 +293,22 @@ class Step:
         if self.ranks.size > 1:
             gradients, terms, prompts, tokens = self._summed(gradients, terms, prompts, tokens)
         gradients, norm = self.average(gradients, prompts)
-        means = (terms / prompts).tolist()
-        gradient_norm = norm.item()
-        if not math.isfinite(means[0]) or not math.isfinite(gradient_norm):
-            raise RunError(
-                f"loss {means[0]} and gradient norm {gradient_norm} are not both finite; the model "
-                "was left as it was (lower training.learning_rate, or load the model in float32)"
-            )
+        loss, punish, reward, heads = (terms / prompts).tolist()
+        totals = Totals(loss, punish, reward, heads, tokens, norm.item())
+        # Every rank sees the same sums, so all of them leave the update out, or none.
+        if not math.isfinite(totals.loss) or not math.isfinite(totals.gradient_norm):
+            raise finite.NonFiniteError(totals)
         limit = self.max_gradient_norm
-        if limit is not None and gradient_norm > limit:
-            gradients = tree_map(lambda one: one * (limit / gradient_norm), gradients)
+        if limit is not None and totals.gradient_norm > limit:
+            factor = limit / totals.gradient_norm
+            gradients = tree_map(lambda one: one * factor, gradients)
         self.optimizer.update(self.model, gradients)
-        mx.eval(self.model.trainable_parameters(), self.optimizer.state)
-        loss, punish, reward, heads = means
-        return Totals(loss, punish, reward, heads, tokens, gradient_norm)
+        sound = finite.all_finite(self.model)
+        mx.eval(self.model.trainable_parameters(), self.optimizer.state, sound)
+        if not sound.item():
+            rate = float(self.optimizer.learning_rate.item())
+            raise finite.spoilt(self.model, totals, learning_rate=rate)
+        return totals
 
     def _summed(
         self, gradients: Tree, terms: mx.array, prompts: int, tokens: int

@@ -73,6 +73,8 @@ class Lines(Board):
         due = self._silent_seconds >= _LONGEST_SILENCE_SECONDS
         if update.note:
             self.note(f"update {step}: {update.note}")
+        if update.skipped:
+            self.note(f"update {step}: left out ({update.skipped})")
         if due or step == total or step % max(1, total // _LINES) == 0 or validated:
             self._silent_seconds = 0.0
             width = len(str(total))

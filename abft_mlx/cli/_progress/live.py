@@ -68,6 +68,8 @@ class LiveBoard(Board):
         first, self._update = self._update is None, update
         if update.note:
             self.note(f"update {update.step}: {update.note}")
+        if update.skipped:
+            self.note(f"update {update.step}: left out ({update.skipped})")
         if update.validation_accuracy is not None:
             self.note(f"update {update.step}: validation {update.validation_accuracy:.1%}")
         if update.step == rate.total:

@@ -45,8 +45,11 @@ def cell(name: str, number: int, total: int, seconds_left: float | None) -> tupl
 
 def facts(update: Update, tokens_per_second: float) -> str:
     """What is worth knowing of an update."""
+    if update.loss is None or update.induction_heads is None:
+        measured = "left out"
+    else:
+        measured = f"loss {update.loss:.3f}  induction heads {update.induction_heads:.1f}"
     return (
-        f"loss {update.loss:.3f}  induction heads {update.induction_heads:.1f}  "
-        f"A {update.A:.3f}  {tokens_per_second:,.0f} tokens/s  "
+        f"{measured}  A {update.A:.3f}  {tokens_per_second:,.0f} tokens/s  "
         f"{size(update.peak_memory_bytes)}"
     )
