@@ -155,7 +155,7 @@ class RunFolder:
         if not self.metrics_path.is_file():
             return []
         whole = self.metrics_path.read_text(encoding="utf-8").split("\n")[:-1]
-        return [json.loads(line) for line in whole]
+        return [files.parse_json(line) for line in whole]
 
     def keep_metrics(self, steps: int) -> None:
         """Drop the lines of updates after ``steps``, which a resumed run will do again."""
@@ -174,7 +174,7 @@ class RunFolder:
         """
         path = self.path / "run.json"
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            return files.parse_json(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise OutputError(f"{self.path}: holds no run (no run.json)") from error
         except (OSError, ValueError) as error:
