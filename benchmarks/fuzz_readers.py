@@ -30,7 +30,6 @@ class Reader:
         prepare: makes samples in a folder.
         make: writes the files of one case into an empty folder.
         read: reads them.
-        statuses: exit statuses that its failures may have.
     """
 
     name: str
@@ -38,7 +37,6 @@ class Reader:
     prepare: Callable[[Path], Any]
     make: Callable[[Random, Any, Path], None]
     read: Callable[[Any, Path], None]
-    statuses: tuple[int, ...] = (2,)
 
 
 def every(*calls: Callable[[], object]) -> None:
@@ -206,7 +204,7 @@ READERS = (
     Reader("recipe", 2600, lambda _: _yaml_samples("*.yaml", "generated/*.yaml"),
            lambda rng, all_, to: yaml_case(rng, all_, to / "recipe.yaml"), _read_recipe),
     Reader("--set", 2600, _overrides, _override_case, _read_overrides),
-    Reader("study file", 1000, lambda _: _yaml_samples("studies/*.yaml"),
+    Reader("study file", 600, lambda _: _yaml_samples("studies/*.yaml"),
            lambda rng, all_, to: yaml_case(rng, all_, to / "study.yaml"), _read_study),
     *(Reader(kind, share, _table(kind), _table_case(kind), _read_table) for kind, share in
       (("csv", 1800), ("tsv", 500), ("jsonl", 1800), ("json", 600), ("parquet", 1600))),

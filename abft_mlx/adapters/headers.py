@@ -63,7 +63,7 @@ def _span(name: str, entry: Any) -> tuple[int, int, str]:
         dtype, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
     except (TypeError, KeyError, ValueError) as error:
         raise ValueError("its safetensors header has no tensor offsets") from error
-    if dtype not in _BITS:
+    if not isinstance(dtype, str) or dtype not in _BITS:
         raise ValueError(f"its tensor {name!r:.80} has the type {dtype!r:.40}, which is not known")
     whole = isinstance(shape, list) and len(shape) <= MOST_DIMENSIONS
     if not whole or not all(type(one) is int and 0 <= one < 2**31 for one in shape):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from abft_mlx.adapters.patterns import checked
 from abft_mlx.errors import AdapterError
 
 # Keys that change nothing of what a finished adapter does, whatever their value.
@@ -159,14 +160,14 @@ def _dropout(value: Any) -> float:
 
 def _patterns(read: Any) -> Any:
     def all_of(value: Any) -> dict[str, Any]:
-        return {re.compile(key).pattern: read(one) for key, one in (value or {}).items()}
+        return {checked(key): read(one) for key, one in (value or {}).items()}
 
     return all_of
 
 
 def _names(value: Any) -> tuple[str, ...] | str:
     if isinstance(value, str):
-        return re.compile(value).pattern if value != "all-linear" else value
+        return checked(value) if value != "all-linear" else value
     found = tuple(value or ())
     if not all(isinstance(one, str) for one in found):
         raise TypeError(found)

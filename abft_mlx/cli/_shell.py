@@ -107,7 +107,9 @@ def plain(value: Any) -> Any:
 
 def dump(content: dict[str, Any]) -> str:
     """One line of strict JSON; a number that JSON cannot say becomes null."""
-    return json.dumps(plain(content), allow_nan=False, ensure_ascii=False)
+    text = json.dumps(plain(content), allow_nan=False, ensure_ascii=False)
+    # Half of a surrogate pair, as a command line may hold, is written as JSON's own escape.
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def one_line(message: str) -> str:
