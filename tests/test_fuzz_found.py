@@ -7,6 +7,7 @@ import json
 import tracemalloc
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from abft_mlx import analysis, data, recipe, study
 from abft_mlx.adapters import patterns
 from abft_mlx.adapters.headers import read_header
 from abft_mlx.analysis import drawing
-from abft_mlx.analysis.report import write_report
+from abft_mlx.analysis.report import run_files, write_report
 from abft_mlx.data import _rows
 from abft_mlx.errors import DataError, ModelError, OutputError, RecipeError
 from abft_mlx.evaluation.comparisons import right_answers
@@ -96,6 +97,54 @@ class TestJson:
                 read(run)
         assert not (run / "report.html").exists()
 
+    @pytest.mark.parametrize("name", ["run.json", "eval.json", "metrics.jsonl"])
+    def test_numbers_that_no_float_holds(self, tmp_path: Path, name: str) -> None:
+        run = write_run(tmp_path / "run", made_heads(), measured=evaluation())
+        text, big = (run / name).read_text(encoding="utf-8"), "9" * 400
+        found, more = {
+            "run.json": ('"q": [', ", "),
+            "eval.json": ('"confusion": [[', ""),
+            "metrics.jsonl": ('"loss": ', ', "other": '),
+        }[name]
+        (run / name).write_text(text.replace(found, f"{found}{big}{more}", 1), encoding="utf-8")
+        with pytest.raises(OutputError, match=name):
+            analysis.look(run)
+        assert run_files.number({"a": int("9" * 400)}, "a") is None
+        with suppress(OutputError):
+            write_report(run, figures=False)
+
+    def test_facts_of_heads_that_are_no_table(self, tmp_path: Path) -> None:
+        run = write_run(tmp_path / "run", made_heads())
+        with np.load(run / "heads.npz") as archive:
+            arrays = dict(archive)
+        about = json.loads(arrays["about"].tobytes()) | {"facts": "x"}
+        arrays["about"] = np.frombuffer(json.dumps(about).encode(), dtype=np.uint8)
+        np.savez(run / "heads.npz", **arrays)
+        with pytest.raises(OutputError, match=r"is no file of heads \(its facts are no table\)"):
+            analysis.look(run / "heads.npz")
+
+    def test_examples_without_a_head(self, tmp_path: Path) -> None:
+        run = write_run(tmp_path / "run", made_heads())
+        with np.load(run / "heads.npz") as archive:
+            arrays = dict(archive)
+        for name in arrays:
+            if name.startswith("example") and name.endswith(("before", "after")):
+                arrays[name] = np.full_like(arrays[name], np.nan)
+        np.savez(run / "heads.npz", **arrays)
+        seen = analysis.look(run)
+        assert "attention" not in seen.figures
+        assert any("no attention heads that could be seen" in note for note in seen.notes)
+
+    def test_infinite_attention(self, tmp_path: Path) -> None:
+        run = write_run(tmp_path / "run", made_heads())
+        with np.load(run / "heads.npz") as archive:
+            arrays = dict(archive)
+        arrays["before.magnitude"] = np.full_like(arrays["before.magnitude"], np.inf)
+        np.savez(run / "heads.npz", **arrays)
+        with pytest.raises(OutputError, match="run: holds a part that cannot be read"):
+            write_report(run, figures=False)
+        assert not (run / "report.html").exists()
+
 
 def _safetensors(path: Path, entry: Any, body: bytes = b"\0" * 16, **header: Any) -> Path:
     text = json.dumps({"a": entry, **header}).encode()
@@ -137,6 +186,18 @@ class TestSafetensors:
     def test_tensors_that_overlap(self, tmp_path: Path) -> None:
         path = _safetensors(tmp_path / "a", self.GOOD, b=self.GOOD)
         with pytest.raises(ValueError, match="starts at 0, not at 16"):
+            read_header(path)
+
+    @pytest.mark.parametrize("text", [
+        '{"a": {"dtype": NaN, "dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}',
+        '{"a": {"dtype": "F32", "dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}',
+        '{"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16], "x": 1e999}}',
+        '{"a": ' + DEEP, '{"a": NaN}',
+    ])  # fmt: skip
+    def test_text_that_other_readers_take_otherwise(self, tmp_path: Path, text: str) -> None:
+        path = tmp_path / "a"
+        path.write_bytes(len(text).to_bytes(8, "little") + text.encode() + b"\0" * 16)
+        with pytest.raises(ValueError, match=r"is not JSON|has more than a type"):
             read_header(path)
 
     def test_metadata_that_mlx_would_not_take(self, tmp_path: Path) -> None:
@@ -320,6 +381,13 @@ class TestPatterns:
 
 
 class TestCommandLine:
+    def test_a_copy_of_what_is_no_text(self, tmp_path: Path) -> None:
+        (tmp_path / "a.yaml").write_bytes(b"\xff")
+        result = invoke("recipes", "copy", tmp_path / "a.yaml", tmp_path / "b.yaml")
+        assert result.exit_code == 2
+        assert "a.yaml: not UTF-8 text" in result.stderr
+        assert not (tmp_path / "b.yaml").exists()
+
     def test_a_value_without_end_is_cut_and_controls_are_shown(self) -> None:
         result = invoke("finetune", "demo", "--set", f"model=\x1b[2J{'x' * 9000}")
         assert result.exit_code == 2
