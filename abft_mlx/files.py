@@ -97,6 +97,36 @@ def write_failure(path: Path, error: OSError) -> OutputError | RunError:
     return OutputError(f"{path}: cannot be written ({reason}); choose another folder")
 
 
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON document from elsewhere.
+
+    Raises:
+        ValueError: it is no JSON, is nested too deeply, or holds a text that UTF-8 cannot write.
+    """
+    try:
+        value = json.loads(text)
+        escape = "\\ud" if isinstance(text, str) else b"\\ud"
+        if escape in text.lower():  # type: ignore[operator]
+            json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    return value
+
+
+def read_bytes(path: Path, most_bytes: int) -> bytes:
+    """The content of a file that is not longer than it may be.
+
+    Raises:
+        ValueError: it is longer.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        content = file.read(most_bytes + 1)
+    if len(content) > most_bytes:
+        raise ValueError(f"it has more than {most_bytes / 1e6:,.0f} MB")
+    return content
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text whole or not at all."""
     with replacing(path) as temporary:

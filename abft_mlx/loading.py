@@ -22,6 +22,7 @@ from mlx_lm import utils as mlx_lm_utils
 from abft_mlx import adapters, hub
 from abft_mlx.adapters.headers import read_header
 from abft_mlx.errors import AbftError, ModelError, UnsupportedArchitectureError
+from abft_mlx.files import parse_json
 from abft_mlx.ports import Port, freeze, port_for, supported_in_words
 
 DEMO = "demo"
@@ -29,6 +30,7 @@ HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 HUB_FILES = ["*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "*.txt", "*.jinja"]
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "*.tiktoken")
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
+MOST_LAYERS = 4096
 HASHED_WHOLE_BYTES = 1_000_000_000
 SAMPLES, SAMPLE_BYTES = 64, 65_536
 
@@ -140,12 +142,25 @@ def _config(path: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ModelError(f"{path} has no config.json; give the folder of a model")
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = parse_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{file} cannot be read as JSON: {error}; fetch it again") from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise ModelError(f"{file} names no model_type; give the folder of a model that mlx-lm runs")
+    _check_counts(config, file)
     return config
+
+
+def _check_counts(config: dict[str, Any], file: Path) -> None:
+    """Refuse counts of layers that would be built, one by one, for hours."""
+    for section in (config, config.get("text_config")):
+        for key, value in section.items() if isinstance(section, dict) else ():
+            counts = "layer" in key and isinstance(value, (int, float))
+            if counts and not isinstance(value, bool) and not -1 <= value <= MOST_LAYERS:
+                raise ModelError(
+                    f"{file}: {key} is {value!r:.60}, more than {MOST_LAYERS:,} layers or fewer "
+                    "than none; fetch it again"
+                )
 
 
 def _weight_files(path: Path) -> list[Path]:
@@ -161,14 +176,16 @@ def _weight_files(path: Path) -> list[Path]:
     index = path / "model.safetensors.index.json"
     if index.is_file():
         try:
-            named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (OSError, ValueError, KeyError, AttributeError) as error:
+            named = set(parse_json(index.read_text(encoding="utf-8"))["weight_map"].values())
+            if not all(isinstance(one, str) for one in named):
+                raise ValueError("weight_map names no files")
+        except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
             raise ModelError(f"{index} cannot be read: {error}; fetch it again") from error
         missing = sorted(named - {p.name for p in found})
         if missing:
             raise ModelError(
-                f"{path} lacks {len(missing)} of its weight files, {missing[0]} first; fetch it "
-                "again"
+                f"{path} lacks {len(missing)} of its weight files, {missing[0]:.80} first; "
+                "fetch it again"
             )
     for file in found:
         try:

@@ -281,7 +281,7 @@ class TestMissing:
             ("run.json", '{"shift": {"q": [[1]]}}', "shift.q is no list"),
             ("metrics.jsonl", '{"loss": 1}\n', "a line has no seen_examples"),
             ("recipe.yaml", "a: [", "recipe.yaml: cannot be read"),
-            ("recipe.yaml", "- a", "recipe.yaml: cannot be read (it holds no recipe)"),
+            ("recipe.yaml", "- a", "recipe.yaml: cannot be read (YAML: it holds no recipe"),
             ("metrics.jsonl", "nothing\n", "metrics.jsonl: cannot be read"),
             ("metrics.jsonl", "3\n", "metrics.jsonl: cannot be read (a line is no object)"),
             ("metrics.jsonl", '{"loss": "x"}\n', "loss is not made of numbers"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import mlx.core as mx
 from abft_mlx.adapters.files import CONFIG
 from abft_mlx.adapters.headers import read_header
 from abft_mlx.errors import AdapterError
+from abft_mlx.files import parse_json
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ def settings(folder: Path) -> dict[str, Any]:
             f"{folder} has no {CONFIG}; give a folder that abft-mlx finetune, mlx-lm or PEFT wrote"
         )
     try:
-        written = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        written = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise AdapterError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(written, dict):
         raise AdapterError(f"{path} is not a table; give a folder that mlx-lm or PEFT wrote")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from abft_mlx.adapters.patterns import checked
 from abft_mlx.errors import AdapterError
 
 # Keys that change nothing of what a finished adapter does, whatever their value.
@@ -88,7 +89,7 @@ class Settings:
         for name, key, read in _FIELDS:
             try:
                 found[name] = read(written.get(key))
-            except (TypeError, ValueError, AttributeError, re.error) as error:
+            except (TypeError, ValueError, OverflowError, AttributeError, re.error) as error:
                 way_out = "which cannot be read; compare it with PEFT's LoraConfig"
                 raise refuse(key, way_out) from error
         return cls(**found)
@@ -159,14 +160,14 @@ def _dropout(value: Any) -> float:
 
 def _patterns(read: Any) -> Any:
     def all_of(value: Any) -> dict[str, Any]:
-        return {re.compile(key).pattern: read(one) for key, one in (value or {}).items()}
+        return {checked(key): read(one) for key, one in (value or {}).items()}
 
     return all_of
 
 
 def _names(value: Any) -> tuple[str, ...] | str:
     if isinstance(value, str):
-        return re.compile(value).pattern if value != "all-linear" else value
+        return checked(value) if value != "all-linear" else value
     found = tuple(value or ())
     if not all(isinstance(one, str) for one in found):
         raise TypeError(found)

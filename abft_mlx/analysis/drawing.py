@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import gzip
-import json
+import io
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import yaml
-
 from abft_mlx import files
-from abft_mlx.analysis import plots, run_facts
+from abft_mlx.analysis import documents, plots, run_facts
 from abft_mlx.analysis.facts import SCHEMA, facts
 from abft_mlx.analysis.figures import style
 from abft_mlx.analysis.plotting import Plot
@@ -23,10 +22,12 @@ from abft_mlx.analysis.run_plots import (
     run_figure_names,
     run_plots,
 )
-from abft_mlx.errors import OutputError, UsageError
+from abft_mlx.errors import OutputError, RecipeError, UsageError
+from abft_mlx.recipe.files import parse
 from abft_mlx.study import read as read_cells
 
 STUDY_FILE = "study.json"
+MOST_FACTS_BYTES = 200_000_000
 # What is drawn of a study beside what its file names, and worth a line where it cannot be.
 ADDED = ("training", "interpolation", "confusion", "reliability")
 EXPECTED = ("confusion", "reliability")
@@ -78,8 +79,9 @@ def look(source: Path, *, only: Sequence[str] | None = None, beside: Sequence[Pa
         return _heads(source, only, beside)
     if beside:
         raise UsageError(f"--beside: {source} is no run folder, and only a run has states")
-    document, output = study_facts(source)
-    return _of_study(source, document, output, only)
+    with documents.reading(source):
+        document, output = study_facts(source)
+        return _of_study(source, document, output, only)
 
 
 def draw(
@@ -115,10 +117,11 @@ def draw(
     for name, some in seen.figures.items():
         for one in some:
             inches = None if one.height is None else one.height(style.WIDTHS[width])
-            paths = style.write(
-                output / one.stem, one.draw, one.caption, height=inches, width=width,
-                formats=formats,
-            )  # fmt: skip
+            with documents.reading(seen.source):
+                paths = style.write(
+                    output / one.stem, one.draw, one.caption, height=inches, width=width,
+                    formats=formats,
+                )  # fmt: skip
             written.append(Figure(name, one.caption, tuple(paths)))
             tell(written[-1])
     return written
@@ -215,12 +218,21 @@ def study_facts(source: Path) -> tuple[dict[str, Any], Path]:
     return _facts_file(source), source.parent / f"{source.name.partition('.json')[0]}-figures"
 
 
+def _unpacked(path: Path) -> bytes:
+    packed = files.read_bytes(path, MOST_FACTS_BYTES)
+    if packed[:2] != b"\x1f\x8b":
+        return packed
+    with gzip.open(io.BytesIO(packed)) as stream:
+        content = stream.read(MOST_FACTS_BYTES + 1)
+    if len(content) > MOST_FACTS_BYTES:
+        raise ValueError(f"it unpacks to more than {MOST_FACTS_BYTES / 1e6:,.0f} MB")
+    return content
+
+
 def _facts_file(path: Path) -> dict[str, Any]:
     try:
-        packed = path.read_bytes()
-        text = gzip.decompress(packed) if packed[:2] == b"\x1f\x8b" else packed
-        document = json.loads(text)
-    except (OSError, ValueError, EOFError, RecursionError) as error:
+        document = files.parse_json(_unpacked(path))
+    except (OSError, ValueError, EOFError, zlib.error) as error:
         raise OutputError(f"{path}: cannot be read ({error}); name a study's facts") from None
     if not isinstance(document, dict) or not isinstance(document.get("cells"), list):
         raise OutputError(f"{path}: is no study's facts (study.json, or one of docs/claims)")
@@ -237,10 +249,9 @@ def _made(folder: Path) -> dict[str, Any]:
     path = folder / "study.yaml"
     if path.exists():
         try:
-            found = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError) as error:
+            told = parse(path.read_text(encoding="utf-8"), "YAML")
+        except (OSError, ValueError, RecipeError) as error:
             raise OutputError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
-        told = found if isinstance(found, dict) else {}
     study = SimpleNamespace(
         name=told.get("name", folder.name),
         description=told.get("description"),

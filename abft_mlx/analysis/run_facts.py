@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
-from abft_mlx.errors import OutputError
+from abft_mlx.errors import OutputError, RecipeError
+from abft_mlx.files import parse_json
 from abft_mlx.induction import HEADS_FILE, Heads, read_heads
+from abft_mlx.recipe.files import parse
 
 CURVES = ("loss", "punish", "reward", "induction_heads", "A", "validation_accuracy")
 # End to end, nothing of ABFT's objective is computed and these are written as 0.
@@ -213,10 +213,10 @@ def read_object(path: Path) -> dict[str, Any] | None:
         OutputError: it cannot be read, or holds something else.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise _broken(path, str(error)) from None
     if not isinstance(content, dict):
         raise _broken(path, "it holds no object")
@@ -225,21 +225,18 @@ def read_object(path: Path) -> dict[str, Any] | None:
 
 def _recipe(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return parse(path.read_text(encoding="utf-8"), "YAML", "it holds no recipe")
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecipeError) as error:
         raise _broken(path, str(error)) from None
-    if not isinstance(content, dict):
-        raise _broken(path, "it holds no recipe")
-    return content
 
 
 def _updates(path: Path) -> list[dict[str, Any]]:
     """The lines that are whole; a run that goes on may be writing the last one."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-        updates = [json.loads(line) for line in lines]
+        updates = [parse_json(line) for line in lines]
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:
@@ -263,7 +260,7 @@ def _array(values: Any, path: Path, what: str, *, dimensions: int = 1) -> np.nda
     """Numbers as float64; null, and what is not finite, is NaN."""
     try:
         made = np.array(values, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise _broken(path, f"{what} is not made of numbers") from None
     if made.ndim != dimensions:
         raise _broken(path, f"{what} is no {'list' if dimensions == 1 else 'square table'}")

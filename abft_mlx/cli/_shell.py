@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 PROBLEMS_SHOWN = 20
+LONGEST_MESSAGE = 3000
 _AS_JSON = "abft_mlx.as_json"
 
 # Bad input when a path that the user named cannot be used; anything else failed at run time.
@@ -106,7 +107,17 @@ def plain(value: Any) -> Any:
 
 def dump(content: dict[str, Any]) -> str:
     """One line of strict JSON; a number that JSON cannot say becomes null."""
-    return json.dumps(plain(content), allow_nan=False, ensure_ascii=False)
+    text = json.dumps(plain(content), allow_nan=False, ensure_ascii=False)
+    # Half of a surrogate pair, as a command line may hold, is written as JSON's own escape.
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def one_line(message: str) -> str:
+    """A message as a terminal may show it: one line, no control characters, no endless values."""
+    line = " ".join(message.split())
+    if len(line) > LONGEST_MESSAGE:
+        line = f"{line[: LONGEST_MESSAGE - 302]} … {line[-299:]}"
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in line)
 
 
 def fail(
@@ -121,11 +132,12 @@ def fail(
         problems: every problem found; a person is shown the first twenty.
         as_json: print the error as a JSON document on standard output, too.
     """
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    message = one_line(message)
+    print(f"error: {message}", file=sys.stderr)
     # A message that already holds the only problem needs no list.
     if len(problems) > 1:
         for problem in problems[:PROBLEMS_SHOWN]:
-            print(f"  {problem}", file=sys.stderr)
+            print(f"  {one_line(problem)}", file=sys.stderr)
         if len(problems) > PROBLEMS_SHOWN:
             print(f"  … and {len(problems) - PROBLEMS_SHOWN} more", file=sys.stderr)
     if as_json:

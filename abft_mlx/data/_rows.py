@@ -13,6 +13,7 @@ from typing import Any
 from abft_mlx.errors import DataError
 
 MISSING = object()
+MOST_ROWS, MOST_BYTES, BATCH_ROWS = 10_000_000, 2_000_000_000, 4096
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -259,21 +260,56 @@ def _parquet(content: bytes, text: str, label: str | None) -> Table:
         if where is None:
             return table
         chosen = [header[place] for place in where if place is not None]
-        data = file.read(columns=chosen)
-    except (pyarrow.ArrowException, OSError) as error:
+        _check_size(file.metadata, chosen)
+        data = _batches(file, chosen)
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
         reason = str(error).split("\n", 1)[0]
         table.problems.append((0, f"not a Parquet file that can be read ({reason})"))
         return table
-    texts = data[chosen[0]].to_pylist()
-    labels = [MISSING] * len(texts)
+    try:
+        texts = data.column(chosen[0]).to_pylist()
+        labels = [MISSING] * len(texts) if label is None else data.column(chosen[1]).to_pylist()
+    except (pyarrow.ArrowException, ValueError, OverflowError) as error:
+        table.problems.append((0, f"holds a value that cannot be read ({error})"))
+        return table
     if label is not None:
         table.names = _class_names(file.schema_arrow.metadata, chosen[1])
-        labels = data[chosen[1]].to_pylist()
     pairs = zip(texts, labels, strict=True)
     table.rows = [Row(number, f"row {number}", *pair) for number, pair in enumerate(pairs, 1)]
     if not table.rows:
         table.problems.append((0, "the file has columns and no rows"))
     return table
+
+
+def _check_size(metadata: Any, chosen: Sequence[str]) -> None:
+    """Refuse what the file itself says is too much, before any of it is unpacked."""
+    size = 0
+    for group in range(metadata.num_row_groups):
+        for column in range(metadata.num_columns):
+            part = metadata.row_group(group).column(column)
+            if part.path_in_schema.split(".")[0] in chosen:
+                size += part.total_uncompressed_size
+    _limit(metadata.num_rows, size)
+
+
+def _limit(rows: int, size: int) -> None:
+    if rows > MOST_ROWS:
+        raise ValueError(f"{rows:,} rows, more than {MOST_ROWS:,}")
+    if size > MOST_BYTES:
+        raise ValueError(f"it unpacks to {size:,} bytes, more than {MOST_BYTES:,}")
+
+
+def _batches(file: Any, chosen: list[str]) -> Any:
+    """The chosen columns, part by part: one value can stand for many in the file's own sums."""
+    import pyarrow
+
+    read, rows, size = [], 0, 0
+    for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=chosen):
+        rows, size = rows + batch.num_rows, size + batch.nbytes
+        _limit(rows, size)
+        read.append(batch)
+    fields = [file.schema_arrow.field(name) for name in chosen]
+    return pyarrow.Table.from_batches(read, read[0].schema if read else pyarrow.schema(fields))
 
 
 def _class_names(metadata: dict[bytes, bytes] | None, column: str) -> tuple[str, ...] | None:

@@ -8,13 +8,12 @@ from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import yaml
-
 from abft_mlx import hub
 from abft_mlx.data import _rows
 from abft_mlx.data.generator import Generator
-from abft_mlx.errors import AbftError, DataError, RunError
+from abft_mlx.errors import AbftError, DataError, RecipeError, RunError
 from abft_mlx.recipe import DataSection
+from abft_mlx.recipe.files import parse
 
 CONVERTED = "refs/convert/parquet"
 STAICC_LONGEST = 1024
@@ -136,10 +135,10 @@ def _card(folder: Path | None) -> list[dict[str, Any]]:
         return []
     match = re.match(r"---\r?\n(.*?)\r?\n---", card.read_text("utf-8", errors="replace"), re.DOTALL)
     try:
-        head = yaml.safe_load(match[1]) if match else None
-    except yaml.YAMLError:
+        head = parse(match[1], str(card)) if match else {}
+    except RecipeError:
         return []
-    configs = head.get("configs") if isinstance(head, dict) else None
+    configs = head.get("configs")
     return [c for c in configs or [] if isinstance(c, dict) and c.get("data_files")]
 
 

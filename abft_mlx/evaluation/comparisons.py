@@ -12,7 +12,13 @@ from abft_mlx.evaluation.metrics import predictions
 
 
 def right_answers(right: str) -> np.ndarray:
-    """Which prompts were answered rightly, (N,) bool, from a method's ``right`` string."""
+    """Which prompts were answered rightly, (N,) bool, from a method's ``right`` string.
+
+    Raises:
+        ValueError: it holds anything but 0 and 1.
+    """
+    if set(right) - {"0", "1"}:
+        raise ValueError(f"answers are written as 0 and 1, not as {right!r:.40}")
     return np.frombuffer(right.encode("ascii"), dtype=np.uint8) == ord("1")
 
 

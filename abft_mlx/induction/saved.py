@@ -17,6 +17,7 @@ import numpy as np
 
 from abft_mlx import files
 from abft_mlx.errors import OutputError
+from abft_mlx.induction import archives
 from abft_mlx.induction.census import HeadCensus
 from abft_mlx.induction.detectors import Detected
 
@@ -160,15 +161,16 @@ def read_heads(path: str | Path) -> Heads:
     """
     path = Path(path)
     try:
-        # Opened here, because NumPy leaves a file that it cannot read open.
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-        about = json.loads(arrays["about"].tobytes())
+        with path.open("rb") as stream, zipfile.ZipFile(stream) as archive:
+            arrays = archives.arrays(archive)
+        about = files.parse_json(arrays["about"].tobytes())
         if about["schema"] != SCHEMA:
             raise OutputError(
                 f"{path}: is of schema {about['schema']} and this abft-mlx reads {SCHEMA}; make it "
                 "again with: abft-mlx heads"
             )
+        if not isinstance(about["facts"], dict):
+            raise ValueError("its facts are no table")
         heads = _heads(about, arrays)
         if not _fits_together(heads):
             raise OutputError(
@@ -222,10 +224,13 @@ def _fits_together(heads: Heads) -> bool:
         return False
     (shape,) = shapes
     labels = len(heads.labels)
-    return all(
+    return all(isinstance(label, str) for label in heads.labels) and all(
         set(one.rows) <= set(heads.states)
         and {rows.shape for rows in one.rows.values()} == {(*shape, len(one.tokens))}
         and one.label_positions.shape == one.demonstration_labels.shape
+        and one.label_positions.ndim == 1
+        and {one.label_positions.dtype.kind, one.demonstration_labels.dtype.kind} <= set("iu")
+        and all(isinstance(token, str) for token in one.tokens)
         and all(0 <= position < len(one.tokens) for position in one.label_positions)
         and all(0 <= label < labels for label in (*one.demonstration_labels, one.gold))
         for one in heads.examples

@@ -11,11 +11,53 @@ from typing import Any
 
 import yaml
 
+LONGEST_TEXT = 1_000_000
+MOST_VALUES = 100_000
+
 
 class _Loader(yaml.SafeLoader):
-    """A safe loader with YAML 1.2 scalars that refuses duplicate keys."""
+    """A safe loader with YAML 1.2 scalars that refuses duplicate keys, and aliases that explode."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._sizes: dict[int, int] = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Compose a node, counting the values that it holds, each alias as what it stands for."""
+        event = self.peek_event()
+        node = super().compose_node(parent, index)
+        if node is None:
+            return None
+        if isinstance(event, yaml.AliasEvent):
+            if id(node) not in self._sizes:
+                raise yaml.composer.ComposerError(
+                    None, None, f"*{event.anchor} stands inside itself", node.start_mark
+                )
+            return node
+        size = 1
+        if isinstance(node, yaml.SequenceNode):
+            size += sum(self._sizes[id(one)] for one in node.value)
+        elif isinstance(node, yaml.MappingNode):
+            size += sum(self._sizes[id(one)] for pair in node.value for one in pair)
+        if size > MOST_VALUES:
+            raise yaml.composer.ComposerError(
+                None, None, f"more than {MOST_VALUES:,} values, aliases included", node.start_mark
+            )
+        self._sizes[id(node)] = size
+        return node
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        """Construct a scalar's text, if it can be written again."""
+        text = super().construct_scalar(node)
+        try:
+            str(text).encode()
+        except UnicodeEncodeError:
+            raise yaml.constructor.ConstructorError(
+                None, None, "half of a surrogate pair", node.start_mark
+            ) from None
+        return text
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -65,9 +107,15 @@ def parse(text: str) -> Any:
     """The value of one YAML document.
 
     Raises:
-        yaml.YAMLError: not YAML, a tag that names code, or a key that occurs twice.
+        yaml.YAMLError: not YAML, a tag that names code, a key that occurs twice, or too long, too
+            deep or too many values.
     """
-    return yaml.load(text, Loader=_Loader)
+    if len(text) > LONGEST_TEXT:
+        raise yaml.YAMLError(f"longer than {LONGEST_TEXT:,} characters")
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except RecursionError:
+        raise yaml.YAMLError("nested too deeply") from None
 
 
 def write(values: dict[str, Any]) -> str:

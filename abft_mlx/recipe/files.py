@@ -11,10 +11,11 @@ import yaml
 from pydantic import ValidationError
 
 from abft_mlx.errors import RecipeError
-from abft_mlx.files import write_text
+from abft_mlx.files import read_bytes, write_text
 from abft_mlx.recipe import _yaml, problems, tasks
 from abft_mlx.recipe.sections import Recipe
 
+MOST_BYTES = 4_000_000
 _STUDIES = "studies/"
 _SUFFIXES = (".yaml", ".yml")
 
@@ -89,11 +90,12 @@ def read(path: Path) -> str:
         RecipeError: it cannot be read, or is not UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_bytes(path, MOST_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8") from None
-    except OSError as error:
-        raise RecipeError(f"{path}: cannot be read ({error.strerror})") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RecipeError(f"{path}: cannot be read ({reason})") from None
 
 
 def loads(text: str, overrides: Sequence[str] = (), *, where: str = "recipe") -> Recipe:
@@ -143,7 +145,7 @@ def parse(text: str, where: str, what: str = "a recipe is a map of sections") ->
         mark = error.problem_mark or error.context_mark
         line = f" line {mark.line + 1}" if mark else ""
         raise RecipeError(f"{where}{line}: {error.problem or 'not YAML'}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise RecipeError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
     if values is None:
         values = {}
@@ -206,13 +208,17 @@ def _override(text: str, where: str) -> tuple[str, list[str], Any]:
     key = key.strip()
     path = key.split(".", 2)
     if not equals or not all(path):
-        raise RecipeError(f"{where} {text!r}: write section.key=value, e.g. training.updates=16")
+        raise RecipeError(
+            f"{where} {problems.short(text)}: write section.key=value, e.g. training.updates=16"
+        )
     if problems.is_text(path) and not raw.lstrip().startswith(("'", '"')):
         return key, path, None if raw.strip() in ("null", "~") else raw
     try:
         return key, path, _yaml.parse(raw)
     except (yaml.YAMLError, ValueError):
-        raise RecipeError(f"{where} {key}: {raw!r} is not a YAML value; quote it") from None
+        raise RecipeError(
+            f"{where} {key}: {problems.short(raw)} is not a YAML value; quote it"
+        ) from None
 
 
 def _put(values: dict[str, Any], path: list[str], value: Any) -> dict[str, Any]:

@@ -65,7 +65,10 @@ def _tasks(
     found = []
     for entry in entries:
         if isinstance(entry, str):
-            found.append(describe(entry))
+            try:
+                found.append(describe(entry))
+            except RecipeError as error:
+                raise RecipeError(f"{where}: {error}") from None
         elif isinstance(entry, dict):
             source = entry.get("data")
             named = source.get("source") if isinstance(source, dict) else None

@@ -79,7 +79,8 @@ def _swept(values: Sweep) -> Sweep:
     return values
 
 
-Settings = list[Annotated[str, BeforeValidator(str), BeforeValidator(str.strip)]]
+# Pydantic runs the last of them first.
+Settings = list[Annotated[str, BeforeValidator(str.strip), BeforeValidator(str)]]
 
 
 class _Entry(BaseModel):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -130,7 +129,7 @@ def read(folder: str | Path) -> list[dict[str, Any]]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = files.parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise OutputError(
             f"{path}: cannot be read ({error}); delete it to run the cell again"

@@ -217,7 +217,7 @@ class RunFolder:
         if not self.metrics_path.is_file():
             return []
         whole = self.metrics_path.read_text(encoding="utf-8").split("\n")[:-1]
-        return [json.loads(line) for line in whole]
+        return [files.parse_json(line) for line in whole]
 
     def sync_metrics(self) -> None:
         """Have the lines on the disk, before a checkpoint that counts on them."""
@@ -264,7 +264,7 @@ class RunFolder:
         """
         path = self.path / RUN_FILE
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            return files.parse_json(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise OutputError(f"{self.path}: holds no run (no run.json)") from error
         except (OSError, ValueError) as error:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from abft_mlx.errors import OutputError, RecipeError
+from abft_mlx.files import parse_json
 from abft_mlx.induction import HEADS_FILE, Heads, read_heads
 from abft_mlx.recipe.files import parse
 from abft_mlx.trainer.run_folder import RunFolder
@@ -72,7 +72,7 @@ def _evaluation(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        document = _mapping(json.loads(path.read_text(encoding="utf-8")), path)
+        document = _mapping(parse_json(path.read_text(encoding="utf-8")), path)
     except (OSError, ValueError) as error:
         raise OutputError(f"{path}: cannot be read ({error})") from None
     base = document.get("base", {})
@@ -107,8 +107,9 @@ def find(document: Any, *keys: str) -> Any:
 def number(document: Any, *keys: str) -> float | None:
     """A finite number at some depth of a document, or None."""
     value = find(document, *keys)
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return value if good else None
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return None
+    return value if abs(value) <= sys.float_info.max else None
 
 
 def text(document: Any, *keys: str) -> str | None:

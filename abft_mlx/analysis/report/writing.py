@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from abft_mlx import files
+from abft_mlx.analysis import documents
 from abft_mlx.analysis.drawing import look, study_facts
 from abft_mlx.analysis.figures import style
 from abft_mlx.analysis.plotting import Plot
@@ -70,14 +71,13 @@ def write_report(
     if kind == "run":
         run = read_run(source)
         plots, untold = _plots(source, figures, RUN_FIGURES)
-        text, sections, missing = run_page(run, drawn(plots, tell), untold)
+        with documents.reading(source):
+            text, sections, missing = run_page(run, drawn(plots, tell), untold)
     else:
-        document, _ = study_facts(source)
-        plots, untold = _plots(source, figures, None)
-        try:
+        with documents.reading(source):
+            document, _ = study_facts(source)
+            plots, untold = _plots(source, figures, None)
             text, sections, missing = study_page(document, drawn(plots, tell), untold)
-        except (KeyError, TypeError, AttributeError, IndexError) as error:
-            raise OutputError(f"{source}: holds a cell that cannot be read ({error!r})") from error
     files.write_text(target, text)
     size = target.stat().st_size
     return Report(target, kind, size, tuple(sections), tuple(missing))
