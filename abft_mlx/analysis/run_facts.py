@@ -13,7 +13,10 @@ import numpy as np
 import yaml
 
 from abft_mlx.errors import OutputError
+from abft_mlx.files import schema_problem
 from abft_mlx.induction import HEADS_FILE, Heads, read_heads
+from abft_mlx.recipe.files import SCHEMA as RECIPE_SCHEMA
+from abft_mlx.trainer import EVALUATION_FILE, check_schema
 
 CURVES = ("loss", "punish", "reward", "induction_heads", "A", "validation_accuracy")
 # End to end, nothing of ABFT's objective is computed and these are written as 0.
@@ -127,6 +130,7 @@ def read_run(folder: Path) -> RunFacts:
         raise OutputError(
             f"{folder}: holds no run (no run.json); name a folder that finetune wrote"
         )
+    check_schema(folder / "run.json", run)
     recipe = _recipe(folder / "recipe.yaml")
     updates = _updates(folder / "metrics.jsonl")
     kind = str(section(recipe, "objective").get("kind", "abft"))
@@ -149,7 +153,7 @@ def read_run(folder: Path) -> RunFacts:
         curves=curves,
         shift=_shift(run.get("shift"), folder / "run.json"),
         heads=read_heads(heads_file) if heads_file.exists() else None,
-        evaluation=read_object(folder / "eval.json"),
+        evaluation=_evaluation(folder / EVALUATION_FILE),
     )
 
 
@@ -223,6 +227,13 @@ def read_object(path: Path) -> dict[str, Any] | None:
     return content
 
 
+def _evaluation(path: Path) -> dict[str, Any] | None:
+    document = read_object(path)
+    if document is not None:
+        check_schema(path, document)
+    return document
+
+
 def _recipe(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -232,6 +243,10 @@ def _recipe(path: Path) -> dict[str, Any]:
         raise _broken(path, str(error)) from None
     if not isinstance(content, dict):
         raise _broken(path, "it holds no recipe")
+    again = "make it again: abft-mlx finetune"
+    problem = schema_problem(content.pop("schema", None), RECIPE_SCHEMA, again)
+    if problem:
+        raise OutputError(f"{path}: {problem}")
     return content
 
 

@@ -159,11 +159,9 @@ def read_heads(path: str | Path) -> Heads:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         about = json.loads(arrays["about"].tobytes())
-        if about["schema"] != SCHEMA:
-            raise OutputError(
-                f"{path}: is of schema {about['schema']} and this abft-mlx reads {SCHEMA}; make it "
-                "again with: abft-mlx heads"
-            )
+        problem = files.schema_problem(about["schema"], SCHEMA, "make it again: abft-mlx heads")
+        if problem:
+            raise OutputError(f"{path}: {problem}")
         return _heads(about, arrays)
     except FileNotFoundError:
         raise OutputError(f"{path}: there is no such file; abft-mlx heads makes it") from None

@@ -2,6 +2,15 @@
 
 from abft_mlx.trainer.finite import StoppedError
 from abft_mlx.trainer.loop import Progress, Trainer
-from abft_mlx.trainer.run_folder import EVALUATION_FILE, RunFolder, Update
+from abft_mlx.trainer.run_folder import EVALUATION_FILE, SCHEMA, RunFolder, Update, check_schema
 
-__all__ = ["EVALUATION_FILE", "Progress", "RunFolder", "StoppedError", "Trainer", "Update"]
+__all__ = [
+    "EVALUATION_FILE",
+    "SCHEMA",
+    "Progress",
+    "RunFolder",
+    "StoppedError",
+    "Trainer",
+    "Update",
+    "check_schema",
+]
