@@ -101,7 +101,7 @@ def newer_heads(path: Path) -> None:
     ("name", "change", "commands"),
     [
         ("run/run.json", newer_json, (["plot"], ["report"], ["finetune", "--resume"])),
-        ("run/eval.json", newer_json, (["plot"], ["report"])),
+        ("run/eval.json", newer_json, (["plot"], ["report", "--no-figures"])),
         ("run/recipe.yaml", newer_yaml, (["plot"], ["report"], ["finetune", "--resume"])),
         ("run/heads.npz", newer_heads, (["plot"], ["report"])),
         ("study.json", newer_json, (["plot"], ["report"])),
