@@ -10,11 +10,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from abft_mlx import adapters, data, loading, runtime
+from abft_mlx import adapters, data, loading, runtime, trainer
 from abft_mlx import recipe as recipes
 from abft_mlx.task import Task
 
-SCHEMA = 1
+# Of run.json and eval.json.
+SCHEMA = trainer.SCHEMA
 
 
 def versions() -> dict[str, str]:

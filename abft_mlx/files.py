@@ -127,6 +127,24 @@ def read_bytes(path: Path, most_bytes: int) -> bytes:
     return content
 
 
+def schema_problem(found: Any, reads: int, again: str) -> str | None:
+    """What is wrong with a file's schema version, in words; None where it can be read.
+
+    A file without a version is older than versions are, and reads as the first.
+
+    Args:
+        found: the version that the file says it is of; None where it says none.
+        reads: the version that is written now, the newest that is read.
+        again: how to get the file as this version of the package writes it.
+    """
+    version = 1 if found is None else found
+    if type(version) is int and 1 <= version <= reads:
+        return None
+    newer = type(version) is int and version > reads
+    update = "update abft-mlx (pip install --upgrade abft-mlx), or " if newer else ""
+    return f"is of schema {version!s:.40} and this abft-mlx reads {reads}; {update}{again}"
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text whole or not at all."""
     with replacing(path) as temporary:

@@ -31,6 +31,8 @@ def readme(checkout: Path) -> str:
         "docs/prediction.md",
         "docs/report.md",
         "docs/publish.md",
+        "SECURITY.md",
+        "docs/security.md",
         "docs/ports.md",
         "docs/performance.md",
         "docs/distributed.md",

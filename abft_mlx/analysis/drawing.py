@@ -23,6 +23,7 @@ from abft_mlx.analysis.run_plots import (
     run_plots,
 )
 from abft_mlx.errors import OutputError, RecipeError, UsageError
+from abft_mlx.files import schema_problem
 from abft_mlx.recipe.files import parse
 from abft_mlx.study import read as read_cells
 
@@ -236,10 +237,9 @@ def _facts_file(path: Path) -> dict[str, Any]:
         raise OutputError(f"{path}: cannot be read ({error}); name a study's facts") from None
     if not isinstance(document, dict) or not isinstance(document.get("cells"), list):
         raise OutputError(f"{path}: is no study's facts (study.json, or one of docs/claims)")
-    if document.get("schema") != SCHEMA:
-        raise OutputError(
-            f"{path}: is of schema {document.get('schema')} and this abft-mlx reads {SCHEMA}"
-        )
+    problem = schema_problem(document.get("schema"), SCHEMA, "make it again: abft-mlx study")
+    if problem:
+        raise OutputError(f"{path}: {problem}")
     return {"paper": {}, "figures": [], "failed": [], **document}
 
 

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from abft_mlx.errors import OutputError, RecipeError
-from abft_mlx.files import parse_json
+from abft_mlx.files import parse_json, schema_problem
 from abft_mlx.induction import HEADS_FILE, Heads, read_heads
+from abft_mlx.recipe.files import SCHEMA as RECIPE_SCHEMA
 from abft_mlx.recipe.files import parse
+from abft_mlx.trainer import EVALUATION_FILE, check_schema
 
 CURVES = ("loss", "punish", "reward", "induction_heads", "A", "validation_accuracy")
 # End to end, nothing of ABFT's objective is computed and these are written as 0.
@@ -127,6 +129,7 @@ def read_run(folder: Path) -> RunFacts:
         raise OutputError(
             f"{folder}: holds no run (no run.json); name a folder that finetune wrote"
         )
+    check_schema(folder / "run.json", run)
     recipe = _recipe(folder / "recipe.yaml")
     updates = _updates(folder / "metrics.jsonl")
     kind = str(section(recipe, "objective").get("kind", "abft"))
@@ -149,7 +152,7 @@ def read_run(folder: Path) -> RunFacts:
         curves=curves,
         shift=_shift(run.get("shift"), folder / "run.json"),
         heads=read_heads(heads_file) if heads_file.exists() else None,
-        evaluation=read_object(folder / "eval.json"),
+        evaluation=_evaluation(folder / EVALUATION_FILE),
     )
 
 
@@ -223,13 +226,25 @@ def read_object(path: Path) -> dict[str, Any] | None:
     return content
 
 
+def _evaluation(path: Path) -> dict[str, Any] | None:
+    document = read_object(path)
+    if document is not None:
+        check_schema(path, document)
+    return document
+
+
 def _recipe(path: Path) -> dict[str, Any]:
     try:
-        return parse(path.read_text(encoding="utf-8"), "YAML", "it holds no recipe")
+        content = parse(path.read_text(encoding="utf-8"), "YAML", "it holds no recipe")
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecipeError) as error:
         raise _broken(path, str(error)) from None
+    again = "make it again: abft-mlx finetune"
+    problem = schema_problem(content.pop("schema", None), RECIPE_SCHEMA, again)
+    if problem:
+        raise OutputError(f"{path}: {problem}")
+    return content
 
 
 def _updates(path: Path) -> list[dict[str, Any]]:

@@ -164,11 +164,9 @@ def read_heads(path: str | Path) -> Heads:
         with path.open("rb") as stream, zipfile.ZipFile(stream) as archive:
             arrays = archives.arrays(archive)
         about = files.parse_json(arrays["about"].tobytes())
-        if about["schema"] != SCHEMA:
-            raise OutputError(
-                f"{path}: is of schema {about['schema']} and this abft-mlx reads {SCHEMA}; make it "
-                "again with: abft-mlx heads"
-            )
+        problem = files.schema_problem(about["schema"], SCHEMA, "make it again: abft-mlx heads")
+        if problem:
+            raise OutputError(f"{path}: {problem}")
         if not isinstance(about["facts"], dict):
             raise ValueError("its facts are no table")
         heads = _heads(about, arrays)

@@ -11,11 +11,13 @@ import yaml
 from pydantic import ValidationError
 
 from abft_mlx.errors import RecipeError
-from abft_mlx.files import read_bytes, write_text
+from abft_mlx.files import read_bytes, schema_problem, write_text
 from abft_mlx.recipe import _yaml, problems, tasks
 from abft_mlx.recipe.sections import Recipe
 
 MOST_BYTES = 4_000_000
+# Of a recipe's file; one without a version reads as the first.
+SCHEMA = 1
 _STUDIES = "studies/"
 _SUFFIXES = (".yaml", ".yml")
 
@@ -109,8 +111,8 @@ def default(overrides: Sequence[str] = ()) -> Recipe:
 
 
 def dumps(recipe: Recipe) -> str:
-    """The recipe as YAML, every setting written out."""
-    return to_yaml(recipe.model_dump(mode="json"))
+    """The recipe as YAML, every setting written out, behind the version of its schema."""
+    return to_yaml({"schema": SCHEMA, **recipe.model_dump(mode="json")})
 
 
 def to_yaml(values: dict[str, Any]) -> str:
@@ -155,13 +157,27 @@ def parse(text: str, where: str, what: str = "a recipe is a map of sections") ->
 
 
 def _parse(text: str, where: str, overrides: Sequence[str]) -> Recipe:
-    values = parse(text, where)
+    values = recipe_map(text, where)
     # A section of which every line is commented out is null in YAML: it means the defaults.
     values = {
         key: {} if value is None and key in problems.sections() else value
         for key, value in values.items()
     }
     return change(_validate(values, where), overrides)
+
+
+def recipe_map(text: str, where: str) -> dict[str, Any]:
+    """A recipe's map without the version of its schema, which is seen to be one that is read.
+
+    Raises:
+        RecipeError: not YAML, not a map, or of another schema.
+    """
+    values = parse(text, where)
+    again = "write it by the settings of: abft-mlx recipes show your-data"
+    problem = schema_problem(values.pop("schema", None), SCHEMA, again)
+    if problem:
+        raise RecipeError(f"{where}: {problem}")
+    return values
 
 
 def override(key: str, value: Any) -> str:
@@ -197,7 +213,7 @@ def _validate(values: dict[str, Any], where: str) -> Recipe:
 def _task_map(name: str) -> dict[str, Any]:
     """What a recipe says of its task: the parts that a mixture or a transfer takes from it."""
     path = find(name)
-    values = parse(read(path), str(path))
+    values = recipe_map(read(path), str(path))
     if not values.get("data"):
         raise RecipeError(f"{path}: names no data, so it is no task to mix in or to measure on")
     return {"name": name, **{k: values[k] for k in tasks.PARTS if values.get(k) is not None}}

@@ -15,6 +15,8 @@ from abft_mlx.recipe.files import parse, to_yaml
 from abft_mlx.study.plan import Cell
 from abft_mlx.study.sections import Study
 
+# Of a cell's file.
+SCHEMA = 1
 DONE, FAILED = "done", "failed"
 STUDY_FILE = "study.yaml"
 # Of a recipe's settings, the one that changes nothing that is measured.
@@ -134,6 +136,11 @@ def _read(path: Path) -> dict[str, Any]:
         raise OutputError(
             f"{path}: cannot be read ({error}); delete it to run the cell again"
         ) from None
+    if isinstance(document, dict):
+        again = "delete it to run the cell again"
+        problem = files.schema_problem(document.get("schema"), SCHEMA, again)
+        if problem:
+            raise OutputError(f"{path}: {problem}")
     good = isinstance(document, dict) and document.get("status") in (DONE, FAILED)
     if not good or document.get("id") != path.stem:
         raise OutputError(f"{path}: is no cell of a study; delete it to run the cell again")

@@ -20,10 +20,10 @@ from abft_mlx.errors import RunError
 from abft_mlx.experiment import Experiment, RunResult
 from abft_mlx.recipe import Recipe
 from abft_mlx.study.plan import Cell, cell_id
+from abft_mlx.study.store import SCHEMA
 from abft_mlx.trainer import Update
 from abft_mlx.trainer.run_folder import ADAPTER_FILES
 
-SCHEMA = 1
 # Enough prompts for a head's mean attention to two digits.
 CENSUS_PROMPTS = 128
 _CURVE = ("step", "seen_examples", "loss", "punish", "reward", "induction_heads", "A", "seconds")

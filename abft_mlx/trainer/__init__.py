@@ -2,15 +2,17 @@
 
 from abft_mlx.trainer.finite import DivergedError
 from abft_mlx.trainer.loop import Progress, Trainer
-from abft_mlx.trainer.run_folder import EVALUATION_FILE, RunFolder, Update
+from abft_mlx.trainer.run_folder import EVALUATION_FILE, SCHEMA, RunFolder, Update, check_schema
 from abft_mlx.trainer.stopping import Stop
 
 __all__ = [
     "EVALUATION_FILE",
+    "SCHEMA",
     "DivergedError",
     "Progress",
     "RunFolder",
     "Stop",
     "Trainer",
     "Update",
+    "check_schema",
 ]

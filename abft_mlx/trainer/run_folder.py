@@ -24,6 +24,8 @@ OWN_FILES = (
 # What is seen of a run afterwards: heads, an evaluation, figures and a report.
 EVALUATION_FILE = "eval.json"
 SEEN_FILES = (HEADS_FILE, EVALUATION_FILE, "figures", "report.html")
+# Of run.json and eval.json; what an older one lacks is read as absent.
+SCHEMA = 1
 # Null in a line of metrics.jsonl whose update was left out.
 MEASURES = ("loss", "punish", "reward", "induction_heads")
 # What trackers keep in the run's folder.
@@ -260,15 +262,31 @@ class RunFolder:
         """Read ``run.json``.
 
         Raises:
-            OutputError: there is none, or it is not JSON.
+            OutputError: there is none, it is not JSON, or it is of another schema.
         """
         path = self.path / RUN_FILE
         try:
-            return files.parse_json(path.read_text(encoding="utf-8"))
+            facts = files.parse_json(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise OutputError(f"{self.path}: holds no run (no run.json)") from error
         except (OSError, ValueError) as error:
             raise OutputError(f"{path}: cannot be read ({error})") from error
+        if isinstance(facts, dict):
+            check_schema(path, facts)
+        return facts
+
+
+def check_schema(path: Path, document: dict[str, Any]) -> None:
+    """See whether a ``run.json`` or ``eval.json`` is one that this version reads.
+
+    Raises:
+        OutputError: it is of another schema.
+    """
+    command = "eval" if path.name == EVALUATION_FILE else "finetune"
+    again = f"make it again: abft-mlx {command}"
+    problem = files.schema_problem(document.get("schema"), SCHEMA, again)
+    if problem:
+        raise OutputError(f"{path}: {problem}")
 
 
 def _step(line: bytes) -> object:

@@ -10,8 +10,8 @@ from typing import Any
 from abft_mlx.errors import OutputError, RecipeError
 from abft_mlx.files import parse_json
 from abft_mlx.induction import HEADS_FILE, Heads, read_heads
-from abft_mlx.recipe.files import parse
-from abft_mlx.trainer.run_folder import RunFolder
+from abft_mlx.recipe.files import recipe_map
+from abft_mlx.trainer.run_folder import RunFolder, check_schema
 
 EVAL_FILE = "eval.json"
 
@@ -50,8 +50,10 @@ def read_run(folder: Path) -> RunFiles:
     if path.exists():
         try:
             text = path.read_text(encoding="utf-8")
-            recipe = parse(text, str(path))
-        except (OSError, UnicodeDecodeError, RecipeError) as error:
+            recipe = recipe_map(text, str(path))
+        except RecipeError as error:
+            raise OutputError(str(error)) from None
+        except (OSError, UnicodeDecodeError) as error:
             raise OutputError(f"{path}: cannot be read ({error})") from None
     heads_path = folder / HEADS_FILE
     heads = read_heads(heads_path) if heads_path.exists() else None
@@ -75,6 +77,7 @@ def _evaluation(path: Path) -> dict[str, Any] | None:
         document = _mapping(parse_json(path.read_text(encoding="utf-8")), path)
     except (OSError, ValueError) as error:
         raise OutputError(f"{path}: cannot be read ({error})") from None
+    check_schema(path, document)
     base = document.get("base", {})
     parts = [document, base] if isinstance(base, dict) else [None]
     good = all(

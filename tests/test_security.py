@@ -1,0 +1,164 @@
+"""What SECURITY.md promises: nothing that is read is run, nothing private is sent."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import json
+import pickle
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli_support import invoke, train_run, write_model
+
+from abft_mlx import loading
+from abft_mlx import recipe as recipes
+from abft_mlx.errors import OutputError, RecipeError, UsageError
+from abft_mlx.induction import read_heads
+
+RUNS_CODE = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "runpy"}
+CALLS = {"eval", "exec", "compile", "__import__"}
+# Attribute calls that run what they are given, unless they are these.
+ATTRIBUTES = {("os", "system"), ("os", "popen"), ("torch", "load"), ("yaml", "unsafe_load")}
+
+
+def wrong(tree: ast.AST) -> list[str]:
+    """What in a module could run what it reads."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [one.name for one in node.names if one.name.split(".")[0] in RUNS_CODE]
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in RUNS_CODE:
+            found.append(str(node.module))
+        elif isinstance(node, ast.Call):
+            options = {one.arg: one.value for one in node.keywords}
+            shown = ast.unparse(node)
+            name = node.func
+            if isinstance(name, ast.Name) and name.id in CALLS:
+                found.append(shown)
+            if isinstance(name, ast.Attribute) and isinstance(name.value, ast.Name):
+                called = (name.value.id, name.attr)
+                loader = options.get("Loader", ast.Constant(None))
+                pickles = options.get("allow_pickle")
+                if (
+                    called in ATTRIBUTES
+                    or (called == ("yaml", "load") and ast.unparse(loader) != "_Loader")
+                    or (called == ("np", "load") and ast.unparse(pickles or node) != "False")
+                ):
+                    found.append(shown)
+            for option in ("shell", "trust_remote_code"):
+                if option in options and ast.unparse(options[option]) != "False":
+                    found.append(shown)
+    return found
+
+
+def test_the_package_has_no_way_to_run_what_it_reads(checkout: Path) -> None:
+    for path in sorted((checkout / "abft_mlx").rglob("*.py")):
+        assert not wrong(ast.parse(path.read_text(encoding="utf-8"))), path
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import pickle",
+        "from joblib import load",
+        "eval(text)",
+        "yaml.load(text, Loader=yaml.Loader)",
+        "yaml.load(text)",
+        "np.load(path)",
+        "np.load(path, allow_pickle=True)",
+        "subprocess.run(text, shell=True)",
+        "AutoTokenizer.from_pretrained(x, trust_remote_code=True)",
+        "os.system(text)",
+    ],
+)
+def test_each_such_way_would_be_seen(line: str) -> None:
+    assert wrong(ast.parse(line))
+
+
+def test_yaml_that_names_code_is_refused(tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+    text = f"name: !!python/object/apply:pathlib.Path.touch [!!python/name:x '{marker}']\n"
+    (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(RecipeError, match="could not determine a constructor"):
+        recipes.load(tmp_path / "mine.yaml")
+    for command in ("finetune", "study"):
+        result = invoke(command, tmp_path / "mine.yaml")
+        assert result.exit_code == 2
+        assert result.stderr.count("\n") == 1, result.stderr
+    assert not marker.exists()
+
+
+class Touch:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
+def test_what_is_pickled_would_run(tmp_path: Path) -> None:
+    pickle.loads(pickle.dumps(Touch(tmp_path / "ran")))
+    assert (tmp_path / "ran").exists()
+
+
+def test_pickled_heads_are_refused_unopened(tmp_path: Path) -> None:
+    about = np.empty(1, dtype=object)
+    about[0] = Touch(tmp_path / "ran")
+    np.savez(tmp_path / "heads.npz", about=about)
+    with pytest.raises(OutputError, match="is no file of heads"):
+        read_heads(tmp_path / "heads.npz")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_pickled_adapter_is_refused_unopened(model: Path, texts: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["q_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    (folder / "adapter_model.bin").write_bytes(pickle.dumps(Touch(tmp_path / "ran")))
+    result = invoke("eval", "--model", model, "--data", texts, "--adapter", folder)
+    assert result.exit_code == 2, result.stderr
+    assert "adapter" in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "ran").exists()
+
+
+def test_code_beside_a_tokenizer_is_not_run(tmp_path: Path) -> None:
+    folder, marker = write_model(tmp_path / "model"), tmp_path / "ran"
+    code = f"import pathlib\npathlib.Path({str(marker)!r}).touch()\nclass Own: pass\n"
+    (folder / "own.py").write_text(code, encoding="utf-8")
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings |= {"auto_map": {"AutoTokenizer": ["own.Own", "own.Own"]}, "tokenizer_class": "Own"}
+    path.write_text(json.dumps(settings), encoding="utf-8")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["auto_map"] = {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with contextlib.suppress(UsageError):  # whether it opens is the tokenizer's business
+        loading.load_model(str(folder))
+    assert not marker.exists()
+
+
+def test_a_link_in_a_run_is_not_followed(model: Path, texts: Path, tmp_path: Path) -> None:
+    run = train_run(tmp_path / "run", model, texts)
+    secret = tmp_path / "secret.safetensors"
+    shutil.move(run / "adapters.safetensors", secret)
+    (run / "adapters.safetensors").symlink_to(secret)
+    result = invoke("push", run, "owner/name", "--dry-run")
+    assert result.exit_code == 2
+    assert "is a link, and links are not followed" in result.stderr
+
+
+def test_every_test_that_is_named_exists(checkout: Path) -> None:
+    named = re.findall(r"`(tests/\w+\.py)::(\w+)`", (checkout / "SECURITY.md").read_text())
+    assert len(named) > 15
+    for file, name in named:
+        tree = ast.parse((checkout / file).read_text(encoding="utf-8"))
+        tests = {one.name for one in ast.walk(tree) if isinstance(one, ast.FunctionDef)}
+        assert name in tests, f"{file}::{name}"
