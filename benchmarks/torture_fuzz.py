@@ -64,7 +64,14 @@ def judged(reader: Reader, sample: Any, folder: Path) -> str | None:
     from abft_mlx.errors import UsageError
 
     before = set(folder.rglob("*"))
-    names = [path.name for path in before] + [str(folder), "row ", "line ", "--set", "study "]
+    names = [path.name for path in before] + [
+        str(folder),
+        "row ",
+        "line ",
+        "--set",
+        "study ",
+        "study.json",
+    ]
     peak = _peak_bytes()
     signal.setitimer(signal.ITIMER_REAL, ALARM_SECONDS)
     wrong = None

@@ -7,6 +7,7 @@ import json
 import tracemalloc
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,8 @@ from report_support import evaluation, made_heads, made_study, write_run
 
 from abft_mlx import analysis, data, recipe, study
 from abft_mlx.adapters import patterns
-from abft_mlx.adapters.headers import read_header
 from abft_mlx.analysis import drawing
-from abft_mlx.analysis.report import write_report
+from abft_mlx.analysis.report import run_files, write_report
 from abft_mlx.data import _rows
 from abft_mlx.errors import DataError, ModelError, OutputError, RecipeError
 from abft_mlx.evaluation.comparisons import right_answers
@@ -96,53 +96,53 @@ class TestJson:
                 read(run)
         assert not (run / "report.html").exists()
 
+    @pytest.mark.parametrize("name", ["run.json", "eval.json", "metrics.jsonl"])
+    def test_numbers_that_no_float_holds(self, tmp_path: Path, name: str) -> None:
+        run = write_run(tmp_path / "run", made_heads(), measured=evaluation())
+        text, big = (run / name).read_text(encoding="utf-8"), "9" * 400
+        found, more = {
+            "run.json": ('"q": [', ", "),
+            "eval.json": ('"confusion": [[', ""),
+            "metrics.jsonl": ('"loss": ', ', "other": '),
+        }[name]
+        (run / name).write_text(text.replace(found, f"{found}{big}{more}", 1), encoding="utf-8")
+        with pytest.raises(OutputError, match=name):
+            analysis.look(run)
+        assert run_files.number({"a": int("9" * 400)}, "a") is None
+        with suppress(OutputError):
+            write_report(run, figures=False)
 
-def _safetensors(path: Path, entry: Any, body: bytes = b"\0" * 16, **header: Any) -> Path:
-    text = json.dumps({"a": entry, **header}).encode()
-    path.write_bytes(len(text).to_bytes(8, "little") + text + body)
-    return path
+    def test_facts_of_heads_that_are_no_table(self, tmp_path: Path) -> None:
+        run = write_run(tmp_path / "run", made_heads())
+        with np.load(run / "heads.npz") as archive:
+            arrays = dict(archive)
+        about = json.loads(arrays["about"].tobytes()) | {"facts": "x"}
+        arrays["about"] = np.frombuffer(json.dumps(about).encode(), dtype=np.uint8)
+        np.savez(run / "heads.npz", **arrays)
+        with pytest.raises(OutputError, match=r"is no file of heads \(its facts are no table\)"):
+            analysis.look(run / "heads.npz")
 
+    def test_examples_without_a_head(self, tmp_path: Path) -> None:
+        run = write_run(tmp_path / "run", made_heads())
+        with np.load(run / "heads.npz") as archive:
+            arrays = dict(archive)
+        for name in arrays:
+            if name.startswith("example") and name.endswith(("before", "after")):
+                arrays[name] = np.full_like(arrays[name], np.nan)
+        np.savez(run / "heads.npz", **arrays)
+        seen = analysis.look(run)
+        assert "attention" not in seen.figures
+        assert any("no attention heads that could be seen" in note for note in seen.notes)
 
-class TestSafetensors:
-    GOOD = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}  # noqa: RUF012
-
-    def test_a_whole_one(self, tmp_path: Path) -> None:
-        path = _safetensors(tmp_path / "a", self.GOOD, __metadata__={"format": "mlx"})
-        assert read_header(path) == {"a": self.GOOD}
-        assert read_header(_safetensors(path, self.GOOD, __metadata__=None)) == {"a": self.GOOD}
-
-    @pytest.mark.parametrize(
-        ("changes", "message"),
-        [
-            ({"shape": [2**50, 2**20]}, "has the shape"),
-            ({"shape": [10**9, 10**6]}, "has 16 bytes, not 4000000000000000"),
-            ({"shape": [-2, -2]}, "has the shape"),
-            ({"shape": [True, 4]}, "has the shape"),
-            ({"shape": [4.0]}, "has the shape"),
-            ({"shape": [1] * 9}, "has the shape"),
-            ({"dtype": "f32"}, "type 'f32', which is not known"),
-            ({"dtype": ["F32"]}, "which is not known"),
-            ({"data_offsets": [0, 10**16]}, "has 10000000000000000 bytes, not 16"),
-            ({"data_offsets": [16, 0]}, "has -16 bytes"),
-            ({"data_offsets": [-16, 0]}, "has the offsets"),
-            ({"data_offsets": ["0", "16"]}, "has the offsets"),
-            ({"data_offsets": [8, 24]}, "starts at 8, not at 0"),
-        ],
-    )
-    def test_headers_that_lie(self, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-        path = _safetensors(tmp_path / "a", {**self.GOOD, **changes}, b"\0" * 24)
-        with pytest.raises(ValueError, match=message):
-            read_header(path)
-
-    def test_tensors_that_overlap(self, tmp_path: Path) -> None:
-        path = _safetensors(tmp_path / "a", self.GOOD, b=self.GOOD)
-        with pytest.raises(ValueError, match="starts at 0, not at 16"):
-            read_header(path)
-
-    def test_metadata_that_mlx_would_not_take(self, tmp_path: Path) -> None:
-        path = _safetensors(tmp_path / "a", self.GOOD, __metadata__={"a": {}})
-        with pytest.raises(ValueError, match="no table of texts"):
-            read_header(path)
+    def test_infinite_attention(self, tmp_path: Path) -> None:
+        run = write_run(tmp_path / "run", made_heads())
+        with np.load(run / "heads.npz") as archive:
+            arrays = dict(archive)
+        arrays["before.magnitude"] = np.full_like(arrays["before.magnitude"], np.inf)
+        np.savez(run / "heads.npz", **arrays)
+        with pytest.raises(OutputError, match="run: holds a part that cannot be read"):
+            write_report(run, figures=False)
+        assert not (run / "report.html").exists()
 
 
 def _archive(path: Path, **members: bytes) -> Path:
@@ -320,6 +320,13 @@ class TestPatterns:
 
 
 class TestCommandLine:
+    def test_a_copy_of_what_is_no_text(self, tmp_path: Path) -> None:
+        (tmp_path / "a.yaml").write_bytes(b"\xff")
+        result = invoke("recipes", "copy", tmp_path / "a.yaml", tmp_path / "b.yaml")
+        assert result.exit_code == 2
+        assert "a.yaml: not UTF-8 text" in result.stderr
+        assert not (tmp_path / "b.yaml").exists()
+
     def test_a_value_without_end_is_cut_and_controls_are_shown(self) -> None:
         result = invoke("finetune", "demo", "--set", f"model=\x1b[2J{'x' * 9000}")
         assert result.exit_code == 2

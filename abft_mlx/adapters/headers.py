@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
-
-from abft_mlx.files import parse_json
 
 LONGEST_HEADER_BYTES = 100_000_000
 MOST_DIMENSIONS = 8
@@ -37,8 +36,8 @@ def read_header(path: Path) -> dict[str, Any]:
             raise ValueError(f"its {size} bytes do not start with a safetensors header")
         text = file.read(length)
     try:
-        header = parse_json(text.decode("utf-8"))
-    except ValueError as error:
+        header = json.loads(text.decode("utf-8"), object_pairs_hook=_table, parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
         raise ValueError("its safetensors header is not JSON") from error
     if not isinstance(header, dict):
         raise ValueError("its safetensors header is not a table of tensors")
@@ -57,12 +56,26 @@ def read_header(path: Path) -> dict[str, Any]:
     return header
 
 
+def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A table whose keys occur once, as other readers of the file may take another one of two."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key occurs twice")
+    return found
+
+
+def _refuse(word: str) -> None:
+    raise ValueError(f"{word} is no JSON")
+
+
 def _span(name: str, entry: Any) -> tuple[int, int, str]:
     """Where a tensor's bytes start and stop."""
     try:
         dtype, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
     except (TypeError, KeyError, ValueError) as error:
         raise ValueError("its safetensors header has no tensor offsets") from error
+    if len(entry) != 3:
+        raise ValueError(f"its tensor {name!r:.80} has more than a type, a shape and offsets")
     if not isinstance(dtype, str) or dtype not in _BITS:
         raise ValueError(f"its tensor {name!r:.80} has the type {dtype!r:.40}, which is not known")
     whole = isinstance(shape, list) and len(shape) <= MOST_DIMENSIONS

@@ -89,7 +89,7 @@ class Settings:
         for name, key, read in _FIELDS:
             try:
                 found[name] = read(written.get(key))
-            except (TypeError, ValueError, AttributeError, re.error) as error:
+            except (TypeError, ValueError, OverflowError, AttributeError, re.error) as error:
                 way_out = "which cannot be read; compare it with PEFT's LoraConfig"
                 raise refuse(key, way_out) from error
         return cls(**found)

@@ -64,7 +64,7 @@ def read(model: nn.Module, folder: str | Path) -> Folder:
         keys = tuple(map(str, parameters.get("keys") or ()))
         if not (math.isfinite(scale) and 0 <= dropout < 1):
             raise ValueError
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
+    except (TypeError, KeyError, ValueError, OverflowError, AttributeError) as error:
         raise AdapterError(
             f"{folder / CONFIG}: lora_parameters {parameters!r} needs a number scale and a dropout "
             "of 0 up to 1"

@@ -260,7 +260,7 @@ def _array(values: Any, path: Path, what: str, *, dimensions: int = 1) -> np.nda
     """Numbers as float64; null, and what is not finite, is NaN."""
     try:
         made = np.array(values, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise _broken(path, f"{what} is not made of numbers") from None
     if made.ndim != dimensions:
         raise _broken(path, f"{what} is no {'list' if dimensions == 1 else 'square table'}")

@@ -110,6 +110,8 @@ def attention_by_prompt(run: RunFacts, others: Sequence[RunFacts]) -> list[Plot]
     for number, example in enumerate(run.heads.examples, 1):
         rows, runs = _rows(run, others, example)
         chosen, total = top_heads(rows, example.label_positions)
+        if not chosen:
+            continue
         names = [f"L{layer} H{head}" for layer, head in chosen]
         draw = partial(
             attention_maps.draw,
@@ -134,7 +136,7 @@ def attention_by_prompt(run: RunFacts, others: Sequence[RunFacts]) -> list[Plot]
         )  # fmt: skip
         height = partial(_height, heads=len(chosen), states=len(rows))
         made.append(Plot(f"attention-{number}", draw, line, height))
-    return made
+    return made or no_heads(run)
 
 
 def top_heads(

@@ -76,6 +76,7 @@ def copy(
     """Copy a shipped recipe to a file of yours, to change it."""
     from abft_mlx import recipe
     from abft_mlx.errors import OutputError
+    from abft_mlx.recipe import files
 
     shell = Shell(as_json=as_json)
     source = recipe.find(name)
@@ -84,7 +85,7 @@ def copy(
         target = target / source.name
     if target.exists() and not overwrite:
         raise OutputError(f"{target} exists; name another file, or replace it with --overwrite")
-    target.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+    target.write_text(files.read(source), encoding="utf-8")
     shell.say(f"wrote {target}", f"next: abft-mlx finetune {target}")
     shell.document({"path": str(target)})
 

@@ -169,6 +169,8 @@ def read_heads(path: str | Path) -> Heads:
                 f"{path}: is of schema {about['schema']} and this abft-mlx reads {SCHEMA}; make it "
                 "again with: abft-mlx heads"
             )
+        if not isinstance(about["facts"], dict):
+            raise ValueError("its facts are no table")
         heads = _heads(about, arrays)
         if not _fits_together(heads):
             raise OutputError(

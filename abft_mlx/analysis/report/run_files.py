@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,8 +107,9 @@ def find(document: Any, *keys: str) -> Any:
 def number(document: Any, *keys: str) -> float | None:
     """A finite number at some depth of a document, or None."""
     value = find(document, *keys)
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return value if good else None
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return None
+    return value if abs(value) <= sys.float_info.max else None
 
 
 def text(document: Any, *keys: str) -> str | None:

@@ -71,7 +71,8 @@ def write_report(
     if kind == "run":
         run = read_run(source)
         plots, untold = _plots(source, figures, RUN_FIGURES)
-        text, sections, missing = run_page(run, drawn(plots, tell), untold)
+        with documents.reading(source):
+            text, sections, missing = run_page(run, drawn(plots, tell), untold)
     else:
         with documents.reading(source):
             document, _ = study_facts(source)
