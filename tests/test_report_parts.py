@@ -69,7 +69,7 @@ def test_a_broken_study_is_one_line(studied: Path) -> None:
     facts = json.loads((studied / "study.json").read_text(encoding="utf-8"))
     for change, said in (
         ({"schema": 7}, "is of schema 7 and this abft-mlx reads 1"),
-        ({"cells": [{"id": "a"}]}, "holds a cell that cannot be read"),
+        ({"cells": [{"id": "a"}]}, "holds a part that cannot be read"),
         ({"cells": 3}, "is no study's facts"),
     ):
         (studied / "study.json").write_text(json.dumps({**facts, **change}), encoding="utf-8")
