@@ -27,6 +27,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("model") / "tiny")
 
 
+@pytest.fixture(autouse=True)
+def enabled() -> Iterator[None]:
+    """Bars as at the start of a program; transformers switches them off for the whole process."""
+    before = utils.are_progress_bars_disabled()
+    utils.enable_progress_bars()
+    yield
+    if before:
+        utils.disable_progress_bars()
+
+
 @pytest.fixture
 def server(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
     with LoopbackHub().serving() as found:
