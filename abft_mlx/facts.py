@@ -94,9 +94,10 @@ def made_with(
     """All that decides what a run computes, by name: settings, model, data, versions."""
     known = _settings(recipe.model_dump(mode="json"))
     known["the model's fingerprint"] = loaded.fingerprint
-    for one in trained:
-        known[f"the fingerprint of {one.name}'s texts"] = one.texts.fingerprint()
-        known[f"the chat template of {one.name}"] = one.chat_template
+    for number, one in enumerate(trained, 1):
+        # By number, too: tasks may share a name, and their order counts.
+        known[f"the fingerprint of task {number}'s texts ({one.name})"] = one.texts.fingerprint()
+        known[f"the chat template of task {number} ({one.name})"] = one.chat_template
     return known | {f"the version of {name}": one for name, one in versions().items()}
 
 

@@ -108,7 +108,7 @@ def resident_bytes() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("gradient", ["exact", "local"])
 def test_memory_stays_flat_over_ten_thousand_updates(gradient: str) -> None:
     if not Path("/proc/self/statm").exists():

@@ -164,7 +164,7 @@ def test_the_gradient_of_every_port(
     check(tiny, name, monkeypatch)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", OTHERS)
 def test_the_gradient_of_every_architecture(
     tiny: ModuleType, name: str, monkeypatch: pytest.MonkeyPatch

@@ -303,9 +303,9 @@ class Step:
             factor = limit / totals.gradient_norm
             gradients = tree_map(lambda one: one * factor, gradients)
         self.optimizer.update(self.model, gradients)
-        sound = finite.all_finite(self.model)
-        mx.eval(self.model.trainable_parameters(), self.optimizer.state, sound)
-        if not sound.item():
+        mx.eval(self.model.trainable_parameters(), self.optimizer.state)
+        # Afterwards: evaluated along with the update it would add to the step's peak memory.
+        if not finite.all_finite(self.model).item():
             rate = float(self.optimizer.learning_rate.item())
             raise finite.spoilt(self.model, totals, learning_rate=rate)
         return totals
