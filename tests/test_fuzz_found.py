@@ -18,8 +18,8 @@ from report_support import evaluation, made_heads, made_study, write_run
 
 from abft_mlx import analysis, data, recipe, study
 from abft_mlx.adapters import patterns
-from abft_mlx.analysis import drawing
-from abft_mlx.analysis.report import run_files, write_report
+from abft_mlx.analysis import documents, drawing
+from abft_mlx.analysis.report import write_report
 from abft_mlx.data import _rows
 from abft_mlx.errors import DataError, ModelError, OutputError, RecipeError
 from abft_mlx.evaluation.comparisons import right_answers
@@ -108,7 +108,7 @@ class TestJson:
         (run / name).write_text(text.replace(found, f"{found}{big}{more}", 1), encoding="utf-8")
         with pytest.raises(OutputError, match=name):
             analysis.look(run)
-        assert run_files.number({"a": int("9" * 400)}, "a") is None
+        assert documents.number({"a": int("9" * 400)}, "a") is None
         with suppress(OutputError):
             write_report(run, figures=False)
 

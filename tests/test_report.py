@@ -249,14 +249,22 @@ def test_hostile_texts_stay_texts(tmp_path: Path) -> None:
     ("name", "content", "said"),
     [
         ("run.json", "{", "run.json"),
-        ("run.json", "[1]", "is no JSON object"),
-        ("metrics.jsonl", "{}\n", "no update of a run"),
+        ("run.json", "[1]", "run.json: cannot be read (it holds no object)"),
+        ("metrics.jsonl", "{}\n", "metrics.jsonl: cannot be read (a line is no update of a run)"),
         ("metrics.jsonl", "nonsense\n", "metrics.jsonl: cannot be read"),
         ("recipe.yaml", "a: [", "recipe.yaml"),
         ("heads.npz", "no archive", "is no file of heads"),
-        ("eval.json", "[]", "is no JSON object"),
-        ("eval.json", '{"methods": {"vanilla": 3}}', "no document of abft-mlx eval --json"),
-        ("eval.json", '{"base": 3}', "no document of abft-mlx eval --json"),
+        ("eval.json", "[]", "eval.json: cannot be read (it holds no object)"),
+        (
+            "eval.json",
+            '{"methods": {"vanilla": 3}}',
+            "eval.json: cannot be read (method vanilla has",
+        ),
+        (
+            "eval.json",
+            '{"base": 3}',
+            "eval.json: cannot be read (it is no document",
+        ),
     ],
 )
 def test_broken_files_are_one_line(run: Path, name: str, content: str, said: str) -> None:

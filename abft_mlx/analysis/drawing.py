@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from abft_mlx import files
-from abft_mlx.analysis import documents, plots, run_facts
+from abft_mlx.analysis import documents, plots, run_facts, run_files
 from abft_mlx.analysis.facts import SCHEMA, facts
 from abft_mlx.analysis.figures import style
 from abft_mlx.analysis.plotting import Plot
@@ -74,7 +74,7 @@ def look(source: Path, *, only: Sequence[str] | None = None, beside: Sequence[Pa
     Raises:
         UsageError: nothing lies there, a file is broken, or a figure has no such name.
     """
-    if run_facts.is_run(source):
+    if run_files.is_run(source):
         return _run(source, only, beside)
     if source.suffix == ".npz" and not source.is_dir():
         return _heads(source, only, beside)

@@ -1,4 +1,4 @@
-"""A run folder's files, read and checked, for what shows a run without opening its model."""
+"""What a run folder's files hold, as arrays for figures."""
 
 from __future__ import annotations
 
@@ -10,12 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from abft_mlx.errors import OutputError, RecipeError
-from abft_mlx.files import parse_json, schema_problem
-from abft_mlx.induction import HEADS_FILE, Heads, read_heads
-from abft_mlx.recipe.files import SCHEMA as RECIPE_SCHEMA
-from abft_mlx.recipe.files import parse
-from abft_mlx.trainer import EVALUATION_FILE, check_schema
+from abft_mlx.analysis.documents import section, short
+from abft_mlx.analysis.run_files import broken, read_files
+from abft_mlx.induction import Heads, read_heads
 
 CURVES = ("loss", "punish", "reward", "induction_heads", "A", "validation_accuracy")
 # End to end, nothing of ABFT's objective is computed and these are written as 0.
@@ -71,12 +68,12 @@ class RunFacts:
     @property
     def model(self) -> str:
         """Where the base comes from; of a path, its last part alone."""
-        return _last(str(section(self.run, "model").get("source", "?")))
+        return short(str(section(self.run, "model").get("source", "?")))
 
     @property
     def data(self) -> str:
         """Where the texts come from; of a path, its last part alone."""
-        return _last(str(section(self.run, "data").get("source", "?")))
+        return short(str(section(self.run, "data").get("source", "?")))
 
     @property
     def seed(self) -> Any:
@@ -113,25 +110,14 @@ class RunFacts:
         return None if values is None else method(values, self.folder / "eval.json")
 
 
-def is_run(folder: Path) -> bool:
-    """Whether a folder holds a run."""
-    return (folder / "run.json").exists()
-
-
 def read_run(folder: Path) -> RunFacts:
     """Read what lies in a run folder.
 
     Raises:
         OutputError: it holds no run, or one of its files is broken.
     """
-    run = read_object(folder / "run.json")
-    if run is None:
-        raise OutputError(
-            f"{folder}: holds no run (no run.json); name a folder that finetune wrote"
-        )
-    check_schema(folder / "run.json", run)
-    recipe = _recipe(folder / "recipe.yaml")
-    updates = _updates(folder / "metrics.jsonl")
+    found = read_files(folder)
+    run, recipe, updates = found.run, found.recipe, found.metrics
     kind = str(section(recipe, "objective").get("kind", "abft"))
     curves = {
         key: _column(updates, key, folder / "metrics.jsonl")
@@ -140,8 +126,7 @@ def read_run(folder: Path) -> RunFacts:
     }
     seen = _column(updates, "seen_examples", folder / "metrics.jsonl")
     if np.isnan(seen).any():
-        raise _broken(folder / "metrics.jsonl", "a line has no seen_examples")
-    heads_file = folder / HEADS_FILE
+        raise broken(folder / "metrics.jsonl", "a line has no seen_examples")
     return RunFacts(
         folder=folder,
         name=kind,
@@ -151,8 +136,8 @@ def read_run(folder: Path) -> RunFacts:
         seconds=np.cumsum(_column(updates, "seconds", folder / "metrics.jsonl")),
         curves=curves,
         shift=_shift(run.get("shift"), folder / "run.json"),
-        heads=read_heads(heads_file) if heads_file.exists() else None,
-        evaluation=_evaluation(folder / EVALUATION_FILE),
+        heads=found.heads,
+        evaluation=found.evaluation,
     )
 
 
@@ -178,12 +163,6 @@ def of_heads(path: Path) -> RunFacts:
     )
 
 
-def section(document: dict[str, Any], key: str) -> dict[str, Any]:
-    """An object inside a document; empty where there is none."""
-    found = document.get(key)
-    return found if isinstance(found, dict) else {}
-
-
 def method(values: Any, path: Path) -> Method:
     """Read one method of eval's JSON.
 
@@ -191,74 +170,22 @@ def method(values: Any, path: Path) -> Method:
         OutputError: it is not what eval writes.
     """
     if not isinstance(values, dict):
-        raise _broken(path, "a method is no object")
+        raise broken(path, "a method is no object")
     counts = None
     if "confusion" in values:
         counts = _array(values["confusion"], path, "confusion", dimensions=2)
         if counts.shape[0] != counts.shape[1]:
-            raise _broken(path, "confusion is no square table")
+            raise broken(path, "confusion is no square table")
     bins = values.get("reliability")
     if bins is None:
         return Method(counts, None, None, None)
     if not isinstance(bins, dict):
-        raise _broken(path, "reliability is no object")
+        raise broken(path, "reliability is no object")
     parts = [_array(bins.get(key), path, f"reliability.{key}") for key in
              ("confidence", "accuracy", "count")]  # fmt: skip
     if len({one.shape for one in parts}) != 1:
-        raise _broken(path, "the bins of reliability are not equally many")
+        raise broken(path, "the bins of reliability are not equally many")
     return Method(counts, *parts)
-
-
-def read_object(path: Path) -> dict[str, Any] | None:
-    """A JSON file that holds an object, or None where there is no such file.
-
-    Raises:
-        OutputError: it cannot be read, or holds something else.
-    """
-    try:
-        content = parse_json(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError) as error:
-        raise _broken(path, str(error)) from None
-    if not isinstance(content, dict):
-        raise _broken(path, "it holds no object")
-    return content
-
-
-def _evaluation(path: Path) -> dict[str, Any] | None:
-    document = read_object(path)
-    if document is not None:
-        check_schema(path, document)
-    return document
-
-
-def _recipe(path: Path) -> dict[str, Any]:
-    try:
-        content = parse(path.read_text(encoding="utf-8"), "YAML", "it holds no recipe")
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecipeError) as error:
-        raise _broken(path, str(error)) from None
-    again = "make it again: abft-mlx finetune"
-    problem = schema_problem(content.pop("schema", None), RECIPE_SCHEMA, again)
-    if problem:
-        raise OutputError(f"{path}: {problem}")
-    return content
-
-
-def _updates(path: Path) -> list[dict[str, Any]]:
-    """The lines that are whole; a run that goes on may be writing the last one."""
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-        updates = [parse_json(line) for line in lines]
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError) as error:
-        raise _broken(path, str(error)) from None
-    if not all(isinstance(one, dict) for one in updates):
-        raise _broken(path, "a line is no object")
-    return updates
 
 
 def _column(updates: Sequence[dict[str, Any]], key: str, path: Path) -> np.ndarray:
@@ -276,19 +203,7 @@ def _array(values: Any, path: Path, what: str, *, dimensions: int = 1) -> np.nda
     try:
         made = np.array(values, dtype=np.float64)
     except (TypeError, ValueError, OverflowError):
-        raise _broken(path, f"{what} is not made of numbers") from None
+        raise broken(path, f"{what} is not made of numbers") from None
     if made.ndim != dimensions:
-        raise _broken(path, f"{what} is no {'list' if dimensions == 1 else 'square table'}")
+        raise broken(path, f"{what} is no {'list' if dimensions == 1 else 'square table'}")
     return np.where(np.isfinite(made), made, math.nan)
-
-
-def _broken(path: Path, reason: str) -> OutputError:
-    reason = " ".join(reason.split())
-    return OutputError(f"{path}: cannot be read ({reason}); make it again or take it away")
-
-
-def _last(source: str) -> str:
-    """A hub id or a built-in name as it is; of a path, its last part."""
-    if source.startswith((".", "/", "~")) or source.count("/") > 1:
-        return source.rstrip("/").rpartition("/")[2]
-    return source

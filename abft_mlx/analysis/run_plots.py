@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 
 from abft_mlx.analysis import run_heads
+from abft_mlx.analysis.documents import section
 from abft_mlx.analysis.figures import (
     confusions,
     reliability,
@@ -17,7 +18,7 @@ from abft_mlx.analysis.figures import (
     training_curves,
 )
 from abft_mlx.analysis.plotting import Plot, caption_line
-from abft_mlx.analysis.run_facts import END_TO_END, Method, RunFacts, section
+from abft_mlx.analysis.run_facts import END_TO_END, Method, RunFacts
 
 
 @dataclass(frozen=True)

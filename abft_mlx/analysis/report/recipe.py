@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from abft_mlx.analysis.documents import find, number, short, text
 from abft_mlx.analysis.report.html import Markup, element, join, table
-from abft_mlx.analysis.report.run_files import RunFiles, find, number, short, text
+from abft_mlx.analysis.run_files import RunFiles
 
 
 def recipe(run: RunFiles) -> Markup:

@@ -10,7 +10,7 @@ from abft_mlx.analysis.report import attention, figures, recipe, results, summar
 from abft_mlx.analysis.report.chart import Chart, draw
 from abft_mlx.analysis.report.html import NOTHING, Markup, element, join
 from abft_mlx.analysis.report.page import Data, Section, notes, page
-from abft_mlx.analysis.report.run_files import RunFiles
+from abft_mlx.analysis.run_files import RunFiles
 
 NO_EVALUATION = "the result on test prompts: abft-mlx eval --adapter RUN measures it"
 NO_HEADS = "attention and heads: abft-mlx heads RUN looks at them"

@@ -11,12 +11,12 @@ from abft_mlx.analysis import documents
 from abft_mlx.analysis.drawing import look, study_facts
 from abft_mlx.analysis.figures import style
 from abft_mlx.analysis.plotting import Plot
+from abft_mlx.analysis.report.checks import check
 from abft_mlx.analysis.report.figures import drawn
 from abft_mlx.analysis.report.page import GENERATOR
 from abft_mlx.analysis.report.run import run_page
-from abft_mlx.analysis.report.run_files import read_run
 from abft_mlx.analysis.report.study import study_page
-from abft_mlx.analysis.run_facts import is_run
+from abft_mlx.analysis.run_files import is_run, read_files
 from abft_mlx.errors import OutputError
 
 REPORT_FILE = "report.html"
@@ -69,7 +69,8 @@ def write_report(
     _check(target)
     kind = "run" if is_run(source) else "study"
     if kind == "run":
-        run = read_run(source)
+        run = read_files(source)
+        check(run)
         plots, untold = _plots(source, figures, RUN_FIGURES)
         with documents.reading(source):
             text, sections, missing = run_page(run, drawn(plots, tell), untold)
