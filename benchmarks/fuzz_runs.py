@@ -193,10 +193,54 @@ def _read_heads(_samples: Any, folder: Path) -> None:
     every(lambda: read_heads(path), lambda: analysis.look(path))
 
 
+def _finished(folder: Path) -> Path:
+    """A run that could be pushed, and what eval measured of it."""
+    from cli_support import document, invoke
+    from push_support import make_run
+
+    run = make_run(folder)
+    done = invoke("eval", "--adapter", run, "--json", "-q")
+    (run / "eval.json").write_text(json.dumps(document(done)), encoding="utf-8")
+    return run
+
+
+def _push_case(rng: Random, source: Path, folder: Path) -> None:
+    shutil.copytree(source, folder / "run")
+    name = rng.choice((
+        "run.json", "run.json", "eval.json", "metrics.jsonl", "recipe.yaml",
+        "adapter_config.json", "adapters.safetensors",
+    ))  # fmt: skip
+    path = folder / "run" / name
+    content = path.read_bytes()
+    if name == "adapters.safetensors" or rng.random() < 0.3:
+        path.write_bytes(damage.octets(rng, content))
+    elif name == "metrics.jsonl":
+        lines = damage.value(rng, [json.loads(line) for line in content.splitlines()], 2)
+        several = lines if isinstance(lines, list) else [lines]
+        path.write_bytes(b"".join(damage.as_json(rng, one) + b"\n" for one in several))
+    elif name == "recipe.yaml":
+        yaml_case(rng, [content], path)
+    else:
+        path.write_bytes(damage.as_json(rng, damage.value(rng, json.loads(content))))
+
+
+def _pack(_samples: Any, folder: Path) -> None:
+    from abft_mlx.exchange import card, push
+
+    run = folder / "run"
+
+    def measured() -> None:
+        wishes = card.Wishes(results=push.read_results(run / "eval.json"))
+        push.pack(run, "owner/name", wishes=wishes)
+
+    every(lambda: push.pack(run, "owner/name"), measured)
+
+
 RUN_READERS = (
     Reader("run folder", 1500, _runs, _run_case, _read_run),
     Reader("drawing", 200, _runs, _draw_case, _draw_run),
     Reader("heads.npz", 1200, _runs, _heads_case, _read_heads),
     Reader("study.json", 1500, _study_sample, _facts_case, _read_facts),
+    Reader("push", 1000, _finished, _push_case, _pack),
     Reader("study folder", 600, _cells_sample, _cells_case, _read_cells),
 )  # fmt: skip

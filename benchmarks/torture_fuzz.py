@@ -69,6 +69,7 @@ def judged(reader: Reader, sample: Any, folder: Path) -> str | None:
         "row ",
         "line ",
         "--set",
+        "--results",
         "study ",
         "study.json",
     ]
@@ -264,6 +265,7 @@ def main() -> int:
         for one in reversed(readers)
         for first in range(0, asked.cases or one.share, BLOCK)
     ]
+    planned = sum(count for _, _, count in blocks)
     found = Round(blocks, asked.seed)
     began = time.monotonic()
     threads = [threading.Thread(target=found.run) for _ in range(asked.workers)]
@@ -273,7 +275,10 @@ def main() -> int:
         one.join()
     print(table(found))
     print(f"\nseed {asked.seed}, {time.monotonic() - began:.0f} s, {asked.workers} processes")
-    return 1 if found.lost or found.blocks else 0
+    missing = planned - sum(found.tried.values())
+    if missing:
+        print(f"{missing:,} cases were not tried: a process could not begin")
+    return 1 if found.lost or missing else 0
 
 
 def again(reader: Reader, seed: int, number: int) -> int:

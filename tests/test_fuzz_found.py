@@ -16,9 +16,9 @@ import pytest
 from cli_support import invoke
 from report_support import evaluation, made_heads, made_study, write_run
 
-from abft_mlx import analysis, data, recipe, study
+from abft_mlx import analysis, data, documents, recipe, study
 from abft_mlx.adapters import patterns
-from abft_mlx.analysis import documents, drawing
+from abft_mlx.analysis import drawing
 from abft_mlx.analysis.report import write_report
 from abft_mlx.data import _rows
 from abft_mlx.errors import DataError, ModelError, OutputError, RecipeError

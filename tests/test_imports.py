@@ -10,6 +10,7 @@ import pytest
 ROOMS = (
     "errors",
     "files",
+    "documents",
     "runtime",
     "hub",
     "ranks",

@@ -248,6 +248,8 @@ def test_what_may_not_be_pushed(run: Path, tmp_path: Path, made: Path) -> None:
     refused("--results", "--results", tmp_path / "none.json")
     (tmp_path / "eval.json").write_text('{"methods": {}, "adapter": "x", "data": "other"}')
     refused("was measured with data 'other'", "--results", tmp_path / "eval.json")
+    (tmp_path / "eval.json").write_text("[" * 30_000)
+    refused("eval.json is not JSON (nested too deeply)", "--results", tmp_path / "eval.json")
     facts = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps(facts | {"note": "see /data/people/anna"}))
     told = push(run, "--dry-run")  # prose with a slash is no path of this machine that we know
@@ -280,3 +282,24 @@ def test_what_is_on_the_hub_is_named_and_what_is_here_is_not() -> None:
     assert (local.base_model, local.datasets) == (None, ("made/trec",))
     assert (local.recipe.model, local.recipe.data.source) == ("(a local folder)", "(a local file)")
     assert cleaning.clean(recipes.default(["model=demo"]), {}).base_model is None
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("run.json", {"labels": 3}, "run.json: holds a part that cannot be read"),
+        ("run.json", {"data": []}, "run.json: holds a part that cannot be read"),
+        ("run.json", {"note": float("inf")}, "run.json: holds a part that cannot be read"),
+        ("run.json", {"totals": {"seconds": "x"}}, "run: holds a part that cannot be read"),
+        ("run.json", {"validation": {"best": 1}}, "run: holds a part that cannot be read"),
+        ("adapter_config.json", None, "adapter_config.json"),
+    ],
+)
+def test_a_broken_run_is_one_line(run: Path, name: str, change: dict | None, words: str) -> None:
+    facts = json.loads((run / name).read_text())
+    (run / name).write_text("[" * 30_000 if change is None else json.dumps(facts | change))
+    done = invoke("push", run, NAME, "--dry-run")
+    assert done.exit_code == 2, done.output
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""

@@ -11,8 +11,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from abft_mlx import files
-from abft_mlx.analysis import documents, plots, run_facts, run_files
+from abft_mlx import documents, files
+from abft_mlx.analysis import plots, run_facts, run_files
 from abft_mlx.analysis.facts import SCHEMA, facts
 from abft_mlx.analysis.figures import style
 from abft_mlx.analysis.plotting import Plot

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from abft_mlx.analysis.documents import section
 from abft_mlx.analysis.measurements import Measurement, tasks
 from abft_mlx.analysis.run_facts import RunFacts
+from abft_mlx.documents import section
 
 
 @dataclass(frozen=True)

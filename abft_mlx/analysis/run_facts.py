@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from abft_mlx.analysis.documents import section, short
 from abft_mlx.analysis.run_files import broken, read_files
+from abft_mlx.documents import section, short
 from abft_mlx.induction import Heads, read_heads
 
 CURVES = ("loss", "punish", "reward", "induction_heads", "A", "validation_accuracy")

@@ -9,7 +9,6 @@ from functools import partial
 import numpy as np
 
 from abft_mlx.analysis import run_heads
-from abft_mlx.analysis.documents import section
 from abft_mlx.analysis.figures import (
     confusions,
     reliability,
@@ -19,6 +18,7 @@ from abft_mlx.analysis.figures import (
 )
 from abft_mlx.analysis.plotting import Plot, caption_line
 from abft_mlx.analysis.run_facts import END_TO_END, Method, RunFacts
+from abft_mlx.documents import section
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ looks like a path of this machine is refused.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 from abft_mlx import data, hub, loading
 from abft_mlx import recipe as recipes
 from abft_mlx.errors import UsageError
+from abft_mlx.files import parse_json
 from abft_mlx.recipe import DataSection, Recipe, TaskSection
 
 # Neither a hub id nor a file's name, so that whoever runs the recipe is asked for their own.
@@ -130,8 +130,8 @@ def check(name: str, content: bytes, private: tuple[str, ...]) -> None:
         UsageError: it holds a local path; the message names both, and the way out.
     """
     readers: dict[str, Callable[[bytes], Any]] = {
-        ".json": json.loads,
-        ".jsonl": lambda text: [json.loads(line) for line in text.splitlines() if line.strip()],
+        ".json": parse_json,
+        ".jsonl": lambda text: [parse_json(line) for line in text.splitlines() if line.strip()],
         ".yaml": lambda text: recipes.loads(text.decode()).model_dump(mode="json"),
         ".safetensors": _header,
     }
@@ -162,16 +162,17 @@ def _holds(text: str, word: str) -> bool:
 
 def _header(content: bytes) -> Any:
     size = int.from_bytes(content[:8], "little")
-    return json.loads(content[8 : 8 + size])
+    return parse_json(content[8 : 8 + size])
 
 
 def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, dict):
-        for key, one in value.items():
-            yield str(key)
-            yield from _strings(one)
-    elif isinstance(value, list):
-        for one in value:
-            yield from _strings(one)
-    elif isinstance(value, str):
-        yield value
+    """Every text in a document, keys among them, in order, however deep it lies."""
+    left = [value]
+    while left:
+        one = left.pop()
+        if isinstance(one, dict):
+            left.extend(part for pair in reversed(one.items()) for part in reversed(pair))
+        elif isinstance(one, list):
+            left.extend(reversed(one))
+        elif isinstance(one, str):
+            yield one

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from abft_mlx import hub, loading
+from abft_mlx import documents, files, hub, loading
 from abft_mlx import recipe as recipes
 from abft_mlx.adapters import CONFIG, FACTORS, WEIGHTS
 from abft_mlx.errors import AbftError, OutputError, RunError, UsageError
@@ -108,18 +108,21 @@ def pack(
     if not isinstance(facts, dict) or not facts.get("finished"):
         raise UsageError(f"{run} is not finished; abft-mlx finetune --resume {run} goes on with it")
     if wishes.results is not None:
-        _fits(wishes.results, recipe, facts)
-    cleaned = cleaning.clean(recipe, facts, base_model)
+        with documents.reading(run / "run.json"):
+            _fits(wishes.results, recipe, facts)
+    with documents.reading(run / "run.json"):
+        cleaned = cleaning.clean(recipe, facts, base_model)
+        text = json.dumps(cleaned.run, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     found["recipe.yaml"] = recipes.dumps(cleaned.recipe).encode()
-    text = json.dumps(cleaned.run, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     found["run.json"] = text.encode()
     if with_peft:
         found |= _peft(run, recipe, cleaned.base_model)
     if CARD not in found:
-        stock = not (recipe.adapter.head and _kind(found[CONFIG]) == "lora")
         written = found.get(f"{PEFT_FOLDER}/{PEFT_FILES[0]}")
         peft = None if written is None else json.loads(written)
-        made = card.write(cleaned, name, wishes=wishes, peft=peft, stock=stock)
+        with documents.reading(run if wishes.results is None else f"{run} or --results"):
+            stock = not (recipe.adapter.head and _kind(found[CONFIG]) == "lora")
+            made = card.write(cleaned, name, wishes=wishes, peft=peft, stock=stock)
         found[CARD] = str(made).encode()
     for path, content in found.items():
         cleaning.check(path, content, cleaned.private)
@@ -142,7 +145,7 @@ def _read(run: Path) -> dict[str, bytes]:
 
 
 def _kind(config: bytes) -> Any:
-    return json.loads(config).get("fine_tune_type")
+    return files.parse_json(config).get("fine_tune_type")
 
 
 def _fits(results: Mapping[str, Any], recipe: Recipe, facts: Mapping[str, Any]) -> None:
@@ -371,7 +374,7 @@ def read_results(path: Path) -> dict[str, Any]:
         UsageError: it is not there, or not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return files.parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise OutputError(f"--results {path}: cannot be read ({error.strerror})") from None
     except ValueError as error:

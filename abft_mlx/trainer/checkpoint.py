@@ -11,7 +11,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
 from abft_mlx.errors import OutputError
-from abft_mlx.files import array_failure
+from abft_mlx.files import array_failure, parse_json
 from abft_mlx.trainer import generations
 
 FILE_NAME = "state.safetensors"
@@ -109,7 +109,7 @@ def _read(path: Path) -> Checkpoint:
         arrays, metadata = mx.load(str(path), return_metadata=True)
         # Arrays are read lazily; this file is about to be replaced.
         mx.eval(arrays)
-        facts = json.loads(metadata["facts"])
+        facts = parse_json(metadata["facts"])
         schema = metadata["schema"]
     except (RuntimeError, KeyError, ValueError) as error:
         raise OutputError(f"{path}: not a readable checkpoint ({error}); start anew") from error

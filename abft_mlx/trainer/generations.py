@@ -8,7 +8,6 @@ whole, and :func:`newest` finds it.
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -98,7 +97,7 @@ def settle(folder: Path, chosen: Path) -> None:
 def damage(folder: Path) -> str | None:
     """What is wrong with a folder, by its manifest; None if it is whole."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = files.parse_json((folder / MANIFEST).read_text(encoding="utf-8"))
         if manifest["schema"] != SCHEMA:
             return f"{MANIFEST} has schema {manifest['schema']}, this version reads {SCHEMA}"
         listed = dict(manifest["files"])

@@ -103,7 +103,7 @@ def _sign(descriptor: int) -> None:
 
 def _in_use(folder: Path) -> OutputError:
     try:
-        known = json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))
+        known = files.parse_json((folder / FILE_NAME).read_text(encoding="utf-8"))
         who = f"process {known['process']} on {known['machine']}, since {known['since']}"
     except (OSError, ValueError, KeyError, TypeError):
         who = "another process"

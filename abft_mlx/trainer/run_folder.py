@@ -291,6 +291,6 @@ def check_schema(path: Path, document: dict[str, Any]) -> None:
 
 def _step(line: bytes) -> object:
     try:
-        return json.loads(line)["step"]
+        return files.parse_json(line)["step"]
     except (ValueError, KeyError, TypeError):
         return None

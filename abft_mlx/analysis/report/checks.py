@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from abft_mlx.analysis.documents import number
 from abft_mlx.analysis.run_files import RunFiles, broken
+from abft_mlx.documents import number
 from abft_mlx.trainer import EVALUATION_FILE
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from abft_mlx.analysis.documents import find, number, short, text
 from abft_mlx.analysis.report.html import Markup, element, join, table
 from abft_mlx.analysis.run_files import RunFiles
+from abft_mlx.documents import find, number, short, text
 
 
 def recipe(run: RunFiles) -> Markup:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from abft_mlx.analysis.documents import find, number
 from abft_mlx.analysis.report.chart import Chart, Series
 from abft_mlx.analysis.report.html import Markup, element, join, table, titled
 from abft_mlx.analysis.run_files import RunFiles
 from abft_mlx.analysis.text import NOTHING, p_value, points
+from abft_mlx.documents import find, number
 
 MEASURES = {
     "accuracy": "accuracy",

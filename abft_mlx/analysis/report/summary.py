@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from abft_mlx.analysis.documents import find, number, short, text
 from abft_mlx.analysis.report.html import Markup, element, join
 from abft_mlx.analysis.report.results import headline, interval, measured, rate
 from abft_mlx.analysis.run_files import RunFiles
+from abft_mlx.documents import find, number, short, text
 
 _OBJECTIVES = {"abft": "ABFT", "end_to_end": "End-to-end fine-tuning"}
 

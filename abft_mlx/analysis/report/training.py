@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from abft_mlx.analysis.documents import find, number
 from abft_mlx.analysis.report.chart import Chart, Series
 from abft_mlx.analysis.run_files import RunFiles
+from abft_mlx.documents import find, number
 from abft_mlx.induction import Heads
 
 

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from abft_mlx import files
-from abft_mlx.analysis import documents
+from abft_mlx import documents, files
 from abft_mlx.analysis.drawing import look, study_facts
 from abft_mlx.analysis.figures import style
 from abft_mlx.analysis.plotting import Plot

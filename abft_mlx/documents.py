@@ -14,7 +14,7 @@ _MISREAD = (KeyError, TypeError, AttributeError, IndexError, ValueError, Arithme
 
 
 @contextmanager
-def reading(source: Path) -> Iterator[None]:
+def reading(source: Path | str) -> Iterator[None]:
     """Say of a document in which a part is missing, or is of another kind, that it is so.
 
     The documents of runs and studies nest deeply, and every figure asks for other parts of them:
