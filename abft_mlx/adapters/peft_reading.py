@@ -8,7 +8,6 @@ changes nothing of what they do. What this package cannot do as PEFT would is re
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -171,8 +170,6 @@ def _problems(
     left, right = shapes[sources[f"{path}.lora_a"]], shapes[sources[f"{path}.lora_b"]]
     if len(left) != 2 or len(right) != 2 or left[0] != rank or right[1] != rank:
         return [f"{name}: lora_A {left} and lora_B {right} are not of the rank {rank} in {CONFIG}"]
-    if not math.isfinite(settings.scale(name)):
-        return [f"{name}: its lora_alpha is not a finite number"]
     return []
 
 
