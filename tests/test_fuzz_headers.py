@@ -108,16 +108,21 @@ class TestSafetensors:
         path = _safetensors(tmp_path / "a", self.GOOD)
         whole = path.read_bytes()
         length = len(whole) - 8 - 16
+        no_json = "its safetensors header is not JSON"
         for content, message in (
             (b"", "its 0 bytes do not start with a safetensors header"),
             (whole[:7], "its 7 bytes do not start with a safetensors header"),
-            (b"\0" * 8, "its safetensors header is not JSON"),
+            (b"\0" * 8, f"{no_json}: Expecting value: line 1 column 1 (char 0)"),
             (b"\2" + b"\0" * 7 + b"{}", None),
             (whole[: 7 + length], f"its {7 + length} bytes do not start with a safetensors header"),
             (whole[:-1], f"it has {len(whole) - 1} bytes where its header promises {len(whole)}"),
             (whole + b"x", f"it has {len(whole) + 1} bytes where its header promises {len(whole)}"),
             (b"\2" + b"\0" * 7 + b"[]", "its safetensors header is not a table of tensors"),
-            (b"\2" + b"\0" * 7 + b"\xff\xff", "its safetensors header is not JSON"),
+            (
+                b"\2" + b"\0" * 7 + b"\xff\xff",
+                f"{no_json}: 'utf-8' codec can't decode byte 0xff in position 0: "
+                "invalid start byte",
+            ),
         ):
             path.write_bytes(content)
             if message is None:
@@ -137,19 +142,29 @@ class TestSafetensors:
         path = _safetensors(tmp_path / "a", self.GOOD, b=self.GOOD)
         assert _refusal(path) == "its tensor 'b' starts at 0, not at 16"
 
-    @pytest.mark.parametrize("text", [
-        '{"a": {"dtype": NaN, "dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}',
-        '{"a": {"dtype": "F32", "dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}',
-        '{"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16], "x": 1e999}}',
-        '{"a": ' + DEEP, '{"a": NaN}',
-    ])  # fmt: skip
-    def test_text_that_other_readers_take_otherwise(self, tmp_path: Path, text: str) -> None:
+    @pytest.mark.parametrize(
+        ("text", "reason"),
+        [
+            (
+                '{"a": {"dtype": NaN, "shape": [4], "data_offsets": [0, 16]}}',
+                "NaN is no number of JSON's",
+            ),
+            (
+                '{"a": {"dtype": "F32", "dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}',
+                "a key occurs twice",
+            ),
+            ('{"a": {}, "a": {}}', "a key occurs twice"),
+            ('{"a": -Infinity}', "-Infinity is no number of JSON's"),
+            ('{"a": ' + DEEP, ""),
+            ("{", "Expecting property name enclosed in double quotes"),
+        ],
+    )
+    def test_text_that_other_readers_take_otherwise(
+        self, tmp_path: Path, text: str, reason: str
+    ) -> None:
         path = tmp_path / "a"
         path.write_bytes(len(text).to_bytes(8, "little") + text.encode() + b"\0" * 16)
-        assert _refusal(path) in (
-            "its safetensors header is not JSON",
-            "its tensor 'a' has more than a type, a shape and offsets",
-        )
+        assert _refusal(path).startswith(f"its safetensors header is not JSON: {reason}")
 
     @pytest.mark.parametrize("metadata", [{"a": {}}, {"a": "b", "c": 1}, [1], "text", 1])
     def test_metadata_that_mlx_would_not_take(self, tmp_path: Path, metadata: Any) -> None:
