@@ -86,11 +86,15 @@ def test_what_is_no_pattern(pattern: str) -> None:
         ("(a|bc|ad)", 12),
         ("(a|(b|.))", 12),
         ("(?:b?)?", 12),
+        # Beginnings that may be left out do not tell alternatives apart.
+        ("(a?x|b?x|c?x)", 7),
+        ("(a+x|b+x|c+x)", 4),
+        ("(ax?|bx?|cx?)", 19),
         # Two and 27, in one alternative or the other or both.
         ("(.a?|.b*)", 4),
         ("(a*b|c)", 4),
         # No choice at all.
-        ("(a|b|_c|3)", 150),
+        ("(a|B|_c|3)", 150),
         ("(a+|b)?c", 4),
         (r"\*\+\(\?", 150),
         ("[*+?(|]", 150),
@@ -115,3 +119,7 @@ def test_alternatives_add_up_where_both_may_fit() -> None:
     with pytest.raises(ValueError, match=WAYS):
         checked(f"(?:{four}|{four})")
     assert checked(f"(?:x{four}|y{four}|z{four})")
+    million = "(.|.|.|.|.)" * 6 + "a?" * 6
+    assert checked(million)
+    with pytest.raises(ValueError, match=WAYS):
+        checked(f"(?:{million}|b)")

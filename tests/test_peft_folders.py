@@ -16,6 +16,7 @@ import tiny_models
 
 from abft_mlx import adapters
 from abft_mlx.adapters import peft_names, reading
+from abft_mlx.adapters.peft_reading import linear_paths
 from abft_mlx.errors import AdapterError
 from abft_mlx.recipe import AdapterSection
 
@@ -133,7 +134,7 @@ def test_one_rank_and_one_scale_for_all(
 def test_a_head_alone(tmp_path: Path) -> None:
     head = {"base_model.model.lm_head.weight": mx.ones((96, 64))}
     found = reading.fitting(llama(), write(tmp_path, head, modules_to_save=["lm_head"]))
-    assert (found.scale, found.modules) == (1.0, ["lm_head"])
+    assert (found.scale, found.rank, found.modules) == (1.0, 0, ["lm_head"])
     model = llama()
     adapters.load(model, tmp_path)
     assert list(adapters.adapted(model)) == ["lm_head"]
@@ -156,6 +157,11 @@ def test_names_as_other_programs_have_them(tmp_path: Path) -> None:
 
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:
+    write(tmp_path, every(), **QK, use_dora=True)
+    assert refusal(tmp_path) == (
+        f"{tmp_path / adapters.CONFIG}: use_dora is True, which is not supported; merge the "
+        "adapter in PEFT"
+    )
     way_out = "; save the adapter with PEFT's save_pretrained"
     write(tmp_path, {})
     (tmp_path / FILE).unlink()
@@ -249,6 +255,28 @@ def test_tensors_without_a_place(
     assert problems(write(tmp_path, tensors, **settings)) == wanted
 
 
+@pytest.mark.parametrize("shape", [(), (96,), (95, 64)])
+def test_a_head_of_another_shape(shape: tuple[int, ...], tmp_path: Path) -> None:
+    write(tmp_path, {"lm_head.weight": mx.zeros(shape)}, modules_to_save=["lm_head"])
+    assert refusal(tmp_path) == (
+        f"{tmp_path} does not fit this model (1 mismatches): lm_head.weight: shape {shape}, the "
+        "model needs (96, 64); use the base model that it was trained on"
+    )
+
+
+def test_linear_layers_under_an_adapter_or_not() -> None:
+    model = llama()
+    wanted = {
+        f"model.layers.{n}.{part}_proj"
+        for n in range(3)
+        for part in ("self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "mlp.gate",
+                     "mlp.up", "mlp.down")
+    } | {"lm_head"}  # fmt: skip
+    assert sorted(linear_paths(model)) == sorted(wanted)
+    adapters.attach(model, AdapterSection(rank=2, head=True))
+    assert sorted(linear_paths(model)) == sorted(wanted)
+
+
 @pytest.mark.parametrize("number", [19, 20, 21, 23])
 def test_twenty_problems_are_shown(number: int, tmp_path: Path) -> None:
     folder = write(tmp_path, every() | {f"x{n:02}": SHAPE for n in range(number)}, **QK)
@@ -286,6 +314,6 @@ def test_names_that_transformers_has(benchmark: Callable[[str], ModuleType]) -> 
 
 
 def test_a_name_that_is_all_wrapper_is_no_layer() -> None:
-    assert peft_names.ending_alike("model", ["transformer", "backbone"]) is None
+    assert peft_names.ending_alike("model", ["transformer"]) is None
     assert peft_names.ending_alike("model.model", ["model"]) == "model"
     assert peft_names.ending_alike("model.layers.0.q", ["layers.0.q"]) == "layers.0.q"

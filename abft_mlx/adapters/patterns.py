@@ -11,7 +11,7 @@ LONGEST_PATTERN = 2000
 LOOP = 27
 MOST_WAYS = 1_000_000
 _TOKEN = re.compile(
-    r"(?P<flags>\(\?[a-zA-Z-]*\))|(?P<open>\((?:\?(?:P<\w+>|<?[=!]|[a-zA-Z-]*:|>))?)|(?P<close>\))"
+    r"(?P<flags>\(\?[a-z-]*\))|(?P<open>\((?:\?(?:P<\w+>|<?[=!]|[a-z-]*:|>))?)|(?P<close>\))"
     r"|(?P<either>\|)|(?P<repeat>(?:[*+?]|\{[0-9]*,?[0-9]*\})[?+]?)|(?P<atom>.)",
     re.DOTALL,
 )
@@ -33,7 +33,7 @@ def checked(pattern: str) -> str:
         raise ValueError("a pattern with too many groups within groups") from error
     if re.search(r"\\[1-9]|\(\?P=|\(\?\(", pattern):
         raise ValueError("a pattern that refers to its own groups")
-    if re.search(r"\(\?(#|[a-zA-Z-]*x)", pattern):
+    if re.search(r"\(\?(#|[a-z-]*x)", pattern):
         raise ValueError("a pattern with comments")
     if _ways(pattern) > MOST_WAYS:
         raise ValueError("a pattern with too many loops or choices, or such within loops")
@@ -86,7 +86,7 @@ class _Group:
 def _ways(pattern: str) -> int:
     """At most how many ways of matching a layer's name there are to try, loops taken as LOOP."""
     # Escapes and sets are one character each, which may be any.
-    plain = re.sub(r"\\.", ".", pattern, flags=re.DOTALL)
+    plain = re.sub(r"\\.", ".", pattern)
     plain = re.sub(r"\[\^?\]?[^\]]*\]", ".", plain)
     groups = [_Group()]
     for token in _TOKEN.finditer(plain):

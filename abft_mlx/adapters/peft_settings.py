@@ -138,21 +138,21 @@ def _named(names: tuple[str, ...] | str, name: str) -> bool:
 def _number(default: float, value: Any) -> float:
     found = default if value is None else float(value)
     if isinstance(value, bool) or not math.isfinite(found):
-        raise ValueError(value)
+        raise ValueError
     return found
 
 
 def _rank(value: Any) -> int:
     found = 8 if value is None else value
     if not isinstance(found, int) or isinstance(found, bool) or found < 1:
-        raise ValueError(found)
+        raise ValueError
     return found
 
 
 def _dropout(value: Any) -> float:
     found = _number(0.0, value)
     if not 0 <= found < 1:
-        raise ValueError(found)
+        raise ValueError
     return found
 
 
@@ -162,10 +162,10 @@ def _patterns(read: Any, value: Any) -> dict[str, Any]:
 
 def _names(value: Any) -> tuple[str, ...] | str:
     if isinstance(value, str):
-        return checked(value) if value != "all-linear" else value
+        return checked(value)
     found = tuple(value or ())
     if not all(isinstance(one, str) for one in found):
-        raise TypeError(found)
+        raise TypeError
     return found
 
 
@@ -177,7 +177,7 @@ def _list_of_names(value: Any) -> tuple[str, ...]:
 def _layers(value: Any) -> tuple[int, ...] | None:
     several = [value] if isinstance(value, int) else list(value or ())
     if not all(isinstance(one, int) for one in several):
-        raise TypeError(several)
+        raise TypeError
     return tuple(several) or None
 
 
