@@ -338,6 +338,9 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
     model = llama()
     adapters.attach(model, AdapterSection(kind="full", layers=[0], head=True))
     adapters.save(model, run)
+    found = reading.read(llama(), run)
+    assert (found.kind, found.scale, found.dropout, found.keys) == ("full", 1.0, 0.0, ())
+    assert found.files == {adapters.WEIGHTS: tuple(found.shapes)}
     other = "model.layers.0.self_attn.k_proj.weight"
     assert problems(run, llama(bits=4)) == [
         f"{other}: the model's {other[:-7]} is quantized",
