@@ -26,6 +26,8 @@ SECTIONS = {
     "full": AdapterSection(kind="full", layers=[1, 2]),
 }
 
+HEAD = AdapterSection(rank=4, scale=2.0, head=True)
+
 
 def trained(folder: Path, section: AdapterSection) -> nn.Module:
     model, _ = load_model(folder)
@@ -111,6 +113,89 @@ def test_what_the_files_hold(tmp_path: Path) -> None:
         adapters.save(model, run, base_model="owner/name")
         assert (run / adapters.WEIGHTS).read_bytes() == content, "the same adapter, bit for bit"
         assert json.loads((run / adapters.CONFIG).read_text())["model"] == "owner/name"
+
+
+@pytest.mark.parametrize(
+    ("section", "bits", "wanted"),
+    [
+        (SECTIONS["lora"], None, {"fine_tune_type": "lora", "num_layers": 3}),
+        (SECTIONS["some-layers"], None, {"fine_tune_type": "lora", "num_layers": 3}),
+        (SECTIONS["full"], None, {"fine_tune_type": "full", "num_layers": 3}),
+        (HEAD, None, {"fine_tune_type": "full", "num_layers": 3}),
+        (HEAD, 4, {"fine_tune_type": "lora", "num_layers": 3}),
+    ],
+)
+def test_the_settings_as_mlx_lm_reads_them(
+    section: AdapterSection, bits: int | None, wanted: dict[str, Any], tmp_path: Path
+) -> None:
+    model = tiny_models.build("llama")
+    if bits:
+        nn.quantize(model, group_size=64, bits=bits)
+    adapters.attach(model, section)
+    if section.kind == "lora":
+        wanted = wanted | {
+            "lora_parameters": {
+                "keys": [
+                    f"model.layers.{n}.self_attn.{name}"
+                    for n in section.layers or range(3)
+                    for name in ("k_proj", "q_proj")
+                ],
+                "rank": section.rank,
+                "scale": section.scale,
+                "dropout": section.dropout,
+            }
+        }
+    adapters.save(model, tmp_path / "more" / "run")
+    adapters.save(model, tmp_path / "more" / "run")
+    text = (tmp_path / "more" / "run" / adapters.CONFIG).read_text(encoding="utf-8")
+    assert json.loads(text) == wanted
+    with (tmp_path / "more" / "run" / adapters.WEIGHTS).open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    assert header["__metadata__"] == {"format": "mlx"}
+
+
+def test_a_base_is_named_by_its_hub_id_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here" / "model").mkdir(parents=True)
+    model = tiny_models.build("llama")
+    adapters.attach(model, LORA)
+    for name, kept in (
+        ("owner/na.me-1_b", "owner/na.me-1_b"),
+        ("gpt2", "gpt2"),
+        ("here/model", None),
+        ("here", None),
+        ("a/b/c", None),
+        ("/owner/name", None),
+        ("owner/name/", None),
+        ("~/name", None),
+        ("", None),
+        (None, None),
+    ):
+        adapters.save(model, tmp_path / "run", base_model=name)
+        written = json.loads((tmp_path / "run" / adapters.CONFIG).read_text(encoding="utf-8"))
+        assert written.get("model") == kept, name
+        assert ("model" in written) == (kept is not None)
+        assert adapters.base_model(tmp_path / "run") == kept
+        assert adapters.base_model(str(tmp_path / "run")) == kept
+
+
+@pytest.mark.parametrize(
+    ("written", "wanted"),
+    [
+        ({"model": ""}, None),
+        ({"model": 7}, None),
+        ({"base_model_name_or_path": "a/b"}, None),
+        ({"peft_type": "LORA", "base_model_name_or_path": "a/b", "model": "c/d"}, "a/b"),
+        ({"peft_type": None, "model": "c/d"}, None),
+    ],
+)
+def test_the_base_that_settings_name(
+    written: dict[str, Any], wanted: str | None, tmp_path: Path
+) -> None:
+    (tmp_path / adapters.CONFIG).write_text(json.dumps(written), encoding="utf-8")
+    assert adapters.base_model(tmp_path) == wanted
 
 
 def test_an_adapter_that_stock_mlx_lm_trained(tmp_path: Path) -> None:
@@ -250,8 +335,15 @@ def test_saving_where_nothing_can_be_written(tmp_path: Path) -> None:
         adapters.save(model, tmp_path / "run")
     adapters.attach(model, LORA)
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
-    with pytest.raises(OutputError, match="file"):
+    with pytest.raises(OutputError) as caught:
         adapters.save(model, tmp_path / "file" / "run")
+    assert str(caught.value) == (
+        f"{tmp_path}/file/run: cannot be written (Not a directory); choose another folder"
+    )
+    stale = tmp_path / "run" / adapters.FACTORS
+    stale.mkdir(parents=True)
+    with pytest.raises(OutputError, match=rf"^{stale}: cannot be written \("):
+        adapters.save(model, tmp_path / "run")
 
 
 def test_a_failed_write_leaves_the_old_adapter(
@@ -268,6 +360,6 @@ def test_a_failed_write_leaves_the_old_adapter(
         raise RuntimeError("no space")
 
     monkeypatch.setattr(mx, "save_safetensors", fail)
-    with pytest.raises(RunError, match="no space"):
+    with pytest.raises(RunError, match=rf"^{tmp_path / adapters.WEIGHTS}: .*no space"):
         adapters.save(model, tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

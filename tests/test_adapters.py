@@ -7,7 +7,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 import tiny_models
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map
 
 from abft_mlx import adapters, attention, ports
 from abft_mlx.errors import AdapterError
@@ -155,6 +155,10 @@ def test_the_start_depends_on_the_seed_alone() -> None:
     assert all((first[name] == 0).all() for name in first if name.endswith("lora_b"))
     bound = 1 / np.sqrt(tiny_models.CONFIGS["llama"]["hidden_size"])
     assert all(0.9 * bound < np.abs(first[name]).max() <= bound for name in starts)
+    model = tiny_models.build("llama")
+    adapters.attach(model, AdapterSection(rank=4))
+    unsaid, zero = adapters.tensors(model), start(0, noise=0)
+    assert all(np.array_equal(np.array(unsaid[name]), zero[name]) for name in zero)
     subset = start(1, noise=0, layers=[2, 0])
     assert {name.split(".")[2] for name in subset} == {"0", "2"}
     assert all(np.array_equal(first[name], subset[name]) for name in subset)
@@ -190,6 +194,40 @@ def test_trainable_parameters_counts_what_can_move() -> None:
     assert counts["gpt2", "lora"] == 3 * 4 * (64 + 128)
     assert counts["llama", "full"] == 3 * (64 * 64 + 32 * 64)
     assert counts["gpt2", "full"] == 3 * 128 * 64
+
+
+def test_where_a_mask_holds_still_what_is_fused() -> None:
+    still = np.arange(192) < 128
+    for section, leaf in ((LORA, "lora_b"), (FULL, "weight")):
+        model = tiny_models.build("gpt2")
+        adapters.attach(model, section.model_copy(update={"layers": [0, 2]}))
+        masks = adapters.gradient_mask(model)
+        assert list(masks) == [f"model.h.{n}.attn.c_attn.{leaf}" for n in (0, 2)]
+        for mask in masks.values():
+            assert mask.dtype == mx.bool_
+            assert mask.shape == ((1, 192) if leaf == "lora_b" else (192, 1))
+            assert np.array_equal(np.array(mask).ravel(), still)
+        gradients = tree_map(mx.ones_like, model.trainable_parameters())
+        for name, one in tree_flatten(adapters.mask_gradients(model, gradients)):
+            wanted = masks.get(name, True)
+            assert mx.array_equal(one, mx.broadcast_to(mx.array(wanted), one.shape)), name
+        adapters.attach(model := tiny_models.build("llama"), section)
+        assert adapters.gradient_mask(model) == {}
+        assert adapters.mask_gradients(model, gradients) is gradients
+
+
+def test_layers_in_their_own_order() -> None:
+    model = tiny_models.build("llama", num_hidden_layers=12)
+    adapters.attach(model, AdapterSection(rank=1, layers=[11, 2, 10, 0], head=True))
+    wanted = [
+        f"model.layers.{n}.self_attn.{name}"
+        for n in (0, 2, 10, 11)
+        for name in ("k_proj", "q_proj")
+    ]
+    assert list(adapters.adapted(model)) == ["lm_head", *wanted]
+    assert adapters.trained_layers(model) == [0, 2, 10, 11]
+    adapters.detach(model)
+    assert adapters.trained_layers(model) == []
 
 
 @pytest.mark.parametrize("section", [LORA, FULL], ids=["lora", "full"])

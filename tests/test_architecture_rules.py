@@ -166,3 +166,18 @@ def test_scores_that_are_capped_in_a_function_of_their_own(
     pattern, output = checks.pattern_error(model)
     assert max(pattern, output) <= EXACT
     assert checks.train(model)[0] > 1e-4
+
+
+def test_trained_layers(tiny: ModuleType) -> None:
+    for name in ("llama", "gpt2", "qwen3_next", "gemma3n", "longcat_flash"):
+        model = tiny.build(name)
+        with_heads = [n for n, one in enumerate(ports.heads(model)) if one is not None]
+        assert adapters.trained_layers(model) == []
+        adapters.attach(model, AdapterSection(rank=2, layers=with_heads[:1]))
+        assert adapters.trained_layers(model) == with_heads[:1], name
+        adapters.detach(model)
+        adapters.attach(model, AdapterSection(rank=2))
+        assert adapters.trained_layers(model) == with_heads, name
+    looped = tiny.build("iquestloopcoder")
+    adapters.attach(looped, AdapterSection(rank=2, layers=[1]))
+    assert adapters.trained_layers(looped) == [1, 5, 6], "all that share what trains"

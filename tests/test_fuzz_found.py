@@ -17,7 +17,6 @@ from cli_support import invoke
 from report_support import evaluation, made_heads, made_study, write_run
 
 from abft_mlx import analysis, data, documents, recipe, study
-from abft_mlx.adapters import patterns
 from abft_mlx.analysis import drawing
 from abft_mlx.analysis.report import write_report
 from abft_mlx.data import _rows
@@ -298,25 +297,6 @@ def test_layers_without_number(tmp_path: Path, layers: float) -> None:
     (tmp_path / "config.json").write_text(json.dumps(settings), encoding="utf-8")
     with pytest.raises(ModelError, match=r"config.json: num_hidden_layers is"):
         skeleton(str(tmp_path))
-
-
-class TestPatterns:
-    @pytest.mark.parametrize("pattern", [
-        r"(a+)+$", r"(.*)*x", r"((?:a|b)+c)*", r".*.*.*.*.*x", r"(\w+\.){5}x", r"(a)\1", "a" * 2001,
-        r"(x+x+)+y", r"([a-z]+)*", "(",
-    ])  # fmt: skip
-    def test_refused(self, pattern: str) -> None:
-        with pytest.raises((ValueError, patterns.re.error)):
-            patterns.checked(pattern)
-
-    @pytest.mark.parametrize("pattern", [
-        r".*\.(q_proj|k_proj)$", r"model\.layers\.(0|1|2)\.self_attn\.q_proj", "q_proj",
-        r"^(?:.*layers\.\d+\.self_attn)\.(q|k)_proj", r".*\.layers\.[0-9]+\.(self_attn|mlp)\..*",
-        r"(?:.*?(?:language|text).*?(?:self_attn|attention).*?(?:q_proj|k_proj).*?)|"
-        r"(?:\bmodel\.layers\.[\d]{1,}\.(?:self_attn)\.(?:(?:q_proj|k_proj)))",
-    ])  # fmt: skip
-    def test_those_of_real_adapters_are_taken(self, pattern: str) -> None:
-        assert patterns.checked(pattern) == pattern
 
 
 class TestCommandLine:

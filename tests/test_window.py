@@ -187,18 +187,6 @@ def test_nothing_above_the_window_is_computed() -> None:
     assert len(graph([0, 1], False, 5).operations) > len(kinds)
 
 
-def test_trained_layers(tiny: ModuleType) -> None:
-    for name in ("llama", "gpt2", "qwen3_next", "gemma3n", "longcat_flash"):
-        model = tiny.build(name)
-        with_heads = [n for n, one in enumerate(ports.heads(model)) if one is not None]
-        assert adapters.trained_layers(model) == []
-        adapters.attach(model, AdapterSection(rank=2, layers=with_heads[:1]))
-        assert adapters.trained_layers(model) == with_heads[:1], name
-        adapters.detach(model)
-        adapters.attach(model, AdapterSection(rank=2))
-        assert adapters.trained_layers(model) == with_heads, name
-
-
 AUTO = "adapter.layers=auto"
 SMALL = (
     "training.examples=40",

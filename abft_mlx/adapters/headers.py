@@ -38,7 +38,7 @@ def read_header(path: Path) -> dict[str, Any]:
     try:
         header = json.loads(text.decode("utf-8"), object_pairs_hook=_table, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
-        raise ValueError("its safetensors header is not JSON") from error
+        raise ValueError(f"its safetensors header is not JSON: {error}") from error
     if not isinstance(header, dict):
         raise ValueError("its safetensors header is not a table of tensors")
     # MLX writes null where there is none.
@@ -46,8 +46,7 @@ def read_header(path: Path) -> dict[str, Any]:
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise ValueError("its safetensors header's metadata is no table of texts")
     end = 0
-    spans = sorted((_span(name, entry) for name, entry in header.items()), key=lambda one: one[:2])
-    for start, stop, name in spans:
+    for start, stop, name in sorted(_span(name, entry) for name, entry in header.items()):
         if start != end:
             raise ValueError(f"its tensor {name!r:.80} starts at {start}, not at {end}")
         end = stop
@@ -65,7 +64,7 @@ def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse(word: str) -> None:
-    raise ValueError(f"{word} is no JSON")
+    raise ValueError(f"{word} is no number of JSON's")
 
 
 def _span(name: str, entry: Any) -> tuple[int, int, str]:

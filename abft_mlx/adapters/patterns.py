@@ -3,48 +3,102 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass, field
 
 LONGEST_PATTERN = 2000
-# On names of layers, some 60 characters: four loops one behind the other take milliseconds.
-MOST_LOOPS = 4
+# Four loops one behind the other end in 490,000 ways on a layer's name, some 60 characters, which
+# takes milliseconds: 27 ways for each of them.
+LOOP = 27
+MOST_WAYS = 1_000_000
+_TOKEN = re.compile(
+    r"(?P<flags>\(\?[a-z-]*\))|(?P<open>\((?:\?(?:P<\w+>|<?[=!]|[a-z-]*:|>))?)|(?P<close>\))"
+    r"|(?P<either>\|)|(?P<repeat>(?:[*+?]|\{[0-9]*,?[0-9]*\})[?+]?)|(?P<atom>.)",
+    re.DOTALL,
+)
 
 
 def checked(pattern: str) -> str:
     """A pattern that can be tried on every layer's name in little time.
 
     Raises:
-        ValueError: it is too long, loops over what loops itself, loops too often in one
-            alternative, or refers back.
+        ValueError: it is too long, could be matched in too many ways, refers back, or is written
+            in a way that hides how much it loops.
         re.error: it is no regular expression.
     """
     if len(pattern) > LONGEST_PATTERN:
         raise ValueError(f"a pattern of {len(pattern)} characters")
-    if _loops(pattern) > MOST_LOOPS:
-        raise ValueError("a pattern with too many loops, or loops within loops")
+    try:
+        re.compile(pattern)
+    except RecursionError as error:
+        raise ValueError("a pattern with too many groups within groups") from error
     if re.search(r"\\[1-9]|\(\?P=|\(\?\(", pattern):
         raise ValueError("a pattern that refers to its own groups")
-    return re.compile(pattern).pattern
+    if re.search(r"\(\?(#|[a-z-]*x)", pattern):
+        raise ValueError("a pattern with comments")
+    if _ways(pattern) > MOST_WAYS:
+        raise ValueError("a pattern with too many loops or choices, or such within loops")
+    return pattern
 
 
-def _loops(pattern: str) -> int:
-    """The most loops one behind the other; one that holds another counts as too many."""
-    plain = re.sub(r"\\.", "a", pattern, flags=re.DOTALL)
-    plain = re.sub(r"\[\^?\]?[^\]]*\]", "a", plain)
-    # For each open group: loops of its alternatives before this one, and of this one.
-    open_groups: list[list[int]] = [[0, 0]]
-    last = 0
-    for at, one in enumerate(plain):
-        repeats = re.match(r"[*+]|\{\d*,?\d*\}", plain[at:])
-        if one == "(":
-            open_groups.append([0, 0])
-        elif one == "|":
-            most, now = open_groups[-1]
-            open_groups[-1] = [max(most, now), 0]
-        elif one == ")" and len(open_groups) > 1:
-            last = max(open_groups.pop())
-            open_groups[-1][1] += last
-        elif repeats and at and plain[at - 1] == ")" and last:
-            return MOST_LOOPS + 1
-        elif repeats and at and plain[at - 1] not in "*+}?":
-            open_groups[-1][1] += 1
-    return max(max(one) for one in open_groups)
+@dataclass
+class _Group:
+    """A group that is being read.
+
+    Attributes:
+        starts: of each alternative, the letter that it must begin with, or nothing.
+        others: ways through each of the alternatives before this one.
+        before: ways through this one, its last item left out.
+        item: ways through its last item.
+        items: how many it has.
+    """
+
+    starts: list[str] = field(default_factory=lambda: [""])
+    others: list[int] = field(default_factory=list)
+    before: int = 1
+    item: int = 1
+    items: int = 0
+
+    def add(self, ways: int, start: str = "") -> None:
+        if self.items == 0 and re.fullmatch(r"[a-zA-Z0-9_]", start):
+            self.starts[-1] = start.lower()
+        self.before, self.item, self.items = self.before * self.item, ways, self.items + 1
+
+    def repeat(self, token: str) -> None:
+        if self.items == 1 and token[0] != "+":
+            self.starts[-1] = ""
+        if token[0] == "?":
+            self.item += 1
+        else:
+            self.item = LOOP if self.item == 1 else MOST_WAYS + 1
+
+    def close_alternative(self) -> None:
+        self.others.append(self.before * self.item)
+        self.starts.append("")
+        self.before, self.item, self.items = 1, 1, 0
+
+    def ways(self) -> int:
+        """Through all of it: of alternatives that begin differently, no two fit one name."""
+        every = [*self.others, self.before * self.item]
+        different = all(self.starts) and len(set(self.starts)) == len(self.starts)
+        return max(every) if different else sum(every)
+
+
+def _ways(pattern: str) -> int:
+    """At most how many ways of matching a layer's name there are to try, loops taken as LOOP."""
+    # Escapes and sets are one character each, which may be any.
+    plain = re.sub(r"\\.", ".", pattern)
+    plain = re.sub(r"\[\^?\]?[^\]]*\]", ".", plain)
+    groups = [_Group()]
+    for token in _TOKEN.finditer(plain):
+        if token["open"]:
+            groups.append(_Group())
+        elif token["either"]:
+            groups[-1].close_alternative()
+        elif token["close"]:
+            ways = groups.pop().ways()
+            groups[-1].add(ways)
+        elif token["repeat"]:
+            groups[-1].repeat(token["repeat"])
+        elif token["atom"]:
+            groups[-1].add(1, token["atom"])
+    return groups[0].ways()

@@ -103,8 +103,8 @@ def ending_alike(name: str, paths: Iterable[str]) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
-def _core(path: str) -> str:
+def _core(path: str) -> list[str]:
     parts = path.split(".")
     while len(parts) > 1 and parts[0] in _WRAPPING:
         parts.pop(0)
-    return ".".join(parts)
+    return parts

@@ -8,7 +8,6 @@ changes nothing of what they do. What this package cannot do as PEFT would is re
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,12 +108,16 @@ def read(model: nn.Module, folder: Path, written: dict[str, Any]) -> PeftFolder:
         )
     lora = [path for path in names if path not in heads]
     scales = {path: settings.scale(names[path]) for path in lora}
-    common = next(iter(scales.values()), 1.0) if len(set(scales.values())) == 1 else 1.0
+    common = scales[lora[0]] if len(set(scales.values())) == 1 else 1.0
     rank = max((settings.rank(names[path]) for path in lora), default=0)
     fitted = {}
     for name, source in sources.items():
-        turned = {"lora_a": (shapes[source][-1], rank), "lora_b": (rank, shapes[source][0])}
-        fitted[name] = turned.get(name.rpartition(".")[2], shapes[source])
+        shape = shapes[source]
+        if name.endswith(".lora_a"):
+            shape = (shape[1], rank)
+        elif name.endswith(".lora_b"):
+            shape = (rank, shape[0])
+        fitted[name] = shape
     factors = {path: one / common if common else 0.0 for path, one in scales.items()}
     return PeftFolder(
         folder, "lora", common, settings.dropout, (), {WEIGHTS: tuple(shapes)}, fitted,
@@ -171,8 +174,6 @@ def _problems(
     left, right = shapes[sources[f"{path}.lora_a"]], shapes[sources[f"{path}.lora_b"]]
     if len(left) != 2 or len(right) != 2 or left[0] != rank or right[1] != rank:
         return [f"{name}: lora_A {left} and lora_B {right} are not of the rank {rank} in {CONFIG}"]
-    if not math.isfinite(settings.scale(name)):
-        return [f"{name}: its lora_alpha is not a finite number"]
     return []
 
 

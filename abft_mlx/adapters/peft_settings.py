@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -134,43 +135,37 @@ def _named(names: tuple[str, ...] | str, name: str) -> bool:
     return any(name == one or name.endswith(f".{one}") for one in names)
 
 
-def _number(default: float) -> Any:
-    def read(value: Any) -> float:
-        found = default if value is None else float(value)
-        if isinstance(value, bool) or not math.isfinite(found):
-            raise ValueError(value)
-        return found
-
-    return read
+def _number(default: float, value: Any) -> float:
+    found = default if value is None else float(value)
+    if isinstance(value, bool) or not math.isfinite(found):
+        raise ValueError
+    return found
 
 
 def _rank(value: Any) -> int:
     found = 8 if value is None else value
     if not isinstance(found, int) or isinstance(found, bool) or found < 1:
-        raise ValueError(found)
+        raise ValueError
     return found
 
 
 def _dropout(value: Any) -> float:
-    found = _number(0.0)(value)
+    found = _number(0.0, value)
     if not 0 <= found < 1:
-        raise ValueError(found)
+        raise ValueError
     return found
 
 
-def _patterns(read: Any) -> Any:
-    def all_of(value: Any) -> dict[str, Any]:
-        return {checked(key): read(one) for key, one in (value or {}).items()}
-
-    return all_of
+def _patterns(read: Any, value: Any) -> dict[str, Any]:
+    return {checked(key): read(one) for key, one in (value or {}).items()}
 
 
 def _names(value: Any) -> tuple[str, ...] | str:
     if isinstance(value, str):
-        return checked(value) if value != "all-linear" else value
+        return checked(value)
     found = tuple(value or ())
     if not all(isinstance(one, str) for one in found):
-        raise TypeError(found)
+        raise TypeError
     return found
 
 
@@ -182,15 +177,16 @@ def _list_of_names(value: Any) -> tuple[str, ...]:
 def _layers(value: Any) -> tuple[int, ...] | None:
     several = [value] if isinstance(value, int) else list(value or ())
     if not all(isinstance(one, int) for one in several):
-        raise TypeError(several)
+        raise TypeError
     return tuple(several) or None
 
 
+_ALPHA = partial(_number, 8.0)
 _FIELDS = (
     ("default_rank", "r", _rank),
-    ("default_alpha", "lora_alpha", _number(8.0)),
-    ("ranks", "rank_pattern", _patterns(_rank)),
-    ("alphas", "alpha_pattern", _patterns(_number(8.0))),
+    ("default_alpha", "lora_alpha", _ALPHA),
+    ("ranks", "rank_pattern", partial(_patterns, _rank)),
+    ("alphas", "alpha_pattern", partial(_patterns, _ALPHA)),
     ("stabilized", "use_rslora", bool),
     ("dropout", "lora_dropout", _dropout),
     ("target_modules", "target_modules", _names),

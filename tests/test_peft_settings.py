@@ -1,0 +1,213 @@
+"""PEFT's configuration of a LoRA: what each key comes to, layer by layer, and every refusal."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from abft_mlx.adapters.peft_settings import Settings
+from abft_mlx.errors import AdapterError
+
+WHERE = Path("run") / "adapter_config.json"
+Q, K = "model.layers.{}.self_attn.q_proj", "model.layers.{}.self_attn.k_proj"
+
+
+def parse(**written: Any) -> Settings:
+    return Settings.parse({"peft_type": "LORA"} | written, WHERE)
+
+
+def refusal(**written: Any) -> str:
+    with pytest.raises(AdapterError) as caught:
+        parse(**written)
+    return str(caught.value)
+
+
+PLAIN = Settings(
+    default_rank=8,
+    default_alpha=8.0,
+    ranks={},
+    alphas={},
+    stabilized=False,
+    dropout=0.0,
+    target_modules=(),
+    exclude_modules=(),
+    layers=None,
+    modules_to_save=(),
+)
+
+
+def test_what_is_not_said_is_as_in_peft() -> None:
+    assert parse() == PLAIN
+    said = ("task_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern",
+            "alpha_pattern", "target_modules", "exclude_modules", "modules_to_save",
+            "layers_to_transform", "init_lora_weights")  # fmt: skip
+    assert parse(**dict.fromkeys(said)) == PLAIN
+
+
+def test_every_key_has_its_place() -> None:
+    found = parse(
+        task_type="CAUSAL_LM",
+        bias="none",
+        init_lora_weights="gaussian",
+        r=4,
+        lora_alpha=6,
+        rank_pattern={"q_proj": 2},
+        alpha_pattern={"k_proj": 3},
+        use_rslora=True,
+        lora_dropout=0.25,
+        target_modules=["q_proj", "k_proj"],
+        exclude_modules=["v_proj"],
+        layers_to_transform=[0, 2],
+        modules_to_save=["lm_head"],
+    )
+    assert found == Settings(
+        default_rank=4,
+        default_alpha=6.0,
+        ranks={"q_proj": 2},
+        alphas={"k_proj": 3.0},
+        stabilized=True,
+        dropout=0.25,
+        target_modules=("q_proj", "k_proj"),
+        exclude_modules=("v_proj",),
+        layers=(0, 2),
+        modules_to_save=("lm_head",),
+    )
+    assert parse(target_modules="all-linear", exclude_modules=r".*v_proj") == Settings(
+        **vars(PLAIN) | {"target_modules": "all-linear", "exclude_modules": r".*v_proj"}
+    )
+    assert parse(layers_to_transform=1).layers == (1,)
+    assert parse(layers_to_transform=[]).layers is None
+    assert parse(modules_to_save="lm_head").modules_to_save == ("lm_head",)
+    assert parse(r=1, lora_dropout=0.999).default_rank == 1
+
+
+@pytest.mark.parametrize("start", [None, True, False, "gaussian", "eva", "orthogonal"])
+def test_starts_that_leave_the_base_alone(start: Any) -> None:
+    assert parse(init_lora_weights=start) == PLAIN
+
+
+def test_keys_that_change_nothing() -> None:
+    harmless = ("auto_mapping", "base_model_name_or_path", "revision", "inference_mode",
+                "fan_in_fan_out", "peft_version", "megatron_core", "loftq_config", "eva_config",
+                "corda_config", "lora_ga_config", "qalora_group_size", "ensure_weight_tying",
+                "layers_pattern")  # fmt: skip
+    assert parse(**dict.fromkeys(harmless, "whatever")) == PLAIN
+    for unset in (None, False, {}, [], ""):
+        assert parse(of_next_year=unset) == PLAIN
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "way_out"),
+    [
+        ("peft_type", "LOHA", "and only LORA can be used here; take a LoRA adapter"),
+        ("task_type", "SEQ_CLS", "but labels are read from a causal model's own words"),
+        ("bias", "all", "but biases are not trained here; merge the adapter in PEFT"),
+        ("bias", None, "but biases are not trained here; merge the adapter in PEFT"),
+        (
+            "init_lora_weights",
+            "pissa",
+            "which changes the base's weights; save the adapter with PEFT's "
+            "path_initial_model_for_weight_conversion, as plain LoRA",
+        ),
+        *(
+            ("of_next_year", value, "which is not supported; merge the adapter in PEFT")
+            for value in (0, True, 3, "x", [1], {"a": 1})
+        ),
+    ],
+)
+def test_what_cannot_be_honoured(key: str, value: Any, way_out: str) -> None:
+    assert refusal(**{key: value}) == f"{WHERE}: {key} is {value!r}, {way_out}"
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("r", [0, -1, True, 2.0, "8"]),
+        ("lora_alpha", ["many", math.inf, -math.inf, math.nan, True, [1], 10**400]),
+        ("lora_dropout", [1, 1.0, -0.1, True, "x", math.nan]),
+        ("rank_pattern", [{"(": 3}, {"q": 0}, {"q": True}, [1], {7: 1}, "q"]),
+        ("alpha_pattern", [{"(": 3}, {"q": "x"}, {"q": math.inf}, [1]]),
+        ("target_modules", [7, [7], ["q", None], "(", "(a+)+$"]),
+        ("exclude_modules", [7, [7], "("]),
+        ("layers_to_transform", ["1", ["a"], 1.5, [1.0]]),
+        ("modules_to_save", [7, [7], "("]),
+    ],
+)
+def test_values_that_cannot_be_read(key: str, values: list[Any]) -> None:
+    for value in values:
+        cut = f"{value!r:.80}"
+        assert refusal(**{key: value}) == (
+            f"{WHERE}: {key} is {cut}, which cannot be read; compare it with PEFT's LoraConfig"
+        )
+
+
+def test_ranks_and_scales_of_layers() -> None:
+    found = parse(
+        r=4,
+        lora_alpha=6,
+        rank_pattern={r"layers\.1\.self_attn\.q_proj": 2, "q_proj": 16},
+        alpha_pattern={"k_proj": 3, r".*\.2\..*": 5},
+    )
+    for name, rank, alpha in (
+        (Q.format(0), 16, 6),
+        (Q.format(1), 2, 6),  # the first pattern that fits
+        (Q.format(2), 16, 5),
+        (K.format(0), 4, 3),
+        (K.format(2), 4, 3),
+        ("q_proj", 16, 6),
+        ("model.qq_proj", 4, 6),  # no part of a name
+        ("model.q_proj.inner", 4, 6),
+    ):
+        assert found.rank(name) == rank, name
+        assert found.scale(name) == alpha / rank, name
+    assert parse(r=4, lora_alpha=6, use_rslora=True).scale(Q.format(0)) == 3
+
+
+ENDS = {"target_modules": ["q_proj", K.format(5)]}
+
+
+@pytest.mark.parametrize(
+    ("written", "yes", "no"),
+    [
+        ({}, [], [Q.format(0)]),
+        (ENDS, [Q.format(0), K.format(5), "q_proj"], [K.format(0), "model.qq_proj"]),
+        (
+            ENDS | {"layers_to_transform": [1, 11]},
+            # A full name needs no number.
+            [Q.format(1), Q.format(11), K.format(5)],
+            [Q.format(0), Q.format(5), K.format(1), "model.q_proj"],
+        ),
+        (
+            # The first number is the layer's, not that of an expert.
+            {"target_modules": ["w1"], "layers_to_transform": 3},
+            ["model.layers.3.experts.0.w1"],
+            ["model.layers.0.experts.3.w1"],
+        ),
+        (
+            ENDS | {"exclude_modules": [Q.format(2)]},
+            [Q.format(0)],
+            [Q.format(2)],
+        ),
+        (ENDS | {"exclude_modules": r".*\.[02]\..*"}, [Q.format(1)], [Q.format(0), Q.format(2)]),
+        (ENDS | {"modules_to_save": [Q.format(2)]}, [Q.format(0)], [Q.format(2)]),
+        (
+            {"target_modules": "all-linear", "modules_to_save": ["lm_head"]},
+            [Q.format(0), "anything"],
+            ["lm_head", "model.lm_head"],
+        ),
+        # A pattern fits the whole name, and layer numbers say nothing.
+        (
+            {"target_modules": r".*\.[01]\.self_attn\.q_proj", "layers_to_transform": [7]},
+            [Q.format(0), Q.format(1)],
+            [Q.format(2), Q.format(0) + ".more", K.format(0)],
+        ),
+    ],
+)
+def test_layers_that_peft_puts_lora_on(
+    written: dict[str, Any], yes: list[str], no: list[str]
+) -> None:
+    found = parse(**written)
+    assert [name for name in yes + no if found.targets(name)] == yes
