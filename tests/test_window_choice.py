@@ -64,3 +64,19 @@ def test_a_census_becomes_a_window() -> None:
 def test_without_heads_all_layers_that_could_have_some() -> None:
     found = Window.of(census(0, None, 0))
     assert (found.layers, found.heads, found.prompts) == ([0, 2], 0.0, 2)
+
+
+def test_a_window_of_another_share() -> None:
+    found = Window.of(census(1, 4, 4, 4), 0.5)
+    assert found == Window([1, 2], [1.0, 4.0, 4.0, 4.0], 2, 0.5)
+    assert (found.heads, found.heads_inside) == (13.0, 8.0)
+    # Headless layers count nothing, also among the chosen ones.
+    assert Window([0, 1], [2.0, None, 1.0], 2).heads_inside == 2.0
+    assert Window([0, 1], [2.0, None, 1.0], 2).heads == 3.0
+
+
+def test_all_layers_are_the_last_answer() -> None:
+    assert window([1.0, 1.0, 1.0], 0.99) == [0, 1, 2]
+    assert window([0.5], 0.1) == [0]
+    assert window([2.0, None], 0.0) == [0]
+    assert window([], 0.9) == []
