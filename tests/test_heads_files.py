@@ -18,7 +18,6 @@ from test_window_choice import census
 from abft_mlx.errors import OutputError
 from abft_mlx.induction import Detected, HeadState, archives, read_heads, write_heads
 
-
 Change = Callable[[dict[str, Any]], Any]
 """Changes the arrays of a file, by name, or what ``about`` says of them."""
 

@@ -216,10 +216,11 @@ def test_pid_state_resumes():
     assert other.update(11.0) == one.update(11.0)
 
 
-def test_the_prompts_length_is_one_more_than_its_last_position():
-    """A head whose mass lies between the thresholds of n - 1 and n tokens is kept."""
+@pytest.mark.parametrize(("other", "kept"), [(-1, 1), (1, 0)])
+def test_the_prompts_length_is_one_more_than_its_last_position(other, kept):
+    """A head whose mass lies between the thresholds of n and n - 1 tokens is kept, below not."""
     n = 12
-    between = (K / (K + math.log(n)) + K / (K + math.log(n - 1))) / 2
+    between = (K / (K + math.log(n)) + K / (K + math.log(n + other))) / 2
     pattern = np.full((1, 1, n), (1 - between) / (n - K))
     pattern[..., :K] = between / K
     got = abft_terms(
@@ -231,7 +232,7 @@ def test_the_prompts_length_is_one_more_than_its_last_position():
         punish_weight=0.5,
         reward_weight=1.0,
     )
-    assert got.induction_heads.item() == 1
+    assert got.induction_heads.item() == kept
 
 
 def test_end_to_end_terms_by_hand():
