@@ -104,6 +104,12 @@ def test_prompts_of_unlike_demonstrations_share_no_batch() -> None:
             "lower prompt.demonstrations",
         ),
         (
+            5,
+            2,
+            "made.csv: 5 training rows are too few for 4 demonstrations and 2 queries; add rows or "
+            "lower prompt.demonstrations or training.shared_demonstrations",
+        ),
+        (
             6,
             3,
             "made.csv: 6 training rows are too few for 4 demonstrations and 3 queries; add rows or "

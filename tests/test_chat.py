@@ -328,16 +328,28 @@ def test_label_words_that_merge_word_for_word() -> None:
     assert f"turn ('{'-' * 24}') merges" in ChatTemplate(long, TEMPLATE).merges_after("spam")
 
 
-def test_what_a_template_adds_to_one_text_is_shown() -> None:
-    tokenizer = with_template(
-        llama3,
-        PLAIN + "{{ 'assistant:' }}{{ ' well' if 'bad' in messages[-1].content else '' }}",
-    )
+BEFORE = "{{ 'bad: ' if 'bad' in messages[-1].content else '' }}"
+AFTER = "{{ ' well' if 'bad' in messages[-1].content else '' }}"
+
+
+@pytest.mark.parametrize(
+    ("template", "written", "ours"),
+    [
+        # From eight characters before the first that differs, 32 of them.
+        (PLAIN + "{{ 'assistant:' }}" + AFTER, "sistant: well", "sistant:"),
+        (
+            BEFORE + PLAIN + "{{ 'assistant:' }}",
+            "bad: user: Which? text: ",
+            "user: Which? text: good ",
+        ),
+    ],
+)
+def test_what_a_template_adds_to_one_text_is_shown(template: str, written: str, ours: str) -> None:
     with pytest.raises(PromptError) as caught:
-        builder_for(tokenizer).build([("good", 0)], "bad", 0)
+        builder_for(with_template(llama3, template)).build([("good", 0)], "bad", 0)
     assert str(caught.value) == (
-        "prompt: this model's chat template changes what stands in a turn: it writes 'sistant: "
-        "well' where its turns make 'sistant:'; set prompt.chat=false, or change the text"
+        "prompt: this model's chat template changes what stands in a turn: it writes "
+        f"{written!r} where its turns make {ours!r}; set prompt.chat=false, or change the text"
     )
 
 

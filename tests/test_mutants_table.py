@@ -28,6 +28,7 @@ def test_rooms_are_counted_and_all_but_deaths_count_against_them(
     write(tmp_path, "prompts/chat.py", [1] * 15 + [0, 33])
     write(tmp_path, "prompts/deep/one.py", [3, 36])
     write(tmp_path, "prompts/__init__.py", [])
+    write(tmp_path, "errors.py", [])
     # 17 of 20 are 85%, which is enough.
     write(tmp_path, "prompts/builder.py", [255])
     write(tmp_path, "objective.py", [1, -24, 0, 5, -11, None])
