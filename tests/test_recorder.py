@@ -266,6 +266,44 @@ def test_a_layer_that_records_nothing_is_refused() -> None:
     assert mx.array_equal(hidden, ports.port_for(model).hidden(model, tokens))
 
 
+def test_layers_that_are_not_run_are_named_by_the_first_that_is() -> None:
+    model = tiny_models.build("llama")
+    block = model.layers[0]
+    kind = type(block)
+    block.__class__ = type("Passing", (kind,), {"__call__": lambda _, x, *__, **___: x})
+    tokens, last = tiny_models.tokens()
+    for first in ({}, {"first_layer": 0}):
+        with pytest.raises(UnsupportedArchitectureError, match="in another way"):
+            attention.forward(model, tokens, last, **first)
+        with attention.instrument(model) as recorder:  # noqa: SIM117
+            with pytest.raises(UnsupportedArchitectureError, match="in another way"):
+                attention.run(model, recorder, tokens, last, **first)
+    hidden, rows = attention.forward(model, tokens, last, first_layer=1)
+    assert rows[0] is None
+    assert all(row is not None for row in rows[1:])
+    assert mx.array_equal(hidden, ports.port_for(model).hidden(model, tokens))
+
+
+def test_forward_may_attend_in_another_way() -> None:
+    model = tiny_models.build("llama")
+    tokens, last = tiny_models.tokens()
+    calls: list[int] = []
+
+    def attend(original: Any) -> Any:
+        def counted(*args: Any, **options: Any) -> mx.array:
+            calls.append(len(args))
+            return original(*args, **options)
+
+        return counted
+
+    hidden, rows = attention.forward(model, tokens, last, attend)
+    assert len(calls) == tiny_models.LAYERS
+    plain_hidden, plain_rows = attention.forward(model, tokens, last)
+    assert len(calls) == tiny_models.LAYERS
+    assert mx.array_equal(hidden, plain_hidden)
+    assert all(mx.array_equal(*pair) for pair in zip(rows, plain_rows, strict=True))
+
+
 @pytest.mark.parametrize("last", [[24, 1, 1], [0, -1, 5]])
 def test_positions_outside_the_prompts_are_refused(last: list[int]) -> None:
     model = tiny_models.build("llama")
