@@ -212,7 +212,7 @@ def test_half_of_the_prompts_is_enough_and_of_equals_the_first_count() -> None:
     assert (found.count, found.shared, found.by_chance) == (2, 2, 1.0)
     assert found.rank_correlation == pytest.approx(-0.8)
     # 200 heads of two scores: of the better ones, those that come first.
-    share = [1.0] * 50 + [0.0] * 150
+    share = [0.0] * 50 + [1.0] * 50 + [0.0] * 100
     found = agreement(small(share, [float(n % 2 == 0) for n in range(200)]))
     assert found is not None
     assert (found.count, found.shared) == (50, 25)
