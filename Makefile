@@ -19,7 +19,7 @@ PREPARE = $(BIN)/python -m pip install -qq --upgrade 'pip>=25.1'
 INSTALL = $(BIN)/python -m pip install -qq
 endif
 
-.PHONY: help setup demo test lint format docs notebooks torture check clean
+.PHONY: help setup demo test lint format docs notebooks torture mutants check clean
 
 help:  ## say what there is
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/'
@@ -52,6 +52,10 @@ torture: $(VENV)/.installed-dev  ## kill runs, fill disks, feed readers damaged 
 	@$(BIN)/python benchmarks/torture_kill.py $(ARGS)
 	@$(BIN)/python benchmarks/torture_disk.py
 	@$(BIN)/python benchmarks/torture_fuzz.py
+
+mutants: $(VENV)/.installed-dev  ## change the code in thousands of places: a test must fail each time (hours)
+	@OPENBLAS_NUM_THREADS=$${OPENBLAS_NUM_THREADS:-1} $(BIN)/mutmut run $(ARGS)
+	@$(BIN)/python benchmarks/mutants.py
 
 check: lint test  ## lint and test
 

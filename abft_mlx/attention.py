@@ -193,8 +193,6 @@ def _mask_row(mask: mx.array, last: mx.array) -> mx.array:
     mask = mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
     if mask.shape[2] == 1:
         return mask[:, :, 0]
-    if mask.shape[0] == 1:
-        return mask[0][:, last].swapaxes(0, 1)
     return mx.take_along_axis(mask, last[:, None, None, None], axis=2).squeeze(2)
 
 

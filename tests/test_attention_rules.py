@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
+import pytest
 import tiny_models
 from mlx_lm.utils import load_model
 from test_attention import EXACT, eager, largest_difference
 
 from abft_mlx import attention, ports
+from abft_mlx.errors import UnsupportedArchitectureError
 
 
 def test_rows_of_a_model_that_computes_its_pattern_itself(tmp_path: Path) -> None:
@@ -87,3 +92,40 @@ def test_rows_in_layers_with_a_sliding_window(tmp_path: Path) -> None:
     assert (expected[1] > 0).sum(axis=-1).max() == 40
     for row, oracle in zip(rows, expected, strict=True):
         assert largest_difference(row, oracle) <= EXACT
+
+
+@pytest.mark.parametrize("name", ["gear", "gemma2", "iquestloopcoder", "plamo2"])
+def test_attention_is_found_where_a_model_has_it(
+    benchmark: Callable[[str], ModuleType], name: str
+) -> None:
+    """In a function or a method of its own, by hand, or as ``mx.fast``'s."""
+    checks, tiny = benchmark("support_checks"), benchmark("tiny_configs")
+    model = tiny.build(name)
+    pattern, output = checks.pattern_error(model)
+    assert pattern <= EXACT
+    assert output <= EXACT
+    assert checks.padding_error(model) <= EXACT
+    # Left, the functions that recorded find what they found before.
+    tokens, last = tiny.tokens()
+    calls = [attention.capture(model, tokens, last) for _ in range(2)]
+    first, again = ([row for row in rows if row is not None] for rows in calls)
+    assert all(mx.array_equal(*pair) for pair in zip(first, again, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "seam"), [("gear", "softmax"), ("llama", "scaled_dot_product_attention")]
+)
+def test_attention_that_is_no_python_is_refused(
+    benchmark: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch, name: str, seam: str
+) -> None:
+    tiny = benchmark("tiny_configs")
+    model = tiny.build(name)
+    port = ports.port_for(model)
+    kind = type(port.attention_module(port.layers(model)[0]))
+    monkeypatch.setattr(kind, "__call__", partial(kind.__call__))
+    with pytest.raises(UnsupportedArchitectureError) as caught:
+        attention.capture(model, *tiny.tokens())
+    assert str(caught.value) == (
+        f"architecture {name!r} does not call {seam} in its attention, so its patterns cannot be "
+        "read; use another model"
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -269,3 +271,100 @@ def test_label_affix_has_no_place_in_a_chat() -> None:
     tokenizer = with_template(llama3, CHATML, ("<|im_start|>", "<|im_end|>"))
     one, other = (builder_for(tokenizer, Template(label_affix=affix)) for affix in ("\n", " ;"))
     assert one.build(SHOWN, QUERY, 0) == other.build(SHOWN, QUERY, 0)
+
+
+@pytest.mark.parametrize(
+    ("template", "line"),
+    [
+        (
+            "{{ raise_exception('system  turn\nmissing ' + 'x' * 200) }}",
+            "this model's chat template fails on user and assistant turns (system turn missing "
+            f"{'x' * 100}): set prompt.chat=false for plain prompts",
+        ),
+        (
+            "{{ raise_exception('') }}",
+            "this model's chat template fails on user and assistant turns (TemplateError): set "
+            "prompt.chat=false for plain prompts",
+        ),
+        (
+            PLAIN + "{{ messages[1].content }}",
+            "this model's chat template does not write turn 2 of 3 once and in its place: set "
+            "prompt.chat=false for plain prompts",
+        ),
+        # Of a long header and a long end, the last 32 characters are shown.
+        (
+            PLAIN.replace("m.role", "'-' * 40 + m.role") + "{{ '=' * 40 }}",
+            f"this model's chat template ends a prompt in '{'=' * 32}', where assistant turns "
+            f"begin with '{'-' * 21}assistant: ', so that a label has no place right behind a "
+            "prompt: set prompt.chat=false for plain prompts",
+        ),
+    ],
+)
+def test_refusals_word_for_word(template: str, line: str) -> None:
+    with pytest.raises(PromptError) as caught:
+        builder_for(with_template(llama3, template))
+    assert str(caught.value) == line
+
+
+def test_label_words_that_merge_word_for_word() -> None:
+    way_out = (
+        "in this model's vocabulary: choose another with prompt.label_words, or set "
+        "prompt.chat=false for plain prompts"
+    )
+    with pytest.raises(PromptError) as caught:
+        builder_for(_LettersInChat(">positive"))
+    assert str(caught.value) == (
+        "the label word 'positive' is not one and the same token behind an assistant header "
+        f"('|<a>') and the generation prompt ('|<a>') {way_out}"
+    )
+    with pytest.raises(PromptError) as caught:
+        builder_for(_LettersInChat("negative|"))
+    assert str(caught.value) == (
+        "what the chat template writes behind an assistant turn ('|<u>') merges with the label "
+        f"word 'negative' {way_out}"
+    )
+    # Of a long end of a turn, the first 24 characters are shown.
+    long = with_template(llama3, PLAIN.replace("'\\n'", "'-' * 40") + "{{ 'assistant: ' }}")
+    assert f"turn ('{'-' * 24}') merges" in ChatTemplate(long, TEMPLATE).merges_after("spam")
+
+
+BEFORE = "{{ 'bad: ' if 'bad' in messages[-1].content else '' }}"
+AFTER = "{{ ' well' if 'bad' in messages[-1].content else '' }}"
+
+
+@pytest.mark.parametrize(
+    ("template", "written", "ours"),
+    [
+        # From eight characters before the first that differs, 32 of them.
+        (PLAIN + "{{ 'assistant:' }}" + AFTER, "sistant: well", "sistant:"),
+        (
+            BEFORE + PLAIN + "{{ 'assistant:' }}",
+            "bad: user: Which? text: ",
+            "user: Which? text: good ",
+        ),
+    ],
+)
+def test_what_a_template_adds_to_one_text_is_shown(template: str, written: str, ours: str) -> None:
+    with pytest.raises(PromptError) as caught:
+        builder_for(with_template(llama3, template)).build([("good", 0)], "bad", 0)
+    assert str(caught.value) == (
+        "prompt: this model's chat template changes what stands in a turn: it writes "
+        f"{written!r} where its turns make {ours!r}; set prompt.chat=false, or change the text"
+    )
+
+
+def test_a_frame_is_learned_once_and_named_by_its_sum() -> None:
+    tokenizer = with_template(llama3, PLAIN + "{{ 'assistant:' }}")
+    template = ChatTemplate(tokenizer, TEMPLATE)
+    frame = ("user: ", "\nassistant: ", "\nuser: ", "\nassistant:")
+    assert template.frame(1) == frame
+    assert template.frame(0) == ("user: ", "\nassistant:")
+    assert (template.anchor, template.ending) == ("\nassistant:", "\nassistant:")
+    assert (template.after_label, template.label("spam")) == ("\nuser: ", " spam")
+    assert template.pieces(["a"], "b") == [
+        "user: Which? text: a label:\nassistant:",
+        "\nuser: Now: text: b label:\nassistant:",
+    ]
+    summed = hashlib.sha256(json.dumps(list(frame)).encode()).hexdigest()
+    assert template.fingerprint(1) == f"sha256:{summed}"
+    assert template.frame(1) is template.frame(1)

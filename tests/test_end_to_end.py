@@ -26,7 +26,6 @@ from test_step_oracle import (
 from test_trainer import make_prompts, make_recipe, same, trained
 
 from abft_mlx import adapters, attention, ports
-from abft_mlx.objective import abft_terms, end_to_end_terms
 from abft_mlx.prompts import PromptBatch
 from abft_mlx.recipe import AdapterSection
 from abft_mlx.trainer import RunFolder, Trainer, plan
@@ -156,30 +155,6 @@ def test_heads_are_measured_with_the_filter_and_without_gradient(tmp_path: Path)
     assert totals.induction_heads == kept / 4
     assert totals.punish > 0
     assert totals.reward > 0
-
-
-def test_the_terms_by_hand() -> None:
-    """Two prompts, three tokens, one of them filling the batch; equation 1 as abft_terms has it."""
-    logits = mx.array([[1.0, 2.0, -1.0], [300.0, 0.0, 5.0]])
-    pattern = mx.random.uniform(shape=(2, 4, 6), key=mx.random.key(0))
-    where = (mx.array([[0, 2], [1, 4]]), mx.array([[0, 1], [1, 1]]), mx.array([1, 0]))
-    last = mx.array([5, 4])
-    weights = mx.array([1.0, 0.5])
-    got = end_to_end_terms(
-        logits, mx.array([1, 2]), [pattern, None], *where, last, prompt_weights=weights
-    )
-    first = -np.log(np.exp(2) / np.exp([1.0, 2.0, -1.0]).sum())
-    assert got.loss.item() == pytest.approx(first + 0.5 * 295.0, rel=1e-6)
-    seen = abft_terms(
-        [pattern, None], *where, last, punish_weight=1, reward_weight=1, prompt_weights=weights
-    )
-    assert [one.item() for one in got[1:]] == [one.item() for one in seen[1:]]
-    whole = end_to_end_terms(logits, mx.array([1, 2]), [pattern, None], *where, last)
-    assert whole.loss.item() == pytest.approx(first + 295.0, rel=1e-6)
-    gradient = mx.grad(
-        lambda rows: end_to_end_terms(logits, mx.array([1, 2]), [rows], *where, last).loss
-    )
-    assert not mx.any(gradient(pattern)).item()
 
 
 def test_the_head_sees_the_last_positions_alone(

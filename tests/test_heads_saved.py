@@ -197,3 +197,32 @@ def test_agreement_with_equal_scores() -> None:
     flat = agreement(one)
     assert flat is not None
     assert np.isnan(flat.rank_correlation)
+
+
+def small(share: list[float], induction: list[float]) -> HeadState:
+    """One layer of heads, with their magnitudes in order."""
+    found = np.array([induction])
+    table = np.arange(len(share), dtype=float)[None]
+    return HeadState(table, table, np.array([share]), table, Detected(found, found, found, 16, 9))
+
+
+def test_half_of_the_prompts_is_enough_and_of_equals_the_first_count() -> None:
+    found = agreement(small([0.5, 0.4, 1.0, 0.49], [3.0, 1.0, 2.0, 0.0]))
+    assert found is not None
+    assert (found.count, found.shared, found.by_chance) == (2, 2, 1.0)
+    assert found.rank_correlation == pytest.approx(-0.8)
+    # 200 heads of two scores: of the better ones, those that come first.
+    share = [0.0] * 50 + [1.0] * 50 + [0.0] * 100
+    found = agreement(small(share, [float(n % 2 == 0) for n in range(200)]))
+    assert found is not None
+    assert (found.count, found.shared) == (50, 25)
+
+
+def test_a_csv_byte_for_byte(tmp_path: Path) -> None:
+    made = Heads({"x": small([0.5, 0.25], [1.0, 0.1])}, (), ("a",), 1)
+    write_csv(tmp_path / "heads.csv", made)
+    assert (tmp_path / "heads.csv").read_bytes() == (
+        b"state,layer,head,magnitude,correctness,share,sink,previous_token,duplicate_token,induction\n"
+        b"x,0,0,0.0,0.0,0.5,0.0,1.0,1.0,1.0\n"
+        b"x,0,1,1.0,1.0,0.25,1.0,0.1,0.1,0.1\n"
+    )

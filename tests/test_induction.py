@@ -68,3 +68,71 @@ def test_census_equals_loops_over_prompts_in_any_batches():
             assert census.share[layer, h] == pytest.approx(np.mean(share))
     assert kept > 0
     assert census.heads_per_prompt == pytest.approx(kept / N)
+
+
+def counted(rows, labels, gold, positions=(3, 5), last=9, census=None):
+    """A census of prompts of ten tokens; rows per layer, (B, H, 10) or None."""
+    census = HeadCensus() if census is None else census
+    B = len(gold)
+    census.add(
+        [None if one is None else mx.array(np.asarray(one, dtype=np.float32)) for one in rows],
+        mx.array([positions] * B),
+        mx.array(labels),
+        mx.array(gold),
+        mx.full((B,), last),
+    )
+    return census
+
+
+def row(**mass):
+    """A pattern row with so much on the tokens t0 to t9."""
+    made = np.zeros(10)
+    for name, value in mass.items():
+        made[int(name[1:])] = value
+    return made
+
+
+def test_a_census_by_hand():
+    """Two prompts, one head; a mass that is no power of anything on a right and a wrong label."""
+    seen = [[row(t0=0.25, t3=0.5, t5=0.25)], [row(t0=0.75, t3=0.25)]]
+    census = counted([seen], [[1, 0], [1, 0]], [1, 0])
+    assert census.prompts == 2
+    assert census.magnitude.tolist() == [[0.5]]
+    assert census.correctness.tolist() == [[0.0]]
+    assert census.sink.tolist() == [[0.5]]
+    # k / (k + ln n) is 0.46 for two labels in ten tokens.
+    assert census.share.tolist() == [[0.5]]
+    assert census.heads_by_layer == [0.5]
+    counted([seen[:1]], [[1, 0]], [1], census=census)
+    assert census.prompts == 3
+    assert census.correctness.tolist() == [[pytest.approx(0.25 / 3)]]
+
+
+def test_a_census_counts_a_prompts_length_from_its_last_position():
+    """A head between the thresholds of n - 1, n and n + 1 tokens."""
+    at, above = (2 / (2 + math.log(n)) for n in (10, 9))
+    below = 2 / (2 + math.log(11))
+    masses = [(below + at) / 2, (at + above) / 2]
+    census = counted([[[row(t3=mass) for mass in masses]]], [[1, 0]], [1])
+    assert census.share.tolist() == [[0.0, 1.0]]
+
+
+def test_a_census_keeps_its_sums_in_float64():
+    census = HeadCensus()
+    value = np.float32(0.7)
+    for _ in range(1000):
+        counted([[[row(t0=0.1, t3=value)]]], [[1, 0]], [1], census=census)
+    assert census.magnitude.dtype == np.float64
+    assert census.magnitude[0, 0] == pytest.approx(float(value), rel=1e-12)
+    assert census.sink[0, 0] == pytest.approx(float(np.float32(0.1)), rel=1e-12)
+
+
+def test_a_census_of_nothing_is_empty():
+    empty = HeadCensus()
+    for table in (empty.magnitude, empty.correctness, empty.share, empty.sink):
+        assert table.shape == (0, 0)
+    assert (empty.heads_by_layer, empty.heads_per_prompt, empty.prompts) == ([], 0.0, 0)
+    headless = counted([None, None], [[1, 0]], [1])
+    assert headless.magnitude.shape == (2, 0)
+    assert headless.heads_by_layer == [None, None]
+    assert (headless.heads_per_prompt, headless.prompts) == (0.0, 1)

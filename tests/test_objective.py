@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from abft_mlx.objective import PunishController, abft_terms
+from abft_mlx.objective import PunishController, abft_terms, end_to_end_terms
 
 B, HEADS, T, K = 5, (3, 2), 40, 4
 
@@ -216,10 +216,11 @@ def test_pid_state_resumes():
     assert other.update(11.0) == one.update(11.0)
 
 
-def test_the_prompts_length_is_one_more_than_its_last_position():
-    """A head whose mass lies between the thresholds of n - 1 and n tokens is kept."""
+@pytest.mark.parametrize(("other", "kept"), [(-1, 1), (1, 0)])
+def test_the_prompts_length_is_one_more_than_its_last_position(other, kept):
+    """A head whose mass lies between the thresholds of n and n - 1 tokens is kept, below not."""
     n = 12
-    between = (K / (K + math.log(n)) + K / (K + math.log(n - 1))) / 2
+    between = (K / (K + math.log(n)) + K / (K + math.log(n + other))) / 2
     pattern = np.full((1, 1, n), (1 - between) / (n - K))
     pattern[..., :K] = between / K
     got = abft_terms(
@@ -231,4 +232,28 @@ def test_the_prompts_length_is_one_more_than_its_last_position():
         punish_weight=0.5,
         reward_weight=1.0,
     )
-    assert got.induction_heads.item() == 1
+    assert got.induction_heads.item() == kept
+
+
+def test_end_to_end_terms_by_hand():
+    """Two prompts, three tokens, one of them filling the batch; equation 1 as abft_terms has it."""
+    logits = mx.array([[1.0, 2.0, -1.0], [300.0, 0.0, 5.0]])
+    pattern = mx.random.uniform(shape=(2, 4, 6), key=mx.random.key(0))
+    where = (mx.array([[0, 2], [1, 4]]), mx.array([[0, 1], [1, 1]]), mx.array([1, 0]))
+    last = mx.array([5, 4])
+    weights = mx.array([1.0, 0.5])
+    got = end_to_end_terms(
+        logits, mx.array([1, 2]), [pattern, None], *where, last, prompt_weights=weights
+    )
+    first = -np.log(np.exp(2) / np.exp([1.0, 2.0, -1.0]).sum())
+    assert got.loss.item() == pytest.approx(first + 0.5 * 295.0, rel=1e-6)
+    seen = abft_terms(
+        [pattern, None], *where, last, punish_weight=1, reward_weight=1, prompt_weights=weights
+    )
+    assert [one.item() for one in got[1:]] == [one.item() for one in seen[1:]]
+    whole = end_to_end_terms(logits, mx.array([1, 2]), [pattern, None], *where, last)
+    assert whole.loss.item() == pytest.approx(first + 295.0, rel=1e-6)
+    gradient = mx.grad(
+        lambda rows: end_to_end_terms(logits, mx.array([1, 2]), [rows], *where, last).loss
+    )
+    assert not mx.any(gradient(pattern)).item()
