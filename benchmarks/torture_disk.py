@@ -93,20 +93,24 @@ def goes_on(name: str, folder: Path, wanted: dict[str, Any]) -> list[str]:
     return [f"{name}: {one}" for one in runs.differences(wanted, runs.contents(folder))]
 
 
-def torture(place: Path) -> tuple[int, list[str], bool]:
-    """All cases: how many, what was lost, and whether file systems could be mounted."""
+def torture(place: Path, cases: int | None = None) -> tuple[int, list[str], bool]:
+    """All cases, or so many of each kind.
+
+    Returns:
+        How many, what was lost, and whether file systems could be mounted.
+    """
     runs.warm()
     runs.undisturbed(place / "undisturbed")
     wanted = runs.contents(place / "undisturbed")
     tried, lost = 0, []
-    for kilobytes in LONGEST_KILOBYTES:
+    for kilobytes in LONGEST_KILOBYTES[:cases]:
         tried += 1
         name, folder = f"ulimit -f {kilobytes} kB", place / f"limit-{kilobytes}"
         wrong = case(name, folder, kilobytes * 1024)
         lost += wrong or goes_on(name, folder, wanted)
         shutil.rmtree(folder, ignore_errors=True)
     mounts = sys.platform == "linux" and os.geteuid() == 0
-    for kilobytes in TMPFS_KILOBYTES if mounts else ():
+    for kilobytes in TMPFS_KILOBYTES[:cases] if mounts else ():
         tried += 1
         name = f"tmpfs of {kilobytes} kB"
         with tmpfs(kilobytes, place / f"tmpfs-{kilobytes}") as disk:
@@ -129,10 +133,12 @@ def torture(place: Path) -> tuple[int, list[str], bool]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Torture, and print what was tried, what survived and what was lost."""
-    argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0]).parse_args(arguments)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--cases", type=int, help="at most so many of each kind")
+    given = parser.parse_args(arguments)
     begin = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="abft-mlx-disk-") as folder:
-        tried, lost, mounts = torture(Path(folder))
+        tried, lost, mounts = torture(Path(folder), given.cases)
     for line in lost:
         print(f"lost: {line}")
     if not mounts:

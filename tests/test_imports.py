@@ -9,8 +9,10 @@ import pytest
 
 ROOMS = (
     "errors",
+    "stopping",
     "files",
     "runtime",
+    "limits",
     "hub",
     "ranks",
     "recipe",
