@@ -161,6 +161,7 @@ def test_the_second_signal_ends_any_command_at_once(checkout: Path) -> None:
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == "busy\n"
+        time.sleep(0.5)  # until it is in the call
         process.send_signal(signal.SIGTERM)
         time.sleep(0.3)
         assert process.poll() is None
