@@ -90,8 +90,12 @@ def array_failure(path: Path, error: RuntimeError) -> RunError:
 
 def write_failure(path: Path, error: OSError) -> OutputError | RunError:
     """The error of ours that says why ``path`` could not be written."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno == errno.ENOSPC:
         return RunError(f"{path}: {error.strerror}; free some space and run again")
+    if error.errno == errno.EDQUOT:
+        return RunError(
+            f"{path}: {error.strerror}; free some space, or have the quota raised, and run again"
+        )
     if error.errno == errno.EFBIG:
         return RunError(f"{path}: {error.strerror}; raise the limit (ulimit -f) and run again")
     reason = error.strerror or str(error)
