@@ -48,10 +48,8 @@ docs: $(VENV)/.installed-docs  ## build the site into build/docs; a warning is a
 notebooks: $(VENV)/.installed-dev  ## run the notebooks of the docs and keep what they print and draw
 	@$(BIN)/python benchmarks/notebooks.py $(ARGS)
 
-torture: $(VENV)/.installed-dev  ## kill runs, fill disks, feed readers damaged files: nothing may be lost (20 minutes)
-	@$(BIN)/python benchmarks/torture_kill.py $(ARGS)
-	@$(BIN)/python benchmarks/torture_disk.py
-	@$(BIN)/python benchmarks/torture_fuzz.py
+torture: $(VENV)/.installed-dev  ## kill runs, fill disks, let memory run out, feed readers damaged files (half an hour)
+	@OPENBLAS_NUM_THREADS=$${OPENBLAS_NUM_THREADS:-1} $(BIN)/python benchmarks/torture.py $(ARGS)
 
 mutants: $(VENV)/.installed-dev  ## change the code in thousands of places: a test must fail each time (hours)
 	@OPENBLAS_NUM_THREADS=$${OPENBLAS_NUM_THREADS:-1} $(BIN)/mutmut run $(ARGS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import json
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -13,12 +14,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 Kind = Literal[
-    "gated", "absent", "revision", "token", "forbidden", "offline", "limit", "server", "other"
-]
+    "gated", "absent", "revision", "token", "forbidden", "name",
+    "offline", "limit", "server", "other",
+]  # fmt: skip
 
 # What the user asked for cannot be had; with any other kind a later try may succeed.
-REFUSALS = frozenset({"gated", "absent", "revision", "token", "forbidden"})
+REFUSALS = frozenset({"gated", "absent", "revision", "token", "forbidden", "name"})
 LOGIN = "run hf auth login"
+_TOKEN_LIKE = re.compile(r"\bhf_[A-Za-z0-9]{30,}")
+_LOGIN_IN_URL = re.compile(r"(?<=:)//[^\s/@]+@")
 _PART = r"[A-Za-z0-9_](?:[\w.-]*[A-Za-z0-9_])?"
 _ID = re.compile(rf"{_PART}/{_PART}", re.ASCII)
 _REVISION = re.compile(r"[\w][\w.+-]*(/[\w][\w.+-]*)*", re.ASCII)
@@ -61,10 +65,24 @@ class Failure:
     kind: Kind
     message: str
 
+    def __post_init__(self) -> None:
+        """See that no token is in the message, whatever the hub or a library said."""
+        object.__setattr__(self, "message", masked(self.message))
+
     @property
     def refused(self) -> bool:
         """Whether trying again is of no use."""
         return self.kind in REFUSALS
+
+
+def masked(text: str) -> str:
+    """A text without the hub's token, anything that looks like one, and logins in URLs."""
+    from huggingface_hub import get_token
+
+    token = get_token()
+    if token:
+        text = text.replace(token, "***")
+    return _LOGIN_IN_URL.sub("//", _TOKEN_LIKE.sub("***", text))
 
 
 def is_id(name: str) -> bool:
@@ -266,6 +284,17 @@ def explain(error: BaseException, asked: Asked) -> Failure:
         return Failure(
             "other", f"{title}{at} {again}: {_first_line(error)}; try again, or {asked.instead}"
         )
+    if isinstance(error, json.JSONDecodeError):
+        return Failure(
+            "server", f"{title}{at} {again}: the hub's answer is no JSON; try again later"
+        )
+    # The library refuses names such as ../x; others it cannot make a path of.
+    if asked.doing == "fetched" and isinstance(error, ValueError | RecursionError):
+        return Failure(
+            "name",
+            f"{title}{at} {again}: it holds a file whose name leads out of its folder or is no "
+            f"name of a file ({_first_line(error)}); {asked.instead}",
+        )
     raise original
 
 
@@ -283,4 +312,4 @@ def _of_the_network(error: BaseException) -> bool:
 
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:_LONGEST_REASON]
+    return masked(lines[0] if lines else type(error).__name__)[:_LONGEST_REASON]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
+import errno
 import os
 import platform
 import sys
@@ -227,8 +228,12 @@ def memory_facts() -> dict[str, int | None]:
     return {"machine_bytes": machine_memory_bytes(), "recommended_bytes": recommended}
 
 
-# MLX's allocators, its Metal command buffers, and CUDA, each in their own words.
-_OUT_OF_MEMORY = ("unable to allocate", "[metal::malloc]", "insufficient memory", "out of memory")
+# MLX's allocators, its Metal command buffers, CUDA and Python's threads, each in their own words.
+_OUT_OF_MEMORY = (
+    "unable to allocate", "[metal::malloc]", "insufficient memory", "out of memory",
+    "can't start new thread",
+)  # fmt: skip
+_NO_ROOM_TO_IMPORT = ("failed to map segment", "cannot allocate memory")
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -236,6 +241,10 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError):
         return True
     text = str(error).lower()
+    if isinstance(error, ImportError):
+        return any(one in text for one in _NO_ROOM_TO_IMPORT)
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
     return isinstance(error, RuntimeError) and any(one in text for one in _OUT_OF_MEMORY)
 
 

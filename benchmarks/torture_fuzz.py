@@ -6,13 +6,15 @@
 
 A case is lost if its reader does anything but end well or refuse the input with a UsageError of one
 line that names file, row or field: another exception, more than ALARM_SECONDS, MOST_BYTES more
-memory, a file left behind by a refusal, or the death of the process. The exit status is 1 if any
-is lost.
+memory, a file left behind by a refusal, or the death of the process. What is lost is also written
+to a file, a line of JSON each, as it is found. The exit status is 1 if any is lost or not all
+cases were come to.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import resource
@@ -43,6 +45,7 @@ STUCK_SECONDS = 90
 MOST_BYTES = 700_000_000
 LONGEST_MESSAGE = 3000
 BLOCK = 100
+PROGRESS = 500
 QUIET = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
          "TOKENIZERS_PARALLELISM": "false", "OPENBLAS_NUM_THREADS": "1", "MPLBACKEND": "agg",
          "TRANSFORMERS_VERBOSITY": "critical", "RUST_BACKTRACE": "0", "HF_TOKEN": ""}  # fmt: skip
@@ -156,27 +159,51 @@ def work(readers: list[Reader], seed: int) -> None:
 
 
 class Round:
-    """The blocks that are left to do, and what came of those that are done."""
+    """The blocks that are left to do, and what came of those that are done.
 
-    def __init__(self, blocks: list[tuple[str, int, int]], seed: int) -> None:
+    Args:
+        blocks: reader, first case, how many.
+        seed: of the cases.
+        findings: where each lost case is written as it is found.
+        seconds: after which no block is begun any more.
+    """
+
+    def __init__(
+        self, blocks: list[tuple[str, int, int]], seed: int, findings: Path, seconds: float
+    ) -> None:
         self.blocks = blocks
         self.seed = seed
+        self.findings = findings
+        self.wanted = sum(count for _, _, count in blocks)
+        self.begun = time.monotonic()
+        self.end = self.begun + seconds
         self.tried: Counter[str] = Counter()
+        self.seconds: Counter[str] = Counter()
         self.lost: list[tuple[str, int, str]] = []
         self.lock = threading.Lock()
 
     def next(self) -> tuple[str, int, int] | None:
         """The next block, or None."""
         with self.lock:
-            return self.blocks.pop() if self.blocks else None
+            if not self.blocks or time.monotonic() > self.end:
+                return None
+            return self.blocks.pop()
 
     def note(self, name: str, number: int, wrong: str | None) -> None:
         """Count a case."""
         with self.lock:
             self.tried[name] += 1
+            done = sum(self.tried.values())
+            if done % PROGRESS == 0:
+                took = time.monotonic() - self.begun
+                line = f"{done:,} of {self.wanted:,} cases, {len(self.lost)} lost, {took:.0f} s"
+                print(line, file=sys.stderr, flush=True)
             if wrong is not None:
                 self.lost.append((name, number, wrong))
                 print(f"lost: {name} {number}: {wrong}", file=sys.stderr, flush=True)
+                found = {"seed": self.seed, "reader": name, "case": number, "wrong": wrong}
+                with self.findings.open("a", encoding="utf-8") as lines:
+                    lines.write(json.dumps(found) + "\n")
 
     def run(self) -> None:
         """Feed one process after the other; one that dies or is stuck loses its case alone."""
@@ -207,6 +234,7 @@ class Round:
                 name, first, count = block
                 process.stdin.write(json.dumps(block) + "\n")
                 process.stdin.flush()
+                since = time.monotonic()
                 for line in process.stdout:
                     heard[0] = time.monotonic()
                     told = json.loads(line)
@@ -223,6 +251,8 @@ class Round:
                     done = begun[1] + 1
                     rest = first + count - done
                     return (name, done, rest) if rest else self.next()
+                with self.lock:
+                    self.seconds[name] += time.monotonic() - since
                 block = self.next()
         finally:
             ended.set()
@@ -232,16 +262,20 @@ class Round:
 
 
 def table(found: Round) -> str:
-    """Tried, survived, lost, by reader."""
+    """Tried, survived, lost and the seconds of a process, by reader."""
     lost = Counter(name for name, _, _ in found.lost)
-    lines = ["| reader | tried | survived | lost |", "|---|---:|---:|---:|"]
+    lines = ["| reader | tried | survived | lost | seconds |", "|---|---:|---:|---:|---:|"]
     for name in ALL:
         if found.tried[name]:
             kept = found.tried[name] - lost[name]
-            lines.append(f"| {name} | {found.tried[name]:,} | {kept:,} | {lost[name]:,} |")
+            took = found.seconds[name]
+            lines.append(
+                f"| {name} | {found.tried[name]:,} | {kept:,} | {lost[name]:,} | {took:.0f} |"
+            )
     total = sum(found.tried.values())
     gone = sum(lost.values())
-    lines.append(f"| all | {total:,} | {total - gone:,} | {gone:,} |")
+    took = sum(found.seconds.values())
+    lines.append(f"| all | {total:,} | {total - gone:,} | {gone:,} | {took:.0f} |")
     return "\n".join(lines)
 
 
@@ -252,6 +286,13 @@ def main() -> int:
     parser.add_argument("--only", action="append", choices=list(ALL), help="a reader; repeatable")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--case", type=int, help="one case of --only, with its traceback")
+    parser.add_argument(
+        "--seconds", type=float, default=1500.0, help="after which no more cases are begun"
+    )
+    parser.add_argument(
+        "--findings", type=Path, default=ROOT / "build" / "torture" / "fuzz.jsonl",
+        help="where lost cases are written as they are found",
+    )  # fmt: skip
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     readers = [ALL[name] for name in asked.only or ALL]
@@ -265,20 +306,30 @@ def main() -> int:
         for one in reversed(readers)
         for first in range(0, asked.cases or one.share, BLOCK)
     ]
-    planned = sum(count for _, _, count in blocks)
-    found = Round(blocks, asked.seed)
-    began = time.monotonic()
-    threads = [threading.Thread(target=found.run) for _ in range(asked.workers)]
+    asked.findings.parent.mkdir(parents=True, exist_ok=True)
+    asked.findings.write_text("", encoding="utf-8")
+    found = Round(blocks, asked.seed, asked.findings, asked.seconds)
+    threads = [threading.Thread(target=found.run, daemon=True) for _ in range(asked.workers)]
     for one in threads:
         one.start()
-    for one in threads:
-        one.join()
+    with contextlib.suppress(KeyboardInterrupt):  # what was found until then is told
+        for one in threads:
+            one.join()
+    return told(found, asked.workers)
+
+
+def told(found: Round, workers: int) -> int:
+    """Print what came of a round; gives the exit status."""
     print(table(found))
-    print(f"\nseed {asked.seed}, {time.monotonic() - began:.0f} s, {asked.workers} processes")
-    missing = planned - sum(found.tried.values())
-    if missing:
-        print(f"{missing:,} cases were not tried: a process could not begin")
-    return 1 if found.lost or missing else 0
+    took = time.monotonic() - found.begun
+    print(f"\nseed {found.seed}, {took:.0f} s, {workers} processes")
+    if found.lost:
+        print(f"what was lost lies in {found.findings}")
+    tried, lost = sum(found.tried.values()), len(found.lost)
+    if tried < found.wanted:
+        print(f"only {tried:,} of {found.wanted:,} cases were come to")
+    print(f"fuzz: tried {tried}, survived {tried - lost}, lost {lost}", flush=True)
+    return 1 if lost or tried < found.wanted else 0
 
 
 def again(reader: Reader, seed: int, number: int) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from cli_support import document, invoke
 
-from abft_mlx import __version__, recipe
+from abft_mlx import __version__, limits, recipe
 from abft_mlx.cli import _shell, _words
 from abft_mlx.errors import DataError, OutputError, RecipeError, RunError
 
@@ -96,11 +96,11 @@ FAILURES = [
     (RecipeError("no such key"), 2, "error: no such key\n"),
     (OutputError("x exists"), 2, "error: x exists\n"),
     (KeyboardInterrupt(), 130, "error: interrupted\n"),
-    (MemoryError(), 1, "error: out of memory: the machine has no more\n"),
+    (MemoryError(), 1, f"error: out of memory: the machine has no more; {limits.WAYS_OUT}\n"),
     (
         RuntimeError("[malloc] Unable to allocate 9 bytes."),
         1,
-        "error: out of memory: [malloc] Unable to allocate 9 bytes.\n",
+        f"error: out of memory: [malloc] Unable to allocate 9 bytes.; {limits.WAYS_OUT}\n",
     ),
     (OSError(errno.ENOSPC, "No space left on device"), 1, "error: No space left on device\n"),
     (
@@ -127,9 +127,8 @@ def test_failures_as_json(failing, error: BaseException, status: int, line: str)
     found = document(result)["error"]
     assert found["problems"] == []
     assert " ".join(found["message"].split()) == line.removeprefix("error: ").rstrip()
-    assert found["kind"] == (
-        "Interrupted" if isinstance(error, KeyboardInterrupt) else type(error).__name__
-    )
+    kinds = {KeyboardInterrupt: "Interrupted", MemoryError: "RunError", RuntimeError: "RunError"}
+    assert found["kind"] == kinds.get(type(error), type(error).__name__)
 
 
 def test_every_problem_of_the_data_is_listed_up_to_a_point(failing) -> None:

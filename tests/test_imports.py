@@ -9,9 +9,11 @@ import pytest
 
 ROOMS = (
     "errors",
+    "stopping",
     "files",
     "documents",
     "runtime",
+    "limits",
     "hub",
     "ranks",
     "recipe",

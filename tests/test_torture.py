@@ -7,7 +7,9 @@ import re
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from cli_support import invoke
@@ -28,6 +30,85 @@ def test_kills_lose_nothing(checkout: Path) -> None:
     assert "kill: tried 4, survived 4, lost 0\n" in done.stdout
     kinds = re.findall(r"([a-z -]+) (\d+)", done.stdout.splitlines()[0].partition(":")[2])
     assert sum(int(count) for _, count in kinds) == 4
+
+
+STAND_INS = {
+    "fine": "print('fine: tried 1,200, survived 1,200, lost 0')",
+    "lossy": "print('lossy: tried 3, survived 2, lost 1'); raise SystemExit(1)",
+    "mute": "raise SystemExit(0)",
+    "endless": "import time; print('begun', flush=True); time.sleep(60)",
+}
+
+
+def test_the_table_has_a_row_for_each_harness_and_counts_what_does_not_end(
+    benchmark: Callable[[str], ModuleType], capfd: pytest.CaptureFixture[str]
+) -> None:
+    driver = benchmark("torture")
+    rows = [
+        driver.run(name, [sys.executable, "-c", program], 60 if name != "endless" else 1)
+        for name, program in STAND_INS.items()
+    ]
+    assert [one.fine for one in rows] == [True, False, False, False]
+    shown = [line.rpartition("|")[0].rpartition("|")[0] for line in driver.table(rows).splitlines()]
+    assert shown == [
+        "| harness | tried | survived | lost ",
+        "|---|---:|---:|---:",
+        "| fine | 1,200 | 1,200 | 0 ",
+        "| lossy | 3 | 2 | 1 ",
+        "| mute | ? | ? | ? ",
+        "| endless | ? | ? | ? ",
+        "| all | 1,203 | 1,202 | 1 ",
+    ]
+    printed = capfd.readouterr().out
+    assert "begun\n" in printed
+    assert "endless was ended after" in printed
+
+
+def test_a_round_is_under_half_an_hour(benchmark: Callable[[str], ModuleType]) -> None:
+    assert sum(one.seconds for one in benchmark("torture").HARNESSES) < 30 * 60
+
+
+def test_one_table_of_all_harnesses(checkout: Path) -> None:
+    driver = checkout / "benchmarks" / "torture.py"
+    done = subprocess.run(
+        [sys.executable, driver, "--short", "--only", "fuzz", "--only", "disk"],
+        capture_output=True,
+        text=True,
+        timeout=540,
+        env={**os.environ, "PYTHONPATH": str(checkout)},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = done.stdout.partition("| harness |")[2]
+    assert re.search(r"^\| disk \| (\d+) \| \1 \| 0 \| \d+ \|$", table, re.MULTILINE)
+    assert re.search(r"^\| fuzz \| (\d+) \| \1 \| 0 \| \d+ \|$", table, re.MULTILINE)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits on memory need Linux")
+def test_memory_that_runs_out_loses_nothing(
+    benchmark: Callable[[str], ModuleType], checkout: Path
+) -> None:
+    harness = checkout / "benchmarks" / "torture_memory.py"
+    done = subprocess.run(
+        [sys.executable, harness, "--cases", "1"],
+        capture_output=True,
+        text=True,
+        timeout=540,
+        env={**os.environ, "PYTHONPATH": str(checkout), "OPENBLAS_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    tried = int(done.stdout.rpartition("tried ")[2].partition(",")[0])
+    assert tried >= 4
+    judged = benchmark("torture_memory").judged
+    assert judged(-11, "")[1] == []
+    assert judged(1, "error: out of memory: x\n")[1] == []
+    wrong = [
+        (None, ""),
+        (2, "error: out of memory\n"),
+        (1, "error: memory\nTraceback\n"),
+        (1, "error: memory\nerror: memory\n"),
+        (1, "error: the disk is full\n"),
+    ]
+    assert all(judged(*one)[1] for one in wrong)
 
 
 def test_a_file_that_may_not_grow_ends_a_run_in_one_line_and_loses_nothing(

@@ -14,6 +14,7 @@ from abft_mlx.cli._options import Json, Overwrite, Quiet
 from abft_mlx.cli._shell import Shell, plain
 
 if TYPE_CHECKING:
+    from abft_mlx.experiment import Experiment, RunResult
     from abft_mlx.induction import Heads, HeadState
 
 
@@ -58,15 +59,14 @@ def _run(
     shell: Shell, changes: list[str], output: Path | None, overwrite: bool
 ) -> tuple[dict[str, Any], Heads]:
     _ranks.alone("demo")
-    from abft_mlx import api, experiment, files, runtime
+    from abft_mlx import api, experiment, files, runtime, trainer
     from abft_mlx.induction import HEADS_FILE, read_heads
-    from abft_mlx.trainer import EVALUATION_FILE, RunFolder
 
     runtime.use_wired_memory()
     start = time.perf_counter()
     recipe = _options.open_recipe("demo", changes)
     folder = output or api.default_output(recipe)
-    RunFolder(folder).check(overwrite=overwrite)
+    trainer.RunFolder(folder).check(overwrite=overwrite)
     with _progress.board(shell) as board:
         opened = experiment.prepare(recipe, on_stage=board.stage)
         board.stage("making test prompts")
@@ -77,22 +77,18 @@ def _run(
         before = opened.measure_all(board.count)
         board.clear()
         shell.say("2/3 fine-tuning its attention …")
-        with Follow(shell, board, folder) as follow:
-            result = experiment.train(
-                opened,
-                folder,
-                overwrite=overwrite,
-                on_prepared=follow.prepared,
-                on_update=follow.updated,
-                on_stage=board.stage,
-                on_progress=board.count,
-            )
+        result = _train(shell, board, opened, folder, overwrite)
         board.clear()
         shell.say("3/3 measuring again …")
         board.stage("with adapter")
-        after = opened.measure_all(board.count)
+        try:
+            after = opened.measure_all(board.count)
+        except KeyboardInterrupt:
+            board.clear()
+            shell.tell(f"the run is whole; to measure it: {_measure(folder)}")
+            raise
     measured = experiment.document(opened, after, adapter=result.output, base=before)
-    files.write_json(result.output / EVALUATION_FILE, plain(measured))
+    files.write_json(result.output / trainer.EVALUATION_FILE, plain(measured))
     document = {
         "before": before["methods"]["vanilla"],
         "after": after["methods"]["vanilla"],
@@ -103,6 +99,38 @@ def _run(
         "output": str(result.output),
     }
     return document, read_heads(result.output / HEADS_FILE)
+
+
+def _train(
+    shell: Shell, board: _progress.Board, opened: Experiment, folder: Path, overwrite: bool
+) -> RunResult:
+    """Fine-tune; a signal ends it after the update that goes on, as it ends ``finetune``."""
+    from abft_mlx import experiment, trainer
+
+    with (
+        trainer.Stop(board.note).watching() as stop,
+        Follow(shell, board, folder) as follow,
+    ):
+        try:
+            return experiment.train(
+                opened,
+                folder,
+                overwrite=overwrite,
+                on_prepared=follow.prepared,
+                on_update=follow.updated,
+                on_stage=board.stage,
+                on_progress=board.count,
+                stop=stop,
+            )
+        except KeyboardInterrupt:
+            board.clear()
+            if follow.begun:
+                shell.tell(f"to go on: {_words.command('finetune', '--resume', folder)}")
+            raise
+
+
+def _measure(output: str | Path) -> str:
+    return _words.command("eval", "--adapter", output)
 
 
 def _story(document: dict[str, Any], before: HeadState, after: HeadState) -> list[str]:
@@ -135,6 +163,6 @@ def _story(document: dict[str, Any], before: HeadState, after: HeadState) -> lis
 def _next(output: str) -> list[str]:
     return [
         "",
-        f"next: {_words.command('eval', '--adapter', output)}",
+        f"next: {_measure(output)}",
         f"or:   {_words.command('recipes', 'copy', 'your-data')}",
     ]

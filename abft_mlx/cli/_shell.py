@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, TextIO
 import typer
 from typer.core import TyperGroup
 
-from abft_mlx import runtime
-from abft_mlx.errors import AbftError, DataError, StoppedError
+from abft_mlx import limits, runtime
+from abft_mlx.errors import AbftError, DataError, RunError, StoppedError
+from abft_mlx.stopping import Stop
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 PROBLEMS_SHOWN = 20
 LONGEST_MESSAGE = 3000
 _AS_JSON = "abft_mlx.as_json"
+_LONGEST_CHAIN = 20
 
 # Bad input when a path that the user named cannot be used; anything else failed at run time.
 _USER_ERRNOS = frozenset(
@@ -150,8 +152,47 @@ def _print_error(kind: str, message: str, problems: Sequence[str] = ()) -> None:
     print(dump({"error": error}), flush=True)
 
 
+@contextlib.contextmanager
+def _memory_told() -> Iterator[None]:
+    """Whatever failed for want of memory says so, whoever raised it and however it is wrapped."""
+    try:
+        yield
+    except (typer.Exit, typer.Abort, BrokenPipeError, KeyboardInterrupt, SystemExit, RunError):
+        raise
+    except BaseException as error:
+        said = _want_of_memory(error)
+        if said is None:
+            raise
+        raise RunError(f"out of memory: {said}; {limits.WAYS_OUT}") from error
+
+
+def _want_of_memory(error: BaseException) -> str | None:
+    """What says that memory ran out, of an error and those that led to it; None if nothing does."""
+    cause: BaseException | None = error
+    for _ in range(_LONGEST_CHAIN):
+        if cause is None:
+            break
+        if runtime.out_of_memory(cause):
+            return str(cause) or "the machine has no more"
+        cause = cause.__cause__ or cause.__context__
+    known = isinstance(error, (AbftError, OSError)) or hasattr(error, "exit_code")
+    # Libraries in want of memory raise whatever they meet: SystemError, ImportError, a panic.
+    return None if known or not limits.is_tight() else f"{type(error).__name__}: {error}"
+
+
 class Commands(TyperGroup):
     """The group that turns every expected failure into one line and the right exit status."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run; where there is no memory even for a command's words, say that."""
+        try:
+            return super().main(*args, **options)
+        except (MemoryError, ImportError) as error:
+            if not runtime.out_of_memory(error):
+                raise
+            said = str(error) or "the machine has no more"
+            fail(f"out of memory: {said}; {limits.WAYS_OUT}", 1, kind=RunError.__name__)
+            sys.exit(1)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Note whether JSON is wanted, since a command's own options may fail to parse."""
@@ -161,8 +202,15 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was asked for."""
         as_json: bool = ctx.meta[_AS_JSON]
+
+        def stuck(message: str) -> None:
+            # Standard output as it was: a command may have turned it to standard error.
+            with contextlib.redirect_stdout(sys.__stdout__):
+                fail(message, 1, kind=RunError.__name__, as_json=as_json)
+
         try:
-            return super().invoke(ctx)
+            with limits.watching(stuck), _memory_told(), Stop().watching():
+                return super().invoke(ctx)
         except (typer.Exit, typer.Abort, BrokenPipeError):
             raise
         except StoppedError as error:
@@ -187,9 +235,6 @@ class Commands(TyperGroup):
             message = f"{where}{error.strerror}"
             raise fail(message, status, kind=type(error).__name__, as_json=as_json) from error
         except Exception as error:
-            if runtime.out_of_memory(error):
-                message = f"out of memory: {str(error) or 'the machine has no more'}"
-                raise fail(message, 1, kind=type(error).__name__, as_json=as_json) from error
             # Typer vendors Click: its usage errors are known by what they can do.
             if as_json and hasattr(error, "format_message") and hasattr(error, "exit_code"):
                 _print_error("UsageError", error.format_message())

@@ -13,7 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from abft_mlx import activations, ports, runtime
+from abft_mlx import activations, limits, ports, runtime
 from abft_mlx.errors import RunError
 from abft_mlx.evaluation.sharing import own_rows, parts
 from abft_mlx.prefix import Prefix, Prefixes
@@ -117,6 +117,7 @@ def _hidden_if_it_fits(
     model: nn.Module, batch: PromptBatch, prefix: Prefixes | None, which: list[int] | None
 ) -> mx.array | None:
     """A batch's hidden states, or None where memory ran out over several prompts."""
+    limits.check_batch(mx.get_cache_memory())
     try:
         tokens, last = mx.array(batch.tokens), mx.array(batch.last)
         with activations.quickly(model):

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from abft_mlx import documents, files, hub, loading
 from abft_mlx import recipe as recipes
-from abft_mlx.adapters import CONFIG, FACTORS, WEIGHTS
+from abft_mlx.adapters import CONFIG
 from abft_mlx.errors import AbftError, OutputError, RunError, UsageError
-from abft_mlx.exchange import card, cleaning, peft
+from abft_mlx.exchange import card, cleaning, own_files, peft
+from abft_mlx.exchange.own_files import ALLOWED, CARD
 from abft_mlx.recipe import Recipe
 from abft_mlx.trainer import RunFolder
 
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
 
     Operation = CommitOperationAdd | CommitOperationDelete
 
-CARD = "README.md"
-NEEDED = (WEIGHTS, CONFIG, "recipe.yaml", "run.json")
-ALLOWED = (*NEEDED, FACTORS, "metrics.jsonl", CARD)
 PEFT_FOLDER = "peft"
 PEFT_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _TOKEN = re.compile(r"[\x21-\x7e]+")
@@ -102,9 +100,12 @@ def pack(
     if not hub.is_id(name):
         raise UsageError(f"{name!r} is no name of a repository; give owner/name")
     wishes = wishes or card.Wishes()
-    found = _read(run)
-    recipe = recipes.load(str(run / "recipe.yaml"))
-    facts = RunFolder(run).read_run()
+    found = own_files.read(run)
+    # Of what was read above: a file may have become another meanwhile.
+    recipe = recipes.loads(
+        own_files.text(found, "recipe.yaml", run), where=str(run / "recipe.yaml")
+    )
+    facts = RunFolder(run).parse_run(found["run.json"])
     if not isinstance(facts, dict) or not facts.get("finished"):
         raise UsageError(f"{run} is not finished; abft-mlx finetune --resume {run} goes on with it")
     if wishes.results is not None:
@@ -127,21 +128,6 @@ def pack(
     for path, content in found.items():
         cleaning.check(path, content, cleaned.private)
     return Parcel(name, dict(sorted(found.items())))
-
-
-def _read(run: Path) -> dict[str, bytes]:
-    if not run.is_dir():
-        raise UsageError(f"{run}: no such run folder; give the one that abft-mlx finetune wrote")
-    found = {}
-    for name in ALLOWED:
-        path = run / name
-        if path.is_symlink():
-            raise UsageError(f"{path} is a link, and links are not followed; put the file there")
-        if path.is_file():
-            found[name] = path.read_bytes()
-        elif name in NEEDED:
-            raise UsageError(f"{run} has no {name}; give a folder that abft-mlx finetune wrote")
-    return found
 
 
 def _kind(config: bytes) -> Any:
@@ -225,7 +211,9 @@ def send(
     except AbftError:
         raise
     except Exception as error:
-        raise _failed(error, asked, token) from None
+        failure = _failed(error, asked)
+    # Not inside the block: the hub's own error, which may name the token, is no part of ours.
+    raise failure
 
 
 def _token() -> str:
@@ -243,15 +231,16 @@ def _token() -> str:
     return token
 
 
-def _failed(error: Exception, asked: hub.Asked, token: str) -> AbftError:
+def _failed(error: Exception, asked: hub.Asked) -> AbftError:
     if isinstance(error, ValueError) and "README.md" in str(error):
         told = " ".join(str(error).split())
-        return UsageError(f"the hub refuses the card: {told}; see --license and --language")
+        return UsageError(
+            f"the hub refuses the card: {hub.masked(told)}; see --license and --language"
+        )
     if getattr(getattr(error, "response", None), "status_code", None) == 412:
         return RunError(f"{asked.title} has changed meanwhile, so nothing was sent; push again")
     failure = hub.explain(error, asked)
-    message = failure.message.replace(token, "***")
-    return (UsageError if failure.refused else RunError)(message)
+    return (UsageError if failure.refused else RunError)(failure.message)
 
 
 def _send(
@@ -261,7 +250,9 @@ def _send(
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     name, branch = parcel.name, revision or "main"
-    user = api.whoami()["name"]
+    user = api.whoami().get("name")
+    if not isinstance(user, str):
+        raise RunError("the hub does not say whose the token is; try again later")
     try:
         info, created = api.repo_info(name), False
     except RepositoryNotFoundError:
@@ -285,7 +276,7 @@ def _send(
         api.create_branch(name, branch=branch)
         there = _there(api, name, branch)
     _ours(parcel, there, create_pr=create_pr)
-    url = f"{api.endpoint}/{name}"
+    url = hub.masked(f"{api.endpoint}/{name}")
     new, gone = _difference(parcel, there)
     if not new and not gone:
         return Outcome(url, None, created=created)
@@ -306,8 +297,14 @@ def _send(
         create_pr=create_pr,
         parent_commit=sha,
     )
+    pull_request = hub.masked(done.pr_url) if done.pr_url else None
     return Outcome(
-        done.pr_url or done.commit_url, done.oid, done.pr_url, created, tuple(new), tuple(gone)
+        pull_request or hub.masked(done.commit_url),
+        done.oid,
+        pull_request,
+        created,
+        tuple(new),
+        tuple(gone),
     )
 
 

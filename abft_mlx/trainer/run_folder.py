@@ -266,10 +266,19 @@ class RunFolder:
         """
         path = self.path / RUN_FILE
         try:
-            facts = files.parse_json(path.read_text(encoding="utf-8"))
+            content = path.read_bytes()
         except FileNotFoundError as error:
             raise OutputError(f"{self.path}: holds no run (no run.json)") from error
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be read ({error})") from error
+        return self.parse_run(content)
+
+    def parse_run(self, content: bytes) -> dict[str, Any]:
+        """As :meth:`read_run`, of a content that was read already."""
+        path = self.path / RUN_FILE
+        try:
+            facts = files.parse_json(content.decode())
+        except ValueError as error:
             raise OutputError(f"{path}: cannot be read ({error})") from error
         if isinstance(facts, dict):
             check_schema(path, facts)

@@ -1,4 +1,4 @@
-"""Ending a run by Ctrl-C or SIGTERM: after the update that goes on, or at once.
+"""Ending a command by Ctrl-C or SIGTERM: at once, or a run after the update that goes on.
 
 MLX may compute for long inside one call, where no handler of Python's can run. So a thread is told
 of signals by the system itself: it answers the first, and ends the process at the second. Files
@@ -23,7 +23,7 @@ _SHOW_CURSOR = b"\x1b[?25h\n"
 
 
 class Stop:
-    """Whether somebody asked the run to end.
+    """Whether somebody asked a command to end.
 
     Args:
         on_request: told, in a line and by another thread, that an update is being finished.
