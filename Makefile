@@ -1,11 +1,16 @@
 # Everything from a fresh clone: `make demo`, `make test`. Set-up happens once, into ./.venv.
 SHELL := /bin/bash
-VENV ?= .venv
+# The versions that tests and linters run with; LOCK= takes the newest, in an environment of its own.
+LOCK ?= requirements/dev.lock
+VENV ?= $(if $(LOCK),.venv,.venv-newest)
 BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
 # The first Python that is new enough; macOS's own python3 is not.
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python3.10; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1 && echo $$p && break; done)
+# The lowest versions of what we need have files for no newer Python.
+LOWEST_PYTHON ?= $(shell for p in python3.11 python3.10 python3; do $$p -c \
+	'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 12))' >/dev/null 2>&1 && echo $$p && break; done)
 ARGS ?=
 
 ifneq ($(UV),)
@@ -17,9 +22,10 @@ CREATE = $(PYTHON) -m venv $(VENV)
 # Dependency groups need pip 25.1, which a ./.venv made earlier may lack.
 PREPARE = $(BIN)/python -m pip install -qq --upgrade 'pip>=25.1'
 INSTALL = $(BIN)/python -m pip install -qq
+EAGER = --upgrade-strategy eager
 endif
 
-.PHONY: help setup demo test lint format docs notebooks torture mutants check clean
+.PHONY: help setup demo test lint format docs notebooks torture mutants lowest lock audit check clean
 
 help:  ## say what there is
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/'
@@ -29,7 +35,7 @@ setup: $(VENV)/.installed  ## install abft-mlx into ./.venv (the other targets d
 demo: $(VENV)/.installed  ## measure the bundled model, fine-tune it, measure again
 	@$(BIN)/abft-mlx demo $(ARGS)
 
-test: $(VENV)/.installed-dev  ## run the tests; ARGS="-m slow" for the slow ones
+test: $(VENV)/.installed-dev  ## run the tests, with locked versions; LOCK= for the newest; ARGS="-m slow" for the slow ones
 	@OPENBLAS_NUM_THREADS=$${OPENBLAS_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(VENV)/.installed-dev  ## check style and types
@@ -41,7 +47,7 @@ format: $(VENV)/.installed-dev  ## bring the code into shape
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-docs: $(VENV)/.installed-docs  ## build the site into build/docs; a warning is an error
+docs: $(VENV)/.installed-lock  ## build the site into build/docs; a warning is an error
 	@$(BIN)/python -m sphinx -W --keep-going -q -b html -d build/doctrees docs build/docs $(ARGS)
 	@echo "the site begins at build/docs/index.html"
 
@@ -54,6 +60,24 @@ torture: $(VENV)/.installed-dev  ## kill runs, fill disks, let memory run out, f
 mutants: $(VENV)/.installed-dev  ## change the code in thousands of places: a test must fail each time (hours)
 	@OPENBLAS_NUM_THREADS=$${OPENBLAS_NUM_THREADS:-1} $(BIN)/mutmut run $(ARGS)
 	@$(BIN)/python benchmarks/mutants.py
+
+lowest:  ## run the tests with the lowest versions that pyproject.toml allows, in ./.venv-lowest
+	@$(MAKE) --no-print-directory VENV=.venv-lowest UV_PYTHON='>=3.10,<3.12' PYTHON='$(LOWEST_PYTHON)' \
+		.venv-lowest/.installed-lowest
+	@ABFT_MLX_LOWEST=1 OPENBLAS_NUM_THREADS=$${OPENBLAS_NUM_THREADS:-1} \
+		.venv-lowest/bin/python -m pytest -n 2 --dist loadfile \
+		-W 'ignore::DeprecationWarning:matplotlib._fontconfig_pattern' \
+		-W 'ignore::DeprecationWarning:matplotlib._mathtext' $(ARGS)
+
+# uv, because one file of it holds for every platform and Python version, and pip reads it.
+lock: $(VENV)/.installed  ## lock the newest versions of everything, with hashes, in requirements/dev.lock
+	@$(if $(UV),true,$(INSTALL) uv)
+	@$(or $(UV),$(BIN)/uv) pip compile --quiet --upgrade --universal --python-version 3.10 --generate-hashes \
+		--no-header --no-annotate --no-emit-package torch --excludes requirements/not-locked.txt \
+		--group dev $(ARGS) -o requirements/dev.lock pyproject.toml
+
+audit: $(VENV)/.installed-dev  ## ask whether an advisory is known for a locked version
+	@$(BIN)/python benchmarks/audit_lock.py $(ARGS)
 
 check: lint test  ## lint and test
 
@@ -73,15 +97,27 @@ endif
 	@$(MAKE) --no-print-directory -s _blas
 	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
-	@echo "installing what tests and linters need, once"
+# The lock is whole, so --no-deps; it leaves out PyTorch, which the group then adds.
+$(VENV)/.installed-lock: $(VENV)/.installed $(LOCK)
+	@echo "installing what tests, linters and the site need, once"
+	@$(if $(LOCK),$(INSTALL) --no-deps --require-hashes -r $(LOCK),$(INSTALL) --upgrade $(EAGER) -e . --group dev)
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed-lock
 	@$(INSTALL) --group dev
 	@$(MAKE) --no-print-directory -s _browser
 	@touch $@
 
-$(VENV)/.installed-docs: $(VENV)/.installed
-	@echo "installing what the site is built with, once"
-	@$(INSTALL) --group docs
+$(VENV)/.installed-lowest: requirements/lowest.txt pyproject.toml
+ifeq ($(UV),)
+	@test -n "$(PYTHON)" || { echo "error: the lowest versions need Python 3.10 or 3.11, and none was found;" \
+		"name one with: make lowest LOWEST_PYTHON=/path/to/python3.11, or install uv" >&2; exit 2; }
+endif
+	@echo "setting up $(VENV), once"
+	@$(BIN)/python -c '' 2>/dev/null || { $(CREATE); }
+	@$(or $(PREPARE),true)
+	@$(INSTALL) -r requirements/lowest.txt -e . --group test
+	@$(MAKE) --no-print-directory -s _blas
 	@touch $@
 
 # On Linux MLX needs an optimised BLAS beside it; without one everything works, slowly.

@@ -34,6 +34,7 @@ def readme(checkout: Path) -> str:
         "docs/publish.md",
         "SECURITY.md",
         "docs/security.md",
+        "docs/versions.md",
         "docs/ports.md",
         "docs/performance.md",
         "docs/distributed.md",
