@@ -11,6 +11,11 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 # The lowest versions of what we need have files for no newer Python.
 LOWEST_PYTHON ?= $(shell for p in python3.11 python3.10 python3; do $$p -c \
 	'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 12))' >/dev/null 2>&1 && echo $$p && break; done)
+# One test file or more for each package that we need, and for what we do with it.
+LOWEST_TESTS ?= $(addprefix tests/test_,$(addsuffix .py,requirements objective induction prompts attention \
+	adapters adapter_files peft_export peft_reading loading data data_hub recipe cli_options cli_progress cli_recipes \
+	cli_runs cli_shell cli_terminal hub hub_progress push figures run_plots classifier determinism step_oracle \
+	end_to_end export))
 ARGS ?=
 
 ifneq ($(UV),)
@@ -65,9 +70,7 @@ lowest:  ## run the tests with the lowest versions that pyproject.toml allows, i
 	@$(MAKE) --no-print-directory VENV=.venv-lowest UV_PYTHON='>=3.10,<3.12' PYTHON='$(LOWEST_PYTHON)' \
 		.venv-lowest/.installed-lowest
 	@ABFT_MLX_LOWEST=1 OPENBLAS_NUM_THREADS=$${OPENBLAS_NUM_THREADS:-1} \
-		.venv-lowest/bin/python -m pytest -n 2 --dist loadfile \
-		-W 'ignore::DeprecationWarning:matplotlib._fontconfig_pattern' \
-		-W 'ignore::DeprecationWarning:matplotlib._mathtext' $(ARGS)
+		.venv-lowest/bin/python -m pytest -n 2 --dist loadfile $(or $(ARGS),$(LOWEST_TESTS))
 
 # uv, because one file of it holds for every platform and Python version, and pip reads it.
 lock: $(VENV)/.installed  ## lock the newest versions of everything, with hashes, in requirements/dev.lock

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import tiny_models
 from mlx.utils import tree_flatten, tree_unflatten
+from mlx_lm.tuner.utils import load_adapters
 from mlx_lm.utils import load_model
 
 from abft_mlx import adapters, evaluation, ports
@@ -241,8 +243,10 @@ def test_a_quantized_base(bits: int, tmp_path: Path) -> None:
     assert not (run / adapters.FACTORS).exists()
     keys = json.loads((run / adapters.CONFIG).read_text())["lora_parameters"]["keys"]
     assert not any(HEAD in key for key in keys)
-    with pytest.raises(ValueError, match=r"lm_head\.weight"):
-        mlx_lm.load(str(base), adapter_path=str(run))
+    # mlx-lm 0.31, the last for Python 3.10, leaves out what has no place, and says nothing.
+    if "incompatible tensors" in inspect.getsource(load_adapters):
+        with pytest.raises(ValueError, match=r"lm_head\.weight"):
+            mlx_lm.load(str(base), adapter_path=str(run))
     ours, _ = load_model(base)
     for _ in range(2):  # also over the adapter that is there
         adapters.load(ours, run)

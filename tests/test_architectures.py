@@ -127,8 +127,7 @@ def test_an_attention_that_is_computed_otherwise_is_one_line(
     tiny: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Gear has its own attention where scores are capped; here its port does not say so."""
-    from mlx_lm.models import gear
-
+    gear = pytest.importorskip("mlx_lm.models.gear", reason="the installed mlx-lm has no gear")
     model = gear.Model(
         gear.ModelArgs.from_dict(tiny.settings("gear") | {"attn_logit_softcapping": 20.0})
     )
@@ -191,6 +190,7 @@ def test_the_table_keeps_what_failed(page: ModuleType) -> None:
 def test_one_architecture_from_the_command_line(
     table: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
+    pytest.importorskip("torch", reason="needs the bench extra, to compare with")
     for name, key in {"llama": "eager", "mamba": "error"}.items():
         monkeypatch.setattr("sys.argv", ["support_table.py", "--one", name])
         table.main()

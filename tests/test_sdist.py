@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -105,15 +106,16 @@ def test_sdist_in_an_empty_environment(
         cwd=tmp_path, env=real_environment,
     )  # fmt: skip
     command = folder / "bin/abft-mlx"
-    assert abft_mlx.__version__ in run(command, "--version", cwd=tmp_path)
-    listing = json.loads(run(command, "recipes", "list", "--json", cwd=tmp_path))
+    alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    assert abft_mlx.__version__ in run(command, "--version", cwd=tmp_path, env=alone)
+    listing = json.loads(run(command, "recipes", "list", "--json", cwd=tmp_path, env=alone))
     recipes = {one["name"]: Path(one["path"]) for one in listing["recipes"]}
     assert recipes["demo"].is_relative_to(site_packages(folder))
     report = json.loads(
         run(
             command, "finetune", "demo", "--output", "run",
             "--set", "training.updates=1", "--set", "training.examples=32", "--json",
-            cwd=tmp_path,
+            cwd=tmp_path, env=alone,
         )
     )  # fmt: skip
     assert report["updates"] == 1

@@ -174,7 +174,7 @@ def test_a_wrong_use_is_one_line(
     script: ModuleType, tmp_path: Path, capsys: Any, given: list[str], said: str
 ) -> None:
     with pytest.raises(SystemExit) as raised:
-        script.main(["--output", str(tmp_path), *given])
+        script.main(["--output", str(tmp_path), "--contenders", "exact", *given])
     assert raised.value.code == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1

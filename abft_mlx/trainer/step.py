@@ -19,6 +19,7 @@ from abft_mlx.objective import Terms, abft_terms, end_to_end_terms
 from abft_mlx.ranks import Ranks
 from abft_mlx.trainer import backoff, below, finite, local
 from abft_mlx.trainer.checkpointing import Forward, checkpointed
+from abft_mlx.trainer.explained import explained
 from abft_mlx.trainer.kept import Kept
 from abft_mlx.trainer.plan import MicroBatch
 from abft_mlx.trainer.totals import Totals
@@ -121,11 +122,10 @@ class Step:
             )
         if gradient == "local" and objective == "abft":
             self.compiled = False
-            self.value_and_grad = self._build_local(reward_weight, use_filter)
+            built = self._build_local(reward_weight, use_filter)
         else:
-            self.value_and_grad = self._build(
-                objective, reward_weight, use_filter, only_trained, checkpointing
-            )
+            built = self._build(objective, reward_weight, use_filter, only_trained, checkpointing)
+        self.value_and_grad = explained(model, built)
         optimizer.init(model.trainable_parameters())
 
     def _build(
