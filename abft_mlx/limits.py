@@ -123,15 +123,22 @@ def watching(on_stuck: Callable[[str], None]) -> Iterator[None]:
         ended.set()
 
 
+def computes(user: float, system: float, whole: float) -> bool:
+    """Whether a process that took so many seconds of so many does work of its own.
+
+    One that waits does not, nor one for which the system works, as it does where OpenBLAS asks for
+    its buffers again and again.
+    """
+    return user > max(whole * BUSY_SHARE, system / 3)
+
+
 def _watch(ended: threading.Event, on_stuck: Callable[[str], None]) -> None:
     every = PATIENCE_SECONDS / 10
     before, quiet = os.times(), 0
     while not ended.wait(every):
         now = os.times()
-        user, system = now.user - before.user, now.system - before.system
-        # OpenBLAS asks the system for its buffers again and again.
-        computes = user > max(every * BUSY_SHARE, system / 3)
-        quiet = quiet + 1 if not computes and is_tight() else 0
+        busy = computes(now.user - before.user, now.system - before.system, every)
+        quiet = quiet + 1 if not busy and is_tight() else 0
         before = now
         if quiet >= 10:
             on_stuck(f"memory ran out, and MLX waits for it without end; {WAYS_OUT}")

@@ -359,7 +359,12 @@ def _check_tokenizer(path: Path) -> None:
 
 def _tokenizer(path: Path, config: dict[str, Any]) -> Any:
     try:
-        return mlx_lm_utils.load_tokenizer(path, eos_token_ids=config.get("eos_token_id"))
+        return mlx_lm_utils.load_tokenizer(
+            path,
+            # Unless told, transformers asks on standard input whether to run a tokenizer's code.
+            tokenizer_config_extra={"trust_remote_code": False},
+            eos_token_ids=config.get("eos_token_id"),
+        )
     except Exception as error:  # tokenizer libraries raise whatever they meet
         raise ModelError(
             f"the tokenizer in {path} cannot be opened: {type(error).__name__}: "

@@ -149,6 +149,64 @@ def _model_case(*names: str) -> Any:
     return make
 
 
+# What a chat template may hold: turns as they should be, and ways to hang, grow and break out.
+_PIECES = (
+    "{% for m in messages %}", "{% endfor %}", "{{ m['role'] }}", "{{ m.content }}", "<|im_start|>",
+    "{% if add_generation_prompt %}", "{% endif %}", "{% for i in range(99999) %}",
+    "{% for i in range(10**12) %}", "{{ messages }}", "{{ bos_token }}", "\n", "{% set x = [] %}",
+    "{% set x = namespace(n=0) %}", "{% set x.n = x.n + 1 %}", "{{ x.append(x) }}", "{{ x }}",
+    "{% macro f(a) %}", "{% endmacro %}", "{{ f(1) }}", "{{ ''.__class__.__mro__ }}",
+    "{{ cycler.__init__.__globals__.os.popen('touch ran') }}", "{% include '/etc/passwd' %}",
+    "{{ raise_exception('no') }}", "{{ strftime_now('%d') }}", "{{ 'x' * 999 }}", "{{ x|tojson }}",
+    "{{ '%s'|format(messages) }}", "{{ lipsum.__globals__ }}", "{% generation %}", "{{ self }}",
+    "{{ messages|map('attr', '__class__')|list }}", "{% break %}", "{{ 1/0 }}", "{#", "{%",
+)  # fmt: skip
+_PLAIN = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}<assistant>"
+
+
+def _chat_case(rng: Random, sample: Any, folder: Path) -> None:
+    model = folder / "model"
+    shutil.copytree(sample[0], model)
+    if rng.random() < 0.3:
+        template = damage.octets(rng, _PLAIN.encode()).decode(errors="replace")
+    else:
+        template = "".join(rng.choice(_PIECES) for _ in range(rng.randrange(1, 12)))
+    path = model / "tokenizer_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    if rng.random() < 0.3:
+        (model / "chat_template.jinja").write_text(template, encoding="utf-8")
+    else:
+        settings["chat_template"] = template
+    if rng.random() < 0.4:  # code beside it, which must never run
+        (model / "own.py").write_text(
+            "import pathlib\npathlib.Path('ran').touch()\nclass Own: pass\n"
+        )
+        settings["auto_map"] = {"AutoTokenizer": rng.choice((["own.Own", None], "own.Own", [None]))}
+        settings["tokenizer_class"] = "Own"
+        config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+        config["auto_map"] = {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}
+        (model / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    path.write_text(json.dumps(settings), encoding="utf-8")
+
+
+def _read_chat(_sample: Any, folder: Path) -> None:
+    from abft_mlx.loading import load_model
+    from abft_mlx.prompts import ChatTemplate, Template, chat
+
+    chat.LONGEST_SECONDS = 0.3
+    try:
+        tokenizer = load_model(str(folder / "model")).tokenizer
+        ChatTemplate(tokenizer, Template()).frame(2)
+    finally:
+        ran = [
+            one for one in (Path("ran"), folder / "ran", folder / "model" / "ran") if one.exists()
+        ]
+        for one in ran:
+            one.unlink()
+        if ran:
+            raise RuntimeError("code of a model's folder was run")
+
+
 def _read_model(_sample: Any, folder: Path) -> None:
     from abft_mlx.loading import load_model
 
@@ -171,4 +229,5 @@ MODEL_READERS = (
            _read_model),
     Reader("tokenizer", 700, _base, _model_case("tokenizer.json", "tokenizer_config.json"),
            _read_model),
+    Reader("chat template", 300, _base, _chat_case, _read_chat),
 )  # fmt: skip

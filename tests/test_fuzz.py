@@ -28,7 +28,7 @@ USUAL = 25
 NAMES = (
     "recipe", "--set", "study file", "csv", "tsv", "jsonl", "json", "parquet", "txt", "run folder",
     "drawing", "heads.npz", "study.json", "push", "study folder", "mlx-lm adapter", "PEFT adapter",
-    "config.json", "weights", "tokenizer", "command line",
+    "config.json", "weights", "tokenizer", "chat template", "command line",
 )  # fmt: skip
 
 

@@ -211,6 +211,13 @@ class TestStudies:
         assert tracemalloc.get_traced_memory()[1] < 5_000_000
         tracemalloc.stop()
 
+    def test_a_long_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(drawing, "MOST_FACTS_BYTES", 100_000)
+        path = tmp_path / "study.json"
+        path.write_bytes(b" " * 100_001)
+        with pytest.raises(OutputError, match=r"study.json: .*more than 0 MB"):
+            drawing.study_facts(path)
+
     @pytest.mark.parametrize("change", [
         {"figures": 1.5}, {"cells": [1]}, {"cells": [{}]}, {"cells": [{"id": "a", "model": []}]},
         {"paper": 7},
@@ -279,6 +286,15 @@ class TestParquet:
         assert len(data.report(section).require()) == 10_000
         monkeypatch.setattr(_rows, limit, value)
         with pytest.raises(DataError, match=message):
+            data.report(section).require()
+
+    def test_what_the_file_itself_says_is_too_much_is_not_unpacked(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        section = self._write(tmp_path / "a.parquet", self._table(100))
+        monkeypatch.setattr(_rows, "MOST_BYTES", 100)
+        monkeypatch.setattr(_rows, "_batches", None)
+        with pytest.raises(DataError, match="more than 100"):
             data.report(section).require()
 
     def test_texts_that_are_not_utf8(self, tmp_path: Path) -> None:

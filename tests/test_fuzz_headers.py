@@ -34,6 +34,16 @@ class TestSafetensors:
         assert read_header(path) == {"a": self.GOOD}
         assert read_header(_safetensors(path, self.GOOD, __metadata__=None)) == {"a": self.GOOD}
 
+    @pytest.mark.parametrize(("length", "size"), [(100_000_001, 300_000_000), (41, 48), (2**63, 9)])
+    def test_a_header_longer_than_it_may_be_is_not_read(
+        self, tmp_path: Path, length: int, size: int
+    ) -> None:
+        with (tmp_path / "a").open("wb") as file:
+            file.write(length.to_bytes(8, "little"))
+            file.truncate(size)  # a sparse file
+        with pytest.raises(ValueError, match=f"its {size} bytes do not start with a safetensors"):
+            read_header(tmp_path / "a")
+
     @pytest.mark.parametrize(
         ("changes", "message"),
         [

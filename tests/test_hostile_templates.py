@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -61,3 +62,35 @@ def test_a_whole_command_says_it_in_a_line(
     assert "it ran for more than" in last
     assert "set prompt.chat=false" in last
     assert "Traceback" not in result.stderr
+
+
+def with_code(folder: Path, marker: Path) -> Path:
+    """A model whose tokenizer is of a class of its own, and that nothing else can open."""
+    write_model(folder)
+    code = f"import pathlib\npathlib.Path({str(marker)!r}).touch()\nclass Own: pass\n"
+    (folder / "own.py").write_text(code, encoding="utf-8")
+    for name, classes in (
+        ("tokenizer_config.json", {"AutoTokenizer": ["own.Own", None]}),
+        ("config.json", {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}),
+    ):
+        settings = json.loads((folder / name).read_text(encoding="utf-8"))
+        settings |= {"auto_map": classes, "tokenizer_class": "Own"}
+        (folder / name).write_text(json.dumps(settings), encoding="utf-8")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "llama"}))
+    return folder
+
+
+def test_nobody_is_asked_whether_to_run_code(texts: Path, tmp_path: Path, checkout: Path) -> None:
+    """A yes on standard input, as the first text to label, runs nothing."""
+    folder = with_code(tmp_path / "model", tmp_path / "ran")
+    words = ["predict", "--model", folder, "--data", texts, "-"]
+    done = subprocess.run(
+        [sys.executable, str(checkout / "cli.py"), *map(str, words)],
+        input="y\nyes\n1\n" * 9, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert not (tmp_path / "ran").exists()
+    assert "Do you wish to run" not in done.stdout + done.stderr
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("error: ") == 1
+    assert "Traceback" not in done.stderr

@@ -99,6 +99,26 @@ def test_a_process_that_waits_for_memory_is_ended(state: str, status: int, limit
     assert ("waits for it without end" in done.stdout) == bool(status)
 
 
+def test_what_computing_is() -> None:
+    assert limits.computes(2.9, 0.1, 3.0)
+    assert limits.computes(1.0, 1.0, 3.0)
+    assert not limits.computes(0.1, 0.0, 3.0)
+    assert not limits.computes(0.4, 2.6, 3.0)
+
+
+def test_one_that_waits_and_has_room_is_left_alone() -> None:
+    program = (
+        "import resource, time\n"
+        "from abft_mlx import limits\n"
+        "limits.PATIENCE_SECONDS = 0.5\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (1 << 42, -1))\n"
+        "with limits.watching(print):\n"
+        "    time.sleep(2)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+
+
 CAUSES = [
     MemoryError(),
     RuntimeError("can't start new thread"),

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cli_support import invoke
 from loopback_hub import OWNER, LoopbackHub
 from push_support import make_run
 
@@ -114,8 +115,26 @@ def test_masking(monkeypatch: pytest.MonkeyPatch) -> None:
         hubs.masked("owner/hf_model and anna@example.org") == "owner/hf_model and anna@example.org"
     )
     assert hubs.Failure("other", f"said {like}").message == "said ***"
-    cut = hubs._first_line(ValueError("x" * (hubs._LONGEST_REASON - 4) + like))
+    cut = hubs._first_line(ValueError("x " * (hubs._LONGEST_REASON // 2 - 6) + like))
     assert "aB3" not in cut
+
+
+def test_no_file_of_a_run_holds_the_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor its evaluation, heads, report or drawings, whatever the environment holds."""
+    monkeypatch.setenv("HF_TOKEN", OWNER)
+    monkeypatch.setenv("HUGGING_FACE_HUB_TOKEN", OWNER)
+    run = make_run(tmp_path)
+    for words in (
+        ["eval", "--adapter", run],
+        ["plot", run, "--output", tmp_path / "figures"],
+        ["report", run, "--output", tmp_path / "report.html"],
+    ):
+        done = invoke(*words)
+        assert done.exit_code == 0, done.output
+        assert SECRET not in done.output
+    assert (run / "eval.json").is_file()
+    assert (tmp_path / "report.html").is_file()
+    assert SECRET.encode() not in everything(tmp_path)
 
 
 def everything(folder: Path, but: Path | None = None) -> bytes:
