@@ -190,6 +190,7 @@ def test_trainable_parameters_counts_what_can_move() -> None:
             model = tiny_models.build(name)
             adapters.attach(model, section)
             counts[name, section.kind] = adapters.trainable_parameters(model)
+    assert {type(one) for one in counts.values()} == {int}
     # rank 4, 3 layers: rank * (inputs + outputs) for each projection, V's outputs not counted.
     assert counts["llama", "lora"] == 3 * 4 * ((64 + 64) + (64 + 32))
     assert counts["mistral", "lora"] == 3 * 4 * ((64 + 128) + (64 + 32))

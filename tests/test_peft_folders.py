@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tiny_models
 
-from abft_mlx import adapters
+from abft_mlx import adapters, ports
 from abft_mlx.adapters import peft_names, reading
 from abft_mlx.adapters.peft_reading import linear_paths
 from abft_mlx.errors import AdapterError
@@ -154,6 +154,31 @@ def test_names_as_other_programs_have_them(tmp_path: Path) -> None:
     adapters.load(model, tmp_path)
     assert list(adapters.adapted(model)) == [Q.format(0), K.format(2)]
     assert {one.lora_a.shape for one in adapters.adapted(model).values()} == {(64, 4)}
+
+
+def test_one_layer_alone(tmp_path: Path) -> None:
+    found = reading.fitting(
+        llama(), write(tmp_path, pair(Q.format(1)), target_modules=[Q.format(1)])
+    )
+    assert (found.scale, found.modules) == (2.0, [Q.format(1)])
+
+
+def test_layers_whose_names_are_others_in_transformers(
+    benchmark: Callable[[str], ModuleType], tmp_path: Path
+) -> None:
+    model = benchmark("tiny_configs").build("gpt_neox")
+    ours, theirs = (
+        "model.h.{}.attention.query_key_value",
+        "gpt_neox.layers.{}.attention.query_key_value",
+    )
+    outputs = ports.output_dims(ports.resolve(model, ours.format(0)))
+    write(tmp_path, pair(theirs.format(0), outputs=outputs), target_modules=[theirs.format(0)])
+    assert reading.fitting(model, tmp_path).modules == [ours.format(0)]
+    write(tmp_path, pair(theirs.format(0), outputs=outputs), target_modules=["query_key_value"],
+          layers_to_transform=[0, 1])  # fmt: skip
+    assert problems(tmp_path, model) == [
+        f"{theirs.format(1)}: target_modules names it, but {FILE} has no tensors of it"
+    ]
 
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:
