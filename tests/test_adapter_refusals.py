@@ -353,6 +353,29 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
     ]
 
 
+def test_lora_beside_weights_for_stock_mlx_lm(tmp_path: Path) -> None:
+    model = llama()
+    adapters.attach(model, AdapterSection(rank=4, scale=3.0, dropout=0.5, layers=[1], head=True))
+    adapters.save(model, tmp_path)
+    found = reading.read(llama(), tmp_path)
+    names = [f"{K}.lora_a", f"{K}.lora_b"]
+    names += [name.replace("k_proj", "q_proj") for name in names]
+    assert (found.kind, found.scale, found.dropout) == ("lora", 3.0, 0.5)
+    assert {file: sorted(taken) for file, taken in found.files.items()} == {
+        adapters.FACTORS: names,
+        adapters.WEIGHTS: ["lm_head.weight"],
+    }
+    assert sorted(found.shapes) == ["lm_head.weight", *names]
+    assert {name: one.shape for name, one in found.tensors().items()} == found.shapes
+    # Such a file beside LoRA tensors is some other program's.
+    adapters.detach(model)
+    adapters.attach(model, LORA)
+    (tmp_path / "lora").mkdir()
+    adapters.save(model, tmp_path / "lora")
+    (tmp_path / "lora" / adapters.FACTORS).touch()
+    assert set(reading.read(llama(), tmp_path / "lora").files) == {adapters.WEIGHTS}
+
+
 def test_layers_that_the_settings_name_by_their_ends(run: Path) -> None:
     changed(run, {}, lora_parameters={"scale": 1.0, "keys": ["self_attn.q_proj", Q, "k_proj"]})
     assert len(reading.fitting(llama(), run).modules) == 6

@@ -27,6 +27,7 @@ def readme(checkout: Path) -> str:
         "docs/LOG.md",
         "docs/studies.md",
         "docs/memory.md",
+        "docs/mutants.md",
         "docs/reliability.md",
         "docs/prediction.md",
         "docs/report.md",
