@@ -310,6 +310,10 @@ K = "model.layers.1.self_attn.k_proj"
             ["lm_head.weight: shape (95, 64), the model needs (96, 64)"],
         ),
         (
+            {"lm_head.weight": (96, 64), "lm_head.lora_a": (64, 4), "lm_head.lora_b": (4, 96)},
+            ["lm_head.weight: there are LoRA tensors of lm_head, too"],
+        ),
+        (
             {"lora_a": (64, 4)},
             ["lora_a: the model has no linear layer ''", f".lora_a: {MISSING}",
              f".lora_b: {MISSING}"],
@@ -346,9 +350,9 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
         f"{other}: the model's {other[:-7]} is quantized",
         f"{Q}.weight: the model's {Q} is quantized",
     ]
-    changed(run, {f"{Q}.weight": (64, 63), f"{Q}.lora_a": (64, 4)})
+    changed(run, {f"{Q}.weight": (64, 63), f"{Q}.lora_b": (4, 64)})
     assert problems(run, llama()) == [
-        f"{Q}.lora_a: not a full tensor (weight)",
+        f"{Q}.lora_b: not a full tensor (weight)",
         f"{Q}.weight: shape (64, 63), the model needs (64, 64)",
     ]
 

@@ -289,6 +289,12 @@ def test_a_head_of_another_shape(shape: tuple[int, ...], tmp_path: Path) -> None
     )
 
 
+def test_a_head_of_low_rank_and_in_full(tmp_path: Path) -> None:
+    tensors = pair("lm_head", outputs=96) | {"lm_head.weight": mx.zeros((96, 64))}
+    write(tmp_path, tensors, target_modules=["lm_head"], modules_to_save=["lm_head"])
+    assert "lm_head.weight: there are LoRA tensors of lm_head, too" in refusal(tmp_path)
+
+
 def test_linear_layers_under_an_adapter_or_not() -> None:
     model = llama()
     wanted = {
