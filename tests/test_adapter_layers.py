@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 
 import mlx.core as mx
@@ -135,6 +137,18 @@ def test_lora_on_several_outputs(split: tuple[nn.Module, str], dtype: mx.Dtype) 
         )
     lora.train()
     assert not mx.array_equal(lora(x)[0], got[0])
+
+
+def test_stock_mlx_lm_gets_several_outputs_as_weights(
+    split: tuple[nn.Module, str], tmp_path: Path
+) -> None:
+    model, path = split
+    put_lora(model, path, 3, 0.75, 0.0)
+    adapters.save(model, tmp_path)
+    found = json.loads((tmp_path / adapters.CONFIG).read_text(encoding="utf-8"))
+    assert found["fine_tune_type"] == "full"
+    assert list(mx.load(str(tmp_path / adapters.WEIGHTS))) == [f"{path}.weight"]
+    assert set(mx.load(str(tmp_path / adapters.FACTORS))) == set(adapters.tensors(model))
 
 
 def test_several_outputs_that_are_quantized(split: tuple[nn.Module, str]) -> None:

@@ -310,6 +310,10 @@ K = "model.layers.1.self_attn.k_proj"
             ["lm_head.weight: shape (95, 64), the model needs (96, 64)"],
         ),
         (
+            {"lm_head.weight": (96, 64), "lm_head.lora_a": (64, 4), "lm_head.lora_b": (4, 96)},
+            ["lm_head.weight: there are LoRA tensors of lm_head, too"],
+        ),
+        (
             {"lora_a": (64, 4)},
             ["lora_a: the model has no linear layer ''", f".lora_a: {MISSING}",
              f".lora_b: {MISSING}"],
@@ -346,11 +350,34 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
         f"{other}: the model's {other[:-7]} is quantized",
         f"{Q}.weight: the model's {Q} is quantized",
     ]
-    changed(run, {f"{Q}.weight": (64, 63), f"{Q}.lora_a": (64, 4)})
+    changed(run, {f"{Q}.weight": (64, 63), f"{Q}.lora_b": (4, 64)})
     assert problems(run, llama()) == [
-        f"{Q}.lora_a: not a full tensor (weight)",
+        f"{Q}.lora_b: not a full tensor (weight)",
         f"{Q}.weight: shape (64, 63), the model needs (64, 64)",
     ]
+
+
+def test_lora_beside_weights_for_stock_mlx_lm(tmp_path: Path) -> None:
+    model = llama()
+    adapters.attach(model, AdapterSection(rank=4, scale=3.0, dropout=0.5, layers=[1], head=True))
+    adapters.save(model, tmp_path)
+    found = reading.read(llama(), tmp_path)
+    names = [f"{K}.lora_a", f"{K}.lora_b"]
+    names += [name.replace("k_proj", "q_proj") for name in names]
+    assert (found.kind, found.scale, found.dropout) == ("lora", 3.0, 0.5)
+    assert {file: sorted(taken) for file, taken in found.files.items()} == {
+        adapters.FACTORS: names,
+        adapters.WEIGHTS: ["lm_head.weight"],
+    }
+    assert sorted(found.shapes) == ["lm_head.weight", *names]
+    assert {name: one.shape for name, one in found.tensors().items()} == found.shapes
+    # Such a file beside LoRA tensors is some other program's.
+    adapters.detach(model)
+    adapters.attach(model, LORA)
+    (tmp_path / "lora").mkdir()
+    adapters.save(model, tmp_path / "lora")
+    (tmp_path / "lora" / adapters.FACTORS).touch()
+    assert set(reading.read(llama(), tmp_path / "lora").files) == {adapters.WEIGHTS}
 
 
 def test_layers_that_the_settings_name_by_their_ends(run: Path) -> None:

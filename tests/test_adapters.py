@@ -155,10 +155,12 @@ def test_the_start_depends_on_the_seed_alone() -> None:
     assert all((first[name] == 0).all() for name in first if name.endswith("lora_b"))
     bound = 1 / np.sqrt(tiny_models.CONFIGS["llama"]["hidden_size"])
     assert all(0.9 * bound < np.abs(first[name]).max() <= bound for name in starts)
-    model = tiny_models.build("llama")
-    adapters.attach(model, AdapterSection(rank=4))
-    unsaid, zero = adapters.tensors(model), start(0, noise=0)
-    assert all(np.array_equal(np.array(unsaid[name]), zero[name]) for name in zero)
+    zero = start(0, noise=0)
+    for put_on in (adapters.attach, adapters.place):
+        model = tiny_models.build("llama")
+        put_on(model, AdapterSection(rank=4))
+        unsaid = adapters.tensors(model)
+        assert all(np.array_equal(np.array(unsaid[name]), zero[name]) for name in zero)
     subset = start(1, noise=0, layers=[2, 0])
     assert {name.split(".")[2] for name in subset} == {"0", "2"}
     assert all(np.array_equal(first[name], subset[name]) for name in subset)
@@ -188,6 +190,7 @@ def test_trainable_parameters_counts_what_can_move() -> None:
             model = tiny_models.build(name)
             adapters.attach(model, section)
             counts[name, section.kind] = adapters.trainable_parameters(model)
+    assert {type(one) for one in counts.values()} == {int}
     # rank 4, 3 layers: rank * (inputs + outputs) for each projection, V's outputs not counted.
     assert counts["llama", "lora"] == 3 * 4 * ((64 + 64) + (64 + 32))
     assert counts["mistral", "lora"] == 3 * 4 * ((64 + 128) + (64 + 32))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -15,6 +17,7 @@ from mlx_lm.utils import load_model
 from test_adapter_head import train
 
 from abft_mlx import adapters, ports
+from abft_mlx.adapters.layers import put_lora
 from abft_mlx.errors import AdapterError
 from abft_mlx.recipe import AdapterSection
 
@@ -233,9 +236,9 @@ def test_shift_norms(name: str, kind: str) -> None:
                 wanted = change[f"model.layers.{layer}.self_attn.{part}_proj"]
             expected = np.linalg.norm(wanted)
             assert expected > 1e-2
-            assert norms[part][layer] == pytest.approx(expected, rel=1e-6)
+            assert norms[part][layer] == pytest.approx(expected, rel=1e-10)
     if head:
-        assert norms["head"] == pytest.approx(np.linalg.norm(change["lm_head"]), rel=1e-6)
+        assert norms["head"] == pytest.approx(np.linalg.norm(change["lm_head"]), rel=1e-10)
         assert norms["head"] > 1e-2
     else:
         assert norms["head"] is None
@@ -251,6 +254,30 @@ def test_shift_norms_of_a_quantized_head_and_of_many_rows() -> None:
     model.lm_head.weight = model.lm_head.weight + noise
     expected = np.linalg.norm(changes(model)["lm_head"])
     assert adapters.shift_norms(model)["head"] == pytest.approx(expected, rel=1e-9)
+
+
+def test_shift_norms_of_what_has_several_parts(benchmark: Callable[[str], ModuleType]) -> None:
+    """DeepSeek 2 makes its queries in two steps; mlx-lm trains LoRA on the head, too."""
+    model = benchmark("tiny_configs").build("deepseek_v2")
+    adapters.attach(model, AdapterSection(rank=2, scale=3.0))
+    put_lora(model, "lm_head", 2, 0.5, 0.0)
+    for n, module in enumerate(adapters.adapted(model).values()):
+        module.lora_b = mx.random.normal(module.lora_b.shape, key=mx.random.key(n))
+    norms, change = adapters.shift_norms(model), changes(model)
+    port = ports.port_for(model)
+    several = 0
+    for n, layer in enumerate(port.layers(model)):
+        for part in ("q", "k"):
+            rows = [
+                change[f"{layer.path}.{one.path}"][np.array(port.part_outputs(layer, one)[part])]
+                for one in port.layer_projections(layer)
+                if part in port.part_outputs(layer, one)
+            ]
+            several += len(rows) > 1
+            expected = np.sqrt(sum(np.square(one).sum() for one in rows))
+            assert norms[part][n] == pytest.approx(expected, rel=1e-10)
+    assert several
+    assert norms["head"] == pytest.approx(np.linalg.norm(change["lm_head"]), rel=1e-10)
 
 
 def test_shift_norms_need_an_adapter() -> None:

@@ -88,6 +88,7 @@ def test_what_is_no_pattern(pattern: str) -> None:
         ("(?:b?)?", 12),
         # Beginnings that may be left out do not tell alternatives apart.
         ("(a?x|b?x|c?x)", 7),
+        ("(a?x|x)", 12),
         ("(a+x|b+x|c+x)", 4),
         ("(ax?|bx?|cx?)", 19),
         # Two and 27, in one alternative or the other or both.
@@ -96,7 +97,8 @@ def test_what_is_no_pattern(pattern: str) -> None:
         # No choice at all.
         ("(a|B|_c|3)", 150),
         ("(a+|b)?c", 4),
-        (r"\*\+\(\?", 150),
+        (r"\*\+\?", 150),
+        (r"\(\|", 150),
         ("[*+?(|]", 150),
         (r"(?!ab)", 150),
         ("(?i:a|b)", 150),

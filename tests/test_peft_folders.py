@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tiny_models
 
-from abft_mlx import adapters
+from abft_mlx import adapters, ports
 from abft_mlx.adapters import peft_names, reading
 from abft_mlx.adapters.peft_reading import linear_paths
 from abft_mlx.errors import AdapterError
@@ -156,6 +156,31 @@ def test_names_as_other_programs_have_them(tmp_path: Path) -> None:
     assert {one.lora_a.shape for one in adapters.adapted(model).values()} == {(64, 4)}
 
 
+def test_one_layer_alone(tmp_path: Path) -> None:
+    found = reading.fitting(
+        llama(), write(tmp_path, pair(Q.format(1)), target_modules=[Q.format(1)])
+    )
+    assert (found.scale, found.modules) == (2.0, [Q.format(1)])
+
+
+def test_layers_whose_names_are_others_in_transformers(
+    benchmark: Callable[[str], ModuleType], tmp_path: Path
+) -> None:
+    model = benchmark("tiny_configs").build("gpt_neox")
+    ours, theirs = (
+        "model.h.{}.attention.query_key_value",
+        "gpt_neox.layers.{}.attention.query_key_value",
+    )
+    outputs = ports.output_dims(ports.resolve(model, ours.format(0)))
+    write(tmp_path, pair(theirs.format(0), outputs=outputs), target_modules=[theirs.format(0)])
+    assert reading.fitting(model, tmp_path).modules == [ours.format(0)]
+    write(tmp_path, pair(theirs.format(0), outputs=outputs), target_modules=["query_key_value"],
+          layers_to_transform=[0, 1])  # fmt: skip
+    assert problems(tmp_path, model) == [
+        f"{theirs.format(1)}: target_modules names it, but {FILE} has no tensors of it"
+    ]
+
+
 def test_files_that_are_not_there(tmp_path: Path) -> None:
     write(tmp_path, every(), **QK, use_dora=True)
     assert refusal(tmp_path) == (
@@ -262,6 +287,12 @@ def test_a_head_of_another_shape(shape: tuple[int, ...], tmp_path: Path) -> None
         f"{tmp_path} does not fit this model (1 mismatches): lm_head.weight: shape {shape}, the "
         "model needs (96, 64); use the base model that it was trained on"
     )
+
+
+def test_a_head_of_low_rank_and_in_full(tmp_path: Path) -> None:
+    tensors = pair("lm_head", outputs=96) | {"lm_head.weight": mx.zeros((96, 64))}
+    write(tmp_path, tensors, target_modules=["lm_head"], modules_to_save=["lm_head"])
+    assert "lm_head.weight: there are LoRA tensors of lm_head, too" in refusal(tmp_path)
 
 
 def test_linear_layers_under_an_adapter_or_not() -> None:

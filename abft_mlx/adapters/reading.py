@@ -141,6 +141,9 @@ def _misfits(model: nn.Module, adapter: Folder) -> list[str]:
         if leaf == "weight" and "scales" in linear and path != head:
             problems.append(f"{name}: the model's {path} is quantized")
             continue
+        if leaf == "weight" and f"{path}.lora_a" in adapter.shapes:
+            problems.append(f"{name}: there are LoRA tensors of {path}, too")
+            continue
         outputs, inputs = output_dims(linear), input_dims(linear)
         rank = shape[1 if leaf == "lora_a" else 0] if len(shape) == 2 else 0
         expected = {
@@ -150,7 +153,7 @@ def _misfits(model: nn.Module, adapter: Folder) -> list[str]:
         }[leaf]
         if tuple(shape) != expected:
             problems.append(f"{name}: shape {tuple(shape)}, the model needs {expected}")
-        elif leaf != "weight" and ranks.setdefault(path, rank) != rank:
+        elif ranks.setdefault(path, rank) != rank:
             problems.append(f"{path}: lora_a has rank {ranks[path]}, lora_b {rank}")
     if adapter.kind == "lora":
         problems += _unpaired(adapter)

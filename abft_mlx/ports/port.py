@@ -237,13 +237,16 @@ class Port:
         attention, shape = self.attention_module(layer), self.head_shape(layer)
         if attention is None or shape is None:
             return {}
+        if not projection.parts:
+            every = output_dims(resolve(attention, projection.path))
+            return {projection.role: np.arange(every)}
         heads = {"q": shape.n_heads, "k": shape.n_kv_heads, "v": shape.n_kv_heads,
                  "gate": shape.n_heads}  # fmt: skip
         blocks = {"": 1, "head": shape.n_heads, "group": shape.n_kv_heads}[projection.per]
         found: dict[str, list[np.ndarray]] = {}
         start = 0
         for _ in range(blocks):
-            for part in projection.parts or (projection.role,):
+            for part in projection.parts:
                 if isinstance(part, str):
                     role, width = part, heads[part] // blocks * shape.head_dim
                 else:
