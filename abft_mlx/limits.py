@@ -1,7 +1,8 @@
 """Limits on a process's memory, seen before MLX's CPU backend meets them: it does not survive them.
 
 Where the system gives it no memory, that backend crashes, waits for ever for work that has died,
-or, in OpenBLAS, asks for ever. So there is a look at what is left before anything large is begun,
+or keeps the system busy for ever, as if OpenBLAS asked for its buffers again and again (seen from
+outside, not proved). So there is a look at what is left before anything large is begun,
 and a watch that ends a process which waits and has next to nothing left. Without a limit
 (``ulimit -v``, ``ulimit -d``) all of this does nothing.
 """
@@ -126,7 +127,7 @@ def watching(on_stuck: Callable[[str], None]) -> Iterator[None]:
 def computes(user: float, system: float, whole: float) -> bool:
     """Whether a process that took so many seconds of so many does work of its own.
 
-    One that waits does not, nor one for which the system works, as it does where OpenBLAS asks for
+    One that waits does not, nor one for which the system works, as if OpenBLAS asked for
     its buffers again and again.
     """
     return user > max(whole * BUSY_SHARE, system / 3)
