@@ -36,17 +36,15 @@ def llama(*, bits: int | None = None, **changes: Any) -> nn.Module:
     return model
 
 
-def odd(kind: type[nn.Module]) -> nn.Module:
-    """A model with one projection that is no plain linear layer."""
-    model = llama()
-    plain = model.layers[1].self_attn.k_proj
-    model.layers[1].self_attn.k_proj = kind(64, 32, bias=False)
-    model.layers[1].self_attn.k_proj.weight = plain.weight
-    return model
-
-
 class Odd(nn.Linear):
     """Linear, and more."""
+
+
+def odd() -> nn.Module:
+    """A model with one projection that is no plain linear layer."""
+    model = llama()
+    model.layers[1].self_attn.k_proj = Odd(64, 32, bias=False)
+    return model
 
 
 @pytest.mark.parametrize(
@@ -87,7 +85,7 @@ class Odd(nn.Linear):
             "adapter.kind to lora, or take the unquantized model",
         ),
         (
-            lambda: odd(Odd),
+            odd,
             FULL,
             "model.layers.1.self_attn.k_proj is a Odd, which cannot train in full; set "
             "adapter.kind to lora",
@@ -310,8 +308,10 @@ K = "model.layers.1.self_attn.k_proj"
             ["lm_head.weight: shape (95, 64), the model needs (96, 64)"],
         ),
         (
-            {"lm_head.weight": (96, 64), "lm_head.lora_a": (64, 4), "lm_head.lora_b": (4, 96)},
-            ["lm_head.weight: there are LoRA tensors of lm_head, too"],
+            {"lm_head.weight": (96, 64), "lm_head.lora_a": (64, 4), "lm_head.lora_b": (4, 96),
+             "x.weight": (1, 1)},
+            ["lm_head.weight: there are LoRA tensors of lm_head, too",
+             "x.weight: the model has no linear layer 'x'"],
         ),
         (
             {"lora_a": (64, 4)},
