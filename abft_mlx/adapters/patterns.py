@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 LONGEST_PATTERN = 2000
 # Four loops one behind the other end in 490,000 ways on a layer's name, some 60 characters, which
@@ -45,27 +46,29 @@ class _Group:
     """A group that is being read.
 
     Attributes:
-        starts: of each alternative, the letter that it must begin with, or nothing.
+        starts: of each alternative, the letters that it must begin with.
+        more: whether the next letter belongs to those of the last alternative.
         others: ways through each of the alternatives before this one.
         before: ways through this one, its last item left out.
         item: ways through its last item.
-        items: how many it has.
     """
 
     starts: list[str] = field(default_factory=lambda: [""])
+    more: bool = True
     others: list[int] = field(default_factory=list)
     before: int = 1
     item: int = 1
-    items: int = 0
 
-    def add(self, ways: int, start: str = "") -> None:
-        if self.items == 0 and re.fullmatch(r"[a-zA-Z0-9_]", start):
-            self.starts[-1] = start.lower()
-        self.before, self.item, self.items = self.before * self.item, ways, self.items + 1
+    def add(self, ways: int, letter: str = "") -> None:
+        self.before, self.item = self.before * self.item, ways
+        self.more = self.more and re.fullmatch(r"[a-zA-Z0-9_]", letter) is not None
+        if self.more:
+            self.starts[-1] += letter.lower()
 
     def repeat(self, token: str) -> None:
-        if self.items == 1 and token[0] != "+":
-            self.starts[-1] = ""
+        if self.more and token[0] != "+":
+            self.starts[-1] = self.starts[-1][:-1]
+        self.more = False
         if token[0] == "?":
             self.item += 1
         else:
@@ -74,13 +77,15 @@ class _Group:
     def close_alternative(self) -> None:
         self.others.append(self.before * self.item)
         self.starts.append("")
-        self.before, self.item, self.items = 1, 1, 0
+        self.before, self.item, self.more = 1, 1, True
 
     def ways(self) -> int:
         """Through all of it: of alternatives that begin differently, no two fit one name."""
         every = [*self.others, self.before * self.item]
-        different = all(self.starts) and len(set(self.starts)) == len(self.starts)
-        return max(every) if different else sum(every)
+        starts = sorted(self.starts)
+        # What begins with another one stands behind it, or behind one that does so, too.
+        alike = any(two.startswith(one) for one, two in pairwise(starts))
+        return sum(every) if alike else max(every)
 
 
 def _ways(pattern: str) -> int:
