@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from abft_mlx.adapters.patterns import checked
+from abft_mlx.adapters.patterns import checked, checked_together
 
 WAYS = "a pattern with too many loops or choices, or such within loops"
 OWN = "a pattern that refers to its own groups"
@@ -135,3 +135,14 @@ def test_alternatives_add_up_where_both_may_fit() -> None:
     assert checked(million)
     with pytest.raises(ValueError, match=WAYS):
         checked(f"(?:{million}|b)")
+
+
+def test_patterns_add_up_where_all_are_tried() -> None:
+    many = [f"layers.{n}.q_proj" for n in range(3000)]
+    assert checked_together(many) == many
+    three = [f"{letter}*b*c*d*" for letter in "xyz"]
+    assert checked_together(three[:1] + many) == three[:1] + many
+    with pytest.raises(ValueError, match="^patterns with too many loops or choices together$"):
+        checked_together(three)
+    with pytest.raises(ValueError, match=WAYS):
+        checked_together(["(a|a)*"])

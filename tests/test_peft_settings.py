@@ -128,7 +128,10 @@ def test_what_cannot_be_honoured(key: str, value: Any, way_out: str) -> None:
         ("r", [0, -1, True, 2.0, "8"]),
         ("lora_alpha", ["many", math.inf, -math.inf, math.nan, True, [1], 10**400]),
         ("lora_dropout", [1, 1.0, -0.1, True, "x", math.nan]),
-        ("rank_pattern", [{"(": 3}, {"q": 0}, {"q": True}, [1], {7: 1}, "q"]),
+        (
+            "rank_pattern",
+            [{"(": 3}, {"a*b*c*d*": 2, "e*f*g*h*": 2}, {"q": 0}, {"q": True}, [1], {7: 1}, "q"],
+        ),
         ("alpha_pattern", [{"(": 3}, {"q": "x"}, {"q": math.inf}, [1]]),
         ("target_modules", [7, [7], ["q", None], "(", "(a+)+$"]),
         ("exclude_modules", [7, [7], "("]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -39,6 +40,19 @@ def checked(pattern: str) -> str:
     if _ways(pattern) > MOST_WAYS:
         raise ValueError("a pattern with too many loops or choices, or such within loops")
     return pattern
+
+
+def checked_together(patterns: Iterable[str]) -> list[str]:
+    """Patterns of which one after the other is tried on every layer's name.
+
+    Raises:
+        ValueError: one of them is refused by :func:`checked`, or all take too long together.
+        re.error: one is no regular expression.
+    """
+    found = [checked(one) for one in patterns]
+    if sum(_ways(one) for one in found) > MOST_WAYS:
+        raise ValueError("patterns with too many loops or choices together")
+    return found
 
 
 @dataclass

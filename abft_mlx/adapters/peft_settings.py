@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from abft_mlx.adapters.patterns import checked
+from abft_mlx.adapters.patterns import checked, checked_together
 from abft_mlx.errors import AdapterError
 
 # Keys that change nothing of what a finished adapter does, whatever their value.
@@ -157,7 +157,8 @@ def _dropout(value: Any) -> float:
 
 
 def _patterns(read: Any, value: Any) -> dict[str, Any]:
-    return {checked(key): read(one) for key, one in (value or {}).items()}
+    given = value or {}
+    return dict(zip(checked_together(given.keys()), map(read, given.values()), strict=True))
 
 
 def _names(value: Any) -> tuple[str, ...] | str:
