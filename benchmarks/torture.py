@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,9 +73,10 @@ def run(name: str, command: Sequence[str | Path], seconds: float) -> Row:
     """Run one harness; what it prints is shown as it comes."""
     print(f"== {name} (at most {seconds:.0f} s)", flush=True)
     begun = time.monotonic()
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, start_new_session=True, errors="replace"
-    )
+    with _interruptible():
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, start_new_session=True, errors="replace"
+        )
     assert process.stdout is not None
     os.set_blocking(process.stdout.fileno(), False)
     said, cut = "", False
@@ -98,6 +99,17 @@ def run(name: str, command: Sequence[str | Path], seconds: float) -> Row:
     if cut:
         print(f"{name} was ended after {took:.0f} s", flush=True)
     return Row(name, *counts, took, 1 if cut else process.returncode)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """What is started in the block can be interrupted, although a job in the background cannot."""
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _more(descriptor: int) -> str:
