@@ -133,6 +133,7 @@ def test_alternatives_add_up_where_both_may_fit() -> None:
     assert checked(f"(?:x{four}|y{four}|z{four})")
     million = "(.|.|.|.|.)" * 6 + "a?" * 6
     assert checked(million)
+    assert checked_together([million]) == [million]
     with pytest.raises(ValueError, match=WAYS):
         checked(f"(?:{million}|b)")
 
