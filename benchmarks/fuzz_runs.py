@@ -131,6 +131,21 @@ def damaged_archive(rng: Random, content: bytes) -> bytes:
     return out.getvalue()
 
 
+def _damage_text(rng: Random, path: Path, raw: float) -> None:
+    """Damage a file's bytes with a probability of ``raw``, else what it holds as JSON or YAML."""
+    content = path.read_bytes()
+    if rng.random() < raw:
+        path.write_bytes(damage.octets(rng, content))
+    elif path.name == "metrics.jsonl":
+        lines = damage.value(rng, [json.loads(line) for line in content.splitlines()], 2)
+        several = lines if isinstance(lines, list) else [lines]
+        path.write_bytes(b"".join(damage.as_json(rng, one) + b"\n" for one in several))
+    elif path.name == "recipe.yaml":
+        yaml_case(rng, [content], path)
+    else:
+        path.write_bytes(damage.as_json(rng, damage.value(rng, json.loads(content))))
+
+
 def _run_case(rng: Random, runs: list[Path], folder: Path) -> None:
     source = rng.choice(runs)
     shutil.copytree(source, folder / "run")
@@ -139,19 +154,10 @@ def _run_case(rng: Random, runs: list[Path], folder: Path) -> None:
     if not path.exists():
         path.symlink_to(rng.choice(("/dev/null", "/etc/hostname", "..", "run.json", "eval.json")))
         return
-    content = path.read_bytes()
     if name == "heads.npz":
-        path.write_bytes(damaged_archive(rng, content))
-    elif rng.random() < 0.4:
-        path.write_bytes(damage.octets(rng, content))
-    elif name == "metrics.jsonl":
-        lines = damage.value(rng, [json.loads(line) for line in content.splitlines()], 2)
-        several = lines if isinstance(lines, list) else [lines]
-        path.write_bytes(b"".join(damage.as_json(rng, one) + b"\n" for one in several))
-    elif name == "recipe.yaml":
-        yaml_case(rng, [content], path)
+        path.write_bytes(damaged_archive(rng, path.read_bytes()))
     else:
-        path.write_bytes(damage.as_json(rng, damage.value(rng, json.loads(content))))
+        _damage_text(rng, path, 0.4)
 
 
 def _read_run(_samples: Any, folder: Path) -> None:
@@ -211,17 +217,7 @@ def _push_case(rng: Random, source: Path, folder: Path) -> None:
         "adapter_config.json", "adapters.safetensors",
     ))  # fmt: skip
     path = folder / "run" / name
-    content = path.read_bytes()
-    if name == "adapters.safetensors" or rng.random() < 0.3:
-        path.write_bytes(damage.octets(rng, content))
-    elif name == "metrics.jsonl":
-        lines = damage.value(rng, [json.loads(line) for line in content.splitlines()], 2)
-        several = lines if isinstance(lines, list) else [lines]
-        path.write_bytes(b"".join(damage.as_json(rng, one) + b"\n" for one in several))
-    elif name == "recipe.yaml":
-        yaml_case(rng, [content], path)
-    else:
-        path.write_bytes(damage.as_json(rng, damage.value(rng, json.loads(content))))
+    _damage_text(rng, path, 1.0 if name == "adapters.safetensors" else 0.3)
 
 
 def _pack(_samples: Any, folder: Path) -> None:
