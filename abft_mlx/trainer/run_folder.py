@@ -268,7 +268,9 @@ class RunFolder:
         try:
             content = path.read_bytes()
         except FileNotFoundError as error:
-            raise OutputError(f"{self.path}: holds no run (no run.json)") from error
+            raise OutputError(
+                f"{self.path}: holds no run (no run.json); name a folder that finetune wrote"
+            ) from error
         except OSError as error:
             raise OutputError(f"{path}: cannot be read ({error})") from error
         return self.parse_run(content)
