@@ -145,6 +145,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ignored = [word for one in accepted(chosen.accepted) for word in ("--ignore-vuln", one)]
         if not chosen.lock.is_file():
             raise ValueError(f"{chosen.lock}: no such file; make lock writes it")
+        if not first_package(chosen.lock).strip():
+            raise ValueError(f"{chosen.lock} locks no package; make lock writes it anew")
         if reason := refused(chosen.lock):
             raise ValueError(f"{chosen.lock} was not checked: {reason}")
     except (ValueError, OSError) as error:

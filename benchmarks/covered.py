@@ -3,8 +3,8 @@
     make test ARGS="--cov --cov-report=json:build/coverage.json"
     python benchmarks/covered.py build/coverage.json
 
-The exit status is 1 below --least of the lines or of the branches. What runs in processes that the
-tests start is not counted; what counts as code is said in pyproject.toml.
+The exit status is 1 below --least of the lines or of the branches, 2 without a report. What runs in
+processes that the tests start is not counted; what counts as code is said in pyproject.toml.
 """
 
 from __future__ import annotations
@@ -54,10 +54,17 @@ def main() -> int:
     parser.add_argument("--least", type=float, default=90.0, help="percent")
     parser.add_argument("-q", "--quiet", action="store_true", help="say only what is too little")
     asked = parser.parse_args()
-    document = json.loads(asked.report.read_text(encoding="utf-8"))
+    try:
+        document = json.loads(asked.report.read_text(encoding="utf-8"))
+        found, totals = rooms(document), document["totals"]
+        if not totals["num_statements"]:
+            raise ValueError("no line was counted")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        print(f"error: {asked.report}: no report of coverage.py ({error})", file=sys.stderr)
+        return 2
     if not asked.quiet:
-        print(table(rooms(document)))
-    lines, branches = shares(document["totals"])
+        print(table(found))
+    lines, branches = shares(totals)
     if min(lines, branches) >= asked.least:
         return 0
     print(

@@ -130,6 +130,8 @@ def test_a_service_in_trouble_is_no_answer(checkout: Path, lock: Path) -> None:
     ("text", "words"),
     [
         (None, "no such file; make lock writes it"),
+        ("", "locks no package; make lock writes it anew"),
+        ("# nothing\n", "locks no package; make lock writes it anew"),
         ("first==1.0\n", "was not checked: ERROR"),
         ("first>=1.0 --hash=sha256:" + "0" * 64 + "\n", "was not checked: ERROR"),
     ],

@@ -47,3 +47,19 @@ def test_rooms_are_added_up(checkout: Path, tmp_path: Path) -> None:
         "| trainer | 40 | 97.5% | 4 | 75.0% |",
         "| all | 100 | 99.0% | 10 | 90.0% |",
     ]
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", "[]", '{"files": {}}', "nothing"])
+def test_what_is_no_report_is_no_success(
+    checkout: Path, tmp_path: Path, content: str | None
+) -> None:
+    path = tmp_path / "coverage.json"
+    if content == "nothing":
+        report(path)
+    elif content is not None:
+        path.write_text(content, encoding="utf-8")
+    command = [sys.executable, str(checkout / "benchmarks/covered.py"), str(path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {path}: no report of coverage.py (")
+    assert done.stderr.count("\n") == 1
