@@ -10,7 +10,9 @@ from typing import Any
 
 from abft_mlx.errors import OutputError
 
-_MISREAD = (KeyError, TypeError, AttributeError, IndexError, ValueError, ArithmeticError)
+_MISREAD = (
+    KeyError, TypeError, AttributeError, IndexError, ValueError, ArithmeticError, RecursionError,
+)  # fmt: skip
 
 
 @contextmanager

@@ -59,7 +59,7 @@ def main() -> int:
         found, totals = rooms(document), document["totals"]
         if not totals["num_statements"]:
             raise ValueError("no line was counted")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         print(f"error: {asked.report}: no report of coverage.py ({error})", file=sys.stderr)
         return 2
     if not asked.quiet:

@@ -49,13 +49,15 @@ def test_rooms_are_added_up(checkout: Path, tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("content", [None, "", "{}", "[]", '{"files": {}}', "nothing"])
+@pytest.mark.parametrize("content", [None, "", "{}", "[]", '{"files": {}}', "nothing", "other"])
 def test_what_is_no_report_is_no_success(
     checkout: Path, tmp_path: Path, content: str | None
 ) -> None:
     path = tmp_path / "coverage.json"
     if content == "nothing":
         report(path)
+    elif content == "other":
+        report(path, ("setup.py", 1, 1, 0, 0))
     elif content is not None:
         path.write_text(content, encoding="utf-8")
     command = [sys.executable, str(checkout / "benchmarks/covered.py"), str(path)]

@@ -257,6 +257,13 @@ def test_what_may_not_be_pushed(run: Path, tmp_path: Path, made: Path) -> None:
     for leak in ("/data/people/anna", "~/mails", str(Path.cwd() / "x"), f"in {Path.home()}/x"):
         (run / "run.json").write_text(json.dumps(facts | {"note": leak}))
         refused("run.json names", folder=run)
+        (run / "run.json").write_text(json.dumps(facts | {"note": [{leak: 1}]}))
+        refused("run.json names", folder=run)
+    deep: dict = {"/data/people/anna/x": 1}
+    for _ in range(300):  # too deep for some versions of Python, and for others not
+        deep = {"in": [deep]}
+    (run / "run.json").write_text(json.dumps(facts | {"note": deep}))
+    refused("run.json", folder=run)
     (run / "run.json").write_text(json.dumps(facts | {"finished": False}))
     refused("is not finished; abft-mlx finetune --resume")
     (run / "run.json").write_text(json.dumps(facts))
