@@ -2,7 +2,7 @@
 
 On Linux, MLX's CPU wheel carries the reference BLAS, about forty times slower than an optimised
 one. :func:`prepare` loads an optimised BLAS, with its symbols visible to everything loaded later,
-so it must run before ``mlx.core`` is first imported. On a Mac it only raises the wired limit.
+so importing ``abft_mlx`` runs it, before ``mlx.core`` can be imported. A Mac needs none.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def prepare() -> BlasChoice:
         _choice = BlasChoice(None, "MLX brings its own")
         return _choice
     if "mlx.core" in sys.modules:
-        _choice = BlasChoice(None, "mlx was imported before abft_mlx.runtime.prepare()")
+        _choice = BlasChoice(None, "mlx was imported before abft_mlx")
         return _choice
     failures: list[str] = []
     for path, origin in _candidates():
@@ -159,6 +159,18 @@ def prepare() -> BlasChoice:
         note = "no optimised BLAS found"
     _choice = BlasChoice(None, note)
     return _choice
+
+
+def slow_blas() -> str | None:
+    """One line for a user whose MLX computes with the reference BLAS on a CPU; None elsewhere."""
+    choice = prepare()
+    if sys.platform != "linux" or choice.path is not None:
+        return None
+    return (
+        f"warning: MLX uses its slow reference BLAS ({choice.note}); on a CPU everything takes up "
+        "to 40 times longer. Install OpenBLAS (apt-get install libopenblas0-pthread) and see: "
+        "abft-mlx doctor"
+    )
 
 
 def use_wired_memory() -> int | None:

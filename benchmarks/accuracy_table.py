@@ -18,12 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from abft_mlx import runtime
-
-runtime.prepare()
-
-from abft_mlx import experiment, recipe  # noqa: E402  (BLAS first)
-from abft_mlx.data.generated import TASKS  # noqa: E402
+from abft_mlx import experiment, recipe
+from abft_mlx.data.generated import TASKS
 
 # The paper's way, unless --set says otherwise: every prompt has its own demonstrations.
 ALONE = "training.shared_demonstrations=1"

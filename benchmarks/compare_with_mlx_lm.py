@@ -11,14 +11,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from abft_mlx import runtime
+import mlx.core as mx
+import mlx_lm
 
-runtime.prepare()
-
-import mlx.core as mx  # noqa: E402  (BLAS first)
-import mlx_lm  # noqa: E402
-
-from abft_mlx import evaluation, experiment, loading, recipe  # noqa: E402
+from abft_mlx import evaluation, experiment, loading, recipe
 
 TOLERANCE = 1e-4
 

@@ -223,7 +223,6 @@ def main() -> int:
     cases = [one for one in CASES if chosen.only in one[0]]
     if not cases:
         parser.error(f"--only {chosen.only}: no case has it in its name; leave it out for all")
-    runtime.prepare()
     print(runtime.device_description() + "\n")
     print("| model | prompts x tokens | settings | weights | training, estimated | measured "
           "| ratio | beside what stays | evaluation, estimated | measured | ratio |")  # fmt: skip

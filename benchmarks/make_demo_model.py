@@ -13,17 +13,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from abft_mlx import runtime
 
-runtime.prepare()
-
-import fast_cpu  # noqa: E402  (BLAS first)
-import mlx.core as mx  # noqa: E402
-import mlx.nn as nn  # noqa: E402
-import mlx.optimizers as optim  # noqa: E402
-from demo_corpus import Corpus, Stage, save_tokenizer, tokenizer, word_vectors  # noqa: E402
-from mlx.utils import tree_flatten  # noqa: E402
-from mlx_lm.models.llama import Model, ModelArgs  # noqa: E402
+import fast_cpu
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+from demo_corpus import Corpus, Stage, save_tokenizer, tokenizer, word_vectors
+from mlx.utils import tree_flatten
+from mlx_lm.models.llama import Model, ModelArgs
 
 CONTEXT_TOKENS = 1024
 READERS = {0: (0, 1)}

@@ -34,7 +34,6 @@ MEBIBYTE = 2**20
 
 def measure(size_text: str, base: str, mode: str, repeats: int, warm: bool) -> dict[str, Any]:
     """One cell, in this process, which must have done nothing else."""
-    runtime.prepare()
     import mlx.core as mx
     import mlx.nn as nn
     import mlx.optimizers as optim

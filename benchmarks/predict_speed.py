@@ -25,18 +25,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from abft_mlx import runtime
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx_lm.models import llama
+from mlx_lm.models.cache import make_prompt_cache
 
-runtime.prepare()
-
-import mlx.core as mx  # noqa: E402  (BLAS first)
-import mlx.nn as nn  # noqa: E402
-import numpy as np  # noqa: E402
-from mlx_lm.models import llama  # noqa: E402
-from mlx_lm.models.cache import make_prompt_cache  # noqa: E402
-
-from abft_mlx import data, loading, prediction, recipe  # noqa: E402
-from abft_mlx.task import prompt_builder  # noqa: E402
+from abft_mlx import data, loading, prediction, recipe, runtime
+from abft_mlx.task import prompt_builder
 
 AGREE = 1e-3
 GOALS = {4: 4.0, 16: 10.0}

@@ -115,7 +115,6 @@ def predictor(way: str, model, batch_tokens: int) -> Callable:
 
 def measure(chosen: argparse.Namespace) -> dict:
     """Predict in one way, in this process."""
-    runtime.prepare()
     import mlx.core as mx
 
     model, prompts = build(chosen)

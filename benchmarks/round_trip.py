@@ -21,17 +21,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from abft_mlx import runtime
+import mlx.core as mx
+import mlx_lm
+import numpy as np
 
-runtime.prepare()
-
-import mlx.core as mx  # noqa: E402  (BLAS first)
-import mlx_lm  # noqa: E402
-import numpy as np  # noqa: E402
-
-from abft_mlx import experiment, loading  # noqa: E402
-from abft_mlx import recipe as recipes  # noqa: E402
-from abft_mlx.exchange import last_logits  # noqa: E402
+from abft_mlx import experiment, loading
+from abft_mlx import recipe as recipes
+from abft_mlx.exchange import last_logits
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))

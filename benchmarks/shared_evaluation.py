@@ -14,18 +14,14 @@ import statistics
 import sys
 import time
 
-from abft_mlx import runtime
+import mlx.core as mx
+import numpy as np
 
-runtime.prepare()
-
-import mlx.core as mx  # noqa: E402  (BLAS first)
-import numpy as np  # noqa: E402
-
-from abft_mlx import experiment, recipe  # noqa: E402
-from abft_mlx.evaluation import label_probabilities  # noqa: E402
-from abft_mlx.evaluation.outputs import hidden_at_last  # noqa: E402
-from abft_mlx.evaluation.probabilities import probabilities_of_hidden  # noqa: E402
-from abft_mlx.prompts import Prompt, batches  # noqa: E402
+from abft_mlx import experiment, recipe, runtime
+from abft_mlx.evaluation import label_probabilities
+from abft_mlx.evaluation.outputs import hidden_at_last
+from abft_mlx.evaluation.probabilities import probabilities_of_hidden
+from abft_mlx.prompts import Prompt, batches
 
 AGREE = 1e-5
 

@@ -18,8 +18,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from abft_mlx import runtime
-
 REPEATS = 5
 
 
@@ -118,7 +116,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", default="12x768x32000:8x160k4", help="as of abft-mlx bench")
     arguments = parser.parse_args()
-    runtime.prepare()
     from abft_mlx.bench import contenders, limit, sizes
 
     try:

@@ -26,16 +26,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from abft_mlx import runtime
+import time_contenders as contenders
+import time_summary as summary
 
-runtime.prepare()
-
-import time_contenders as contenders  # noqa: E402  (BLAS first)
-import time_summary as summary  # noqa: E402
-
-from abft_mlx import files  # noqa: E402
-from abft_mlx.analysis.figures import style  # noqa: E402
-from abft_mlx.errors import AbftError, OutputError, UsageError  # noqa: E402
+from abft_mlx import (
+    files,
+    runtime,
+)
+from abft_mlx.analysis.figures import style
+from abft_mlx.errors import AbftError, OutputError, UsageError
 
 TASKS = tuple(
     f"generated/{name}" for name in ("emotion", "question", "urgency", "subjectivity", "purpose")

@@ -133,9 +133,6 @@ def prepared(reader: Reader, folder: Path) -> Any:
 
 def work(readers: list[Reader], seed: int) -> None:
     """Run the cases that standard input names, ``reader first count`` in JSON, and tell of each."""
-    from abft_mlx import runtime
-
-    runtime.prepare()
     signal.signal(signal.SIGALRM, _alarm)
     out, sys.stdout = sys.stdout, sys.stderr
     by_name = {one.name: one for one in readers}
@@ -335,9 +332,7 @@ def told(found: Round, workers: int) -> int:
 def again(reader: Reader, seed: int, number: int) -> int:
     """Read one case again and let what it raises show; its files stay."""
     os.environ.update(QUIET)
-    from abft_mlx import runtime
 
-    runtime.prepare()
     folder = Path(tempfile.mkdtemp())
     sample = prepared(reader, folder)
     (folder / "case").mkdir()

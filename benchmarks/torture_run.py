@@ -99,9 +99,6 @@ def taken(process: int) -> int:
 
 def warm() -> None:
     """Import what a run needs, so that forked processes need not; nothing may be computed here."""
-    from abft_mlx import runtime
-
-    runtime.prepare()
     import mlx_lm  # noqa: F401
 
     from abft_mlx import api, cli, experiment  # noqa: F401

@@ -21,19 +21,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from abft_mlx import runtime
+import mlx.core as mx
+import mlx.optimizers as optim
 
-runtime.prepare()
-
-import mlx.core as mx  # noqa: E402  (BLAS first)
-import mlx.optimizers as optim  # noqa: E402
-
-from abft_mlx import adapters  # noqa: E402
-from abft_mlx.bench.models import PUNISH, REWARD, random_model, random_prompts  # noqa: E402
-from abft_mlx.bench.sizes import Size  # noqa: E402
-from abft_mlx.recipe import AdapterSection  # noqa: E402
-from abft_mlx.trainer.plan import micro_batches  # noqa: E402
-from abft_mlx.trainer.step import Step  # noqa: E402
+from abft_mlx import (
+    adapters,
+    runtime,
+)
+from abft_mlx.bench.models import PUNISH, REWARD, random_model, random_prompts
+from abft_mlx.bench.sizes import Size
+from abft_mlx.recipe import AdapterSection
+from abft_mlx.trainer.plan import micro_batches
+from abft_mlx.trainer.step import Step
 
 RANK, SCALE, LEARNING_RATE = 16, 2.0, 1e-4
 PLENTY = 2**40

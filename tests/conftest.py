@@ -13,9 +13,7 @@ from types import ModuleType
 
 import pytest
 
-from abft_mlx import runtime
-
-runtime.prepare()  # before any test imports mlx
+import abft_mlx  # noqa: F401  (loads the BLAS before any test imports mlx)
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 

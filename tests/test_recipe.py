@@ -52,7 +52,7 @@ def test_every_setting_is_documented_and_frozen() -> None:
         return [model, *(m for m in inner if isinstance(m, type) and issubclass(m, BaseModel))]
 
     found = models(Recipe)
-    assert len(found) == 8
+    assert len(found) == 9
     found.append(TaskSection)
     for model in found:
         assert all(field.description for field in model.model_fields.values())
@@ -121,7 +121,7 @@ def test_overrides_come_after_the_file_and_in_order(tmp_path: Path) -> None:
         ),
         ("training: {updates: true}", "training.updates is True: a number is needed here"),
         ("objective: {punish: .nan}", "objective.punish is nan"),
-        ("adapter: {kind: qlora}", "adapter.kind is 'qlora': input should be 'lora' or 'full'"),
+        ("adapter: {kind: qlora}", "adapter.kind is 'qlora': input should be 'lora', 'full' or 'paper'"),
         ("adapter: {layers: [1, 1]}", "adapter.layers is [1, 1]: layer numbers start at 0"),
         ("data: {labels: [a]}", "data.labels is ['a']: list should have at least 2 items"),
         ("data: {labels: [a, a ]}", "data.labels is ['a', 'a']: a class name occurs twice"),
@@ -130,7 +130,7 @@ def test_overrides_come_after_the_file_and_in_order(tmp_path: Path) -> None:
             "data.labels is True: input should be a valid string; YAML",
         ),
         ("prompt: {label_prefix: 'x: '}", "prompt.label_prefix is 'x: ': it ends in a space"),
-        ("prompt: {label_words: 3}", "prompt.label_words is 3: a map from labels to words, auto"),
+        ("prompt: {label_words: 3}", "prompt.label_words is 3: a map from labels to words, letters"),
         ("prompt: {demonstrations: 0}", "prompt.demonstrations is 0"),
         ("training: 3", "training is 3: a map of settings is needed"),
         ("[1, 2]", "my.yaml: a recipe is a map of sections, this is [1, 2]"),

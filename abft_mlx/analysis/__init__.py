@@ -46,9 +46,6 @@ def __getattr__(name: str) -> Any:
 
     if name not in _HOMES:
         raise AttributeError(f"module 'abft_mlx.analysis' has no attribute {name!r}")
-    from abft_mlx.runtime import prepare
-
-    prepare()
     module, inside = _HOMES[name]
     value = getattr(import_module(f"abft_mlx.analysis.{module}"), inside)
     globals()[name] = value

@@ -5,12 +5,9 @@ from __future__ import annotations
 import json
 import sys
 
-from abft_mlx import runtime
-
 
 def main() -> None:
     """Print one JSON object."""
-    runtime.prepare()
     from abft_mlx.bench import measure, sizes
 
     size, name, dtype = sys.argv[1:]

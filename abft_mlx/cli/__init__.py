@@ -59,8 +59,13 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+# Commands that run a model.
+_LONG = ("demo", "finetune", "eval", "predict", "heads", "study", "export", "bench")
+
+
 @app.callback()
 def main(
+    ctx: typer.Context,
     version: Annotated[
         bool,
         typer.Option(
@@ -73,3 +78,8 @@ def main(
     Start with: abft-mlx demo
     """
     del version
+    if ctx.invoked_subcommand in _LONG:
+        from abft_mlx import runtime
+
+        if slow := runtime.slow_blas():
+            typer.echo(slow, err=True)

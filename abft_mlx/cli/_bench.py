@@ -64,9 +64,6 @@ def bench(
             f"--output {output}: is a folder, or lies in none; name a file in a folder"
         )
     with shell.speaking():
-        from abft_mlx import runtime
-
-        runtime.prepare()
         import mlx.core as mx
 
         from abft_mlx.bench import exponents, measure, sizes, table

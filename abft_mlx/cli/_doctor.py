@@ -65,10 +65,7 @@ def _estimate(
     batch: int | None,
     settings: list[str] | None,
 ) -> dict[str, Any]:
-    from abft_mlx import runtime
-
-    runtime.prepare()
-    from abft_mlx import footprint
+    from abft_mlx import footprint, runtime
     from abft_mlx import recipe as recipes
     from abft_mlx.trainer import plan
 

@@ -77,9 +77,6 @@ def plot(
     with shell.speaking():
         chosen = _formats(formats)
         names = None if only is None else _names(only)
-        from abft_mlx import runtime
-
-        runtime.prepare()
         from abft_mlx import analysis
 
         seen = analysis.look(source, only=names, beside=beside or ())

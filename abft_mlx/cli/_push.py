@@ -69,9 +69,6 @@ def push(
 
     No path of this machine is sent, and no file but the run's own.
     """
-    from abft_mlx import runtime
-
-    runtime.prepare()
     from abft_mlx.exchange import card
     from abft_mlx.exchange import push as sending
 

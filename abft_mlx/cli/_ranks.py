@@ -16,9 +16,6 @@ def join(*, resumable: bool) -> Ranks:
     Args:
         resumable: a command that ends early can go on; says what to do when a rank is gone.
     """
-    from abft_mlx import runtime
-
-    runtime.prepare()
     from abft_mlx import ranks
 
     return ranks.join(ranks.RESUME if resumable else ranks.AGAIN)

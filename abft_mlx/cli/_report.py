@@ -40,9 +40,6 @@ def report(
 
     It holds the example prompts' texts and the recipe: look before you pass it on.
     """
-    from abft_mlx import runtime
-
-    runtime.prepare()
     from abft_mlx.analysis.report import write_report
     from abft_mlx.cli._progress import size
 

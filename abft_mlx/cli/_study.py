@@ -86,9 +86,6 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 
 def _open(name: str, output: Path | None) -> tuple[Study, Path]:
-    from abft_mlx import runtime
-
-    runtime.prepare()
     from abft_mlx import analysis
     from abft_mlx import study as studies
 

@@ -11,7 +11,11 @@ from pydantic_core import ErrorDetails
 
 from abft_mlx.recipe.sections import Recipe
 
-_OR_AUTO = ("training.shared_demonstrations", "training.micro_batch_tokens")
+_OR_AUTO = (
+    "prompt.demonstrations",
+    "training.shared_demonstrations",
+    "training.micro_batch_tokens",
+)
 
 
 def closest(word: str, known: Iterable[str]) -> str | None:
@@ -90,7 +94,7 @@ def _line(path: str, model: type[BaseModel], root: type[BaseModel], detail: Erro
     if detail["type"] == "model_type":
         message = "a map of settings is needed"
     if path == "prompt.label_words":
-        message = "a map from labels to words, auto, or null is needed"
+        message = "a map from labels to words, letters, auto, or null is needed"
     if path in _OR_AUTO and detail["type"] in ("int_parsing", "literal_error"):
         message = "a whole number of at least 1, or auto, is needed"
     if path == "adapter.layers" and detail["type"] in ("list_type", "literal_error"):

@@ -59,6 +59,12 @@ class DataSection(Section):
         description="Hub data sets only: leave out texts over 1024 characters and permute once, "
         "as the StaICC benchmark does before it splits.",
     )
+    holdout: Literal["protocol", "stratified", "none"] = Field(
+        default="protocol",
+        description="How rows are divided: protocol draws the parts below as the StaICC benchmark "
+        "does; stratified holds out at most a quarter of the rows, by class, and demonstrations "
+        "come from training rows; none trains on everything and measures nothing.",
+    )
     training_rows: Int = Field(default=1024, ge=1, description="Rows that training may use.")
     validation_rows: Int = Field(default=0, ge=0, description="Rows held for validation queries.")
     demonstration_rows: Int = Field(
@@ -90,11 +96,20 @@ class PromptSection(Section):
     )
     label_affix: str = Field(default="\n", description="Text after each demonstration's label.")
     query_prefix: str = Field(default="", description="Text before the query's input_prefix.")
-    demonstrations: Int = Field(default=4, ge=1, description="Demonstrations in a prompt (k).")
-    label_words: dict[Name, Name] | Literal["auto"] | None = Field(
+    demonstrations: Annotated[Int, Field(ge=1)] | Literal["auto"] = Field(
+        default=4,
+        description="Demonstrations in a prompt (k); auto is the smallest multiple of the number "
+        "of classes that is at least 4, or what fits into the model's context.",
+    )
+    selection: Literal["random", "balanced", "nearest"] = Field(
+        default="random",
+        description="Which texts a prompt demonstrates: random ones, as in the paper; balanced "
+        "(classes in turn, in random order); or nearest, the texts most similar to the query.",
+    )
+    label_words: dict[Name, Name] | Literal["auto", "letters"] | None = Field(
         default=None,
-        description="The word that stands for each label in a prompt, which must be one token: a "
-        "map from labels to words, auto to let abft-mlx choose, or null for the labels themselves.",
+        description="The word that stands for each label in a prompt: a map from labels to words, "
+        "letters for A, B, C, or null or auto for the labels themselves.",
     )
     max_text_tokens: Int | None = Field(
         default=None, ge=1, description="Longer texts are shortened to this many tokens."
@@ -149,8 +164,10 @@ class TaskSection(Section):
 class AdapterSection(Section):
     """What is trained: LoRA on W_Q and W_K, or these weights themselves; the LM head if asked."""
 
-    kind: Literal["lora", "full"] = Field(
-        default="lora", description="lora, or full for W_Q and W_K themselves as in the paper."
+    kind: Literal["lora", "full", "paper"] = Field(
+        default="lora",
+        description="lora, or full for W_Q and W_K themselves; paper is full for models of up to "
+        "10 billion parameters and lora for larger or quantized ones.",
     )
     rank: Int = Field(default=16, ge=1, description="Rank of lora_a and lora_b.")
     scale: Number = Field(
@@ -215,10 +232,11 @@ class EvaluationSection(Section):
     )
     batch_tokens: Int = Field(default=16384, ge=1, description="Tokens in a forward pass.")
     seed: Int = Field(default=42, ge=0, description="Seed of the choice of demonstrations.")
-    demonstrations: Literal["per_query", "fixed"] = Field(
+    demonstrations: Literal["per_query", "fixed", "classifier"] = Field(
         default="per_query",
         description="per_query, the protocol's, draws anew for every prompt; fixed draws once for "
-        "all queries of a repeat, which are then computed behind them as predict does.",
+        "all queries of a repeat; classifier measures what predict uses: the demonstrations and "
+        "the calibration that are stored with a run.",
     )
     protocols: list[Protocol] = Field(
         default=["accuracy"],
@@ -251,6 +269,22 @@ class EvaluationSection(Section):
     )
 
 
+class PredictionSection(Section):
+    """The classifier that a run ships: its demonstrations and its calibration."""
+
+    draws: Int = Field(
+        default=4,
+        ge=1,
+        description="Balanced sets of demonstrations to try; the best on validation rows is kept.",
+    )
+    calibration_texts: Int = Field(
+        default=32,
+        ge=0,
+        description="Training texts whose mean log-probability of each class is subtracted (batch "
+        "calibration); 0 switches it off.",
+    )
+
+
 class Recipe(Section):
     """One run, completely: model, data, prompts, adapter, objective, training, evaluation."""
 
@@ -277,6 +311,9 @@ class Recipe(Section):
     training: TrainingSection = Field(default_factory=TrainingSection, description="Training.")
     evaluation: EvaluationSection = Field(
         default_factory=EvaluationSection, description="Evaluation."
+    )
+    prediction: PredictionSection = Field(
+        default_factory=PredictionSection, description="The classifier that a run ships."
     )
 
     @model_validator(mode="after")
