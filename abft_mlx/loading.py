@@ -118,6 +118,17 @@ def find(name: str, revision: str | None = None, *, config_only: bool = False) -
     return _fetch(name, revision, ["config.json"] if config_only else HUB_FILES)
 
 
+def parameter_count(model: nn.Module) -> int:
+    """Numbers in a model's weights; those packed by quantization count as what they stand for."""
+    total = 0
+    for _, module in model.named_modules():
+        for name, array in module.items():
+            if isinstance(array, mx.array):
+                packed = name == "weight" and hasattr(module, "bits")
+                total += array.size * (32 // module.bits if packed else 1)
+    return total
+
+
 def kind(name: str) -> str:
     """Where :func:`find` looks for a model: "bundled", "folder" or "hub"."""
     if name == DEMO:

@@ -1,27 +1,33 @@
-"""Labels of texts that nobody labelled: fixed demonstrations, computed once, and a stream of texts.
+"""A run as a classifier: fixed demonstrations, a calibration, and a stream of texts to label.
 
-What is asked is what ``abft-mlx eval`` asks by its vanilla method: the label tokens' probabilities
-at the last position of a prompt of demonstrations and a text. All prompts have the same
-demonstrations here, so that their keys and values are cached (``prefix.Prefix``).
+Every prompt shows the same demonstrations, so their keys and values are computed once
+(``prefix.Prefix``). What a run ships (demonstrations, label words, calibration) lies in its folder
+and needs nothing else: :class:`Shipped`.
 
 Letters: N texts, C labels, K demonstrations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import json
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import mlx.nn as nn
 import numpy as np
 
-from abft_mlx import adapters, data, evaluation, loading, prompts
+from abft_mlx import adapters, data, evaluation, files, loading, prompts
 from abft_mlx import recipe as recipes
-from abft_mlx.errors import PromptError
+from abft_mlx.errors import OutputError, PromptError
 from abft_mlx.prefix import Prefix, common_prefix
-from abft_mlx.task import prompt_builder
+from abft_mlx.task import demonstrations_that_fit, least_demonstrations, prompt_builder
 
+DEMONSTRATIONS_FILE = "demonstrations.jsonl"
+# With fewer texts, the mean of their log-probabilities is more noise than bias.
+LEAST_CALIBRATION_TEXTS = 8
 # Texts are sorted by length within as many as fill this many batches; their answers wait for it.
 LOOKAHEAD_BATCHES = 8
 # Queries that share no beginning, so that what their prompts have in common is mostly in every one.
@@ -52,6 +58,8 @@ class Predictor:
         demonstrations: the K pairs of text and class number that every prompt shows.
         prefix: what is cached of them, computed anew if a text turns up whose first token takes in
             what stands before it; empty for models whose prompts must be computed whole.
+        calibration: (C,) mean log-probability of each class over other texts behind the same
+            demonstrations, which is subtracted (batch calibration, arXiv 2309.17249); or None.
     """
 
     def __init__(
@@ -60,6 +68,7 @@ class Predictor:
         builder: prompts.PromptBuilder,
         demonstrations: Sequence[tuple[str, int]],
         batch_tokens: int,
+        calibration: np.ndarray | None = None,
     ) -> None:
         """Compute what all prompts share.
 
@@ -68,6 +77,7 @@ class Predictor:
             builder: of the task's prompts.
             demonstrations: K pairs of text and class number.
             batch_tokens: tokens in one batch, padding and cached ones included.
+            calibration: (C,) mean log-probabilities to subtract, or None.
 
         Raises:
             PromptError: the demonstrations make no prompt.
@@ -75,6 +85,7 @@ class Predictor:
         self.builder = builder
         self.demonstrations = tuple(demonstrations)
         self.model = model
+        self.calibration = calibration
         self._batch_tokens = batch_tokens
         self.prefix = Prefix(model, self._shared())
 
@@ -107,20 +118,57 @@ class Predictor:
             if asked:
                 yield self._answers(asked)
 
+    def calibrate(self, texts: Sequence[str]) -> None:
+        """Set the calibration from texts that are not among the demonstrations.
+
+        Args:
+            texts: some training texts; fewer than LEAST_CALIBRATION_TEXTS switch it off.
+        """
+        self.calibration = None
+        if len(texts) >= LEAST_CALIBRATION_TEXTS:
+            asked = [self._prompt(text, "a text for calibration") for text in texts]
+            self.calibration = _log(self.raw_probabilities(asked)).mean(axis=0)
+
     def probabilities(self, asked: Sequence[prompts.Prompt]) -> np.ndarray:
-        """Label probabilities of prompts, (N, C) float64."""
+        """Calibrated label probabilities of prompts, (N, C) float64."""
+        return self.calibrated(self.raw_probabilities(asked))
+
+    def calibrated(self, raw: np.ndarray) -> np.ndarray:
+        """(N, C) probabilities of the LM head -> (N, C) calibrated ones."""
+        if self.calibration is None:
+            return raw
+        return evaluation.softmax(_log(raw) - self.calibration)
+
+    def raw_probabilities(
+        self,
+        asked: Sequence[prompts.Prompt],
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> np.ndarray:
+        """Label probabilities of the LM head, (N, C) float64."""
+        self._shorten(asked)
         return evaluation.label_probabilities(
             self.model,
             asked,
             self.builder.space,
             batch_tokens=self._batch_tokens,
             prefix=self.prefix,
+            on_progress=on_progress,
         )
+
+    def prompts_of(self, pairs: Iterable[tuple[str, int]]) -> list[prompts.Prompt]:
+        """Prompts of labelled texts, to measure with.
+
+        Args:
+            pairs: N texts and class numbers.
+        """
+        return [
+            self.builder.build(self.demonstrations, text, gold, where=f"text {number}")
+            for number, (text, gold) in enumerate(pairs, 1)
+        ]
 
     def _answers(self, asked: Sequence[tuple[data.Query, prompts.Prompt]]) -> list[Prediction]:
         names = self.builder.space.names
         chosen = [prompt for _, prompt in asked]
-        self._shorten(chosen)
         found = self.probabilities(chosen)
         return [
             Prediction(query.text, names[row.argmax()], dict(zip(names, row.tolist(), strict=True)))
@@ -152,6 +200,140 @@ class Predictor:
         return common_prefix(made)
 
 
+def _log(probabilities: np.ndarray) -> np.ndarray:
+    return np.log(np.maximum(probabilities, 1e-300))
+
+
+def choose(
+    model: nn.Module,
+    builder: prompts.PromptBuilder,
+    pool: data.LabelledTexts,
+    validation: data.LabelledTexts,
+    k: int,
+    recipe: recipes.Recipe,
+    *,
+    draws: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> tuple[Predictor, float | None]:
+    """Choose demonstrations for prediction: the best of several balanced sets.
+
+    Args:
+        model: as it is to predict.
+        builder: of the task's prompts.
+        pool: training texts, from which demonstrations and texts for calibration are drawn.
+        validation: the texts on which sets are compared; without any the first set is taken.
+        k: demonstrations.
+        recipe: its prediction section and ``evaluation.seed``.
+        draws: sets to try; None means the recipe's.
+        on_progress: called with the number of sets tried and of all.
+
+    Returns:
+        The predictor, calibrated, and its accuracy on the validation texts if there are any.
+    """
+    section, seed = recipe.prediction, recipe.evaluation.seed
+    pairs, asked = pool.pairs(), validation.pairs()[: recipe.training.validation_prompts]
+    gold = np.array([label for _, label in asked])
+    best: tuple[tuple[float, float], Predictor] | None = None
+    count = (draws or section.draws) if asked else 1
+    for number in range(count):
+        rows = data.balanced(pool.labels, k, random.Random(f"{seed}/{number}"))
+        shown = [pairs[row] for row in rows]
+        made = Predictor(model, builder, shown, recipe.evaluation.batch_tokens)
+        made.calibrate(calibration_texts(pool, shown, section.calibration_texts, seed))
+        if not asked:
+            return made, None
+        found = made.probabilities(made.prompts_of(asked))
+        right = float((found.argmax(axis=1) == gold).mean())
+        likelihood = float(_log(found)[np.arange(len(gold)), gold].mean())
+        if best is None or (right, likelihood) > best[0]:
+            best = (right, likelihood), made
+        if on_progress is not None:
+            on_progress(number + 1, count)
+    assert best is not None
+    return best[1], best[0][0]
+
+
+def calibration_texts(
+    pool: data.LabelledTexts, shown: Sequence[tuple[str, int]], count: int, seed: int
+) -> list[str]:
+    """Texts to calibrate a set of demonstrations with, drawn by a seed.
+
+    Args:
+        pool: the texts to draw from.
+        shown: demonstrations, which are left out.
+        count: of texts; fewer where the pool has fewer.
+        seed: of the draw.
+    """
+    left_out = {text for text, _ in shown}
+    others = [text for text in pool.texts if text not in left_out]
+    return random.Random(f"{seed}/calibration").sample(others, min(count, len(others)))
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """What a run folder stores to predict with.
+
+    Attributes:
+        names: the classes, in order.
+        words: the label word of each.
+        demonstrations: K pairs of text and class number.
+        calibration: (C,) mean log-probabilities to subtract, or None.
+    """
+
+    names: tuple[str, ...]
+    words: tuple[str, ...]
+    demonstrations: tuple[tuple[str, int], ...]
+    calibration: np.ndarray | None
+
+    @classmethod
+    def read(cls, folder: Path) -> Shipped | None:
+        """Read it from a run folder; None where it was not stored.
+
+        Raises:
+            OutputError: its files are damaged.
+        """
+        path = folder / DEMONSTRATIONS_FILE
+        if not path.is_file() or not (folder / "run.json").is_file():
+            return None
+        try:
+            run = files.parse_json((folder / "run.json").read_text(encoding="utf-8"))
+            words = {str(name): str(word) for name, word in run["labels"].items()}
+            lines = path.read_text(encoding="utf-8").splitlines()
+            rows = [files.parse_json(line) for line in lines if line.strip()]
+            names = list(words)
+            shown = tuple((str(row["text"]), names.index(row["label"])) for row in rows)
+            found = (run.get("classifier") or {}).get("calibration")
+            offsets = None if found is None else np.array([float(found[name]) for name in names])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise OutputError(
+                f"{path} and run.json do not fit together ({type(error).__name__}: {error}); give "
+                "--demonstrations FILE instead, or train again"
+            ) from None
+        return cls(tuple(words), tuple(words.values()), shown, offsets)
+
+
+def write_demonstrations(folder: Path, predictor: Predictor) -> None:
+    """Write ``demonstrations.jsonl``: a JSON object with text and label in each line.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    names = predictor.builder.space.names
+    lines = (
+        json.dumps({"text": text, "label": names[label]}, ensure_ascii=False) + "\n"
+        for text, label in predictor.demonstrations
+    )
+    files.write_text(folder / DEMONSTRATIONS_FILE, "".join(lines))
+
+
+def calibration_by_label(predictor: Predictor) -> dict[str, float] | None:
+    """The calibration as ``run.json`` holds it: label to mean log-probability, or None."""
+    if predictor.calibration is None:
+        return None
+    names = predictor.builder.space.names
+    return dict(zip(names, predictor.calibration.tolist(), strict=True))
+
+
 @dataclass(frozen=True)
 class Opened:
     """A predictor, and what it was made of.
@@ -160,13 +342,11 @@ class Opened:
         recipe: the resolved recipe.
         predictor: ready to predict.
         source: where the demonstrations come from.
-        rows: K row numbers there, from 1.
     """
 
     recipe: recipes.Recipe
     predictor: Predictor
     source: str
-    rows: tuple[int, ...]
 
     def shown(self) -> list[dict[str, Any]]:
         """The demonstrations, as they are reported: text and label."""
@@ -174,6 +354,11 @@ class Opened:
         return [
             {"text": text, "label": names[label]} for text, label in self.predictor.demonstrations
         ]
+
+    def missing(self) -> list[str]:
+        """Classes that no demonstration has."""
+        names = self.predictor.builder.space.names
+        return sorted(set(names) - {one["label"] for one in self.shown()})
 
 
 def class_names(section: recipes.DataSection) -> tuple[str, ...]:
@@ -205,40 +390,62 @@ def prepare(
 ) -> Opened:
     """Open what a recipe names for prediction.
 
+    A run folder brings its own demonstrations, label words and calibration, and its data are not
+    read. Otherwise balanced demonstrations are chosen from the data's training part.
+
     Args:
         recipe: names model, data, prompts and the seed that chooses demonstrations.
         adapter: a run folder, adapter folder or hub id of what to put on the model.
-        demonstrations: labelled texts, or a file of them, all of which are shown, in order.
-            Without any they are drawn as for eval's first prompt: by ``evaluation.seed`` from the
-            part of the data that is kept for demonstrations.
+        demonstrations: labelled texts, or a file of them, all of which are shown, in order, without
+            calibration.
 
     Raises:
         UsageError: the first thing that is wrong, in one line.
     """
     recipe = recipes.resolve(recipe)
+    source = None if adapter is None else adapters.find(adapter)
+    shipped = None if source is None else Shipped.read(source.folder)
     section = recipes.task(recipe)
-    source = section.data.source
-    if demonstrations is None:
+    texts = splits = None
+    if shipped is not None:
+        section = with_words(section, shipped)
+        names: Sequence[str] = shipped.names
+    if isinstance(demonstrations, str):
+        known = shipped.names if shipped is not None else class_names(section.data)
+        demonstrations = read_demonstrations(section.data, demonstrations, known)
+    if demonstrations is not None:
+        names = demonstrations.names
+    elif shipped is None:
         texts = data.load(section.data)
-        names = texts.names
-        k = section.prompt.demonstrations
-        part = data.split(texts, section.data, k)
-        pool = part.demonstrations
-        drawn = data.demonstration_rows(1, 1, len(pool), k, recipe.evaluation.seed)[0]
-        pairs = [pool.pairs()[row] for row in drawn]
-        rows = tuple(part.rows["demonstrations"][row] + 1 for row in drawn)
-    else:
-        if isinstance(demonstrations, str):
-            demonstrations = read_demonstrations(
-                section.data, demonstrations, class_names(section.data)
-            )
-        names, source = demonstrations.names, demonstrations.source
-        pairs = demonstrations.pairs()
-        rows = tuple(range(1, len(pairs) + 1))
-    loaded = loading.load_model(recipe.model, recipe.revision, adapter=adapter)
+        names, splits = texts.names, data.split(texts, section.data, least_demonstrations(section))
+    loaded = loading.load_model(recipe.model, recipe.revision, adapter=source)
     builder = prompt_builder(section, names, loaded.tokenizer, loaded.context_tokens)
-    predictor = Predictor(loaded.model, builder, pairs, recipe.evaluation.batch_tokens)
-    return Opened(recipe, predictor, source, rows)
+    tokens = recipe.evaluation.batch_tokens
+    if demonstrations is not None:
+        predictor = Predictor(loaded.model, builder, demonstrations.pairs(), tokens)
+        return Opened(recipe, predictor, demonstrations.source)
+    if shipped is not None:
+        assert source is not None
+        predictor = Predictor(
+            loaded.model, builder, shipped.demonstrations, tokens, shipped.calibration
+        )
+        return Opened(recipe, predictor, str(source.folder / DEMONSTRATIONS_FILE))
+    assert texts is not None
+    assert splits is not None
+    k, _ = demonstrations_that_fit(section, splits.training, builder)
+    predictor, _ = choose(loaded.model, builder, splits.training, splits.validation, k, recipe)
+    return Opened(recipe, predictor, texts.source)
+
+
+def with_words(section: recipes.TaskSection, shipped: Shipped) -> recipes.TaskSection:
+    """A task with the classes and label words that a run stored."""
+    words = dict(zip(shipped.names, shipped.words, strict=True))
+    return section.model_copy(
+        update={
+            "data": section.data.model_copy(update={"labels": list(shipped.names)}),
+            "prompt": section.prompt.model_copy(update={"label_words": words}),
+        }
+    )
 
 
 def behind(
@@ -260,4 +467,4 @@ def behind(
     """
     pairs = demonstrations.pairs()
     predictor = Predictor(model, builder, pairs, recipe.evaluation.batch_tokens)
-    return Opened(recipe, predictor, demonstrations.source, tuple(range(1, len(pairs) + 1)))
+    return Opened(recipe, predictor, demonstrations.source)

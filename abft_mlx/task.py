@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from abft_mlx import data, prompts
 from abft_mlx.errors import RecipeError
 from abft_mlx.recipe import EvaluationSection, TaskSection, TrainingSection
+
+# The fewest demonstrations that auto takes; the paper's k.
+LEAST_AUTO = 4
+# Tokens of a label and what follows it, roughly.
+LABEL_TOKENS = 3
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,9 @@ class Task:
     @property
     def demonstrations(self) -> int:
         """Demonstrations in a prompt, k."""
-        return self.section.prompt.demonstrations
+        k = self.section.prompt.demonstrations
+        assert k != "auto", "auto must be resolved before a task is opened"
+        return k
 
     def builder_for(
         self, template: prompts.Template | None = None, *, allow_empty: bool = False
@@ -155,10 +162,66 @@ def open_task(
         UsageError: the first thing that is wrong, in one line.
     """
     if splits is None:
-        splits = data.split(texts, section.data, section.prompt.demonstrations)
+        splits = data.split(texts, section.data, least_demonstrations(section))
     template = prompts.Template.from_section(section.prompt)
     builder = prompt_builder(section, texts.names, tokenizer, context_tokens)
+    if section.prompt.demonstrations == "auto":
+        k, note = demonstrations_that_fit(section, splits.training, builder)
+        prompt = section.prompt.model_copy(update={"demonstrations": k})
+        section = section.model_copy(update={"prompt": prompt})
+        if note:
+            splits = replace(splits, warnings=(*splits.warnings, note))
     return Task(section, texts, splits, template, builder.space, builder, tokenizer, context_tokens)
+
+
+def least_demonstrations(section: TaskSection) -> int:
+    """Demonstrations for which parts must have rows; auto makes do with what there is."""
+    k = section.prompt.demonstrations
+    return 1 if k == "auto" else k
+
+
+# Texts whose length is looked at to see how many demonstrations fit into the context.
+_SAMPLE = 64
+
+
+def demonstrations_that_fit(
+    section: TaskSection, pool: data.LabelledTexts, builder: prompts.PromptBuilder
+) -> tuple[int, str | None]:
+    """Demonstrations of a balanced prompt, k: the recipe's number, or one that auto chooses.
+
+    Auto is the smallest multiple of the number of classes that is at least 4; fewer where half of
+    the texts, or the model's context, is less than that.
+
+    Args:
+        section: the task. Random selection asks for auto, too: its own k may leave out a class.
+        pool: the texts that demonstrations are drawn from.
+        builder: of the task's prompts.
+
+    Returns:
+        k, and a line for the user where the prompts cannot show every class.
+    """
+    wanted = section.prompt.demonstrations
+    if wanted != "auto" and section.prompt.selection != "random":
+        return wanted, None
+    classes = len(set(pool.labels))
+    k = classes * -(-LEAST_AUTO // classes)
+    fitting = max(1, len(pool) // 2)
+    why = f"{len(pool)} training texts"
+    if builder.context_tokens is not None:
+        lengths = [len(builder.build([], text, 0).token_ids) for text in pool.texts[:_SAMPLE]]
+        mean = sum(lengths) / len(lengths) + LABEL_TOKENS
+        inside = int((builder.context_tokens - 2 * max(lengths)) / (1.1 * mean))
+        if inside < fitting:
+            fitting, why = max(1, inside), f"a context of {builder.context_tokens:,} tokens"
+    if k <= fitting:
+        return k, None
+    k = fitting // classes * classes or fitting
+    if k >= classes:
+        return k, None
+    return k, (
+        f"{classes} classes, and {k} demonstrations are what {why} allows: each prompt shows "
+        f"{k} of the classes"
+    )
 
 
 def prompt_builder(

@@ -102,4 +102,4 @@ def test_your_data_shows_every_setting_at_its_default() -> None:
             assert set(values[section]) == set(inner), section
     assert recipe.loads(shown) == recipe.load("your-data")
     commented = set(re.findall(r"^ *#(\w+):", text, flags=re.MULTILINE))
-    assert {"updates", "learning_rate", "labels", "rank"} <= commented
+    assert {"updates", "labels", "rank"} <= commented

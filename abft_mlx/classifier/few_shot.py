@@ -5,7 +5,7 @@ Letters: N texts, C classes, K demonstrations.
 
 from __future__ import annotations
 
-import json
+import copy
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from abft_mlx import recipe as recipes
 from abft_mlx.classifier.estimator import Estimator
 from abft_mlx.classifier.labels import classes_of
 from abft_mlx.errors import DataError, NotFittedError, OutputError, UsageError
-from abft_mlx.trainer import Progress, Update
+from abft_mlx.trainer import SCHEMA, Progress, Update
 
 _TEXTS, _LABELS, _SHOWN = "X", "y", "demonstrations"
 
@@ -59,13 +59,13 @@ class Classifier(Estimator):
         adapter: a run folder, an adapter folder of mlx-lm or PEFT, or a hub id. A run's own recipe
             is used where ``recipe`` is None.
         demonstrations: what every prompt shows, in order: pairs of text and label, or a file as
-            ``abft-mlx predict --demonstrations`` takes it. None lets :meth:`fit` choose, or
-            without a fit draws from the recipe's data as ``abft-mlx predict`` does.
+            ``abft-mlx predict --demonstrations`` takes it. None lets :meth:`fit` choose; without
+            a fit they are those of the run folder, or chosen from the recipe's data.
         recipe: a recipe, the name of one that ships, or a .yaml file. Of its data :meth:`fit`
-            uses only sizes and seeds. None is the defaults, with ``prompt.label_words: auto``.
+            uses only sizes and seeds. None is the one for own texts, ``your-data``.
         overrides: ``section.key=value`` each, such as ``training.updates=64``.
-        label_words: the word that stands for each label in a prompt, which must be one token;
-            ``auto`` lets abft-mlx choose; None leaves it to the recipe.
+        label_words: the word that stands for each label in a prompt; None leaves it to the
+            recipe, whose default is the label itself.
         train: False makes :meth:`fit` only choose demonstrations: prompting without training, to
             compare with, or with an adapter that is there already.
         on_update: told of every optimizer update of :meth:`fit`.
@@ -98,10 +98,9 @@ class Classifier(Estimator):
     def fit(self, X: Iterable[str], y: Iterable[Hashable]) -> Classifier:
         """Train an adapter with ABFT on labelled texts, and choose what prompts show.
 
-        Up to ``data.training_rows`` of the texts train; ``data.validation_rows`` of them, none
-        unless it is set, are held out for ``training.validate_every``. Demonstrations are
-        ``prompt.demonstrations`` training texts, drawn by ``evaluation.seed`` so that classes
-        occur equally often, unless they were given.
+        Up to ``data.training_rows`` of the texts train; ``data.validation_rows`` of them choose
+        the best adapter and the best of several balanced sets of demonstrations, unless those
+        were given.
 
         Args:
             X: N texts: a list, an array of one dimension, a column of a table.
@@ -124,14 +123,14 @@ class Classifier(Estimator):
             )
         made = experiment.open_texts(self._recipe(), given, self.adapter)
         shown = self._shown(names)
-        if shown is None:
-            pool = made.splits.training
-            k, seed = made.recipe.prompt.demonstrations, made.recipe.evaluation.seed
-            shown = pool.subset(data.balanced_rows(pool.labels, k, seed))
         progress = None
         if self.train:
             made, progress = experiment.fit(made, self.on_update)
-        opened = prediction.behind(made.recipe, made.loaded.model, made.builder, shown)
+        if shown is None:
+            predictor, _ = experiment.choose(made)
+            opened = prediction.Opened(made.recipe, predictor, made.texts.source)
+        else:
+            opened = prediction.behind(made.recipe, made.loaded.model, made.builder, shown)
         self._fitted = _Ready(opened, classes, names, progress)
         return self
 
@@ -214,9 +213,8 @@ class Classifier(Estimator):
         """Keep what :meth:`fit` trained and chose, for other programs and for later.
 
         The folder gets ``adapters.safetensors`` and ``adapter_config.json``, which stock mlx-lm
-        loads, ``demonstrations.jsonl`` and ``recipe.yaml``. ``Classifier(adapter=folder,
-        demonstrations=folder/"demonstrations.jsonl")`` predicts the same, by labels' names, and so
-        does ``abft-mlx predict FOLDER --demonstrations FOLDER/demonstrations.jsonl``.
+        loads, and what prediction needs. ``Classifier(adapter=folder)`` and ``abft-mlx predict
+        FOLDER`` predict the same, by labels' names.
 
         Args:
             folder: made if it does not exist; it must be empty.
@@ -233,12 +231,21 @@ class Classifier(Estimator):
             raise OutputError(f"{folder}: exists and is no empty folder; choose another")
         opened = ready.opened
         adapters.save(opened.predictor.model, folder, base_model=opened.recipe.model)
-        shown = folder / "demonstrations.jsonl"
-        files.write_text(
-            shown, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in opened.shown())
-        )
+        predictor = opened.predictor
+        prediction.write_demonstrations(folder, predictor)
+        space = predictor.builder.space
+        run = {
+            "schema": SCHEMA,
+            "finished": True,
+            "labels": dict(zip(space.names, space.words, strict=True)),
+            "classifier": {
+                "k": len(predictor.demonstrations),
+                "calibration": prediction.calibration_by_label(predictor),
+            },
+        }
+        files.write_json(folder / "run.json", run)
         told = {
-            "source": str(shown),
+            "source": prediction.DEMONSTRATIONS_FILE,
             "labels": list(ready.columns),
             "text": "text",
             "label": "label",
@@ -269,7 +276,7 @@ class Classifier(Estimator):
         parameters = self.get_params()
         if self._opened is not None:
             known, ready = self._opened
-            if all(parameters[name] is value for name, value in known.items()):
+            if all(parameters[name] == value for name, value in known.items()):
                 return ready
         if not self._tells():
             raise NotFittedError(
@@ -277,7 +284,8 @@ class Classifier(Estimator):
                 "demonstrations, a recipe, or as adapter a run folder with its recipe.yaml"
             )
         ready = self._open()
-        self._opened = (parameters, ready)
+        # A copy: the caller may change the list.
+        self._opened = (copy.deepcopy(parameters), ready)
         return ready
 
     def _tells(self) -> bool:
@@ -300,14 +308,12 @@ class Classifier(Estimator):
             if isinstance(words, Mapping):
                 words = {data.word(label): chosen for label, chosen in words.items()}
             changes.append(recipes.override("prompt.label_words", words))
-        if named is None:
-            changes = ["prompt.label_words=auto", *changes]
-            if isinstance(self.demonstrations, (str, Path)):
-                changes.append(recipes.override("data.source", str(self.demonstrations)))
+        if named is None and isinstance(self.demonstrations, (str, Path)):
+            changes.append(recipes.override("data.source", str(self.demonstrations)))
         changes += self.overrides
         if isinstance(named, recipes.Recipe):
             return recipes.change(named, changes, "overrides")
-        return recipes.default(changes) if named is None else recipes.load(named, changes)
+        return recipes.own_data(changes) if named is None else recipes.load(named, changes)
 
     def _open(self) -> _Ready:
         """What the parameters alone describe, opened."""
@@ -317,11 +323,18 @@ class Classifier(Estimator):
             columns = names
         else:
             # In the recipe's order, so that words chosen for them are those of abft-mlx predict.
-            names = prediction.class_names(recipe.data)
+            shipped = self._shipped()
+            names = prediction.class_names(recipe.data) if shipped is None else shipped.names
             columns = tuple(sorted(names))
             classes = np.array(columns)
         opened = prediction.prepare(recipe, self.adapter, self._shown(names))
         return _Ready(opened, classes, columns)
+
+    def _shipped(self) -> prediction.Shipped | None:
+        """What the adapter's run folder stores to predict with."""
+        if self.adapter is None:
+            return None
+        return prediction.Shipped.read(adapters.local_folder(self.adapter))
 
     def _shown(self, names: Sequence[str]) -> data.LabelledTexts | None:
         """The demonstrations that were given, checked; None where none were."""

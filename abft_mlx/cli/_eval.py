@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,7 +28,6 @@ from abft_mlx.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
     from abft_mlx.adapters import Source
-    from abft_mlx.induction import Heads
     from abft_mlx.ranks import Ranks
 
 
@@ -83,22 +81,17 @@ def evaluate(
             f"{missing} is missing: without a recipe, or a run folder that holds one, both "
             "--model and --data are needed"
         )
-    if named is None:
-        changes = ["prompt.label_words=auto", *changes]
     file, wanted = _file(source, output, own=recipe is None and not changes, overwrite=overwrite)
     ranks = _ranks.join(resumable=False)
     if not ranks.first:  # the first rank speaks for all
         as_json, quiet = False, True
     shell = Shell(as_json=as_json, quiet=quiet)
-    seen: list[Heads] = []
     with shell.speaking():
-        watch = None if as_json or quiet else seen.append
-        document = _measure(shell, ranks, named, changes, source, watch)
+        document = _measure(shell, ranks, named, changes, source)
         if not ranks.first:
             return
         if not as_json:
             _show(shell, document)
-            _picture(shell, seen)
         _write(shell, document, file, wanted=wanted)
         if not as_json and adapter is None:
             what = [recipe] if recipe else ["--model", model, "--data", data]
@@ -147,7 +140,6 @@ def _measure(
     recipe: str | None,
     changes: list[str],
     adapter: Source | None,
-    on_heads: Callable[[Heads], None] | None,
 ) -> dict[str, Any]:
     from abft_mlx import experiment, runtime
 
@@ -160,17 +152,8 @@ def _measure(
             adapter,
             on_progress=board.count,
             on_stage=board.stage,
-            on_heads=on_heads,
             ranks=ranks,
         )
-
-
-def _picture(shell: Shell, seen: list[Heads]) -> None:
-    if seen:
-        from abft_mlx.cli._picture import Picture
-
-        shell.tell("")
-        shell.show(Picture(seen[0]))
 
 
 def _show(shell: Shell, document: dict[str, Any]) -> None:
@@ -179,7 +162,10 @@ def _show(shell: Shell, document: dict[str, Any]) -> None:
     renamed = [f"{name} as {word.strip()!r}" for name, word in pairs if word.strip() != name]
     if renamed:
         shell.say(f"labels in prompts: {', '.join(renamed)}")
-    if "methods" in document:
+    if "verdict" in document:
+        for line in _words.verdict(document):
+            shell.tell(line)
+    elif "methods" in document:
         _accuracy(shell, document)
     _protocols.show(shell, document)
 

@@ -200,7 +200,7 @@ def _recipe(
             f"{run} has no recipe.yaml to take prompts from: give --data or --recipe to measure "
             "the result on, or --no-measure"
         )
-    return _options.open_recipe(None, ["prompt.label_words=auto", *changes])
+    return _options.open_recipe(None, changes)
 
 
 def _show(shell: Shell, made: Exported) -> None:

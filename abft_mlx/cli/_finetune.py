@@ -30,9 +30,25 @@ if TYPE_CHECKING:
     from abft_mlx.tracking import Tracking
     from abft_mlx.trainer import Update
 
-_EXACT = ("training.gradient=exact", "training.shared_demonstrations=1")
-# People's labels are rarely one token, so a run without a recipe lets abft-mlx choose words.
-_WITHOUT_RECIPE = ("prompt.label_words=auto",)
+# What the paper did (arXiv 2505.14233, section 4 and appendix A).
+_PAPER = (
+    "prompt.selection=random",
+    "prompt.demonstrations=4",
+    "adapter.kind=paper",
+    "adapter.layers=null",
+    "objective.kind=abft",
+    "training.learning_rate=null",
+    "training.gradient=exact",
+    "training.shared_demonstrations=1",
+    "training.examples=512",
+    "training.updates=32",
+    "training.prompts_per_update=32",
+    "training.validate_every=0",
+    "evaluation.demonstrations=per_query",
+    "evaluation.repeats=2",
+    "prediction.draws=1",
+    "prediction.calibration_texts=0",
+)
 
 
 def finetune(
@@ -58,11 +74,19 @@ def finetune(
             show_default="42",
         ),
     ] = None,
-    exact: Annotated[
+    paper: Annotated[
         bool,
         typer.Option(
-            "--exact",
-            help="Every prompt with its own demonstrations, and exact gradients, as in the paper.",
+            "--paper",
+            help="As in the paper: ABFT on 4 random demonstrations, W_Q and W_K in full at 2e-5, "
+            "or LoRA of rank 16 at 1e-4 above 10 billion parameters; measured in its way, too.",
+        ),
+    ] = False,
+    final: Annotated[
+        bool,
+        typer.Option(
+            "--final",
+            help="Train on the test rows, too, once you have measured; there is no verdict then.",
         ),
     ] = False,
     settings: Set = None,
@@ -98,7 +122,11 @@ def finetune(
         text_column=text_column,
         label_column=label_column,
         labels=labels,
-        settings=[*(_EXACT if exact else ()), *(settings or ())],
+        settings=[
+            *(_PAPER if paper else ()),
+            *(("data.holdout=none",) if final else ()),
+            *(settings or ()),
+        ],
         training=seed,
     )
     if resume is not None:
@@ -113,8 +141,6 @@ def finetune(
             f"{missing} is missing: without a recipe both --model and --data are needed "
             "(abft-mlx recipes list shows the recipes)"
         )
-    elif recipe is None:
-        changes = [*_WITHOUT_RECIPE, *changes]
     if project_name is not None and report_to is None:
         raise UsageError(f"--project-name {project_name!r} is for --report-to, which is not given")
     ranks = _ranks.join(resumable=True)
@@ -263,8 +289,13 @@ def _outcome(result: RunResult) -> list[str]:
         )
         if validation["best_update"] == 0 and result.experiment.recipe.training.keep_best:
             lines.append("no update did better than none, so the adapter kept changes nothing")
-    lines.append(f"adapter in {result.output}; mlx-lm loads it with --adapter-path")
-    lines.append(f"next: {_words.command('eval', '--adapter', result.output)}")
+    lines.append(f"adapter in {result.output}")
+    if result.evaluation is not None:
+        lines += ["", *_words.verdict(result.evaluation)]
+    elif result.experiment.recipe.data.holdout == "none":
+        lines.append(f"next: {_words.command('predict', result.output, 'FILE')}")
+    else:
+        lines.append(f"next: {_words.command('eval', result.output)}")
     return lines
 
 
@@ -301,4 +332,4 @@ def _document(result: RunResult) -> dict[str, Any]:
     validation = _validation(result)
     if validation:
         document["validation"] = validation
-    return document
+    return document | (result.evaluation or {})

@@ -140,7 +140,7 @@ def _named(
     if source is not None and (source.folder / "recipe.yaml").is_file():
         return str(source.folder / "recipe.yaml"), [override], source
     if data is not None:
-        return None, ["prompt.label_words=auto", override], source
+        return None, [override], source
     from abft_mlx import recipe
 
     try:

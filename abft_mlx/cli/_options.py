@@ -143,10 +143,10 @@ def overrides(
 
 
 def open_recipe(name: str | None, changes: Sequence[str]) -> Recipe:
-    """The named recipe, or the defaults where none is named, with the changes applied."""
+    """The named recipe, or the one for own texts where none is named, with the changes applied."""
     from abft_mlx import recipe
 
-    return recipe.default(changes) if name is None else recipe.load(name, changes)
+    return recipe.own_data(changes) if name is None else recipe.load(name, changes)
 
 
 def find_adapter(named: str | None, shell: Shell) -> Source | None:

@@ -132,8 +132,6 @@ def predict(
             f"{missing} is missing: without a recipe or a run folder, --model is needed, and "
             "--data or --demonstrations to show labelled texts"
         )
-    if named is None:
-        changes = ["prompt.label_words=auto", *changes]
     with shell.speaking():
         opened = (named, changes, source, demonstrations)
         document = _run(shell, *opened, file, text_column, output, overwrite)
@@ -233,8 +231,7 @@ def _write(
 def _introduce(shell: Shell, opened: Opened) -> None:
     """Say what every prompt shows."""
     shown = opened.shown()
-    rows = ", ".join(map(str, opened.rows))
-    shell.say(f"{len(shown)} demonstrations in every prompt, from {opened.source} (rows {rows}):")
+    shell.say(f"{len(shown)} demonstrations in every prompt, from {opened.source}:")
     for one in shown:
         text = one["text"] if len(one["text"]) <= 60 else f"{one['text'][:57]}..."
         shell.say(f"  {text!r} -> {one['label']}")

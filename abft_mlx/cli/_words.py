@@ -140,6 +140,37 @@ def measures(rows: Mapping[str, Mapping[str, Any]]) -> Table:
     return table
 
 
+def verdict(document: Mapping[str, Any]) -> list[str]:
+    """What a classifier is worth, as lines for a person.
+
+    Args:
+        document: eval's JSON with a verdict.
+    """
+    found = document["verdict"]
+    low, high = found["interval"] or (None, None)
+    rows = [
+        (
+            "with the adapter" if "before" in found else "prompting",
+            found["accuracy"],
+            "" if low is None else f"95% interval {low:.1%} to {high:.1%}",
+        )
+    ]
+    if "before" in found:
+        rows.append(("prompting", found["before"], "the same demonstrations, no adapter"))
+    if "bag_of_words" in found:
+        common = document["baselines"]["majority"]["label"]
+        rows.append(("bag of words", found["bag_of_words"], "logistic regression, no model"))
+        rows.append((f"always {common!r}", found["majority"], ""))
+    width = max(len(name) for name, _, _ in rows)
+    lines = [f"accuracy on {found['n']:,} test texts that were not trained on:"]
+    lines += [f"  {name:<{width}}  {rate:6.1%}  {note}".rstrip() for name, rate, note in rows]
+    known = {name: one for name, one in found["recall"].items() if one is not None}
+    worst = sorted(known, key=known.__getitem__)[:_CLASSES_SHOWN]
+    kinds = "recall of each class" if len(worst) == len(known) else "recall of the worst classes"
+    lines.append(f"{kinds}: " + ", ".join(f"{name} {known[name]:.0%}" for name in worst))
+    return [*lines, found["sentence"], f"next: {found['next']}"]
+
+
 def confusion(names: Sequence[str], counts: Sequence[Sequence[int]]) -> Table | None:
     """Gold labels down, predicted labels across; None where there are too many to read.
 

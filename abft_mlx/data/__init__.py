@@ -5,7 +5,7 @@ from abft_mlx.data._given import balanced_rows, for_training, given, listed, que
 from abft_mlx.data.generator import Generator, demonstration_rows, training_rows
 from abft_mlx.data.loading import builtin_tasks, builtin_template, kind, load, report
 from abft_mlx.data.queries import Queries, Query
-from abft_mlx.data.texts import LabelledTexts, Splits, fold, split
+from abft_mlx.data.texts import LabelledTexts, Splits, all_test, fold, split
 
 __all__ = [
     "Generator",
@@ -14,6 +14,7 @@ __all__ = [
     "Query",
     "Report",
     "Splits",
+    "all_test",
     "balanced_rows",
     "builtin_tasks",
     "builtin_template",

@@ -121,6 +121,13 @@ def split(texts: LabelledTexts, section: DataSection, demonstrations: int = 4) -
     return Splits(**parts, rows=rows, warnings=tuple(warnings))
 
 
+def all_test(texts: LabelledTexts) -> Splits:
+    """Every row a test row: for labelled texts that a run was not trained on."""
+    none = texts.subset(())
+    rows = {part: tuple(range(len(texts))) if part == "test" else () for part in PARTS}
+    return Splits(none, none, none, texts, rows)
+
+
 def _fit(wanted: dict[str, int], available: int, least: int, source: str) -> dict[str, int]:
     """Sizes that fit into the available rows, none that was asked for below the least."""
     if wanted["training"] < least:

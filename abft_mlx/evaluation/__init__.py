@@ -3,10 +3,11 @@
 from abft_mlx.evaluation.comparisons import against_base, right_answers, right_string
 from abft_mlx.evaluation.intervals import bootstrap_interval, intervals, mcnemar
 from abft_mlx.evaluation.methods import entry, probabilities_of, report, zero_shot_prompts
-from abft_mlx.evaluation.metrics import summary
+from abft_mlx.evaluation.metrics import softmax, summary
 from abft_mlx.evaluation.outputs import hidden_states, vocabulary_logits
 from abft_mlx.evaluation.probabilities import label_logits, label_probabilities
 from abft_mlx.evaluation.suite import measure
+from abft_mlx.evaluation.verdict import verdict
 
 __all__ = [
     "against_base",
@@ -22,7 +23,9 @@ __all__ = [
     "report",
     "right_answers",
     "right_string",
+    "softmax",
     "summary",
+    "verdict",
     "vocabulary_logits",
     "zero_shot_prompts",
 ]

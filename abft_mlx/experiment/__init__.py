@@ -3,12 +3,14 @@
 from abft_mlx.experiment.fitting import fit, open_texts
 from abft_mlx.experiment.opened import Experiment, prepare
 from abft_mlx.experiment.runs import HEADS_PROMPTS, document, evaluate, heads
+from abft_mlx.experiment.shipping import choose
 from abft_mlx.experiment.training import RunResult, finetune, resume, train
 
 __all__ = [
     "HEADS_PROMPTS",
     "Experiment",
     "RunResult",
+    "choose",
     "document",
     "evaluate",
     "finetune",

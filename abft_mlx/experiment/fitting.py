@@ -8,8 +8,8 @@ from pathlib import Path
 from abft_mlx import adapters, data, loading, prefix
 from abft_mlx import recipe as recipes
 from abft_mlx.errors import RecipeError
-from abft_mlx.experiment.opened import Experiment
-from abft_mlx.ranks import Ranks
+from abft_mlx.experiment import shipping
+from abft_mlx.experiment.opened import Experiment, fitted
 from abft_mlx.task import open_task
 from abft_mlx.trainer import Progress, Trainer, Update
 
@@ -37,6 +37,7 @@ def open_texts(
     loaded = loading.load_model(recipe.model, recipe.revision, adapter=adapter)
     section = recipes.task(recipe)
     task = open_task(section, texts, loaded.tokenizer, loaded.context_tokens, splits)
+    recipe = fitted(recipe, loaded, task, [])
     recipe = recipes.share(recipe, able=prefix.shareable(loaded.model))
     return Experiment(recipe, loaded, task)
 
@@ -60,13 +61,18 @@ def fit(
     chosen = experiment.training_prompts()
     experiment = experiment.with_layers(chosen)
     recipe, model = experiment.recipe, experiment.loaded.model
-    validation = experiment.validation_prompts() if recipe.training.validate_every else []
     adapters.attach(model, recipe.adapter, seed=recipe.training.seed)
+
+    def validate() -> float:
+        accuracy = shipping.choose(experiment, draws=1)[1]
+        assert accuracy is not None
+        return accuracy
+
     trainer = Trainer(
         model,
         chosen,
         recipe,
-        validate=lambda: experiment.accuracy(validation, Ranks()),
+        validate=validate if len(experiment.splits.validation) else None,
         on_update=on_update,
     )
     return experiment, trainer.run()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -14,10 +14,12 @@ from abft_mlx.errors import RecipeError
 from abft_mlx.experiment import inspecting
 from abft_mlx.induction import Example, HeadCensus, Heads, Window
 from abft_mlx.ranks import Ranks
-from abft_mlx.task import Task, open_task
+from abft_mlx.task import Task, least_demonstrations, open_task
 
 # Enough for a mean number of heads in every layer.
 WINDOW_PROMPTS = 32
+# The paper trains W_Q and W_K themselves up to this size, and LoRA above.
+FULL_PARAMETERS = 10e9
 
 
 @dataclass(frozen=True)
@@ -216,6 +218,7 @@ def prepare(
     adapter: adapters.Named | None = None,
     processes: int = 1,
     on_stage: Callable[[str], None] | None = None,
+    trained_on: str | None = None,
 ) -> Experiment:
     """Open everything that a recipe names, and check that it fits together.
 
@@ -224,12 +227,13 @@ def prepare(
         adapter: a run folder, adapter folder or hub id of what to put on the model.
         processes: that will share every update.
         on_stage: told what is opened.
+        trained_on: fingerprint of the texts that a run was trained on; all rows of other texts
+            are test rows.
 
     Raises:
         UsageError: the first thing that is wrong, in one line.
     """
     recipe = recipes.resolve(recipe)
-    recipes.check_mixture(recipe.prompt.demonstrations, recipe.mixture)
     others = recipe.evaluation.transfer if "transfer" in recipe.evaluation.protocols else []
     if not others and "transfer" in recipe.evaluation.protocols:
         raise RecipeError(
@@ -243,14 +247,42 @@ def prepare(
     for section in sections:
         tell(f"reading {section.data.source}")
         texts.append(data.load(section.data))
-    for section, read in zip(sections, texts, strict=True):
-        data.split(read, section.data, section.prompt.demonstrations)
+    splits = [
+        data.split(read, section.data, least_demonstrations(section))
+        for section, read in zip(sections, texts, strict=True)
+    ]
+    if trained_on not in (None, texts[0].fingerprint()):
+        splits[0] = data.all_test(texts[0])
     tell(f"opening {recipe.model}")
     loaded = loading.load_model(recipe.model, recipe.revision, adapter=adapter)
     task, *more = (
-        open_task(section, read, loaded.tokenizer, loaded.context_tokens)
-        for section, read in zip(sections, texts, strict=True)
+        open_task(section, read, loaded.tokenizer, loaded.context_tokens, parts)
+        for section, read, parts in zip(sections, texts, splits, strict=True)
     )
-    recipe = recipes.share(recipe, processes, able=prefix.shareable(loaded.model))
     count = len(recipe.mixture)
+    recipe = fitted(recipe, loaded, task, more[:count])
+    recipe = recipes.share(recipe, processes, able=prefix.shareable(loaded.model))
     return Experiment(recipe, loaded, task, tuple(more[:count]), tuple(more[count:]))
+
+
+def fitted(
+    recipe: recipes.Recipe, loaded: loading.Loaded, task: Task, mixture: list[Task]
+) -> recipes.Recipe:
+    """The recipe with what depends on texts and model written out, so that it can be run again."""
+    adapter = recipe.adapter
+    if adapter.kind == "paper":
+        large = loading.parameter_count(loaded.model) > FULL_PARAMETERS
+        kind: Literal["lora", "full"] = (
+            "lora" if large or "quantization" in loaded.config else "full"
+        )
+        recipe = recipes.resolve(
+            recipe.model_copy(update={"adapter": adapter.model_copy(update={"kind": kind})})
+        )
+    recipe = recipe.model_copy(
+        update={
+            "prompt": task.section.prompt,
+            "mixture": [one.section for one in mixture],
+        }
+    )
+    recipes.check_mixture(task.demonstrations, recipe.mixture)
+    return recipe

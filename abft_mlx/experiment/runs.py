@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from abft_mlx import adapters, evaluation, facts
+from abft_mlx import adapters, evaluation, facts, prediction
 from abft_mlx import recipe as recipes
+from abft_mlx.errors import DataError
+from abft_mlx.experiment import shipping
 from abft_mlx.experiment.opened import Experiment, prepare
 from abft_mlx.induction import Heads
 from abft_mlx.ranks import Ranks
+from abft_mlx.trainer import RunFolder
 
 # Enough for a head's mean attention to two digits.
 HEADS_PROMPTS = 128
-# Enough for a head's mean attention to a digit or two, in a small part of an evaluation's time.
-SEEN_PROMPTS = 64
 
 
 def document(
@@ -57,13 +58,47 @@ def document(
     return made
 
 
+def evaluate_classifier(
+    experiment: Experiment,
+    predictor: prediction.Predictor,
+    adapter: object = None,
+    *,
+    on_progress: Callable[[int, int], None] | None = None,
+    on_stage: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Measure a classifier on test rows, compare it with simple ones, and judge it.
+
+    Args:
+        experiment: its model has the adapter on, if there is one.
+        predictor: of that model.
+        adapter: what to call the adapter; None for a model without one.
+        on_progress: called with the number of prompts done and of all, one measurement at a time.
+        on_stage: called with what is measured.
+
+    Returns:
+        Eval's JSON with ``methods.classifier``, ``baselines`` and ``verdict``.
+    """
+    tell = on_stage or _nothing
+    tell("measuring the classifier")
+    methods = shipping.measure(experiment, predictor, on_progress)
+    base = None
+    if adapter is not None:
+        tell("measuring without the adapter")
+        base = {"methods": shipping.measure_base(experiment, predictor, on_progress)}
+    parts = {"methods": methods, "comparisons": []}
+    made = document(experiment, parts, adapter=adapter, base=base)
+    made["k"] = len(predictor.demonstrations)
+    made["prompts"] = min(experiment.recipe.evaluation.queries, len(experiment.splits.test))
+    tell("bag of words")
+    return shipping.judge(made, experiment)
+
+
 def evaluate(
     recipe: recipes.Recipe,
     adapter: adapters.Named | None = None,
     *,
     on_progress: Callable[[int, int], None] | None = None,
     on_stage: Callable[[str], None] | None = None,
-    on_heads: Callable[[Heads], None] | None = None,
     ranks: Ranks | None = None,
 ) -> dict[str, Any]:
     """Measure a model on fixed seeded test prompts, without and with an adapter.
@@ -73,8 +108,6 @@ def evaluate(
         adapter: a run folder, an adapter folder, a hub id, or None.
         on_progress: told how many prompts of how many are done, of one measurement at a time.
         on_stage: told what is opened or measured.
-        on_heads: told, by the first rank, what is seen of the heads in the first test prompts;
-            without it nobody looks.
         ranks: the processes that measure together; each gets the whole document.
 
     Returns:
@@ -85,6 +118,9 @@ def evaluate(
     ranks = ranks or Ranks()
     adapter = None if adapter is None else adapters.find(adapter)
     tell = on_stage or _nothing
+    shipped = None if adapter is None else prediction.Shipped.read(adapter.folder)
+    if recipe.evaluation.demonstrations == "classifier":
+        return _evaluate_shipped(recipe, adapter, shipped, on_progress, on_stage)
     experiment = prepare(recipe, adapter, on_stage=on_stage)
     if ranks.size > 1:
         tasks = (experiment.task, *experiment.trained_tasks, *experiment.others)
@@ -94,14 +130,46 @@ def evaluate(
     named = "model, " if adapter is None else "with adapter, "
     measured = experiment.measure_all(on_progress, ranks, lambda what: tell(named + what))
     base = None
-    if on_heads is not None and ranks.first:
-        tell("looking at heads")
-        chosen = experiment.test_prompts()[:SEEN_PROMPTS]
-        on_heads(experiment.heads(chosen, on_progress=on_progress))
     if adapter is not None:
         adapters.detach(experiment.loaded.model)
         base = experiment.measure_all(on_progress, ranks, lambda what: tell(f"base model, {what}"))
     return document(experiment, measured, adapter=adapter, base=base)
+
+
+def _evaluate_shipped(
+    recipe: recipes.Recipe,
+    adapter: adapters.Source | None,
+    shipped: prediction.Shipped | None,
+    on_progress: Callable[[int, int], None] | None,
+    on_stage: Callable[[str], None] | None,
+) -> dict[str, Any]:
+    """Measure what predict uses: a run's own demonstrations, or ones chosen as finetune does."""
+    trained_on = None
+    if adapter is not None and shipped is not None:
+        known = RunFolder(adapter.folder).read_run().get("data", {})
+        trained_on = known.get("fingerprint")
+        section = prediction.with_words(recipes.task(recipe), shipped)
+        recipe = recipe.model_copy(update={"data": section.data, "prompt": section.prompt})
+    experiment = prepare(recipe, adapter, on_stage=on_stage, trained_on=trained_on)
+    if not len(experiment.splits.test):
+        raise DataError(
+            f"{recipe.data.source} has no test rows (data.holdout is {recipe.data.holdout}); give "
+            "other labelled texts with --data"
+        )
+    if shipped is not None:
+        predictor = prediction.Predictor(
+            experiment.loaded.model,
+            experiment.builder,
+            shipped.demonstrations,
+            recipe.evaluation.batch_tokens,
+            shipped.calibration,
+        )
+    else:
+        (on_stage or _nothing)("choosing demonstrations")
+        predictor, _ = shipping.choose(experiment, on_progress=on_progress)
+    return evaluate_classifier(
+        experiment, predictor, adapter, on_progress=on_progress, on_stage=on_stage
+    )
 
 
 def heads(

@@ -8,13 +8,22 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from abft_mlx import adapters, facts, runtime
+from abft_mlx import adapters, facts, files, prediction, runtime
 from abft_mlx import recipe as recipes
 from abft_mlx.errors import OutputError
+from abft_mlx.experiment import runs, shipping
 from abft_mlx.experiment.opened import Experiment, prepare
 from abft_mlx.induction import HEADS_FILE, Window, write_heads
 from abft_mlx.ranks import Ranks
-from abft_mlx.trainer import DivergedError, Progress, RunFolder, Stop, Trainer, Update
+from abft_mlx.trainer import (
+    EVALUATION_FILE,
+    DivergedError,
+    Progress,
+    RunFolder,
+    Stop,
+    Trainer,
+    Update,
+)
 
 
 @dataclass(frozen=True)
@@ -27,6 +36,8 @@ class RunResult:
         output: the run folder.
         trainable_parameters: numbers that were trained.
         adapter_bytes: size of ``adapters.safetensors``; 0 on a rank that did not write it.
+        evaluation: eval's JSON of the classifier on test rows, with its verdict; None where the
+            recipe measures the paper's way, or there are no test rows.
     """
 
     experiment: Experiment
@@ -34,6 +45,7 @@ class RunResult:
     output: Path
     trainable_parameters: int
     adapter_bytes: int
+    evaluation: dict[str, Any] | None = None
 
 
 def train(
@@ -115,13 +127,7 @@ def _train(
         tell("looking for layers with induction heads")
     experiment = experiment.with_layers(training_prompts, on_progress)
     recipe = experiment.recipe
-    validation = experiment.validation_prompts() if recipe.training.validate_every else []
-
-    def validate() -> float:
-        tell("validation")
-        accuracy = experiment.accuracy(validation, ranks, on_progress)
-        tell("")
-        return accuracy
+    validate, validation_count = _validation(experiment, ranks, tell, on_progress)
 
     adapters.attach(model, recipe.adapter, seed=recipe.training.seed)
     made_with = facts.made_with(recipe, experiment.loaded, experiment.trained_tasks)
@@ -185,15 +191,25 @@ def _train(
     if recipe.training.census_prompts:
         tell("looking at heads")
     _keep_heads(experiment, folder, on_progress)
+    tell("choosing demonstrations")
+    predictor, chosen_accuracy = shipping.choose(experiment, on_progress=on_progress)
+    prediction.write_demonstrations(folder.path, predictor)
+    classifier: dict[str, Any] = {
+        "k": len(predictor.demonstrations),
+        "calibration": prediction.calibration_by_label(predictor),
+    }
+    if chosen_accuracy is not None:
+        classifier["validation_accuracy"] = chosen_accuracy
     written = {
         **_facts(experiment),
         "finished": True,
         "totals": totals,
         "shift": adapters.shift_norms(model),
+        "classifier": classifier,
     }
     if progress.validations:
         written["validation"] = {
-            "prompts": len(validation),
+            "prompts": validation_count,
             "before": progress.validations[0][1],
             "after": progress.validations[-1][1],
             "best": progress.best_accuracy,
@@ -201,8 +217,47 @@ def _train(
             "kept_update": progress.best_update if recipe.training.keep_best else progress.updates,
         }
     folder.write_run(written)
+    measured = None
+    if recipe.evaluation.demonstrations == "classifier" and len(experiment.splits.test):
+        measured = runs.evaluate_classifier(
+            experiment, predictor, folder.path, on_stage=tell, on_progress=on_progress
+        )
+        files.write_json(folder.path / EVALUATION_FILE, measured)
     ranks.wait()
-    return RunResult(experiment, progress, folder.path, trainable, adapter_bytes)
+    return RunResult(experiment, progress, folder.path, trainable, adapter_bytes, measured)
+
+
+def _validation(
+    experiment: Experiment,
+    ranks: Ranks,
+    tell: Callable[[str], None],
+    on_progress: Callable[[int, int], None] | None,
+) -> tuple[Callable[[], float] | None, int]:
+    """What gives the accuracy on validation texts, and how many prompts that takes."""
+    training = experiment.recipe.training
+    if not training.validate_every:
+        return None, 0
+    if experiment.recipe.evaluation.demonstrations == "classifier":
+        count = min(len(experiment.splits.validation), training.validation_prompts)
+
+        def ask() -> float | None:
+            return shipping.choose(experiment, draws=1)[1]
+
+    else:
+        validation = experiment.validation_prompts()
+        count = len(validation)
+
+        def ask() -> float | None:
+            return experiment.accuracy(validation, ranks, on_progress)
+
+    def validate() -> float:
+        tell("validation")
+        accuracy = ask()
+        tell("")
+        assert accuracy is not None
+        return accuracy
+
+    return (validate, count) if count else (None, 0)
 
 
 def finetune(

@@ -19,6 +19,7 @@ from abft_mlx.footprint.peak import peak_bytes
 from abft_mlx.footprint.recomputed import marked, spelled_out
 from abft_mlx.prompts import Prompt
 from abft_mlx.recipe import Recipe
+from abft_mlx.task import LEAST_AUTO
 from abft_mlx.trainer import below, memory, plan
 from abft_mlx.trainer.step import Step
 
@@ -123,7 +124,9 @@ def _with_adapter(
         gradient=training.gradient,
         compiled=False,
     )
-    one = _prompt(length_tokens, recipe.prompt.demonstrations)
+    k = recipe.prompt.demonstrations
+    # auto depends on texts, which are not read here.
+    one = _prompt(length_tokens, LEAST_AUTO if k == "auto" else k)
     batch = _training_batch(one, rows, training.together).arrays()
     adapters.train_mode(model)
     peak = resident + moments + _gradients_peak(step, batch)

@@ -110,6 +110,15 @@ def default(overrides: Sequence[str] = ()) -> Recipe:
     return _parse("{}", "defaults", overrides)
 
 
+def own_data(overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe for own texts, your-data, without its name: a run is named after its data.
+
+    Args:
+        overrides: as for `load`.
+    """
+    return load("your-data", ["name=null", "description=null", *overrides])
+
+
 def dumps(recipe: Recipe) -> str:
     """The recipe as YAML, every setting written out, behind the version of its schema."""
     return to_yaml({"schema": SCHEMA, **recipe.model_dump(mode="json")})

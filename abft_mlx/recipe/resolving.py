@@ -13,7 +13,8 @@ MOST_TOGETHER = 8
 
 def resolve(recipe: Recipe) -> Recipe:
     """Fill in what depends on other settings, so that the recipe alone reproduces the run."""
-    if recipe.training.learning_rate is None:
+    # Which of the two rates paper means is known once the model is open.
+    if recipe.training.learning_rate is None and recipe.adapter.kind != "paper":
         rate = LORA_LEARNING_RATE if recipe.adapter.kind == "lora" else FULL_LEARNING_RATE
         training = recipe.training.model_copy(update={"learning_rate": rate})
         recipe = recipe.model_copy(update={"training": training})

@@ -40,7 +40,7 @@ def expand(
     return values
 
 
-def check_mixture(demonstrations: int, mixed: Sequence[TaskSection]) -> None:
+def check_mixture(demonstrations: int | str, mixed: Sequence[TaskSection]) -> None:
     """See that prompts of a mixture's tasks can share a batch.
 
     Args:

@@ -321,9 +321,7 @@ def _check_splits(opened: Experiment) -> None:
         "training_rows": section.training_rows + section.validation_rows,
         "validation_rows": 0,
     }
-    without = data.split(
-        opened.texts, section.model_copy(update=whole), opened.recipe.prompt.demonstrations
-    )
+    without = data.split(opened.texts, section.model_copy(update=whole), opened.task.demonstrations)
     for part in ("demonstrations", "test"):
         if without.rows[part] != opened.splits.rows[part]:
             raise RunError(

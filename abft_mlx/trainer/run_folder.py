@@ -19,7 +19,8 @@ ADAPTER_FILES = ("adapters.safetensors", "adapter_config.json", "lora.safetensor
 RECIPE_FILE = "recipe.yaml"
 RUN_FILE = "run.json"
 OWN_FILES = (
-    RECIPE_FILE, "metrics.jsonl", RUN_FILE, "checkpoint", "checkpoint.before", "checkpoint.new",
+    RECIPE_FILE, "metrics.jsonl", RUN_FILE, "demonstrations.jsonl",
+    "checkpoint", "checkpoint.before", "checkpoint.new",
 )  # fmt: skip
 # What is seen of a run afterwards: heads, an evaluation, figures and a report.
 EVALUATION_FILE = "eval.json"

@@ -1,0 +1,121 @@
+"""The classifier that a run ships: chosen, measured on test rows, and judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from abft_mlx import adapters, evaluation, prediction
+from abft_mlx.evaluation import baselines
+from abft_mlx.experiment.opened import Experiment
+
+Progress = Callable[[int, int], None]
+# Simple baselines learn from at most so many training texts.
+MOST_BASELINE_TEXTS = 4096
+
+
+def choose(
+    experiment: Experiment, *, draws: int | None = None, on_progress: Progress | None = None
+) -> tuple[prediction.Predictor, float | None]:
+    """Choose demonstrations for the model as it is now: see :func:`prediction.choose`.
+
+    Args:
+        experiment: its training texts are shown, its validation texts decide.
+        draws: sets of demonstrations to try; None means the recipe's number.
+        on_progress: called with the number of sets tried and of all.
+    """
+    task = experiment.task
+    section = task.section
+    pool = task.splits.training
+    k, _ = prediction.demonstrations_that_fit(section, pool, task.builder)
+    return prediction.choose(
+        experiment.loaded.model,
+        task.builder,
+        pool,
+        task.splits.validation,
+        k,
+        experiment.recipe,
+        draws=draws,
+        on_progress=on_progress,
+    )
+
+
+def measure(
+    experiment: Experiment,
+    predictor: prediction.Predictor,
+    on_progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Methods of eval's JSON on the test rows.
+
+    Args:
+        experiment: its first ``evaluation.queries`` test rows are asked, once each.
+        predictor: of the model as it is now.
+        on_progress: called with the number of prompts done and of all.
+
+    Returns:
+        ``classifier``, what ``predict`` answers with, and ``vanilla``, without calibration.
+    """
+    section = experiment.recipe.evaluation
+    pairs = experiment.splits.test.pairs()[: section.queries]
+    gold = np.array([label for _, label in pairs])
+    groups = np.arange(len(pairs))
+    raw = predictor.raw_probabilities(predictor.prompts_of(pairs), on_progress)
+    found = {"classifier": predictor.calibrated(raw), "vanilla": raw}
+    return {name: evaluation.entry(one, gold, groups, section) for name, one in found.items()}
+
+
+def measure_base(
+    experiment: Experiment,
+    predictor: prediction.Predictor,
+    on_progress: Progress | None = None,
+) -> dict[str, Any]:
+    """As :func:`measure` without the adapter: the same demonstrations, its own calibration."""
+    model, recipe, splits = experiment.loaded.model, experiment.recipe, experiment.splits
+    # No labels are used, so test texts serve where there are no training texts.
+    pool = splits.training if len(splits.training) else splits.test
+    texts = prediction.calibration_texts(
+        pool, predictor.demonstrations, recipe.prediction.calibration_texts, recipe.evaluation.seed
+    )
+    with adapters.without(model):
+        base = prediction.Predictor(
+            model,
+            predictor.builder,
+            predictor.demonstrations,
+            recipe.evaluation.batch_tokens,
+        )
+        base.calibrate(texts)
+        return measure(experiment, base, on_progress)
+
+
+def simple_baselines(experiment: Experiment) -> dict[str, Any]:
+    """Majority class and bag of words, learned from the training rows, on the test rows.
+
+    Returns:
+        ``baselines`` of eval's JSON; empty where there are no training rows.
+    """
+    section, training = experiment.recipe.evaluation, experiment.splits.training
+    if not len(training):
+        return {}
+    pairs = experiment.splits.test.pairs()[: section.queries]
+    gold = np.array([label for _, label in pairs])
+    groups = np.arange(len(pairs))
+    classes = len(experiment.space)
+    texts, labels = (one[:MOST_BASELINE_TEXTS] for one in (training.texts, training.labels))
+    common = baselines.majority(labels, classes)
+    probabilities = baselines.bag_of_words(texts, labels, [text for text, _ in pairs], classes)
+    return {
+        "majority": {
+            "label": experiment.space.names[common],
+            "accuracy": float((gold == common).mean()),
+        },
+        "bag_of_words": evaluation.entry(probabilities, gold, groups, section),
+    }
+
+
+def judge(document: dict[str, Any], experiment: Experiment) -> dict[str, Any]:
+    """Add ``baselines`` and ``verdict`` to eval's JSON of a classifier."""
+    document["baselines"] = simple_baselines(experiment)
+    document["verdict"] = evaluation.verdict(document)
+    return document
