@@ -6,6 +6,7 @@ Letters: N texts, C classes, K demonstrations.
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,7 +128,7 @@ class Classifier(Estimator):
         if shown is None:
             pool = made.splits.training
             k, seed = made.recipe.prompt.demonstrations, made.recipe.evaluation.seed
-            shown = pool.subset(data.balanced_rows(pool.labels, k, seed))
+            shown = pool.subset(data.balanced(pool.labels, k, random.Random(seed)))
         progress = None
         if self.train:
             made, progress = experiment.fit(made, self.on_update)
