@@ -84,7 +84,7 @@ class Task:
         )
 
     def training_prompts(self, training: TrainingSection) -> list[prompts.Prompt]:
-        """The training prompts: k + 1 rows of the training split each, the last one the query."""
+        """The training prompts: demonstrations and query from the training split."""
         return prompts.training_prompts(
             self.builder,
             self.splits.training,
@@ -92,6 +92,7 @@ class Task:
             self.demonstrations,
             training.seed,
             training.together,
+            self.section.prompt.selection,
         )
 
     def validation_prompts(self, training: TrainingSection) -> list[prompts.Prompt]:
@@ -111,6 +112,7 @@ class Task:
             -(-training.validation_prompts // queries),
             self.demonstrations,
             training.seed,
+            selection=self.section.prompt.selection,
         )[: training.validation_prompts]
 
     def test_queries(self, evaluation: EvaluationSection) -> int:
@@ -119,12 +121,13 @@ class Task:
 
     def test_rows(self, evaluation: EvaluationSection) -> list[tuple[int, ...]]:
         """For every test prompt its K rows of the demonstration split, in order."""
-        return data.demonstration_rows(
-            self.test_queries(evaluation),
+        return data.evaluation_draws(
+            self.splits.demonstrations,
+            self.splits.test.texts[: self.test_queries(evaluation)],
             evaluation.repeats,
-            len(self.splits.demonstrations),
             self.demonstrations,
             evaluation.seed,
+            selection=self.section.prompt.selection,
             fixed=evaluation.demonstrations == "fixed",
         )
 
@@ -139,6 +142,7 @@ class Task:
             self.demonstrations,
             evaluation.seed,
             fixed=evaluation.demonstrations == "fixed",
+            selection=self.section.prompt.selection,
         )
 
 

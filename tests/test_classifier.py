@@ -246,17 +246,6 @@ def test_validation_chooses_the_adapter() -> None:
     assert [step for step, _ in made.progress_.validations] == [0, 1]
 
 
-@pytest.mark.parametrize(("k", "counts"), [(4, [2, 1, 1]), (3, [1, 1, 1]), (6, [3, 2, 1])])
-def test_demonstrations_are_balanced(k: int, counts: list[int]) -> None:
-    labels = ["a"] * 20 + ["b"] * 2 + ["c"]
-    for seed in range(5):
-        rows = data.balanced_rows(labels, k, seed)
-        assert len(set(rows)) == k
-        found = sorted((sum(labels[row] == name for row in rows) for name in "abc"), reverse=True)
-        assert found == counts
-    assert data.balanced_rows(labels, 4, 1) != data.balanced_rows(labels, 4, 2)
-
-
 def test_no_texts_no_answers(fitted: abft_mlx.Classifier) -> None:
     assert fitted.predict([]).shape == (0,)
     assert fitted.predict_proba([]).shape == (0, 2)

@@ -1,24 +1,27 @@
 """Labelled texts: reading, checking, and the protocol's seeded splits and samplers."""
 
 from abft_mlx.data._check import Report
-from abft_mlx.data._given import balanced_rows, for_training, given, listed, queries_of, word
+from abft_mlx.data._given import for_training, given, listed, queries_of, word
 from abft_mlx.data.generator import Generator, demonstration_rows, training_rows
 from abft_mlx.data.loading import builtin_tasks, builtin_template, kind, load, report
 from abft_mlx.data.queries import Queries, Query
+from abft_mlx.data.selection import Nearest, balanced, evaluation_draws, training_draws
 from abft_mlx.data.texts import LabelledTexts, Splits, all_test, fold, split
 
 __all__ = [
     "Generator",
     "LabelledTexts",
+    "Nearest",
     "Queries",
     "Query",
     "Report",
     "Splits",
     "all_test",
-    "balanced_rows",
+    "balanced",
     "builtin_tasks",
     "builtin_template",
     "demonstration_rows",
+    "evaluation_draws",
     "fold",
     "for_training",
     "given",
@@ -28,6 +31,7 @@ __all__ = [
     "queries_of",
     "report",
     "split",
+    "training_draws",
     "training_rows",
     "word",
 ]

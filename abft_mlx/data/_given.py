@@ -6,8 +6,7 @@ Where a file of texts is divided for training and for measuring, a program that 
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from abft_mlx.data._check import Bad, check, label_word, text_problems
@@ -124,30 +123,3 @@ def for_training(texts: LabelledTexts, section: DataSection) -> Splits:
     return Splits(
         texts.subset(training), texts.subset(validation), texts.subset(()), texts.subset(()), rows
     )
-
-
-def balanced_rows(labels: Sequence[Hashable], k: int, seed: int) -> list[int]:
-    """K rows in which every class occurs as often as the others, as far as k and the rows allow.
-
-    Args:
-        labels: of all rows.
-        k: rows to choose.
-        seed: of the draw; the rows come in the order in which they were drawn.
-
-    Raises:
-        DataError: fewer than k rows.
-    """
-    if k > len(labels):
-        raise DataError(
-            f"{len(labels)} texts are too few for {k} demonstrations; give more, or lower "
-            "prompt.demonstrations"
-        )
-    order = Generator(seed).draw(len(labels), len(labels))
-    taken: Counter[Hashable] = Counter()
-    turns = []
-    for place, row in enumerate(order):
-        turns.append((taken[labels[row]], place))
-        taken[labels[row]] += 1
-    # A class's first rows come before any other class's second ones.
-    chosen = sorted(place for _, place in sorted(turns)[:k])
-    return [order[place] for place in chosen]

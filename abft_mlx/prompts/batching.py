@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from abft_mlx.data import LabelledTexts, demonstration_rows, training_rows
+from abft_mlx.data import LabelledTexts, evaluation_draws, training_draws
 from abft_mlx.errors import DataError, PromptError
 from abft_mlx.prompts.builder import Prompt, PromptBuilder
 
@@ -109,6 +109,7 @@ def training_prompts(
     k: int,
     seed: int = 42,
     together: int = 1,
+    selection: str = "random",
 ) -> list[Prompt]:
     """N prompts of k demonstrations and a query, all from the training part.
 
@@ -119,21 +120,17 @@ def training_prompts(
         k: demonstrations.
         seed: of the draw.
         together: this many prompts in a row share their demonstrations.
+        selection: random, balanced or nearest; see `data.training_draws`.
 
     Raises:
-        DataError: fewer than k + together rows.
+        DataError: too few rows.
+        RecipeError: nearest, where prompts share their demonstrations.
         PromptError: a prompt cannot be built.
     """
-    if len(texts) < k + together:
-        queries = "a query" if together == 1 else f"{together} queries"
-        raise DataError(
-            f"{texts.source}: {len(texts)} training rows are too few for {k} demonstrations and "
-            f"{queries}; add rows or lower prompt.demonstrations"
-            + (" or training.shared_demonstrations" if together > 1 else "")
-        )
     pairs = texts.pairs()
     prompts = []
-    for number, rows in enumerate(training_rows(n, len(texts), k, seed, together)):
+    drawn = training_draws(texts, n, k, seed, together, selection)
+    for number, rows in enumerate(drawn):
         *shown, query = (pairs[row] for row in rows)
         where = f"training prompt {number} (training rows {', '.join(map(str, rows))})"
         prompts.append(builder.build(shown, *query, where=where))
@@ -150,14 +147,27 @@ def evaluation_prompts(
     seed: int = 42,
     *,
     fixed: bool = False,
+    selection: str = "random",
 ) -> list[Prompt]:
-    """The protocol's test prompts: every query with its demonstrations, repeat after repeat.
+    """Test prompts: every query with its demonstrations, repeat after repeat.
 
-    Query q in repeat r is prompt q + n · r, where n is the smaller of queries and len(test). With
-    ``fixed``, the protocol's no longer, all prompts of a repeat show the same demonstrations.
+    Query q in repeat r is prompt q + n · r, where n is the smaller of queries and len(test).
+
+    Args:
+        builder: makes the prompts.
+        demonstrations: the part that demonstrations come from.
+        test: the part that queries come from.
+        queries: at most this many of its first rows.
+        repeats: sets of demonstrations for each query.
+        k: demonstrations.
+        seed: of the draw.
+        fixed: all prompts of a repeat show the same demonstrations.
+        selection: random (with ``fixed`` false the protocol's), balanced or nearest; see
+            `data.evaluation_draws`.
 
     Raises:
         DataError: no demonstrations or no queries.
+        RecipeError: nearest and fixed.
         PromptError: a prompt cannot be built.
     """
     n = min(queries, len(test))
@@ -168,7 +178,9 @@ def evaluation_prompts(
         )
     shown, asked = demonstrations.pairs(), test.pairs()
     prompts = []
-    drawn = demonstration_rows(n, repeats, len(shown), k, seed, fixed=fixed)
+    drawn = evaluation_draws(
+        demonstrations, test.texts[:n], repeats, k, seed, selection=selection, fixed=fixed
+    )
     for number, rows in enumerate(drawn):
         where = f"evaluation prompt {number} (test row {number % n})"
         chosen = [shown[row] for row in rows]
