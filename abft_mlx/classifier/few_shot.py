@@ -99,8 +99,8 @@ class Classifier(Estimator):
     def fit(self, X: Iterable[str], y: Iterable[Hashable]) -> Classifier:
         """Train an adapter with ABFT on labelled texts, and choose what prompts show.
 
-        Up to ``data.training_rows`` of the texts train; ``data.validation_rows`` of them, none
-        unless it is set, are held out for ``training.validate_every``. Demonstrations are
+        All texts train but ``data.validation_rows`` of them, none unless it is set, which are held
+        out for ``training.validate_every``. Demonstrations are
         ``prompt.demonstrations`` training texts, drawn by ``evaluation.seed`` so that classes
         occur equally often, unless they were given.
 

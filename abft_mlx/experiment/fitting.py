@@ -33,9 +33,10 @@ def open_texts(
             f"mixture names {len(recipe.mixture)} tasks, and only the texts given here are trained "
             "on; leave it out, or use abft_mlx.finetune"
         )
-    splits = data.for_training(texts, recipe.data)
-    loaded = loading.load_model(recipe.model, recipe.revision, adapter=adapter)
     section = recipes.task(recipe)
+    everything = section.data.model_copy(update={"holdout": "none"})
+    splits = data.split(texts, everything, section.prompt.demonstrations)
+    loaded = loading.load_model(recipe.model, recipe.revision, adapter=adapter)
     task = open_task(section, texts, loaded.tokenizer, loaded.context_tokens, splits)
     recipe = recipes.share(recipe, able=prefix.shareable(loaded.model))
     return Experiment(recipe, loaded, task)
