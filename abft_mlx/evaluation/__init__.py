@@ -5,11 +5,12 @@ from abft_mlx.evaluation.continuations import vocabulary_logits
 from abft_mlx.evaluation.intervals import bootstrap_interval, intervals, mcnemar
 from abft_mlx.evaluation.methods import entry, probabilities_of, report, zero_shot_prompts
 from abft_mlx.evaluation.metrics import summary
-from abft_mlx.evaluation.outputs import hidden_states
+from abft_mlx.evaluation.outputs import Outputs, hidden_states
 from abft_mlx.evaluation.probabilities import label_logits, label_probabilities, label_scores
 from abft_mlx.evaluation.suite import measure
 
 __all__ = [
+    "Outputs",
     "against_base",
     "bootstrap_interval",
     "entry",
