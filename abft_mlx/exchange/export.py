@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Literal
 
 import mlx.nn as nn
-import numpy as np
 
 from abft_mlx import adapters, experiment, loading, runtime
 from abft_mlx.adapters.files import HUB_NAME
 from abft_mlx.errors import UsageError
 from abft_mlx.exchange import fused, mlx_folder, output, peft
-from abft_mlx.exchange.comparison import Comparison, compare, last_logits
+from abft_mlx.exchange.comparison import Answers, Comparison, answers, compare
 from abft_mlx.exchange.fused import BITS, Precision
-from abft_mlx.prompts import Prompt
+from abft_mlx.prompts import LabelSpace, Prompt
 from abft_mlx.recipe import Recipe
 
 Format = Literal["mlx", "peft", "fused"]
@@ -97,7 +96,7 @@ def export(
         loaded = opened.loaded
         measuring = _Measuring(
             opened.test_prompts()[:prompts],
-            opened.space.token_ids,
+            opened.space,
             recipe.evaluation.batch_tokens,
             on_progress,
         )
@@ -156,27 +155,27 @@ class _Measuring:
     def __init__(
         self,
         prompts: list[Prompt],
-        labels: tuple[int, ...],
+        space: LabelSpace,
         batch_tokens: int,
         on_progress: Callable[[int, int], None] | None,
     ) -> None:
         self.prompts = prompts
-        self._labels = labels
+        self._space = space
         self._batch_tokens = batch_tokens
         self._on_progress = on_progress
 
-    def _logits(self, model: nn.Module) -> np.ndarray:
-        return last_logits(model, self.prompts, self._batch_tokens, self._on_progress)
+    def _answers(self, model: nn.Module) -> Answers:
+        return answers(model, self.prompts, self._space, self._batch_tokens, self._on_progress)
 
     def before(self, model: nn.Module) -> None:
         """Ask base + adapter, take the adapter off, and ask the base alone."""
-        self._adapted = self._logits(model)
+        self._adapted = self._answers(model)
         adapters.detach(model)
-        self._base = self._logits(model)
+        self._base = self._answers(model)
 
     def after(self, model: nn.Module) -> Comparison:
         """Ask what was written."""
-        return compare(self._base, self._adapted, self._logits(model), self._labels)
+        return compare(self._base, self._adapted, self._answers(model))
 
 
 def _check(to: str, scale: float, precision: Precision | None, base_model: str | None) -> None:
