@@ -66,6 +66,14 @@ def test_generator_draws() -> None:
         Generator().draw(3, 4)
 
 
+@pytest.mark.parametrize(("items", "n"), [(1, 1), (8192, 8192), (8193, 8193), (40_000, 3000)])
+def test_a_draw_takes_items_out_of_what_is_left(items: int, n: int) -> None:
+    numbers, left = Generator(5), list(range(items))
+    assert Generator(5).draw(items, n) == [
+        left.pop(int(numbers.random() * len(left))) for _ in range(n)
+    ]
+
+
 @pytest.mark.parametrize("name", SETS)
 def test_splits_and_sampler_are_the_golden_ones(name: str, shared: Path) -> None:
     golden = json.loads((shared / "reference" / "staicc_reference.json").read_text())[name]
