@@ -176,7 +176,7 @@ def _by_class(texts: LabelledTexts, section: DataSection, demonstrations: int) -
         rng.shuffle(chosen[part])
     rows = {part: tuple(chosen[part]) for part in PARTS}
     parts = {part: texts.subset(rows[part]) for part in PARTS}
-    return Splits(**parts, rows=rows, warnings=_changes(texts, section, parts, dropped))
+    return Splits(**parts, rows=rows, warnings=_changes(texts, parts, dropped))
 
 
 def _of_classes(texts: LabelledTexts, rows: Sequence[int]) -> dict[int, list[int]]:
@@ -211,15 +211,10 @@ def _take(left: dict[int, list[int]], n: int, *, sure: int = 4, keep: int = 1) -
 
 
 def _changes(
-    texts: LabelledTexts, section: DataSection, parts: dict[str, LabelledTexts], dropped: int
+    texts: LabelledTexts, parts: dict[str, LabelledTexts], dropped: int
 ) -> tuple[str, ...]:
     """What a person should know of parts divided by class, one line each."""
-    sizes = {part: len(parts[part]) for part in ("training", "validation", "test")}
     warnings = []
-    if any(size < getattr(section, f"{part}_rows") for part, size in sizes.items()):
-        words = {"training": "train", "validation": "validation", "test": "test"}
-        listed = ", ".join(f"{size} {words[part]}" for part, size in sizes.items() if size)
-        warnings.append(f"{len(texts)} texts: {listed}" + ("" if sizes["test"] else ", no test"))
     if dropped:
         warnings.append(
             f"{dropped} rows were dropped from training: the test or validation rows have the "
@@ -227,7 +222,7 @@ def _changes(
         )
     counts = parts["test"].class_counts()
     lacking = [name for name, count in texts.class_counts().items() if count and not counts[name]]
-    if sizes["test"] and lacking:
+    if len(parts["test"]) and lacking:
         more = f" and {len(lacking) - _SHOWN} more" if len(lacking) > _SHOWN else ""
         warnings.append(
             f"no test rows have label {', '.join(map(repr, lacking[:_SHOWN]))}{more}, so these "
