@@ -11,6 +11,7 @@ import json
 import re
 import tempfile
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,6 @@ class Loaded:
         source: the name it was asked for by.
         path: the folder it was read from.
         port: where its attention lives.
-        fingerprint: what identifies its files; see :func:`fingerprint`.
         context_tokens: the longest prompt it was made for, None if its config does not say.
     """
 
@@ -56,8 +56,12 @@ class Loaded:
     source: str
     path: Path
     port: Port
-    fingerprint: str
     context_tokens: int | None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What identifies its files, which are read for it; see :func:`fingerprint`."""
+        return fingerprint(self.path)
 
 
 def load_model(
@@ -84,13 +88,12 @@ def load_model(
     _check_tokenizer(path)
     model, config = _model(path, config)
     port = port_for(model)
-    identity = fingerprint(path)
     tokenizer = _tokenizer(path, config)
     freeze(model)
     if source is not None:
         adapters.load(model, source.folder)
     mx.eval(model.parameters())
-    return Loaded(model, tokenizer, config, name, path, port, identity, context_tokens(config))
+    return Loaded(model, tokenizer, config, name, path, port, context_tokens(config))
 
 
 def find(name: str, revision: str | None = None, *, config_only: bool = False) -> Path:
