@@ -23,11 +23,10 @@ from mlx_lm import utils as mlx_lm_utils
 from abft_mlx import adapters, hub, limits
 from abft_mlx.adapters.headers import read_header
 from abft_mlx.errors import AbftError, ModelError, UnsupportedArchitectureError
-from abft_mlx.files import parse_json
+from abft_mlx.files import is_path, parse_json
 from abft_mlx.ports import Port, freeze, port_for, supported_in_words
 
 DEMO = "demo"
-HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 HUB_FILES = ["*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "*.txt", "*.jinja"]
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "*.tiktoken")
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
@@ -114,7 +113,7 @@ def find(name: str, revision: str | None = None, *, config_only: bool = False) -
         return local
     if local.exists():
         raise ModelError(f"model {name} is a file; give the folder that it is in")
-    if name.startswith((".", "/", "~")) or HUB_ID.fullmatch(name) is None:
+    if is_path(name) or not hub.is_id(name):
         raise ModelError(
             f"model {name!r}: no such folder; give a folder, a hub id like owner/name, or demo"
         )

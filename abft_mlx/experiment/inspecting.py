@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from abft_mlx import adapters, attention, prompts
+from abft_mlx import adapters, attention, prompts, runtime
 from abft_mlx.induction import (
     REPEATED_TOKENS,
     SEQUENCES,
@@ -49,7 +49,7 @@ def census(
         on_progress: told how many prompts of how many are done.
     """
     counted = HeadCensus()
-    for batch in prompts.batches(chosen, max_tokens=max_tokens):
+    for batch in prompts.batches(chosen, max_tokens=runtime.batch_tokens(max_tokens)):
         last = mx.array(batch.last)
         counted.add(
             attention.capture(model, mx.array(batch.tokens), last),

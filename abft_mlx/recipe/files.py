@@ -11,7 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from abft_mlx.errors import RecipeError
-from abft_mlx.files import read_bytes, schema_problem, write_text
+from abft_mlx.files import is_path, read_bytes, schema_problem, write_text
 from abft_mlx.recipe import _yaml, problems, tasks
 from abft_mlx.recipe.sections import Recipe
 
@@ -20,6 +20,8 @@ MOST_BYTES = 4_000_000
 SCHEMA = 1
 _STUDIES = "studies/"
 _SUFFIXES = (".yaml", ".yml")
+# Of files of texts, which are no recipes.
+DATA_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".txt", ".xlsx")
 # Settings of data that decide which rows are tested.
 _SPLIT = (
     "seed", "holdout", "training_rows", "validation_rows", "demonstration_rows", "test_rows",
@@ -56,16 +58,22 @@ def find(name_or_path: str | Path) -> Path:
     recipes = shipped()
     if name in recipes:
         return recipes[name]
-    path = Path(name)
+    path = Path(name).expanduser()
+    if path.suffix.lower() in DATA_SUFFIXES:
+        raise RecipeError(
+            f"{name} is a data file, and a recipe is needed here; give it with --data {name}"
+        )
     if path.is_file():
         return path
     if path.is_dir():
         inside = path / "recipe.yaml"
         if inside.is_file():
             return inside
-        raise RecipeError(f"{name} is a folder without a recipe.yaml; give the recipe's file")
+        raise RecipeError(f"{name} is a folder, but no run: it has no recipe.yaml")
     if path.suffix in _SUFFIXES:
         raise RecipeError(f"{name}: no such file; `abft-mlx recipes list` names those that ship")
+    if is_path(name):
+        raise RecipeError(f"no such folder: {name}; give a run folder, or a recipe's name or file")
     near = problems.closest(name, recipes)
     hint = f"did you mean {near}? " if near else ""
     raise RecipeError(
@@ -112,6 +120,15 @@ def loads(text: str, overrides: Sequence[str] = (), *, where: str = "recipe") ->
 def default(overrides: Sequence[str] = ()) -> Recipe:
     """The recipe of nothing but defaults and overrides."""
     return _parse("{}", "defaults", overrides)
+
+
+def own_data(overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe for own texts, your-data, without its name: a run is named after its data.
+
+    Args:
+        overrides: as for `load`.
+    """
+    return load("your-data", ["name=null", "description=null", *overrides])
 
 
 def dumps(recipe: Recipe) -> str:
