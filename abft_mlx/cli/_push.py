@@ -92,6 +92,7 @@ def push(
         if dry_run:
             _show(shell, parcel)
         else:
+            sending.token()
             shell.say(f"sending {len(parcel.files)} files to {name} …")
             with _progress.board(shell) as board:
                 board.stage(f"sending {_progress.size(sum(parcel.sizes().values()))}")

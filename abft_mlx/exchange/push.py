@@ -203,9 +203,9 @@ def send(
         revision,
         doing="sent",
     )
-    token = _token()
+    held = token()
     try:
-        api = HfApi(token=token)
+        api = HfApi(token=held)
         with hub.bars(parcel.name):
             return _send(api, parcel, private=private, create_pr=create_pr, revision=revision)
     except AbftError:
@@ -216,19 +216,24 @@ def send(
     raise failure
 
 
-def _token() -> str:
+def token() -> str:
+    """The hub's token.
+
+    Raises:
+        UsageError: there is none, or it can be none.
+    """
     from huggingface_hub import get_token
 
-    token = get_token()
-    if token is None:
+    found = get_token()
+    if found is None:
         raise UsageError(
             "there is no token of the hub; run hf auth login with one that may write, or set "
             "HF_TOKEN"
         )
     # The HTTP library would quote such a token in its error.
-    if _TOKEN.fullmatch(token) is None:
+    if _TOKEN.fullmatch(found) is None:
         raise UsageError("the hub's token holds characters that no token has; run hf auth login")
-    return token
+    return found
 
 
 def _failed(error: Exception, asked: hub.Asked) -> AbftError:
