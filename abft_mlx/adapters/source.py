@@ -17,6 +17,7 @@ FETCHED = (
     "lora.safetensors",
     "recipe.yaml",
     "run.json",
+    "demonstrations.jsonl",
 )
 
 
