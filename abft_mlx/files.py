@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -146,24 +145,6 @@ def read_bytes(path: Path, most_bytes: int) -> bytes:
     if len(content) > most_bytes:
         raise ValueError(f"it has more than {most_bytes / 1e6:,.0f} MB")
     return content
-
-
-def read_own(path: Path) -> bytes:
-    """The content of a file that is no link, even if it was none a moment ago.
-
-    A hard link is a file like any other and cannot be told from it.
-
-    Raises:
-        OSError: it is a link (``ELOOP``), no plain file (``EINVAL``), or cannot be read.
-    """
-    flags = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-    flags |= getattr(os, "O_BINARY", 0)
-    if not hasattr(os, "O_NOFOLLOW") and path.is_symlink():  # Windows
-        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
-    with os.fdopen(os.open(path, os.O_RDONLY | flags), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(errno.EINVAL, "no plain file", str(path))
-        return file.read()
 
 
 def schema_problem(found: Any, reads: int, again: str) -> str | None:

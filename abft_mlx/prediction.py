@@ -21,7 +21,7 @@ import numpy as np
 
 from abft_mlx import adapters, data, evaluation, files, loading, prompts
 from abft_mlx import recipe as recipes
-from abft_mlx.errors import OutputError, PromptError
+from abft_mlx.errors import DataError, OutputError, PromptError
 from abft_mlx.prefix import Prefix, common_prefix
 from abft_mlx.task import demonstrations_that_fit, least_demonstrations, prompt_builder
 
@@ -416,7 +416,7 @@ def prepare(
     if demonstrations is not None:
         names = demonstrations.names
     elif shipped is None:
-        texts = data.load(section.data)
+        texts = _texts_of(section.data, source)
         names, splits = texts.names, data.split(texts, section.data, least_demonstrations(section))
     loaded = loading.load_model(recipe.model, recipe.revision, adapter=source)
     builder = prompt_builder(section, names, loaded.tokenizer, loaded.context_tokens)
@@ -435,6 +435,20 @@ def prepare(
     k, _ = demonstrations_that_fit(section, splits.training, builder)
     predictor, _ = choose(loaded.model, builder, splits.training, splits.validation, k, recipe)
     return Opened(recipe, predictor, texts.source)
+
+
+def _texts_of(section: recipes.DataSection, source: adapters.Source | None) -> data.LabelledTexts:
+    """The recipe's texts, for an adapter that comes without demonstrations."""
+    try:
+        return data.load(section)
+    except DataError as error:
+        if source is None:
+            raise
+        raise DataError(
+            f"adapter {source} has no {DEMONSTRATIONS_FILE}, and its data cannot be read "
+            f"({error}); give labelled texts with --demonstrations FILE",
+            error.problems,
+        ) from error
 
 
 def with_words(section: recipes.TaskSection, shipped: Shipped) -> recipes.TaskSection:

@@ -226,8 +226,8 @@ def _pack(_samples: Any, folder: Path) -> None:
     run = folder / "run"
 
     def measured() -> None:
-        wishes = card.Wishes(results=push.read_results(run / "eval.json"))
-        push.pack(run, "owner/name", wishes=wishes)
+        options = card.Options(results=push.read_results(run / "eval.json"))
+        push.pack(run, "owner/name", options=options)
 
     every(lambda: push.pack(run, "owner/name"), measured)
 

@@ -10,21 +10,26 @@ from typing import Any
 import mlx.core as mx
 import pytest
 import tiny_models
-from cli_support import document, invoke
+from cli_support import document, invoke, write_texts
 from mlx_lm.utils import load_model
 
 from abft_mlx import adapters, exchange, loading
+from abft_mlx.prompts import PromptBuilder
 from abft_mlx.recipe import AdapterSection
 
 
 @pytest.fixture(scope="module")
 def run(model: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "first"
+    return train(tmp_path_factory.mktemp("runs") / "first", model, texts)
+
+
+def train(folder: Path, model: Path, texts: Path) -> Path:
     result = invoke(
         "finetune", "--model", model, "--data", texts, "--output", folder, "--quiet",
         "--set=objective.filter=false", "--set=training.learning_rate=0.05",
         "--set=training.updates=2", "--set=training.examples=8", "--set=adapter.rank=4",
-        "--set=training.prompts_per_update=4", "--set=prompt.demonstrations=2",
+        "--set=training.prompts_per_update=4", "--set=prompt.demonstrations=4",
+        "--set=training.keep_best=false",
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
     return folder
@@ -41,9 +46,10 @@ def bare(run: Path, tmp_path: Path) -> Path:
 
 
 def test_for_people_and_quietly(run: Path, tmp_path: Path) -> None:
-    result = invoke("export", run, "--to", "peft", "--output", tmp_path / "a", "--prompts", 8)
+    result = invoke("export", run, "--to", "peft", "--output", tmp_path / "a", "--prompts", 5)
     assert result.exit_code == 0, result.stderr
-    assert "against base + adapter" in result.stdout
+    assert "on 5 prompts, against base + adapter" in result.stdout
+    assert f"predict {run} --show-prompt" in result.stdout
     assert "100.0% of the adapter's effect on labels is kept" in result.stdout
     again = invoke(
         "export", run, "--to", "peft", "--output", tmp_path / "b", "--prompts", 8, "--quiet"
@@ -65,7 +71,66 @@ def test_an_adapter_without_a_recipe(bare: Path, model: Path, texts: Path, tmp_p
         assert result.stderr.count("\n") == 1
     measured = invoke(*given, "--model", model, "--data", texts, "--json")
     assert measured.exit_code == 0, measured.stderr
-    assert document(measured)["measured"]["prompts"] == 40
+    assert document(measured)["measured"]["prompts"] > 0
+
+
+@pytest.mark.parametrize("to", ["mlx", "peft", "fused"])
+def test_a_run_is_measured_without_its_data(
+    to: str, model: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mails = tmp_path / "mails.csv"
+    shutil.copy(texts, mails)
+    run = train(tmp_path / "run", model, mails)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    given = ("export", "../run", "--to", to, "--output", "out", "--overwrite", "--json")
+    whole = document(invoke(*given))
+    mails.unlink()
+    done = invoke(*given)
+    assert done.exit_code == 0, done.stderr
+    told = document(done)
+    shown = (run / "demonstrations.jsonl").read_text().splitlines()
+    assert told["measured"]["prompts"] == len(shown) == 4
+    assert "demonstrations" in told["measured_on"]
+    assert "mails.csv" in told["measured_on"]
+    assert whole["measured"]["prompts"] > 4
+    for one in (whole, told):
+        assert one["measured"]["kept"] == pytest.approx(1, abs=1e-3)
+        assert one["measured"]["base"]["labels_max"] > 1e-3
+    # An export may be given away; the texts may not.
+    content = b"".join(one.read_bytes() for one in Path("out").iterdir())
+    assert not [one for one in shown if json.loads(one)["text"].encode() in content]
+
+
+def test_only_the_prompts_that_are_asked_are_made(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    build = PromptBuilder.build
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        made.append(1)
+        return build(*arguments, **named)
+
+    monkeypatch.setattr(PromptBuilder, "build", counted)
+    many = tmp_path / "many.csv"
+    write_texts(many, 2000)
+    for number, adapter in enumerate((run, peft_of(run, tmp_path / "peft"))):
+        made.clear()
+        result = invoke(
+            "export", adapter, "--to", "mlx", "--recipe", run / "recipe.yaml", "--data", many,
+            "--output", tmp_path / str(number), "--prompts", 3, "--json",
+        )  # fmt: skip
+        assert result.exit_code == 0, result.stderr
+        assert document(result)["measured"]["prompts"] == 3
+        # A few more measure how long texts are, and test the model.
+        assert len(made) < 150
+
+
+def peft_of(run: Path, folder: Path) -> Path:
+    result = invoke("export", run, "--to", "peft", "--output", folder, "--no-measure", "--quiet")
+    assert result.exit_code == 0, result.stderr
+    return folder
 
 
 def test_another_recipes_prompts_are_asked_of_the_runs_base(run: Path, tmp_path: Path) -> None:
@@ -109,7 +174,7 @@ def test_the_base_that_an_adapter_names(bare: Path, model: Path, tmp_path: Path)
         (("--to", "fused", "--float-merged", "--quantize", 8), "exclude each other"),
         (("--to", "fused", "--quantize", 8), "as wide as a multiple of 64"),
         (("--to", "fused", "--base-model", "a/b"), "--base-model a/b: a merged model needs no"),
-        (("--to", "peft", "--base-model", "a b/c"), "--base-model 'a b/c' is no hub id"),
+        (("--to", "peft", "--base-model", "a b/c"), "--base-model 'a b/c' is not a hub id"),
         (("--to", "mlx", "--recipe", "dmeo"), "did you mean demo?"),
         (("--to", "mlx", "--data", "missing.csv"), "missing.csv: no such file"),
         (("--to", "mlx", "--model", "./nowhere"), "no such folder"),

@@ -12,11 +12,12 @@ import numpy as np
 import peft_support
 import pytest
 import tiny_models
+from mlx_lm.utils import load_model
 from peft_support import TOLERANCE, Pair, far
 
-from abft_mlx import adapters
+from abft_mlx import adapters, exchange
 from abft_mlx.errors import AdapterError
-from abft_mlx.exchange import mlx_folder, peft
+from abft_mlx.exchange import peft
 from abft_mlx.recipe import AdapterSection
 
 SECTIONS = {
@@ -162,9 +163,11 @@ def test_names_that_were_never_compared_are_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_what_stock_mlx_lm_cannot_load_is_refused() -> None:
-    model = tiny_models.build("llama")
-    nn.quantize(model, group_size=64, bits=4)
+def test_what_stock_mlx_lm_cannot_load_is_refused(tmp_path: Path) -> None:
+    base = tiny_models.checkpoint(tmp_path / "base", "llama", bits=4)
+    model, _ = load_model(base)
     adapters.attach(model, AdapterSection(rank=4, head=True))
-    with pytest.raises(AdapterError, match=r"stock mlx-lm loads no adapter of lm_head.*--to fused"):
-        mlx_folder.check(model)
+    adapters.save(model, tmp_path / "run")
+    with pytest.raises(AdapterError, match=r"lm_head.*--to fused"):
+        exchange.export(tmp_path / "run", "mlx", tmp_path / "out", model=str(base))
+    assert not (tmp_path / "out").exists()

@@ -49,9 +49,10 @@ def push(run: Path, *arguments: object, name: str = NAME) -> dict:
 
 def test_what_a_dry_run_shows_is_what_is_sent(run: Path, hub: LoopbackHub) -> None:
     # Texts of prompts stay here, and what is drawn of them.
-    assert (run / "heads.npz").is_file()
+    for name in ("heads.npz", "demonstrations.jsonl", "eval.json"):
+        assert (run / name).is_file()
     (run / "figures").mkdir()
-    for name in ("notes.txt", "eval.json", "report.html", "figures/attention-1.svg"):
+    for name in ("notes.txt", "report.html", "figures/attention-1.svg"):
         (run / name).write_text("mine")
     shown = invoke("push", run, NAME, "--dry-run")
     assert shown.exit_code == 0
@@ -93,7 +94,7 @@ def test_a_second_push_commits_nothing_and_a_changed_run_only_its_changes(
     commits = len(repository.commits)
     again = invoke("push", run, NAME)
     assert again.exit_code == 0
-    assert "holds all of this already: no commit was made" in again.stdout
+    assert "has all of this already: no commit was made" in again.stdout
     assert push(run)["commit"] is None
     assert len(repository.commits) == commits
     assert len(hub.sent("POST", "/commit/")) == 1
@@ -147,6 +148,95 @@ def test_an_interrupted_push_is_repeated(run: Path, hub: LoopbackHub) -> None:
     assert len(hub.sent("PUT", "/large/")) == 1, "the large file was stored already"
 
 
+def texts(made: Path) -> list[str]:
+    return [line.partition(",")[0] for line in (made / TEXTS).read_text().splitlines()[1:]]
+
+
+def test_texts_are_sent_only_on_request(made: Path, run: Path, hub: LoopbackHub) -> None:
+    shown = [
+        json.loads(line)["text"] for line in (run / "demonstrations.jsonl").read_text().splitlines()
+    ]
+    assert set(shown) <= set(texts(made))
+    push(run)
+    repository = hub.repositories["model", NAME]
+    everything = b"".join(repository.files().values())
+    assert not [one for one in texts(made) if one.encode() in everything]
+    card = repository.files()["README.md"].decode()
+    assert f"predict --adapter {NAME} --model THE-BASE-MODEL --demonstrations labelled.csv" in card
+    push(run, "--with-demonstrations")
+    files = dict(repository.files())
+    assert files.pop("demonstrations.jsonl") == (run / "demonstrations.jsonl").read_bytes()
+    card = files["README.md"].decode()
+    assert f"predict --adapter {NAME} --model THE-BASE-MODEL texts.txt" in card
+    everything = b"".join(files.values())
+    assert not [one for one in texts(made) if one.encode() in everything]
+    # They are taken back by a push without them.
+    assert push(run)["removed"] == ["demonstrations.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("against", "better"), [("better", True), ("no clear difference", False), ("worse", False)]
+)
+def test_the_card_claims_what_was_measured(against: str, better: bool, run: Path) -> None:
+    path = run / "eval.json"
+    measured = json.loads(path.read_text())
+    verdict = measured["verdict"]
+    assert verdict["n"] == 12
+    path.write_text(json.dumps(measured | {"verdict": verdict | {"against_prompting": against}}))
+    card = push(run, "--dry-run")["card"]
+    assert ("a better few-shot classifier" in card) is better
+    assert "No evaluation results" not in card
+    assert verdict["sentence"] in card
+    rows = [line.split(" | ") for line in card.splitlines() if line.startswith("| ")]
+    cells = {row[0].removeprefix("| "): row[1] for row in rows}
+    classifier = measured["methods"]["classifier"]
+    low, high = classifier["interval"]["accuracy"]
+    assert cells["with this adapter"] == f"{classifier['accuracy']:.1%} ({low:.1%}–{high:.1%})"
+    assert cells["prompting without it"].startswith(f"{verdict['before']:.1%} (")
+    bag = next(one for title, one in cells.items() if "bag of words" in title)
+    assert bag.startswith(f"{verdict['bag_of_words']:.1%} (")
+    common = next(one for title, one in cells.items() if "most frequent" in title)
+    assert common == f"{verdict['majority']:.1%}"
+    assert "n = 12 test" in card
+    for label, share in verdict["recall"].items():
+        assert f"| {label} | {share:.1%} |" in card
+    assert "subtracts" in card
+
+
+def test_without_results_the_card_claims_nothing(run: Path) -> None:
+    (run / "eval.json").unlink()
+    facts = json.loads((run / "run.json").read_text())
+    del facts["validation"]
+    facts["classifier"]["calibration"] = None
+    (run / "run.json").write_text(json.dumps(facts))
+    card = push(run, "--dry-run")["card"]
+    assert "No evaluation results were provided" in card
+    assert "better" not in card
+    assert "subtracts" not in card
+    assert "model-index" not in card
+
+
+def test_a_measurement_fits_the_classifier_of_the_run(run: Path, tmp_path: Path) -> None:
+    """The k of predict's demonstrations, which need not be that of training prompts."""
+    path = run / "run.json"
+    facts = json.loads(path.read_text())
+    path.write_text(json.dumps(facts | {"classifier": facts["classifier"] | {"k": 3}}))
+    done = invoke("push", run, NAME, "--dry-run")
+    assert done.exit_code == 2
+    assert "eval.json was measured with k 2, the run has 3" in done.stderr
+    measured = json.loads((run / "eval.json").read_text())
+    (run / "eval.json").write_text(json.dumps(measured | {"k": 3}))
+    assert "k = 3)" in push(run, "--dry-run")["card"]
+    # The paper's way is measured with prompts like those of training; data may have been moved.
+    others = tmp_path / "protocol.json"
+    measured["methods"] = {"vanilla": measured["methods"]["vanilla"]}
+    del measured["verdict"], measured["baselines"]
+    others.write_text(json.dumps(measured | {"data": f"/elsewhere/{TEXTS}"}))
+    card = push(run, "--dry-run", "--results", others)["card"]
+    assert "| with this adapter, vanilla | " in card
+    assert "a better few-shot classifier" not in card
+
+
 def test_nothing_of_this_machine_is_sent(made: Path, run: Path, hub: LoopbackHub) -> None:
     push(run)
     files = hub.repositories["model", NAME].files()
@@ -167,18 +257,18 @@ def test_nothing_of_this_machine_is_sent(made: Path, run: Path, hub: LoopbackHub
 
 
 FAILURES = [
-    ("no token", 2, "there is no token of the hub; run hf auth login"),
-    ("odd token", 2, "holds characters that no token has"),
+    ("no token", 2, "there is no token for the hub; run hf auth login"),
+    ("odd token", 2, "has characters that no token has"),
     ("wrong token", 2, "the hub does not accept the token; run hf auth login"),
     ("reader", 2, "owner/mails could not be sent: the token has no right to it"),
     ("nobody's", 2, "owner/mails could not be sent: the token has no right to it"),
-    ("taken", 2, "owner/mails is taken: it holds README.md, which no push of a run wrote"),
-    ("no repository", 2, "owner/mails is no repository yet"),
+    ("taken", 2, "owner/mails contains README.md, which no push of a run wrote"),
+    ("no repository", 2, "owner/mails does not exist yet"),
     ("limit", 1, "too many requests (429); wait some minutes"),
     ("trouble", 1, "the hub is in trouble (503); try again later"),
     ("offline", 1, "the hub cannot be reached"),
     ("storage", 1, "owner/mails could not be sent"),
-    ("raced", 1, "owner/mails has changed meanwhile, so nothing was sent; push again"),
+    ("raced", 1, "owner/mails changed in the meantime, so nothing was sent; push again"),
     ("license", 2, "the hub refuses the card"),
 ]
 
@@ -227,6 +317,7 @@ def test_a_failure_is_one_line_and_tells_no_token(
     lines = [one for one in done.stderr.splitlines() if one.startswith("error: ")]
     assert len(lines) == 1
     assert "Traceback" not in done.output
+    assert ("sending" in done.stderr) is (what not in ("no token", "odd token"))
     for secret in (token, repr(token)[1:-1]):
         assert secret not in done.output
     assert not any("adapters.safetensors" in one.files() for one in hub.repositories.values())
@@ -242,9 +333,9 @@ def test_what_may_not_be_pushed(run: Path, tmp_path: Path, made: Path) -> None:
 
     refused("no such run folder", folder=tmp_path / "none")
     refused("has no adapters.safetensors", folder=tmp_path)
-    refused("'mails' is no name of a repository; give owner/name", name="mails")
-    refused("'../mails' is no name", name="../mails")
-    refused("--base-model './x' is no hub id", "--base-model", "./x")
+    refused("'mails' is not the name of a repository; give owner/name", name="mails")
+    refused("'../mails' is not the name", name="../mails")
+    refused("--base-model './x' is not a hub id", "--base-model", "./x")
     refused("--results", "--results", tmp_path / "none.json")
     (tmp_path / "eval.json").write_text('{"methods": {}, "adapter": "x", "data": "other"}')
     refused("was measured with data 'other'", "--results", tmp_path / "eval.json")
@@ -265,11 +356,11 @@ def test_what_may_not_be_pushed(run: Path, tmp_path: Path, made: Path) -> None:
     (run / "run.json").write_text(json.dumps(facts | {"note": deep}))
     refused("run.json", folder=run)
     (run / "run.json").write_text(json.dumps(facts | {"finished": False}))
-    refused("is not finished; abft-mlx finetune --resume")
+    refused("finetune --resume")
     (run / "run.json").write_text(json.dumps(facts))
     (run / "metrics.jsonl").unlink()
     (run / "metrics.jsonl").symlink_to(made / TEXTS)
-    refused("metrics.jsonl is a link, and links are not followed")
+    refused("metrics.jsonl is a link")
 
 
 def test_what_is_on_the_hub_is_named_and_what_is_here_is_not() -> None:
@@ -297,8 +388,8 @@ def test_what_is_on_the_hub_is_named_and_what_is_here_is_not() -> None:
         ("run.json", {"labels": 3}, "run.json: holds a part that cannot be read"),
         ("run.json", {"data": []}, "run.json: holds a part that cannot be read"),
         ("run.json", {"note": float("inf")}, "run.json: holds a part that cannot be read"),
-        ("run.json", {"totals": {"seconds": "x"}}, "run: holds a part that cannot be read"),
-        ("run.json", {"validation": {"best": 1}}, "run: holds a part that cannot be read"),
+        ("run.json", {"totals": {"seconds": "x"}}, "holds a part that cannot be read"),
+        ("run.json", {"validation": {"best": 1}}, "holds a part that cannot be read"),
         ("adapter_config.json", None, "adapter_config.json"),
     ],
 )

@@ -18,6 +18,7 @@ FETCHED = (
     "lora.safetensors",
     "recipe.yaml",
     "run.json",
+    "demonstrations.jsonl",
 )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from abft_mlx.cli import _options, _progress, _ranks, _resolve
+from abft_mlx.cli import _options, _progress, _ranks, _resolve, _words
 from abft_mlx.cli._options import (
     Data,
     Json,
@@ -68,7 +68,7 @@ def export(
         str | None,
         typer.Option(
             metavar="RECIPE",
-            help="Whose prompts to measure with; its base, too, where RUN names none.",
+            help="Whose texts to measure with; its base, too, where RUN names none.",
             show_default="the run's own",
         ),
     ] = None,
@@ -111,9 +111,7 @@ def export(
             show_default="the model, if it is a hub id",
         ),
     ] = None,
-    prompts: Annotated[
-        int, typer.Option(min=1, help="Test prompts to measure the result on.")
-    ] = 64,
+    prompts: Annotated[int, typer.Option(min=1, help="Test texts to measure the result on.")] = 64,
     measure: Annotated[
         bool,
         typer.Option("--measure/--no-measure", help="Compare the result with base + adapter."),
@@ -125,13 +123,14 @@ def export(
 ) -> None:
     """Write an adapter in another format, and measure what was written against base + adapter.
 
-    A run folder brings its recipe along, and with it the base and the prompts. Another adapter
-    needs --model, unless its configuration names the base, and --data or --recipe to be measured.
+    A run folder needs nothing else: without its data, the result is measured on the run's own
+    demonstrations. Another adapter needs --model, unless its configuration names the base, and
+    --data or --recipe to be measured.
     """
     _ranks.alone("export")
     shell = Shell(as_json=as_json, quiet=quiet)
     with shell.speaking():
-        from abft_mlx import exchange, runtime
+        from abft_mlx import exchange, prediction, runtime
 
         runtime.use_wired_memory()
         folder = _resolve.find_adapter(shell, run).folder
@@ -160,6 +159,7 @@ def export(
                     model=opened.model,
                     revision=opened.revision,
                     recipe=opened if measure else None,
+                    test_texts=data is not None or recipe is not None,
                     prompts=prompts,
                     scale=scale,
                     precision=precision,
@@ -171,6 +171,8 @@ def export(
         except DataError as error:
             raise DataError(f"{error}; or export with --no-measure", error.problems) from error
         _show(shell, made)
+        if (folder / prediction.DEMONSTRATIONS_FILE).is_file():
+            shell.say(f"prompt    {_words.command('predict', run, '--show-prompt', 'TEXT')}")
     shell.document(_document(made, run, to.value, opened.model, scale))
 
 
@@ -218,21 +220,23 @@ def _show(shell: Shell, made: Exported) -> None:
     if made.base_model is not None:
         shell.say(f"base      {made.base_model}")
     if made.comparison is not None:
-        for line in _measured(made.comparison):
+        for line in _measured(made.comparison, made.measured_on):
             shell.say(line)
     for text in made.warnings:
         shell.tell(f"warning   {text}")
 
 
-def _measured(found: Comparison) -> list[str]:
-    lines = [f"measured  {found.prompts} prompts, against base + adapter:"]
+def _measured(found: Comparison, on: str | None) -> list[str]:
+    lines = [f"measured  on {found.prompts} prompts, against base + adapter: {on}"]
     for name, one in (("written", found.result), ("base", found.base)):
         lines.append(
             f"  {name:8}logits differ by {one.vocabulary_mean:.2g} on average and "
             f"{one.vocabulary_max:.2g} at most, those of labels by {one.labels_mean:.2g} and "
             f"{one.labels_max:.2g}; same label in {one.agreement} of {found.prompts}"
         )
-    if found.kept is not None:
+    if found.kept is None:
+        lines.append("  the adapter has no effect on labels")
+    else:
         lines.append(f"  {max(found.kept, 0.0):.1%} of the adapter's effect on labels is kept")
     return lines
 
@@ -251,5 +255,6 @@ def _document(made: Exported, run: str, to: str, model: str, scale: float) -> di
         "base_model": made.base_model,
         "weights": made.precision,
         "measured": None if made.comparison is None else made.comparison.as_dict(),
+        "measured_on": made.measured_on,
         "warnings": list(made.warnings),
     }

@@ -12,7 +12,7 @@ from abft_mlx.cli._options import Json, Quiet
 from abft_mlx.cli._shell import Shell
 
 if TYPE_CHECKING:
-    from abft_mlx.exchange.push import Outcome, Parcel
+    from abft_mlx.exchange.push import Outcome, Upload
 
 
 def push(
@@ -35,6 +35,13 @@ def push(
     with_peft: Annotated[
         bool, typer.Option("--with-peft", help="Send the adapter in PEFT's format, too.")
     ] = False,
+    with_demonstrations: Annotated[
+        bool,
+        typer.Option(
+            "--with-demonstrations",
+            help="Send the demonstrations, too: they are texts of your data.",
+        ),
+    ] = False,
     base_model: Annotated[
         str | None,
         typer.Option(
@@ -56,7 +63,9 @@ def push(
     results: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="What abft-mlx eval --adapter RUN --json printed, for the card."
+            metavar="FILE",
+            help="What abft-mlx eval RUN --json printed, for the card.",
+            show_default="eval.json of the run",
         ),
     ] = None,
     dry_run: Annotated[
@@ -67,37 +76,43 @@ def push(
 ) -> None:
     """Send a run to the hub: the adapter, its recipe and facts, and a model card.
 
-    No path of this machine is sent, and no file but the run's own.
+    Neither texts nor paths of this machine are sent, unless you ask for --with-demonstrations.
     """
     from abft_mlx.exchange import card
     from abft_mlx.exchange import push as sending
 
     shell = Shell(as_json=as_json, quiet=quiet)
     with shell.speaking():
-        wishes = card.Wishes(
+        if not dry_run:
+            sending.token()
+        options = card.Options(
             license, tuple(language or ()), sending.read_results(results) if results else None
         )
         with _progress.board(shell) as board:
             board.stage("packing")
-            parcel = sending.pack(
-                run, name, wishes=wishes, base_model=base_model, with_peft=with_peft
+            upload = sending.pack(
+                run,
+                name,
+                options=options,
+                base_model=base_model,
+                with_peft=with_peft,
+                with_demonstrations=with_demonstrations,
             )
         document: dict[str, Any] = {
             "schema": 1,
             "repository": name,
             "dry_run": dry_run,
-            "files": parcel.sizes(),
-            "card": parcel.card,
+            "files": upload.sizes(),
+            "card": upload.card,
         }
         if dry_run:
-            _show(shell, parcel)
+            _show(shell, upload)
         else:
-            sending.token()
-            shell.say(f"sending {len(parcel.files)} files to {name} …")
+            shell.say(f"sending {len(upload.files)} files to {name} …")
             with _progress.board(shell) as board:
-                board.stage(f"sending {_progress.size(sum(parcel.sizes().values()))}")
+                board.stage(f"sending {_progress.size(sum(upload.sizes().values()))}")
                 outcome = sending.send(
-                    parcel, private=private, create_pr=create_pr, revision=revision
+                    upload, private=private, create_pr=create_pr, revision=revision
                 )
             _tell(shell, name, outcome)
             document |= {
@@ -111,21 +126,21 @@ def push(
     shell.document(document)
 
 
-def _show(shell: Shell, parcel: Parcel) -> None:
-    shell.tell(f"would be sent to {parcel.name} (nothing was):")
-    for path, size in parcel.sizes().items():
+def _show(shell: Shell, upload: Upload) -> None:
+    shell.tell(f"would be sent to {upload.name} (nothing was):")
+    for path, size in upload.sizes().items():
         shell.tell(f"  {path}  {_progress.size(size)}")
-    shell.tell("", "README.md:", "", parcel.card)
+    shell.tell("", "README.md:", "", upload.card)
 
 
 def _tell(shell: Shell, name: str, outcome: Outcome) -> None:
     if outcome.commit is None:
         where = f"pull request {outcome.pull_request}" if outcome.pull_request else name
-        shell.tell(f"{where} holds all of this already: no commit was made")
+        shell.tell(f"{where} has all of this already: no commit was made")
         return
     for path in outcome.sent:
         shell.say(f"  sent {path}")
     for path in outcome.removed:
-        shell.say(f"  removed {path}, which this run has not")
+        shell.say(f"  removed {path}, which is not part of this push")
     shell.tell(f"{'pull request' if outcome.pull_request else 'sent'}: {outcome.url}")
     shell.say(f"use it: abft-mlx eval --adapter {name}")

@@ -1,31 +1,37 @@
-"""The model card of a run: metadata that the hub reads, and what a person wants to know."""
+"""The model card of a run: metadata that the hub reads, and ``card.md.j2`` for people."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import resources
 from typing import Any
 
+import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from abft_mlx.exchange.cleaning import LOCAL_DATA, LOCAL_MODEL, Cleaned
+from abft_mlx.recipe import Recipe
 
 PAPER = "https://arxiv.org/abs/2505.14233"
 TASK = "text-classification"
 EXAMPLE = "a text to classify"
+PIECES = (
+    "instruction", "input_prefix", "input_affix", "label_prefix", "label_affix", "query_prefix",
+)  # fmt: skip
 _METRICS = {"accuracy": ("accuracy", "Accuracy"), "macro_f1": ("f1", "Macro-F1")}
 _BUNDLED_LICENSE, _BUNDLED_LANGUAGE = "mit", "en"
 
 
 @dataclass(frozen=True)
-class Wishes:
-    """What only its owner can say of an adapter.
+class Options:
+    """What the card says beside the run's own facts.
 
     Attributes:
         license: an id of the hub's list; None leaves it out.
         language: ISO codes; none leave it out.
-        results: a document of ``abft-mlx eval --json`` that measured this adapter.
+        results: eval's JSON of this adapter.
     """
 
     license: str | None = None
@@ -34,61 +40,102 @@ class Wishes:
 
 
 def write(
-    cleaned: Cleaned, name: str, *, wishes: Wishes, peft: Mapping[str, Any] | None, stock: bool
+    cleaned: Cleaned,
+    name: str,
+    *,
+    options: Options,
+    demonstrations: bool,
+    peft: Mapping[str, Any] | None,
+    stock: bool,
 ) -> ModelCard:
     """Write the card.
 
     Args:
         cleaned: the run, without local names; nothing else of it is used.
         name: the repository's id.
-        wishes: what the owner says.
-        peft: the configuration of the PEFT folder that goes along, if one does.
-        stock: whether stock mlx-lm can put the adapter on.
+        options: licence, language and results.
+        demonstrations: whether the run's demonstrations are sent, too.
+        peft: the configuration of the PEFT folder that is sent, too, if one is.
+        stock: whether stock mlx-lm can load the adapter.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError: a part of the run or of the results is
+            missing or of another kind.
     """
     bundled = cleaned.recipe.model == "demo"
-    results = [*_validated(cleaned), *_measured(cleaned, wishes.results)]
-    tags = ["abft", "lora", "mlx", "mlx-lm", *(["peft"] if peft is not None else [])]
+    results = [*_validated(cleaned), *_measured(cleaned, options.results)]
     head = ModelCardData(
         base_model=cleaned.base_model,
         base_model_relation="adapter" if cleaned.base_model else None,
         datasets=list(cleaned.datasets) or None,
         eval_results=results or None,
-        language=list(wishes.language) or (_BUNDLED_LANGUAGE if bundled else None),
+        language=list(options.language) or (_BUNDLED_LANGUAGE if bundled else None),
         library_name="mlx",
-        license=wishes.license or (_BUNDLED_LICENSE if bundled else None),
+        license=options.license or (_BUNDLED_LICENSE if bundled else None),
         metrics=sorted({one.metric_type for one in results}) or None,
         model_name=name.partition("/")[2] if results else None,
         pipeline_tag=TASK,
-        tags=tags,
+        tags=["abft", "lora", "mlx", "mlx-lm", *(["peft"] if peft is not None else [])],
     )
-    parts = [
-        f"# {name.partition('/')[2]}",
-        _summary(cleaned),
-        _results(cleaned, wishes.results),
-        _use(cleaned, name, peft=peft, stock=stock),
-        _prompt(cleaned),
-        _training(cleaned),
-        _limits(cleaned),
-    ]
-    return ModelCard(f"---\n{head.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n")
+    text = _text(cleaned, name, options.results, demonstrations, peft, stock)
+    return ModelCard(f"---\n{head.to_yaml()}\n---\n\n{text}")
 
 
-def _summary(cleaned: Cleaned) -> str:
-    recipe = cleaned.recipe
-    lora = f"LoRA of rank {recipe.adapter.rank} on W_Q and W_K"
-    what = lora if recipe.adapter.kind == "lora" else "W_Q and W_K themselves"
-    head = " and the LM head" if recipe.adapter.head else ""
-    return (
-        f"An adapter that makes {_base(cleaned)} a better few-shot classifier: {what}{head}, "
-        "trained by Attention Behavior Fine-Tuning (ABFT, "
-        f"[arXiv 2505.14233]({PAPER})) with abft-mlx {_version(cleaned)}. "
-        + (
-            "The loss is the label token's cross-entropy, end to end."
-            if recipe.objective.kind == "end_to_end"
-            else "The loss is on the attention of induction heads: at a prompt's last token they "
-            "learn to look at the right labels among the demonstrations."
+def _text(
+    cleaned: Cleaned,
+    name: str,
+    results: Mapping[str, Any] | None,
+    demonstrations: bool,
+    peft: Mapping[str, Any] | None,
+    stock: bool,
+) -> str:
+    environment = jinja2.Environment(
+        trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters |= {"cell": _cell, "quote": shlex.quote, "repr": repr}
+    source = resources.files(__package__).joinpath("card.md.j2").read_text(encoding="utf-8")
+    recipe, run = cleaned.recipe, cleaned.run
+    nameless = recipe.model == LOCAL_MODEL
+    base = "THE-BASE-MODEL" if nameless else shlex.quote(cleaned.base_model or recipe.model)
+    if recipe.model == "demo":
+        base = '"$(python -c \'from abft_mlx import loading; print(loading.find("demo"))\')"'
+    table = [] if results is None else _table(results)
+    try:
+        return environment.from_string(source).render(
+            base=_base(cleaned),
+            base_option=base,
+            data=_texts(cleaned)[1],
+            demonstrations=demonstrations,
+            end_to_end=recipe.objective.kind == "end_to_end",
+            example=_example(cleaned),
+            folder=name.partition("/")[2],
+            intervals=any("(" in cell for row in table for cell in row[1:]),
+            local_data=recipe.data.source == LOCAL_DATA,
+            model_option=" --model THE-BASE-MODEL" if nameless else "",
+            name=name,
+            nameless=nameless,
+            paper=PAPER,
+            peft=peft,
+            pieces=PIECES,
+            recipe=recipe,
+            results=results,
+            run=_Part(run),
+            stock=stock,
+            table=table,
+            totals=run["totals"],
+            trained_on=_trained_on(cleaned),
+            validation=run.get("validation"),
+            verdict=_Part((results or {}).get("verdict", {})),
         )
-    )
+    except jinja2.UndefinedError as error:
+        raise KeyError(str(error)) from None
+
+
+class _Part(dict[str, Any]):
+    """A JSON object whose absent parts read as None."""
+
+    def __missing__(self, key: str) -> None:
+        return None
 
 
 def _base(cleaned: Cleaned) -> str:
@@ -103,19 +150,26 @@ def _base(cleaned: Cleaned) -> str:
 
 def _texts(cleaned: Cleaned) -> tuple[str, str]:
     """A data set's id, or what stands for one, and its name for people."""
-    section, kind = cleaned.recipe.data, cleaned.run.get("data", {}).get("kind")
-    if section.source == LOCAL_DATA:
+    source = cleaned.recipe.data.source
+    if source == LOCAL_DATA:
         return "local-file", "a local file"
-    if section.source in cleaned.datasets:
-        return section.source, section.source
-    return (
-        ("generated", f"abft-mlx's built-in task {section.source}")
-        if kind
-        else (
-            section.source,
-            section.source,
-        )
-    )
+    if source not in cleaned.datasets and cleaned.run.get("data", {}).get("kind"):
+        return "generated", f"abft-mlx's built-in task {source}"
+    return source, source
+
+
+def _trained_on(cleaned: Cleaned) -> str:
+    names = ", ".join(one.name for one in cleaned.recipe.mixture)
+    if names:
+        return f"a mixture of {names}"
+    rows = cleaned.run.get("data", {}).get("rows", {})
+    return _texts(cleaned)[1] + (f", {rows['training']:,} rows of it" if "training" in rows else "")
+
+
+def shown(run: Mapping[str, Any], recipe: Recipe, classifier: bool) -> Any:
+    """Demonstrations in a prompt, k: the classifier's, or those of the recipe's prompts."""
+    stored = run.get("classifier") if classifier else None
+    return stored["k"] if stored else recipe.prompt.demonstrations
 
 
 def _validated(cleaned: Cleaned) -> list[EvalResult]:
@@ -123,19 +177,24 @@ def _validated(cleaned: Cleaned) -> list[EvalResult]:
     if not found:
         return []
     kept = found["best"] if found["kept_update"] == found["best_update"] else found["after"]
-    return [_result(cleaned, "validation", "accuracy", kept, found["prompts"])]
+    classifier = cleaned.recipe.evaluation.demonstrations == "classifier"
+    k = shown(cleaned.run, cleaned.recipe, classifier)
+    return [_result(cleaned, "validation", "accuracy", kept, found["prompts"], k)]
 
 
 def _measured(cleaned: Cleaned, document: Mapping[str, Any] | None) -> list[EvalResult]:
-    vanilla = (document or {}).get("methods", {}).get("vanilla", {})
+    if document is None:
+        return []
+    methods = document["methods"]
+    method = methods.get("classifier") or methods.get("vanilla", {})
     return [
-        _result(cleaned, "test", metric, vanilla[metric], document["prompts"])
+        _result(cleaned, "test", metric, method[metric], document["prompts"], document["k"])
         for metric in _METRICS
-        if document is not None and metric in vanilla
+        if metric in method
     ]
 
 
-def _result(cleaned: Cleaned, split: str, metric: str, value: float, n: int) -> EvalResult:
+def _result(cleaned: Cleaned, split: str, metric: str, value: float, n: int, k: int) -> EvalResult:
     kind, title = _METRICS[metric]
     identity, name = _texts(cleaned)
     section = cleaned.recipe.data
@@ -149,50 +208,34 @@ def _result(cleaned: Cleaned, split: str, metric: str, value: float, n: int) -> 
         dataset_revision=section.revision if on_hub else None,
         dataset_split=split,
         metric_type=kind,
-        metric_name=f"{title} (n = {n:,}, k = {cleaned.recipe.prompt.demonstrations})",
+        metric_name=f"{title} (n = {n:,}, k = {k})",
         metric_value=round(value, 6),
-        metric_args={"n": n, "demonstrations": cleaned.recipe.prompt.demonstrations},
+        metric_args={"n": n, "demonstrations": k},
     )
 
 
-def _results(cleaned: Cleaned, document: Mapping[str, Any] | None) -> str:
-    lines = ["## Results", ""]
-    k = cleaned.recipe.prompt.demonstrations
-    if document is not None and "methods" in document:
-        n, base = document["prompts"], document.get("base", {}).get("methods", {})
-        lines += [
-            f"Measured with `abft-mlx eval`, {n:,} test prompts of {k} demonstrations, on "
-            f"{_texts(cleaned)[1]}; 95% bootstrap intervals in brackets where there are some.",
-            "",
-            "| method | | accuracy | macro-F1 |",
-            "|---|---|---|---|",
-        ]
-        for name, method in document["methods"].items():
-            title = name.replace("_", "-")
-            if name in base:
-                lines.append(f"| {title} | base | {_cells(base[name])} |")
-            lines.append(f"| {title} | with this adapter | {_cells(method)} |")
-        lines.append("")
-    found = cleaned.run.get("validation")
-    if found:
-        lines.append(
-            f"During training, on {found['prompts']:,} validation prompts: accuracy "
-            f"{found['before']:.1%} before, {found['after']:.1%} after the last update, "
-            f"{found['best']:.1%} at best. The adapter is that of update {found['kept_update']}"
-            + (
-                ", which these prompts chose, so the last figure flatters it."
-                if found["kept_update"] == found["best_update"]
-                else "."
-            )
-        )
-    if len(lines) == 2:
-        lines.append(
-            "Nobody has said what was measured of this adapter. The first command below does."
-        )
-    return "\n".join(lines).rstrip()
+def _table(document: Mapping[str, Any]) -> list[list[str]]:
+    """Rows of the table of results: a title and a cell for each metric."""
+    methods, baselines = document["methods"], document.get("baselines", {})
+    base = document.get("base", {}).get("methods", {})
+    titles = {"classifier": "", "vanilla": ", not calibrated"} if "classifier" in methods else {}
+    rows = []
+    for name, method in methods.items():
+        title = titles.get(name, f", {name.replace('_', '-')}")
+        rows.append([f"with this adapter{title}", *_cells(method)])
+        if name in base:
+            rows.append([f"prompting without it{title}", *_cells(base[name])])
+    if "bag_of_words" in baselines:
+        bag = _cells(baselines["bag_of_words"])
+        rows.append(["bag of words and logistic regression", *bag])
+    if "majority" in baselines:
+        common = baselines["majority"]
+        title = f"always the most frequent label ({_cell(common['label'])})"
+        rows.append([title, f"{common['accuracy']:.1%}", "–"])
+    return rows
 
 
-def _cells(method: Mapping[str, Any]) -> str:
+def _cells(method: Mapping[str, Any]) -> list[str]:
     cells = []
     for metric in _METRICS:
         ends = method.get("interval", {}).get(metric)
@@ -200,64 +243,7 @@ def _cells(method: Mapping[str, Any]) -> str:
         if isinstance(ends, list | tuple) and len(ends) == 2:
             text += f" ({ends[0]:.1%}–{ends[1]:.1%})"
         cells.append(text)
-    return " | ".join(cells)
-
-
-def _use(cleaned: Cleaned, name: str, *, peft: Mapping[str, Any] | None, stock: bool) -> str:
-    recipe = cleaned.recipe
-    nameless = recipe.model == LOCAL_MODEL
-    model = " --model THE-BASE-MODEL" if nameless else ""
-    texts = " --data labelled.csv" if recipe.data.source == LOCAL_DATA else ""
-    lines = ["## How to use it", ""]
-    if nameless:
-        lines += ["The base was a local folder: put its own name where it says THE-BASE-MODEL.", ""]
-    if texts:
-        lines += ["labelled.csv is a file of yours with a `text` and a `label` column.", ""]
-    lines += [
-        "With abft-mlx, accuracy without and with it, then labels for the lines of a file:",
-        "",
-        "```sh",
-        f"abft-mlx eval --adapter {name}{model}{texts}",
-        f"abft-mlx predict --adapter {name}{model}{texts} texts.txt",
-        "```",
-        "",
-    ]
-    folder = name.partition("/")[2]
-    base = shlex.quote(cleaned.base_model or recipe.model)
-    if nameless and not cleaned.base_model:
-        base = "THE-BASE-MODEL"
-    if recipe.model == "demo":
-        base = '"$(python -c \'from abft_mlx import loading; print(loading.find("demo"))\')"'
-    if stock:
-        lines += [
-            "With stock [mlx-lm](https://github.com/ml-explore/mlx-lm), which wants a folder:",
-            "",
-            "```sh",
-            f"hf download {name} --local-dir {folder}",
-            f"mlx_lm.generate --model {base} --adapter-path {folder} --max-tokens 1 "
-            f"--ignore-chat-template --prompt {shlex.quote(_example(cleaned))}",
-            "```",
-            "",
-        ]
-    else:
-        lines += ["Stock mlx-lm cannot put a trained LM head on a quantized base.", ""]
-    if peft is not None:
-        named = peft.get("base_model_name_or_path") or "THE-BASE-MODEL"
-        lines += [
-            "With [PEFT](https://github.com/huggingface/peft), on the base as transformers has it, "
-            "unquantized:",
-            "",
-            "```python",
-            "from peft import PeftModel",
-            "from transformers import AutoModelForCausalLM",
-            "",
-            f'base = AutoModelForCausalLM.from_pretrained("{named}")',
-            f'model = PeftModel.from_pretrained(base, "{name}", subfolder="peft")',
-            "```",
-        ]
-    else:
-        lines.append("For PEFT, `abft-mlx push --with-peft` sends that format along.")
-    return "\n".join(lines)
+    return cells
 
 
 def _example(cleaned: Cleaned) -> str:
@@ -269,77 +255,6 @@ def _example(cleaned: Cleaned) -> str:
     return f"{prompt.instruction}{shown}{asked}{prompt.label_prefix}"
 
 
-def _prompt(cleaned: Cleaned) -> str:
-    prompt = cleaned.recipe.prompt
-    pieces = ("instruction", "input_prefix", "input_affix", "label_prefix", "label_affix")
-    rows = [
-        f"| {one} | `{_cell(repr(getattr(prompt, one)))}` |" for one in (*pieces, "query_prefix")
-    ]
-    words = [
-        f"| {_cell(label)} | `{_cell(repr(word))}` |"
-        for label, word in cleaned.run.get("labels", {}).items()
-    ]
-    chat = " in the turns of the base's chat template" if prompt.chat else ""
-    return "\n".join(
-        [
-            "## Prompt",
-            "",
-            f"{prompt.demonstrations} demonstrations and a query{chat}. It was trained with these "
-            "pieces, and others may do worse:",
-            "",
-            "| piece | text |",
-            "|---|---|",
-            *rows,
-            "",
-            "The answer is the most probable of these words:",
-            "",
-            "| label | word |",
-            "|---|---|",
-            *words,
-        ]
-    )
-
-
 def _cell(text: str) -> str:
+    """A text inside a Markdown table."""
     return text.replace("|", "\\|").replace("`", "'").replace("\n", " ")
-
-
-def _training(cleaned: Cleaned) -> str:
-    recipe, totals = cleaned.recipe, cleaned.run.get("totals", {})
-    rows = cleaned.run.get("data", {}).get("rows", {})
-    of = f", {rows['training']:,} rows of it" if "training" in rows else ""
-    names = ", ".join(one.name for one in recipe.mixture)
-    texts = f"a mixture of {names}" if names else f"{_texts(cleaned)[1]}{of}"
-    seconds = totals.get("seconds")
-    cost = (
-        f", {seconds:,.0f} s on {cleaned.run.get('device', 'an unnamed device')}" if seconds else ""
-    )
-    return (
-        f"## Training\n\nOn {texts}: {totals.get('updates', recipe.training.updates)} updates of "
-        f"{recipe.training.prompts_per_update} prompts, {totals.get('seen_examples', 0):,} prompts "
-        f"in all, learning rate {recipe.training.learning_rate:g}, seed {recipe.training.seed}"
-        f"{cost}. `recipe.yaml` holds every setting, `metrics.jsonl` every update, `run.json` the "
-        "versions and fingerprints."
-    )
-
-
-def _limits(cleaned: Cleaned) -> str:
-    lines = [
-        "## Limits",
-        "",
-        "- It answers with one of the words above, whatever the text is; it does not abstain.",
-        "- It improves what the base does in context. Texts that the base cannot read stay at "
-        "chance.",
-        "- It was trained on one task and one wording of prompts; nothing is said of others.",
-        "- Faults and slants of the base and of the training texts are in it, too.",
-    ]
-    if cleaned.recipe.model == "demo":
-        lines.append(
-            "- The base is a teaching model that has never read real English: use it to learn and "
-            "to test only."
-        )
-    return "\n".join(lines)
-
-
-def _version(cleaned: Cleaned) -> str:
-    return str(cleaned.run.get("versions", {}).get("abft-mlx", "of an unknown version"))

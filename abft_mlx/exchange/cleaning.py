@@ -52,14 +52,14 @@ def clean(recipe: Recipe, run: Mapping[str, Any], base_model: str | None = None)
         base_model: the hub id of a base that was a local folder.
 
     Raises:
-        UsageError: ``base_model`` is no hub id, or the run's base has one already.
+        UsageError: ``base_model`` is not a hub id, or the run's base has one already.
     """
     known = run.get("model", {}).get("kind") or loading.kind(recipe.model)
     local = known == "folder" or _is_path(recipe.model)
     on_hub = known == "hub" and not local and hub.is_id(recipe.model)
     if base_model is not None:
         if not hub.is_id(base_model):
-            raise UsageError(f"--base-model {base_model!r} is no hub id; give owner/name")
+            raise UsageError(f"--base-model {base_model!r} is not a hub id; give owner/name")
         if not local:
             raise UsageError(
                 f"--base-model is for runs whose base is a local folder; this one's is "
@@ -94,8 +94,8 @@ def _texts(section: DataSection, kind: str, labels: tuple[str, ...] = ()) -> Dat
     if kind != "file":
         return section
     changes: dict[str, Any] = {"source": LOCAL_DATA}
-    # With the labels' names, predict needs nothing but demonstrations. Numbers would be renamed.
-    if section.labels is None and labels and not any(one.lstrip("-").isdigit() for one in labels):
+    # With the labels' names, predict needs nothing but demonstrations.
+    if section.labels is None and labels:
         changes["labels"] = list(labels)
     return section.model_copy(update=changes)
 

@@ -10,14 +10,17 @@ from typing import Literal
 
 import mlx.nn as nn
 
-from abft_mlx import adapters, experiment, loading, runtime
+from abft_mlx import adapters, data, experiment, loading, prediction, runtime
+from abft_mlx import recipe as recipes
 from abft_mlx.adapters.files import HUB_NAME
-from abft_mlx.errors import UsageError
-from abft_mlx.exchange import fused, mlx_folder, output, peft
+from abft_mlx.adapters.layers import SplitLoRALinear, is_quantized
+from abft_mlx.errors import AdapterError, DataError, RunError, UsageError
+from abft_mlx.exchange import fused, output, peft
 from abft_mlx.exchange.comparison import Answers, Comparison, answers, compare
 from abft_mlx.exchange.fused import BITS, Precision
 from abft_mlx.prompts import LabelSpace, Prompt
 from abft_mlx.recipe import Recipe
+from abft_mlx.task import least_demonstrations, prompt_builder
 
 Format = Literal["mlx", "peft", "fused"]
 FORMATS: tuple[Format, ...] = ("mlx", "peft", "fused")
@@ -34,6 +37,7 @@ class Exported:
         base_model: hub id of the base that was written down, or None.
         precision: what the weights of a merged model are, in words; None for an adapter.
         comparison: with base + adapter, on real prompts; None where that was not wanted.
+        measured_on: these prompts, in words; None without a comparison.
         warnings: what the user should know.
     """
 
@@ -43,6 +47,7 @@ class Exported:
     base_model: str | None
     precision: str | None
     comparison: Comparison | None
+    measured_on: str | None
     warnings: tuple[str, ...]
 
 
@@ -54,6 +59,7 @@ def export(
     model: str | None = None,
     revision: str | None = None,
     recipe: Recipe | None = None,
+    test_texts: bool = False,
     prompts: int = 64,
     scale: float = 1.0,
     precision: Precision | None = None,
@@ -70,14 +76,17 @@ def export(
         folder: where to; whole or absent.
         model: the base, where there is no recipe to name it.
         revision: of a hub model.
-        recipe: names the base, and the prompts to measure on; without it nothing is measured.
-        prompts: how many of the recipe's test prompts to measure on.
+        recipe: names the base, and the texts to measure on; without it nothing is measured. A run's
+            own demonstrations are shown where it has some.
+        test_texts: raise an error where the recipe's texts cannot be read. Otherwise a run's own
+            demonstrations are asked then, each behind the others.
+        prompts: how many test texts to measure on.
         scale: multiplies the adapter's effect.
         precision: of a merged model.
         base_model: hub id of the base to write into an adapter's configuration.
         overwrite: replace an earlier export.
-        on_stage: told what is being done.
-        on_progress: told how many prompts of how many are asked, of one stage at a time.
+        on_stage: called with what is being done.
+        on_progress: called with the number of prompts asked and of all, one stage at a time.
 
     Raises:
         UsageError: something cannot be used or written; one line that says why.
@@ -91,11 +100,12 @@ def export(
     path = loading.find(name, recipe.revision if recipe is not None else revision)
     output.check(folder, [adapter, path], overwrite=overwrite)
     tell(f"opening {name} with {adapter}")
+    measuring = measured_on = None
     if recipe is not None:
-        opened = experiment.prepare(recipe, adapter, on_stage=on_stage)
-        loaded = opened.loaded
+        opened = _open(recipe, adapter, prompts, test_texts)
+        loaded, measured_on = opened.loaded, opened.what
         measuring = _Measuring(
-            opened.test_prompts()[:prompts],
+            opened.prompts,
             opened.space,
             recipe.evaluation.batch_tokens,
             on_progress,
@@ -103,7 +113,6 @@ def export(
         del opened
     else:
         loaded = loading.load_model(name, revision, adapter=adapter)
-        measuring = None
     base, quantized = loaded.model, fused.quantized_base(loaded)
     if scale != 1:
         adapters.scale(base, scale)
@@ -114,7 +123,7 @@ def export(
     elif to == "peft":
         peft.check(base)
     else:
-        mlx_folder.check(base)
+        _check_mlx(base)
     if measuring is not None:
         tell("asking base + adapter")
         measuring.before(base)
@@ -125,7 +134,7 @@ def export(
         if to == "fused":
             fused.save(loaded, fused.fuse(loaded, precision), staged)
         else:
-            (peft if to == "peft" else mlx_folder).save(base, staged, base_model=named)
+            (peft if to == "peft" else adapters).save(base, staged, base_model=named)
         comparison = None
         if measuring is not None:
             tell("asking what was written the same")
@@ -145,8 +154,52 @@ def export(
         named,
         precision.in_words(quantized) if to == "fused" else None,
         comparison,
+        measured_on,
         tuple(_warnings(to, quantized, named, precision, comparison)),
     )
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A model with its adapter, and prompts to ask it."""
+
+    loaded: loading.Loaded
+    space: LabelSpace
+    prompts: list[Prompt]
+    what: str
+
+
+def _open(recipe: Recipe, adapter: Path, count: int, test_texts: bool) -> _Opened:
+    """Open a recipe's model with an adapter, and make prompts of test texts or a run's own."""
+    recipe = recipes.resolve(recipe)
+    shipped = prediction.Shipped.read(adapter)
+    if shipped is None:
+        opened = experiment.prepare(recipe, adapter)
+        few = recipe.evaluation.model_copy(update={"queries": count, "repeats": 1})
+        made = opened.task.test_prompts(few)
+        return _Opened(opened.loaded, opened.space, made, f"test texts of {recipe.data.source}")
+    section = prediction.with_words(recipes.task(recipe), shipped)
+    try:
+        texts = data.load(section.data)
+        asked = data.split(texts, section.data, least_demonstrations(section)).test.pairs()[:count]
+        problem = f"{recipe.data.source} has no test texts"
+    except (DataError, RunError) as error:
+        if test_texts:
+            raise
+        asked, problem = [], str(error)
+    loaded = loading.load_model(recipe.model, recipe.revision, adapter=adapter)
+    builder = prompt_builder(section, shipped.names, loaded.tokenizer, loaded.context_tokens)
+    shown = shipped.demonstrations
+    if asked:
+        made = [builder.build(shown, *one, where="a test text") for one in asked]
+        what = f"test texts of {recipe.data.source} behind the run's demonstrations"
+    else:
+        made = [
+            builder.build((*shown[:n], *shown[n + 1 :]), *one, where="a demonstration")
+            for n, one in enumerate(shown)
+        ]
+        what = f"the run's demonstrations, each behind the others ({problem})"
+    return _Opened(loaded, builder.space, made, what)
 
 
 class _Measuring:
@@ -197,7 +250,22 @@ def _check(to: str, scale: float, precision: Precision | None, base_model: str |
             "--to mlx or --to peft"
         )
     if base_model is not None and HUB_NAME.fullmatch(base_model) is None:
-        raise UsageError(f"--base-model {base_model!r} is no hub id; give one like owner/name")
+        raise UsageError(f"--base-model {base_model!r} is not a hub id; give one like owner/name")
+
+
+def _check_mlx(model: nn.Module) -> None:
+    """Refuse an adapter that stock mlx-lm cannot load."""
+    modules = adapters.adapted(model)
+    whole = [
+        path
+        for path, one in modules.items()
+        if isinstance(one, (adapters.FullLinear, SplitLoRALinear))
+    ]
+    if whole and any(map(is_quantized, modules.values())):
+        raise AdapterError(
+            f"stock mlx-lm cannot load an adapter of {whole[0]} on a quantized base; export --to "
+            "fused instead"
+        )
 
 
 def _nothing(text: str) -> None:

@@ -1,7 +1,7 @@
 """Sending a run to the hub: what is sent, and sending it.
 
-Only files of an allow-list leave the run folder, links are not followed, and what names this
-machine's folders is replaced or refused before anything is sent.
+Only files of an allow-list leave the run folder, links are refused, and what names this machine's
+folders is replaced or refused before anything is sent.
 """
 
 from __future__ import annotations
@@ -11,32 +11,35 @@ import json
 import re
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from abft_mlx import documents, files, hub, loading
 from abft_mlx import recipe as recipes
-from abft_mlx.adapters import CONFIG
+from abft_mlx.adapters import CONFIG, FACTORS, WEIGHTS
 from abft_mlx.errors import AbftError, OutputError, RunError, UsageError
-from abft_mlx.exchange import card, cleaning, own_files, peft
-from abft_mlx.exchange.own_files import ALLOWED, CARD
+from abft_mlx.exchange import card, cleaning, peft
+from abft_mlx.prediction import DEMONSTRATIONS_FILE
 from abft_mlx.recipe import Recipe
-from abft_mlx.trainer import RunFolder
+from abft_mlx.trainer import EVALUATION_FILE, RunFolder
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     Operation = CommitOperationAdd | CommitOperationDelete
 
+CARD = "README.md"
+NEEDED = (WEIGHTS, CONFIG, "recipe.yaml", "run.json")
+ALLOWED = (*NEEDED, FACTORS, "metrics.jsonl", CARD)
 PEFT_FOLDER = "peft"
 PEFT_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 
 
 @dataclass(frozen=True)
-class Parcel:
-    """What is sent, complete: nothing is read from the run folder any more.
+class Upload:
+    """Files to upload, already in memory.
 
     Attributes:
         name: the repository's id.
@@ -81,36 +84,42 @@ def pack(
     run: Path,
     name: str,
     *,
-    wishes: card.Wishes | None = None,
+    options: card.Options | None = None,
     base_model: str | None = None,
     with_peft: bool = False,
-) -> Parcel:
+    with_demonstrations: bool = False,
+) -> Upload:
     """Read a finished run and make of it what may be sent; needs no network.
 
     Args:
         run: the run folder. A README.md in it takes the card's place.
         name: the repository's id.
-        wishes: what the card says of licence, language and results.
+        options: licence, language and results for the card; without results those of the run's
+            own eval.json, if there is one.
         base_model: the hub id of a base that was a local folder.
         with_peft: add the adapter in PEFT's format; the base model is opened for it.
+        with_demonstrations: add the demonstrations, which are texts of the run's data.
 
     Raises:
-        UsageError: not a finished run, a link, a local path, or a name that is no hub id.
+        UsageError: not a finished run, a link, a local path, or a name that is not a hub id.
     """
     if not hub.is_id(name):
-        raise UsageError(f"{name!r} is no name of a repository; give owner/name")
-    wishes = wishes or card.Wishes()
-    found = own_files.read(run)
-    # Of what was read above: a file may have become another meanwhile.
-    recipe = recipes.loads(
-        own_files.text(found, "recipe.yaml", run), where=str(run / "recipe.yaml")
-    )
+        raise UsageError(f"{name!r} is not the name of a repository; give owner/name")
+    options, results_from = options or card.Options(), "--results"
+    found = _read(run, with_demonstrations)
+    try:
+        recipe = recipes.loads(found["recipe.yaml"].decode("utf-8-sig"), where=str(run))
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{run / 'recipe.yaml'} is not UTF-8 ({error})") from None
     facts = RunFolder(run).parse_run(found["run.json"])
     if not isinstance(facts, dict) or not facts.get("finished"):
-        raise UsageError(f"{run} is not finished; abft-mlx finetune --resume {run} goes on with it")
-    if wishes.results is not None:
+        raise UsageError(f"{run} is not finished; continue it: abft-mlx finetune --resume {run}")
+    if options.results is None and (run / EVALUATION_FILE).is_file():
+        results_from = str(run / EVALUATION_FILE)
+        options = replace(options, results=read_results(run / EVALUATION_FILE, results_from))
+    if options.results is not None:
         with documents.reading(run / "run.json"):
-            _fits(wishes.results, recipe, facts)
+            _fits(options.results, recipe, facts, results_from)
     with documents.reading(run / "run.json"):
         cleaned = cleaning.clean(recipe, facts, base_model)
         text = json.dumps(cleaned.run, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -121,37 +130,70 @@ def pack(
     if CARD not in found:
         written = found.get(f"{PEFT_FOLDER}/{PEFT_FILES[0]}")
         peft = None if written is None else json.loads(written)
-        with documents.reading(run if wishes.results is None else f"{run} or --results"):
+        with documents.reading(run if options.results is None else f"{run} or {results_from}"):
             stock = not (recipe.adapter.head and _kind(found[CONFIG]) == "lora")
-            made = card.write(cleaned, name, wishes=wishes, peft=peft, stock=stock)
+            made = card.write(
+                cleaned,
+                name,
+                options=options,
+                demonstrations=DEMONSTRATIONS_FILE in found,
+                peft=peft,
+                stock=stock,
+            )
         found[CARD] = str(made).encode()
     for path, content in found.items():
         cleaning.check(path, content, cleaned.private)
-    return Parcel(name, dict(sorted(found.items())))
+    return Upload(name, dict(sorted(found.items())))
 
 
 def _kind(config: bytes) -> Any:
     return files.parse_json(config).get("fine_tune_type")
 
 
-def _fits(results: Mapping[str, Any], recipe: Recipe, facts: Mapping[str, Any]) -> None:
+def _read(run: Path, with_demonstrations: bool) -> dict[str, bytes]:
+    """The files of a run folder that are sent, by name."""
+    if not run.is_dir():
+        raise UsageError(f"{run}: no such run folder; give the one that abft-mlx finetune wrote")
+    found = {}
+    for name in (*ALLOWED, *((DEMONSTRATIONS_FILE,) if with_demonstrations else ())):
+        path = run / name
+        if path.is_symlink():
+            raise UsageError(f"{path} is a link, which is not sent; put the file there")
+        try:
+            found[name] = path.read_bytes()
+        except FileNotFoundError:
+            if name in (*NEEDED, DEMONSTRATIONS_FILE):
+                raise UsageError(
+                    f"{run} has no {name}; give a folder that abft-mlx finetune wrote"
+                ) from None
+        except OSError as error:
+            raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+    return found
+
+
+def _fits(
+    results: Mapping[str, Any], recipe: Recipe, facts: Mapping[str, Any], source: str
+) -> None:
     """Refuse results that were measured on something else."""
     if not isinstance(results, Mapping) or "methods" not in results:
-        raise UsageError("--results holds no measurement; give what abft-mlx eval --json printed")
+        raise UsageError(f"{source} holds no measurement; give what abft-mlx eval --json printed")
     if results.get("adapter") is None:
         raise UsageError(
-            "--results was measured without an adapter; run abft-mlx eval --adapter RUN --json"
+            f"{source} was measured without an adapter; run abft-mlx eval --adapter RUN --json"
         )
     wanted = {
         "data": recipe.data.source,
         "labels": list(facts.get("labels", {})),
-        "k": recipe.prompt.demonstrations,
+        "k": card.shown(facts, recipe, "classifier" in results["methods"]),
     }
     for key, value in wanted.items():
-        if results.get(key) != value:
+        measured = results.get(key)
+        # A run and its data may have been moved.
+        moved = key == "data" and Path(str(measured)).name == Path(value).name
+        if measured != value and not moved:
             raise UsageError(
-                f"--results was measured with {key} {results.get(key)!r}, the run has {value!r}; "
-                "measure this run"
+                f"{source} was measured with {key} {measured!r}, the run has {value!r}; measure "
+                "this run"
             )
 
 
@@ -170,20 +212,20 @@ def _peft(run: Path, recipe: Recipe, base_model: str | None) -> dict[str, bytes]
 
 
 def send(
-    parcel: Parcel,
+    upload: Upload,
     *,
     private: bool = False,
     create_pr: bool = False,
     revision: str | None = None,
 ) -> Outcome:
-    """Send a parcel: make the repository if there is none, then one commit of what is new in it.
+    """Upload: make the repository if there is none, then one commit of what is new or changed.
 
     Large files are stored before the commit, which is one step: an interrupted push leaves the
-    repository as it was, and sending again goes on. Where the repository holds all of the parcel
+    repository as it was, and sending again continues. If the repository has all files already,
     nothing is sent.
 
     Args:
-        parcel: from :func:`pack`.
+        upload: from :func:`pack`.
         private: make a new repository private.
         create_pr: open a pull request instead of writing to the branch.
         revision: the branch; made if there is none. "main" is meant without it.
@@ -195,19 +237,19 @@ def send(
     from huggingface_hub import HfApi
 
     if revision is not None and not hub.is_revision(revision):
-        raise UsageError(f"--revision {revision!r} can be no branch; give a name such as main")
+        raise UsageError(f"--revision {revision!r} cannot be a branch; give a name such as main")
     asked = hub.Asked(
-        parcel.name,
-        f"{parcel.name} is no repository that you may write to",
+        upload.name,
+        f"{upload.name} is not a repository that you may write to",
         "try later",
         revision,
         doing="sent",
     )
-    held = token()
+    key = token()
     try:
-        api = HfApi(token=held)
-        with hub.bars(parcel.name):
-            return _send(api, parcel, private=private, create_pr=create_pr, revision=revision)
+        api = HfApi(token=key)
+        with hub.bars(upload.name):
+            return _send(api, upload, private=private, create_pr=create_pr, revision=revision)
     except AbftError:
         raise
     except Exception as error:
@@ -220,19 +262,19 @@ def token() -> str:
     """The hub's token.
 
     Raises:
-        UsageError: there is none, or it can be none.
+        UsageError: there is none, or it cannot be one.
     """
     from huggingface_hub import get_token
 
     found = get_token()
     if found is None:
         raise UsageError(
-            "there is no token of the hub; run hf auth login with one that may write, or set "
+            "there is no token for the hub; run hf auth login with one that may write, or set "
             "HF_TOKEN"
         )
     # The HTTP library would quote such a token in its error.
     if _TOKEN.fullmatch(found) is None:
-        raise UsageError("the hub's token holds characters that no token has; run hf auth login")
+        raise UsageError("the hub's token has characters that no token has; run hf auth login")
     return found
 
 
@@ -243,28 +285,28 @@ def _failed(error: Exception, asked: hub.Asked) -> AbftError:
             f"the hub refuses the card: {hub.masked(told)}; see --license and --language"
         )
     if getattr(getattr(error, "response", None), "status_code", None) == 412:
-        return RunError(f"{asked.title} has changed meanwhile, so nothing was sent; push again")
+        return RunError(f"{asked.title} changed in the meantime, so nothing was sent; push again")
     failure = hub.explain(error, asked)
     return (UsageError if failure.refused else RunError)(failure.message)
 
 
 def _send(
-    api: HfApi, parcel: Parcel, *, private: bool, create_pr: bool, revision: str | None
+    api: HfApi, upload: Upload, *, private: bool, create_pr: bool, revision: str | None
 ) -> Outcome:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-    name, branch = parcel.name, revision or "main"
+    name, branch = upload.name, revision or "main"
     user = api.whoami().get("name")
     if not isinstance(user, str):
-        raise RunError("the hub does not say whose the token is; try again later")
+        raise RunError("the hub does not say who owns the token; try again later")
     try:
         info, created = api.repo_info(name), False
     except RepositoryNotFoundError:
         if create_pr:
             raise UsageError(
-                f"{name} is no repository yet, so there is nothing to open a pull request on; "
-                "leave --create-pr out to make it"
+                f"{name} does not exist yet, so there is nothing to open a pull request on; "
+                "leave --create-pr out to create it"
             ) from None
         api.create_repo(name, private=private)
         info, created = api.repo_info(name), True
@@ -280,17 +322,17 @@ def _send(
             raise
         api.create_branch(name, branch=branch)
         there = _there(api, name, branch)
-    _ours(parcel, there, create_pr=create_pr)
+    _ours(upload, there, create_pr=create_pr)
     url = hub.masked(f"{api.endpoint}/{name}")
-    new, gone = _difference(parcel, there)
+    new, gone = _difference(upload, there)
     if not new and not gone:
         return Outcome(url, None, created=created)
     if create_pr:
-        number = _open_pull_request(api, parcel, user)
+        number = _open_pull_request(api, upload, user)
         if number is not None:
             return Outcome(url, None, f"{url}/discussions/{number}")
     operations: list[Operation] = [
-        *(CommitOperationAdd(path, parcel.files[path]) for path in new),
+        *(CommitOperationAdd(path, upload.files[path]) for path in new),
         *(CommitOperationDelete(path) for path in gone),
     ]
     sha = api.repo_info(name, revision=branch).sha
@@ -331,11 +373,11 @@ def _there(api: HfApi, name: str, revision: str) -> dict[str, str]:
     }
 
 
-def _difference(parcel: Parcel, there: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """Paths that are new or changed, and paths of earlier pushes that the parcel has not."""
-    new = [path for path, content in parcel.files.items() if there.get(path) not in _ids(content)]
-    ours = {*ALLOWED, *(f"{PEFT_FOLDER}/{one}" for one in PEFT_FILES)}
-    return new, sorted(path for path in there if path in ours and path not in parcel.files)
+def _difference(upload: Upload, there: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """Paths that are new or changed, and paths of earlier pushes that the upload has not."""
+    new = [path for path, content in upload.files.items() if there.get(path) not in _ids(content)]
+    ours = {*ALLOWED, DEMONSTRATIONS_FILE, *(f"{PEFT_FOLDER}/{one}" for one in PEFT_FILES)}
+    return new, sorted(path for path in there if path in ours and path not in upload.files)
 
 
 def _ids(content: bytes) -> tuple[str, str]:
@@ -344,40 +386,45 @@ def _ids(content: bytes) -> tuple[str, str]:
     return git.hexdigest(), hashlib.sha256(content).hexdigest()
 
 
-def _ours(parcel: Parcel, there: Mapping[str, str], *, create_pr: bool) -> None:
+def _ours(upload: Upload, there: Mapping[str, str], *, create_pr: bool) -> None:
     """Refuse to write over what no push of ours wrote."""
     if create_pr or "run.json" in there:
         return
-    foreign = [path for path in parcel.files if path in there]
+    foreign = [path for path in upload.files if path in there]
     foreign += [path for path in there if path in ("config.json", "model.safetensors")]
     if foreign:
         raise UsageError(
-            f"{parcel.name} is taken: it holds {foreign[0]}, which no push of a run wrote; choose "
-            "another name, or propose it with --create-pr"
+            f"{upload.name} contains {foreign[0]}, which no push of a run wrote; choose another "
+            "name, or propose the files with --create-pr"
         )
 
 
-def _open_pull_request(api: HfApi, parcel: Parcel, user: str) -> int | None:
-    """The number of the user's open pull request that holds the parcel already."""
+def _open_pull_request(api: HfApi, upload: Upload, user: str) -> int | None:
+    """The number of the user's open pull request that holds the upload already."""
     for one in api.get_repo_discussions(
-        parcel.name, author=user, discussion_type="pull_request", discussion_status="open"
+        upload.name, author=user, discussion_type="pull_request", discussion_status="open"
     ):
         if one.is_pull_request and one.author == user:
-            new, gone = _difference(parcel, _there(api, parcel.name, f"refs/pr/{one.num}"))
+            new, gone = _difference(upload, _there(api, upload.name, f"refs/pr/{one.num}"))
             if not new and not gone:
                 return one.num
     return None
 
 
-def read_results(path: Path) -> dict[str, Any]:
+def read_results(path: Path, source: str | None = None) -> dict[str, Any]:
     """The document that ``abft-mlx eval --json`` printed into a file.
+
+    Args:
+        path: the file.
+        source: what to call it in an error.
 
     Raises:
         UsageError: it is not there, or not JSON.
     """
+    source = source or f"--results {path}"
     try:
         return files.parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise OutputError(f"--results {path}: cannot be read ({error.strerror})") from None
+        raise OutputError(f"{source}: cannot be read ({error.strerror})") from None
     except ValueError as error:
-        raise UsageError(f"--results {path} is not JSON ({error})") from None
+        raise UsageError(f"{source} is not JSON ({error})") from None
