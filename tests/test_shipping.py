@@ -219,14 +219,15 @@ def test_twenty_rows_work(model: Path, texts: Path, tmp_path: Path) -> None:
     ],
 )
 def test_the_verdict_follows_the_paired_test(
-    after: str, before: str, simple: str, words: tuple[str, str]
+    after: tuple[int, int],
+    before: tuple[int, int],
+    simple: tuple[int, int],
+    prompting: str,
+    bag: str,
 ) -> None:
-    def method(right: str) -> dict:
-        return {
-            "accuracy": right.count("1") / 100,
-            "right": right,
-            "confusion": [[30, 20], [5, 45]],
-        }
+    def method(counts: tuple[int, int]) -> dict:
+        right = "1" * counts[0] + "0" * counts[1]
+        return {"accuracy": counts[0] / 100, "right": right, "confusion": [[30, 20], [5, 45]]}
 
     found = verdict(
         {
