@@ -21,6 +21,7 @@ Messages are one line for a person: the value seen, where it was seen, and the w
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Sequence
 
@@ -55,6 +56,24 @@ class DataError(UsageError):
     def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.problems = tuple(problems)
+
+    def shown(self, limit: int = 5) -> list[str]:
+        """Lines for a person: the first problem of each kind, and how many more there are.
+
+        Problems are of a kind if they differ only in numbers, such as those of rows.
+
+        Args:
+            limit: kinds to show.
+        """
+        kinds: dict[str, list[str]] = {}
+        for problem in self.problems:
+            kinds.setdefault(re.sub(r"0x[0-9a-f]+|\d+", "0", problem), []).append(problem)
+        lines = []
+        for some in [*kinds.values()][:limit]:
+            more = f" ({len(some) - 1} more of this kind)" if len(some) > 1 else ""
+            lines.append(some[0] + more)
+        hidden = sum(map(len, [*kinds.values()][limit:]))
+        return [*lines, f"and {hidden} more problems"] if hidden else lines
 
 
 class PromptError(UsageError):

@@ -1,7 +1,7 @@
 """The losses: ABFT (arXiv 2505.14233, equation 1) with its PID law, and end-to-end fine-tuning.
 
 Arrays in, scalars out; no model in sight. Letters: B prompts, H query heads, T tokens,
-K demonstrations, V vocabulary.
+K demonstrations, V vocabulary, W tokens of a label word.
 """
 
 from __future__ import annotations
@@ -100,14 +100,15 @@ def end_to_end_terms(
     *,
     prompt_weights: mx.array | None = None,
 ) -> Terms:
-    """Cross-entropy of the label token over the whole vocabulary, summed over prompts.
+    """Cross-entropy of the gold word's tokens over the whole vocabulary, summed over prompts.
 
     What the heads do meanwhile is measured as :func:`abft_terms` does with the filter on, and has
     no part in the loss, so none in its gradient.
 
     Args:
-        logits: (B, V) float32, at each prompt's last position only.
-        target: (B,) token of each query's gold label.
+        logits: (B, W, V) float32, those that predict each token of the target, given the ones
+            before it.
+        target: (B, W) tokens of each query's gold label, -1 behind shorter ones.
         rows: as :func:`abft_terms`.
         label_positions: (B, K).
         demonstration_labels: (B, K).
@@ -128,8 +129,9 @@ def end_to_end_terms(
         reward_weight=0.0,
         prompt_weights=prompt_weights,
     )
-    right = mx.take_along_axis(logits, target[:, None], axis=1)[:, 0]
-    surprise = mx.logsumexp(logits, axis=1) - right
+    right = mx.take_along_axis(logits, mx.maximum(target, 0)[..., None], axis=2)[..., 0]
+    each = mx.logsumexp(logits, axis=2) - right
+    surprise = mx.where(target >= 0, each, 0.0).sum(axis=1)
     if prompt_weights is not None:
         surprise = surprise * prompt_weights
     return heads._replace(loss=surprise.sum())

@@ -66,7 +66,7 @@ class Task:
         """A prompt builder with another wording, or one that lets an empty query pass.
 
         Raises:
-            PromptError: a label word is not one token in that wording.
+            PromptError: a label word merges with its neighbours in that wording.
         """
         wording = self.builder.template
         space = self.space
@@ -240,7 +240,7 @@ def prompt_builder(
         context_tokens: longer prompts are refused.
 
     Raises:
-        PromptError: a label word is not one token, or the tokenizer has no chat template.
+        PromptError: label words cannot be told apart, or the tokenizer has no chat template.
     """
     wording = _wording(section, prompts.Template.from_section(section.prompt), tokenizer)
     return prompts.PromptBuilder(

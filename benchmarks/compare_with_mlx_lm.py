@@ -29,7 +29,7 @@ def main() -> int:
     folder = str(loading.find(opened.recipe.model, opened.recipe.revision))
     stock, _ = mlx_lm.load(folder, adapter_path=str(chosen.run))
     base, _ = mlx_lm.load(folder)
-    labels = mx.array(opened.space.token_ids)
+    labels = mx.array(opened.space.first_ids)
     whole = few = moved = 0.0
     for prompt in opened.test_prompts()[: chosen.prompts]:
         tokens = mx.array([prompt.token_ids])

@@ -166,7 +166,7 @@ def compare(
         (1001 + n % m,) * (tokens - shared) if m > 1 else ids[shared:]
         for n in range(recipe.training.prompts_per_update)
     ]
-    prompts = [Prompt(ids[:shared] + one, (5, 9, 20, 33), (0, 1, 0, 1), 0, 3) for one in rests]
+    prompts = [Prompt(ids[:shared] + one, (5, 9, 20, 33), (0, 1, 0, 1), 0, (3,)) for one in rests]
     trainer = Trainer(model, prompts, recipe)
     assert trainer.rows == estimate.rows == rows
     adapters.train_mode(model)

@@ -191,9 +191,8 @@ def _chat_case(rng: Random, sample: Any, folder: Path) -> None:
 
 def _read_chat(_sample: Any, folder: Path) -> None:
     from abft_mlx.loading import load_model
-    from abft_mlx.prompts import ChatTemplate, Template, chat
+    from abft_mlx.prompts import ChatTemplate, Template
 
-    chat.LONGEST_SECONDS = 0.3
     try:
         tokenizer = load_model(str(folder / "model")).tokenizer
         ChatTemplate(tokenizer, Template()).frame(2)

@@ -90,7 +90,7 @@ def ways(
     written = [builder.text(pairs, one.text) for one in asked[: chosen.single]]
     start = builder.build(pairs, "a", 0).token_ids
     start = start[: len(start) - len(tokenizer.encode(builder.text(pairs, "a")))]
-    labels = mx.array(builder.space.token_ids)
+    labels = mx.array(builder.space.first_ids)
     longest = [len(builder.build(pairs, one.text, 0).token_ids) for one in asked]
     print(f"k = {k}: {len(asked)} texts, prompts of {statistics.mean(longest):.0f} tokens", end="")
 

@@ -79,7 +79,7 @@ def build(chosen: argparse.Namespace):
     for length in rng.integers(chosen.tokens // 2, 3 * chosen.tokens // 2 + 1, chosen.prompts):
         ids = tuple(rng.integers(0, chosen.vocabulary, length).tolist())
         places = tuple(range(DEMONSTRATIONS))
-        prompts.append(Prompt(ids, places, places, 0, LABEL_TOKENS[0]))
+        prompts.append(Prompt(ids, places, places, 0, LABEL_TOKENS[:1]))
     return model, prompts
 
 
@@ -91,7 +91,7 @@ def predictor(way: str, model, batch_tokens: int) -> Callable:
     from abft_mlx import evaluation
     from abft_mlx.prompts import LabelSpace, batches
 
-    space = LabelSpace(tuple("abcd"), tuple("abcd"), LABEL_TOKENS)
+    space = LabelSpace(tuple("abcd"), tuple("abcd"), tuple((one,) for one in LABEL_TOKENS))
     labels = mx.array(LABEL_TOKENS)
     bucket = 32
     if way.endswith("single"):

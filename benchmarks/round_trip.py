@@ -27,7 +27,7 @@ import numpy as np
 
 from abft_mlx import experiment, loading
 from abft_mlx import recipe as recipes
-from abft_mlx.exchange import last_logits
+from abft_mlx.exchange import answers
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -95,8 +95,10 @@ def compare(run: Path, exports: dict[str, Path], count: int) -> float:
     """Print how far the programs' logits are from ours; the largest difference."""
     opened = experiment.prepare(recipes.load(run), run)
     prompts = opened.test_prompts()[:count]
-    tokens, labels = [list(one.token_ids) for one in prompts], list(opened.space.token_ids)
-    ours = last_logits(opened.loaded.model, prompts, opened.recipe.evaluation.batch_tokens)
+    tokens, labels = [list(one.token_ids) for one in prompts], list(opened.space.first_ids)
+    ours = answers(
+        opened.loaded.model, prompts, opened.space, opened.recipe.evaluation.batch_tokens
+    ).vocabulary
     base = loading.find(opened.recipe.model)
     found: dict[str, Callable[[], np.ndarray]] = {
         "the base alone, for comparison": lambda: stock_logits(mlx_lm.load(str(base))[0], tokens),

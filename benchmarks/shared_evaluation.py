@@ -18,9 +18,8 @@ import mlx.core as mx
 import numpy as np
 
 from abft_mlx import experiment, recipe, runtime
-from abft_mlx.evaluation import label_probabilities
-from abft_mlx.evaluation.outputs import hidden_at_last
-from abft_mlx.evaluation.probabilities import probabilities_of_hidden
+from abft_mlx.evaluation import label_logits, label_probabilities
+from abft_mlx.evaluation.metrics import softmax
 from abft_mlx.prompts import Prompt, batches
 
 AGREE = 1e-5
@@ -53,9 +52,9 @@ def measure(chosen: argparse.Namespace, k: int) -> bool:
     def whole() -> np.ndarray:
         found = np.zeros((len(prompts), len(space)))
         for batch in batches(prompts, max_tokens=budget):
-            hidden = hidden_at_last(model, mx.array(batch.tokens), mx.array(batch.last))
-            mx.eval(hidden)
-            found[batch.rows] = probabilities_of_hidden(model, hidden, space)
+            tokens, last = mx.array(batch.tokens), mx.array(batch.last)
+            logits = label_logits(model, tokens, last, mx.array(space.first_ids))
+            found[batch.rows] = softmax(np.array(logits))
         return found
 
     def shared() -> np.ndarray:

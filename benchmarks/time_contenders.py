@@ -156,7 +156,7 @@ def label_batch(prompts: Sequence[Prompt]) -> tuple[mx.array, mx.array]:
     Returns:
         (B, T) tokens and (B, 2) first and last counted position.
     """
-    rows = [([*one.token_ids, one.target], len(one.token_ids)) for one in prompts]
+    rows = [([*one.token_ids, *one.target], len(one.token_ids)) for one in prompts]
     longest = max(len(tokens) for tokens, _ in rows)
     tokens, counted = next(iterate_batches(rows, len(rows), longest + 64))
     return tokens, counted - mx.array([0, 1])

@@ -49,7 +49,7 @@ def asked(run: Path, count: int = 64) -> tuple[list[list[int]], list[int], Any]:
     opened = experiment.prepare(recipe.load(run))
     prompts = opened.test_prompts()[:count]
     tokens = [list(one.token_ids) for one in prompts]
-    return tokens, list(opened.space.token_ids), opened.loaded.tokenizer
+    return tokens, list(opened.space.first_ids), opened.loaded.tokenizer
 
 
 def answers(model: nn.Module, prompts: list[list[int]]) -> np.ndarray:

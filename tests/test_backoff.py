@@ -50,7 +50,7 @@ recipe = recipes.resolve(recipes.default([f"training.micro_batch_tokens={tokens}
 model = tiny_models.build("llama", hidden_size=256, intermediate_size=1024)
 adapters.attach(model, recipe.adapter, seed=0)
 prompts = [Prompt(tuple(1 + (i * n + i // 7) % 95 for i in range(100 + n % 29)),
-                  (5, 9, 20, 33), (0, 1, 0, 1), n % 2, 3) for n in range(32)]
+                  (5, 9, 20, 33), (0, 1, 0, 1), n % 2, (3,)) for n in range(32)]
 notes = []
 trainer = Trainer(model, prompts, recipe, on_update=lambda one: notes.append(one.note))
 trainer.step.gradients(plan.micro_batches(prompts[:1], 1), 0.5)

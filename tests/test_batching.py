@@ -23,7 +23,7 @@ def prompts_of(*lengths: int) -> list[Prompt]:
             (n % 3, n % 3 + 1),
             (n % 2, 1 - n % 2),
             n,
-            50 + n,
+            tuple(range(50, 50 + n)),
         )
         for n, length in enumerate(lengths, start=1)
     ]
@@ -41,7 +41,7 @@ def test_a_batch_holds_int32_of_every_kind_behind_zeros() -> None:
         "label_positions": [[2, 3], [1, 2], [2, 3]],
         "demonstration_labels": [[0, 1], [1, 0], [0, 1]],
         "gold": [2, 1, 2],
-        "target": [52, 51, 52],
+        "target": [[50, 51], [50, -1], [50, 51]],
         "rows": [1, 0, 1],
     }
     assert {getattr(made, one.name).dtype for one in fields(made)} == {np.dtype(np.int32)}

@@ -77,7 +77,7 @@ def test_a_prompt_is_encoded_once_a_piece() -> None:
     assert calls == [
         "text: one label:",
         "label: A\ntext: two label:",
-        "label: A\ntext: six label:",
+        "label: B\ntext: six label:",
         whole,
         whole,
     ]
@@ -187,7 +187,7 @@ class _Otherwise(Letters):
 
 def test_a_tokenizer_that_writes_texts_otherwise_has_no_start() -> None:
     tokenizer = _Otherwise(" A", " B")
-    made = PromptBuilder(tokenizer, Template(), LabelSpace(("A",), ("A",), (0x110000,)))
+    made = PromptBuilder(tokenizer, Template(), LabelSpace(("A",), ("A",), ((0x110000,),)))
     assert made.start is None
 
 

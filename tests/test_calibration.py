@@ -14,7 +14,7 @@ from sklearn.neighbors import KNeighborsClassifier, NearestCentroid, NearestNeig
 
 from abft_mlx import runtime
 from abft_mlx.errors import PromptError
-from abft_mlx.evaluation import calibration, outputs
+from abft_mlx.evaluation import calibration, continuations, outputs
 from abft_mlx.prompts import batches
 
 
@@ -256,7 +256,7 @@ def test_hidden_states_and_vocabulary_logits_are_the_models_own(name, monkeypatc
     prompts = task.test_prompts(tiny_task.recipe().evaluation)
     seen = []
     hidden = outputs.hidden_states(
-        model, prompts, batch_tokens=300, each=lambda rows, part: seen.append((rows, part))
+        model, prompts, batch_tokens=300, each=lambda one: seen.append(one[:2])
     )
     assert len(seen) == len(batches(prompts, max_tokens=300)) > 2
     for rows, part in seen:
@@ -264,8 +264,8 @@ def test_hidden_states_and_vocabulary_logits_are_the_models_own(name, monkeypatc
     want = np.stack([np.array(model(mx.array([one.token_ids]))[0, -1]) for one in prompts])
     vocabulary = want.shape[1]
     for room, size in ((7 * vocabulary + 5, 7), (vocabulary - 1, 1), (2**24, 20)):
-        monkeypatch.setattr(outputs, "PIECE", room)
-        parts = [np.array(one) for one in outputs.vocabulary_logits(model, hidden)]
+        monkeypatch.setattr(continuations, "PIECE", room)
+        parts = [np.array(one) for one in continuations.vocabulary_logits(model, hidden)]
         assert {len(one) for one in parts[:-1]} <= {size}
         assert len(parts[0]) == size
         np.testing.assert_allclose(np.concatenate(parts), want, atol=2e-4)

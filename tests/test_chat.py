@@ -72,11 +72,11 @@ def test_prompts_are_the_chats_own(name: str, count: int) -> None:
         stretches.append((at, at + len(word)))
     found = [covering(tokenizer, text, *one, add_special_tokens=False) for one in stretches]
     assert found == [[position] for position in prompt.label_positions]
-    labels = [builder.space.token_ids[label] for _, label in shown]
+    labels = [builder.space.first_ids[label] for _, label in shown]
     assert [prompt.token_ids[position] for position in prompt.label_positions] == labels
     # What a model that gives the right answer would say next.
     answered = tokenizer.encode(f"{text}{chat.space}negative", add_special_tokens=False)
-    assert answered == [*prompt.token_ids, prompt.target]
+    assert answered == [*prompt.token_ids, *prompt.target]
 
 
 @pytest.mark.parametrize("name", CHATS)
@@ -104,7 +104,7 @@ def test_any_text_makes_a_prompt_equal_to_its_chat(
         pairs = [(turn, WORDS[label]) for turn, (_, label) in zip(turns, shown, strict=True)]
         assert list(prompt.token_ids) == own(chat.tokenizer(), pairs, last)
         positions = [prompt.token_ids[position] for position in prompt.label_positions]
-        assert positions == [builder.space.token_ids[label] for _, label in shown]
+        assert positions == [builder.space.first_ids[label] for _, label in shown]
 
 
 @pytest.mark.parametrize("name", CHATS)
@@ -158,7 +158,7 @@ def test_a_generation_prompt_may_end_in_the_labels_space() -> None:
     text = f"user: {first}\nassistant: positive\nuser: {last}\nassistant:"
     assert builder.text(SHOWN[:1], QUERY) == text
     assert list(prompt.token_ids) == tokenizer.encode(text, add_special_tokens=False)
-    assert tokenizer.decode([prompt.target]) == " negative"
+    assert tokenizer.decode(list(prompt.target)) == " negative"
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_a_generation_prompt_may_end_in_the_labels_space() -> None:
         # The answer would be " positive" in demonstrations and "positive" at the end.
         (
             PLAIN.replace("': '", "':'") + "{{ 'assistant: ' }}",
-            "'positive' is not one and the same token behind an assistant header",
+            "'positive' is not the same tokens behind an assistant header",
         ),
     ],
 )
@@ -252,19 +252,27 @@ def test_merging_across_turns_is_refused_as_in_plain_prompts() -> None:
     assert str(caught.value).endswith("wrong: set prompt.chat=false for plain prompts")
 
 
-def test_labels_of_several_tokens_and_equal_labels_are_refused() -> None:
+def test_labels_of_several_tokens_in_a_chat() -> None:
     tokenizer = CHATS["chatml"].tokenizer()
     wording = ChatTemplate(tokenizer, TEMPLATE)
-    with pytest.raises(PromptError, match=r"label 'lovely' is \d tokens \('l'"):
-        label_space(tokenizer, wording, ["lovely", "spam"])
-    with pytest.raises(PromptError, match="share the token 'spam'"):
+    with pytest.raises(PromptError, match="same tokens, 'spam'"):
         label_space(tokenizer, wording, ["a", "b"], {"a": "spam", "b": "spam"})
+    names = ("lovely", "not spam", "spam")
+    space = label_space(tokenizer, wording, names)
+    builder = PromptBuilder(tokenizer, wording, space)
+    shown = [("good", 0), ("bad", 1), ("dull", 2)]
+    prompt = builder.build(shown, QUERY, 1)
+    *turns, last = user_turns([*(text for text, _ in shown), QUERY])
+    pairs = [(turn, names[label]) for turn, (_, label) in zip(turns, shown, strict=True)]
+    assert list(prompt.token_ids) == own(tokenizer, pairs, last)
+    text = builder.text(shown, QUERY)
+    for (turn, word), position in zip(pairs, prompt.label_positions, strict=True):
+        at = text.index(word, text.index(turn) + len(turn))
+        places = covering(tokenizer, text, at, at + len(word), add_special_tokens=False)
+        assert position == places[-1]
+    assert max(map(len, space.token_ids)) > 1
     # Found behind a line break, not behind a space: other tokens than in plain prompts.
-    auto = label_space(tokenizer, wording, ["lovely", "spam"], "auto")
-    assert auto.words == ("l", "spam")
-    plain = label_space(tokenizer, TEMPLATE, ["lovely", "spam"], "auto")
-    assert plain.words == ("lovely", "spam")
-    assert plain.token_ids[1] != auto.token_ids[1]
+    assert label_space(tokenizer, TEMPLATE, names).token_ids[2] != space.token_ids[2]
 
 
 def test_label_affix_has_no_place_in_a_chat() -> None:
@@ -314,7 +322,7 @@ def test_label_words_that_merge_word_for_word() -> None:
     with pytest.raises(PromptError) as caught:
         builder_for(_LettersInChat(">positive"))
     assert str(caught.value) == (
-        "the label word 'positive' is not one and the same token behind an assistant header "
+        "the label word 'positive' is not the same tokens behind an assistant header "
         f"('|<a>') and the generation prompt ('|<a>') {way_out}"
     )
     with pytest.raises(PromptError) as caught:

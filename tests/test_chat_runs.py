@@ -65,7 +65,7 @@ def test_every_prompt_is_a_chat(name: str) -> None:
         assert len(prompt.label_positions) == k
         shown = [tokenizer.decode([prompt.token_ids[at]]) for at in prompt.label_positions]
         assert shown == words
-        assert tokenizer.decode([prompt.target]) == tiny_task.NAMES[prompt.gold]
+        assert tokenizer.decode(list(prompt.target)) == tiny_task.NAMES[prompt.gold]
 
 
 def test_nine_wordings_stay_nine() -> None:

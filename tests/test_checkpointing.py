@@ -133,7 +133,7 @@ def test_blocks_that_share_keys_are_refused(tiny: ModuleType, name: str) -> None
 def test_an_update_takes_less_than_half_beside_what_stays() -> None:
     """MLX's own count of twelve layers, beside the weights and all else that stays."""
     tokens = tuple(1 + i % 90 for i in range(96))
-    long = [Prompt(tokens, (5, 9, 20, 33), (0, 1, 0, 1), 0, 3)] * 4
+    long = [Prompt(tokens, (5, 9, 20, 33), (0, 1, 0, 1), 0, (3,))] * 4
 
     def peak(**settings: Any) -> int:
         model = tiny_models.build("llama", num_hidden_layers=12, intermediate_size=256)

@@ -19,7 +19,6 @@ from sklearn.utils import estimator_checks
 from sklearn.utils.validation import check_is_fitted
 
 import abft_mlx
-from abft_mlx import data, recipe
 from abft_mlx.classifier import few_shot
 from abft_mlx.data import generated
 from abft_mlx.errors import DataError, NotFittedError, OutputError, PromptError, UsageError
@@ -222,12 +221,6 @@ def test_fitting_trains_on_all_texts_and_is_repeatable(fitted: abft_mlx.Classifi
     assert untrained.progress_ is None
     assert untrained.demonstrations_ == again.demonstrations_
     assert not np.array_equal(untrained.predict_proba(TEXTS), fitted.predict_proba(TEXTS))
-    texts = data.given(TEXTS, LABELS, None, "X")
-    section = recipe.default(["data.validation_rows=7", "data.training_rows=30"]).data
-    parts = data.for_training(texts, section)
-    assert (len(parts.training), len(parts.validation), len(parts.test)) == (30, 7, 0)
-    assert not set(parts.rows["training"]) & set(parts.rows["validation"])
-    assert len(data.for_training(texts, recipe.default().data).training) == len(TEXTS)
 
 
 def test_an_adapter_that_is_there_is_kept(run: Path) -> None:
@@ -277,7 +270,6 @@ def fit(texts: object, labels: object, **parameters: object) -> None:
         (TEXTS, LABELS, {"demonstrations": []}, "demonstrations is empty"),
         (TEXTS, LABELS, {"demonstrations": [("a", "b")]}, "label 'b' is not one of routine, urg"),
         (TEXTS, LABELS, {"demonstrations": "none.csv"}, "none.csv: no such file"),
-        (TEXTS, LABELS, {"overrides": ["data.validation_rows=40"]}, "leave nothing of 40 texts"),
     ],
 )
 def test_what_cannot_be_fitted_is_said_in_a_line(

@@ -91,7 +91,6 @@ def test_csv_every_problem_with_row_and_physical_line(tmp_path: Path) -> None:
         "row 5 (line 7): label 'spma' is not one of ham, spam (did you mean 'spam'?); fix the row "
         "or add the label to data.labels",
         "row 6 (line 8): the text is empty; fix or remove the row, or set data.empty_texts: drop",
-        "row 6 (line 8): there is no label",
     )
 
 
@@ -111,12 +110,31 @@ def test_csv_open_quote_is_found(tmp_path: Path) -> None:
 def test_missing_columns_name_those_found(tmp_path: Path, name: str, content: str) -> None:
     section = write(tmp_path, name, content)
     assert problems(section) == (
-        "no column 'text'; the columns are 'sentence', 'class' (name yours in data.text)",
-        "no column 'label'; the columns are 'sentence', 'class' (name yours in data.label)",
+        "no column 'text'; the columns are 'sentence', 'class': name yours with --text-column, or "
+        "as data.text in a recipe",
+        "no column 'label'; the columns are 'sentence', 'class': name yours with --label-column, "
+        "or as data.label in a recipe",
     )
-    assert problems(section, text="text|sentence", label="kind|tag") == (
-        "no column 'kind' or 'tag'; the columns are 'sentence', 'class' (name yours in data.label)",
-    )
+    (found,) = problems(section, text="text|sentence", label="kind|tag")
+    assert found.startswith("no column 'kind' or 'tag'; the columns are 'sentence', 'class'")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", "ID;Text;LABEL\n1;a;x\n2;b;y\n"),
+        ("a.jsonl", '{"Text": "a", "LABEL": "x"}\n{"Text": "b", "LABEL": "y"}'),
+    ],
+)
+def test_columns_may_differ_in_case(tmp_path: Path, name: str, content: str) -> None:
+    assert rows(load(write(tmp_path, name, content))) == [("a", "x"), ("b", "y")]
+
+
+def test_a_column_in_its_own_case_comes_first_and_two_others_are_no_guess(tmp_path: Path) -> None:
+    section = write(tmp_path, "a.csv", "Text,text,label\na,b,x\nc,d,y\n")
+    assert load(section).texts == ("b", "d")
+    (found,) = problems(section, text="TEXT")
+    assert found.startswith("no column 'TEXT'; the columns are 'Text', 'text', 'label'")
 
 
 def test_column_alternatives_take_the_first_that_exists(tmp_path: Path) -> None:
@@ -148,8 +166,32 @@ def test_not_utf8_names_lines_and_still_reports_the_rest(tmp_path: Path) -> None
         "line 4 is not UTF-8 (byte 0xfc); save the file as UTF-8",
         "row 4 (line 5): the text is empty; fix or remove the row, or set data.empty_texts: drop",
     )
-    section = write(tmp_path, "b.csv", "text,label\na,x\nb,y\n".encode("utf-16"))
-    assert problems(section) == ("the file is UTF-16, not UTF-8; save it as UTF-8",)
+
+
+@pytest.mark.parametrize("coding", ["utf-16", "utf-16-be", "utf-16-le"])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", "text\tlabel\r\nGrüße, 你好\tx\r\nb\ty\r\n"),
+        ("a.jsonl", '{"text": "Grüße, 你好", "label": "x"}\n{"text": "b", "label": "y"}'),
+        ("a.json", '[{"text": "Grüße, 你好", "label": "x"}, {"text": "b", "label": "y"}]'),
+    ],
+)
+def test_utf16_as_excel_writes_it(tmp_path: Path, coding: str, name: str, content: str) -> None:
+    mark = "" if coding == "utf-16" else "\ufeff"
+    section = write(tmp_path, name, (mark + content).encode(coding))
+    assert rows(load(section)) == [("Grüße, 你好", "x"), ("b", "y")]
+
+
+def test_broken_utf16_names_the_line(tmp_path: Path) -> None:
+    content = "text,label\na,x\nb,y\n".encode("utf-16") + b"\x00\xd8"
+    assert problems(write(tmp_path, "a.csv", content))[0].startswith("line 4 is not UTF-16")
+
+
+def test_a_text_may_be_longer_than_a_field_of_csv(tmp_path: Path) -> None:
+    long = "word " * 40_000
+    section = write(tmp_path, "a.csv", f'text,label\n"{long}",x\nb,y\n')
+    assert load(section).texts == (long, "b")
 
 
 def test_jsonl_every_problem_with_its_row(tmp_path: Path) -> None:
@@ -173,7 +215,6 @@ def test_jsonl_every_problem_with_its_row(tmp_path: Path) -> None:
         "row 4 (line 5): the text is 7, which is not a string",
         "row 5 (line 6): there is no text",
         "row 6 (line 7): there is no text",
-        "row 6 (line 7): there is no label",
         "row 7 (line 8): there is no label (NaN)",
         "row 8 (line 9): label 0.5 is a fraction, not a class",
         "row 9 (line 10): the label is ['x'], which is neither a word nor a whole number",
@@ -225,7 +266,29 @@ def test_free_text_as_label_is_seen(tmp_path: Path) -> None:
     lines = ["text,label", *(f"t{i},sentence number {i}" for i in range(60))]
     (found,) = problems(write(tmp_path, "a.csv", "\n".join(lines)))
     assert found.startswith("60 distinct labels ('sentence number 0', ")
-    assert "look like free text or numbers, not classes; check data.label" in found
+    assert "look like free text or numbers" in found
+
+
+def test_many_classes_are_read_with_a_warning(tmp_path: Path) -> None:
+    def of(classes: int, each: int) -> DataSection:
+        lines = [f"t{i},intent {i % classes}" for i in range(classes * each)]
+        return write(tmp_path, "a.csv", "\n".join(["text,label", *lines]))
+
+    texts = load(of(150, 3))
+    assert len(texts.names) == 150
+    assert any("150 classes" in line for line in texts.warnings)
+    assert not load(of(50, 2)).warnings
+    assert problems(of(151, 3))[0].startswith("151 distinct labels")
+
+
+def test_labels_that_differ_only_in_case_are_one_warning(tmp_path: Path) -> None:
+    lines = ["text,label", "a,Bug", "b,bug", "c, BUG", "d,card lost", "e,Card  lost", "f,praise"]
+    texts = load(write(tmp_path, "a.csv", "\n".join(lines)))
+    assert len(texts.names) == 6
+    (found,) = [line for line in texts.warnings if "one class?" in line]
+    for name in ("'Bug'", "'bug'", "'BUG'", "'card lost'", "'Card  lost'"):
+        assert name in found
+    assert "praise" not in found
 
 
 def test_one_class_only_and_a_class_without_rows(tmp_path: Path) -> None:
@@ -259,10 +322,20 @@ def test_empty_texts_can_be_dropped_or_kept(tmp_path: Path) -> None:
 def test_many_problems_are_all_kept_and_shown_in_part(tmp_path: Path) -> None:
     found = report(write(tmp_path, "a.csv", "text,label\n" + ",x\n" * 30))
     assert (found.rows, len(found.problems), found.texts) == (30, 30, None)
-    shown = found.shown()
-    assert (len(shown), shown[-1]) == (21, "and 10 more problems")
-    with pytest.raises(DataError, match="and 29 more problems"):
+    with pytest.raises(DataError, match="and 29 more problems") as caught:
         found.require()
+    (line,) = caught.value.shown()
+    assert line.startswith("row 1 (line 2): the text is empty")
+    assert line.endswith("(29 more of this kind)")
+    wrong = [f"{'x' * n},label {chr(96 + n)}" for n in range(1, 10) for _ in range(n)]
+    section = write(tmp_path, "b.csv", "\n".join(["text,label", *wrong]))
+    with pytest.raises(DataError) as caught:
+        load(section.model_copy(update={"labels": ["yes", "no"]}))
+    shown = caught.value.shown()
+    assert len(shown) == 6
+    assert "label 'label c' is not one of yes, no" in shown[2]
+    assert "(2 more of this kind)" in shown[2]
+    assert shown[5] == f"and {6 + 7 + 8 + 9} more problems"
 
 
 @given(
@@ -310,7 +383,7 @@ def test_parquet(tmp_path: Path) -> None:
         pa.table({"text": ["a", "b", None], "label": [0, 1, None], "n": [1, 2, 3]}), path
     )
     section = DataSection(source=str(path), labels=["no", "yes"])
-    assert problems(section) == ("row 3: there is no text", "row 3: there is no label")
+    assert problems(section) == ("row 3: there is no text",)
     pq.write_table(pa.table({"text": ["a", "b"], "label": [0, 1]}), path)
     assert rows(load(section)) == [("a", "no"), ("b", "yes")]
 
@@ -333,8 +406,9 @@ def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ("source", "said"),
     [
         ("none.csv", "none.csv: no such file; a path is relative to the current folder"),
-        ("notes.txt", "'notes.txt' is nothing known"),
-        ("emotoin", "did you mean emotion?"),
+        ("notes.txt", "Unknown data.source 'notes.txt'."),
+        ("emotoin", "Did you mean emotion?"),
+        ("trec", "trec is a recipe: abft-mlx finetune trec"),
         (".", ". is a folder; name a file in it"),
     ],
 )

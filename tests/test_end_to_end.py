@@ -100,7 +100,7 @@ class Pair:
 def micro_batch(batch: Batch, rows: list[int], weights: list[int]) -> MicroBatch:
     """Some of a batch's prompts; weight 0 marks one that only fills the shape."""
     arrays = [np.array(array)[rows] for array in batch]
-    padded = PromptBatch(*arrays, target=np.array(TARGET)[rows], rows=np.array(rows))
+    padded = PromptBatch(*arrays, target=np.array(TARGET)[rows, None], rows=np.array(rows))
     return MicroBatch(padded, np.array(weights, np.float32))
 
 
@@ -193,7 +193,7 @@ def test_the_target_goes_through_the_trainer() -> None:
     seen: list[Any] = []
     trainer.on_update = seen.append
     arrays = plan.micro_batches(make_prompts()[:5], 4)[1].arrays()
-    assert arrays["target"].tolist() == [3, 3, 3, 3]
+    assert arrays["target"].tolist() == [[3]] * 4
 
     def surprise() -> float:
         batch = plan.micro_batches(make_prompts()[:8], 8)[0].arrays()

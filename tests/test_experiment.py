@@ -86,7 +86,7 @@ def test_probabilities_equal_the_whole_models_prompt_by_prompt(run):
     right, mass = 0, 0.0
     for prompt in chosen:
         logits = np.array(stock(mx.array([prompt.token_ids]))[0, -1], dtype=np.float64)
-        few = logits[list(ours.space.token_ids)]
+        few = logits[list(ours.space.first_ids)]
         probabilities = np.exp(few - few.max()) / np.exp(few - few.max()).sum()
         right += int(probabilities.argmax() == prompt.gold)
         mass += probabilities[prompt.gold]

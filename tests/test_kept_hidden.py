@@ -227,7 +227,7 @@ def test_no_more_than_the_budget_is_held() -> None:
     model = tiny_models.build("llama", hidden_size=256)
     each = 4 * 64 * 256
     one = keeping(step_of(model, "exact", [2]), 5 * each)
-    made = [Prompt((*range(1, 60), n), (3, 8, 13), (0, 1, 0), 0, 5) for n in range(64)]
+    made = [Prompt((*range(1, 60), n), (3, 8, 13), (0, 1, 0), 0, (5,)) for n in range(64)]
     assert one.kept is not None
     gc.collect()  # of other tests' models
     mx.synchronize()

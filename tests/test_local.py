@@ -43,7 +43,7 @@ def prompts() -> list[Prompt]:
     made = []
     for length in (24, 20, 17):
         tokens = tuple(source.integers(1, 90, length).tolist())
-        made.append(Prompt(tokens, (3, 8, 13), (0, 1, 0), int(source.integers(0, 2)), 5))
+        made.append(Prompt(tokens, (3, 8, 13), (0, 1, 0), int(source.integers(0, 2)), (5,)))
     return made
 
 

@@ -14,7 +14,7 @@ LENGTH = 64
 
 def prompts(n):
     tokens = tuple(1 + i % (tiny_models.VOCABULARY - 1) for i in range(LENGTH))
-    return [Prompt(tokens, (5, 9, 20, 33), (0, 1, 0, 1), 0, 3)] * n
+    return [Prompt(tokens, (5, 9, 20, 33), (0, 1, 0, 1), 0, (3,))] * n
 
 
 def trainer(*changes, **sizes):

@@ -55,7 +55,7 @@ class ByHand:
         self.tokens = [mx.array([prompt.token_ids]) for prompt in prompts]
         self.hidden = np.array([np.array(model.model(t)[0, -1]) for t in self.tokens], np.float64)
         self.logits = np.array([np.array(model(t)[0, -1]) for t in self.tokens], np.float64)
-        self.p = softmax(self.logits[:, list(task.space.token_ids)], axis=1)
+        self.p = softmax(self.logits[:, list(task.space.first_ids)], axis=1)
 
 
 @pytest.fixture(scope="module")

@@ -148,7 +148,7 @@ class TestHowManyShare:
             (("training.prompts_per_update=12",), 1, 4),
             (("training.prompts_per_update=14", "training.examples=49"), 1, 7),
             (("training.examples=513",), 1, 1),
-            (("objective.kind=end_to_end",), 1, 1),
+            (("objective.kind=end_to_end",), 1, 8),
             (("adapter.layers=auto",), 1, 1),
             (("adapter.layers=[1]",), 1, 1),
             (("training.gradient_checkpointing=true",), 1, 1),

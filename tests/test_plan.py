@@ -8,7 +8,7 @@ from abft_mlx.trainer import plan
 
 
 def prompt(length, gold=0):
-    return Prompt(tuple(range(1, length + 1)), (1, 3), (0, 1), gold, 3)
+    return Prompt(tuple(range(1, length + 1)), (1, 3), (0, 1), gold, (3,))
 
 
 def test_micro_batches_hold_every_prompt_once_in_one_shape_per_width():
@@ -69,7 +69,7 @@ def groups(lengths, m=4):
     for length in lengths:
         for number in range(m):
             rest = (900 + number, *range(500, 504 + number % 2))
-            made.append(Prompt((*range(1, length - 4), *rest), (1, 3), (0, 1), number, 3))
+            made.append(Prompt((*range(1, length - 4), *rest), (1, 3), (0, 1), number, (3,)))
     return made
 
 

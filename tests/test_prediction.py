@@ -42,7 +42,7 @@ def test_equal_to_whole_prompts_of_stock_mlx_lm(model: str, batch_tokens: int) -
     found = flat(made.predict([queries(TEXTS)]))
     assert [one.text for one in found] == TEXTS
     stock = tiny_task.model(model)
-    labels = mx.array(task.space.token_ids)
+    labels = mx.array(task.space.first_ids)
     for one in found:
         ids = task.tokenizer.encode(task.builder.text(made.demonstrations, one.text))
         expected = np.array(mx.softmax(stock(mx.array([ids]))[0, -1][labels]))

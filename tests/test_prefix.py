@@ -16,7 +16,7 @@ from abft_mlx.prefix import Prefix, cacheable, common_prefix
 from abft_mlx.prompts import LabelSpace, Prompt, batches
 
 Import = Callable[[str], ModuleType]
-SPACE = LabelSpace(("a", "b", "c"), ("a", "b", "c"), (3, 5, 8))
+SPACE = LabelSpace(("a", "b", "c"), ("a", "b", "c"), ((3,), (5,), (8,)))
 # Longer than the tiny models' windows of 9; the prompts behind it are shorter and longer.
 SHARED = tuple(np.random.default_rng(0).integers(1, 96, 22).tolist())
 # mlx-lm gives other hidden states with a cache than without.
@@ -27,7 +27,7 @@ WHOLE = DIFFERENT | {"llama4"}
 
 def prompt(own: int, seed: int, shared: tuple[int, ...] = SHARED) -> Prompt:
     ids = np.random.default_rng(seed).integers(1, 96, own).tolist()
-    return Prompt((*shared, *ids), (2, 7), (0, 1), 0, 3)
+    return Prompt((*shared, *ids), (2, 7), (0, 1), 0, (3,))
 
 
 PROMPTS = [prompt(own, seed) for seed, own in enumerate((12, 1, 3, 2, 9, 30, 1, 2))]
@@ -45,7 +45,7 @@ def whole(model: nn.Module, prompts: list[Prompt]) -> np.ndarray:
         model(mx.array([one.token_ids]), cache=make_prompt_cache(model) if needed else None)[0, -1]
         for one in prompts
     ]
-    labels = mx.stack(rows).astype(mx.float32)[:, mx.array(SPACE.token_ids)]
+    labels = mx.stack(rows).astype(mx.float32)[:, mx.array(SPACE.first_ids)]
     return np.array(mx.softmax(labels, axis=-1))
 
 

@@ -81,4 +81,4 @@ def test_evaluation_prompts_are_the_golden_ones(name: str, shared: Path) -> None
         for position, label in zip(
             prompt.label_positions, prompt.demonstration_labels, strict=True
         ):
-            assert prompt.token_ids[position] == space.token_ids[label]
+            assert (prompt.token_ids[position],) == space.token_ids[label]

@@ -132,3 +132,12 @@ def test_files_that_cannot_be_used(
     with pytest.raises(DataError) as caught:
         file(tmp_path / name)
     assert message in str(caught.value)
+
+
+def test_lines_of_utf16_with_their_mark(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes("Grüße\r\n你好 ਊ\r\n".encode("utf-16"))
+    assert file(path) == ["Grüße", "你好 ਊ"]
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DataError, match="is not UTF-16"):
+        file(path)

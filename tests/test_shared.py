@@ -35,7 +35,7 @@ def prompts() -> list[Prompt]:
         beginning = source.integers(1, 90, shared).tolist()
         for number, rest in enumerate((9, 5, 7)):
             tokens = (*beginning, 90 + number, *source.integers(1, 90, rest).tolist())
-            made.append(Prompt(tokens, (3, 8, 13), (0, 1, 0), int(source.integers(0, 2)), 5))
+            made.append(Prompt(tokens, (3, 8, 13), (0, 1, 0), int(source.integers(0, 2)), (5,)))
     return made
 
 
@@ -145,7 +145,7 @@ def test_groups_of_rows() -> None:
 
 def test_a_prompt_that_begins_another_keeps_its_last_token() -> None:
     whole = prompts()[0]
-    shorter = Prompt(whole.token_ids[:18], (3, 8, 13), (0, 1, 0), 0, 5)
+    shorter = Prompt(whole.token_ids[:18], (3, 8, 13), (0, 1, 0), 0, (5,))
     (batch,) = shared_micro_batches([whole, shorter], 2, 2)
     assert batch.prefix is not None
     assert batch.prefix.shape == (1, 17)

@@ -33,7 +33,7 @@ def made(beginning: int, own: int, seed: int) -> Prompt:
     """A prompt whose first tokens hang on their number alone."""
     shared = np.random.default_rng(beginning).integers(1, 96, beginning).tolist()
     rest = np.random.default_rng(100 + seed).integers(1, 96, own).tolist()
-    return Prompt((*shared, *rest), (2, 7), (0, 1), 0, 3)
+    return Prompt((*shared, *rest), (2, 7), (0, 1), 0, (3,))
 
 
 def mixed() -> list[Prompt]:
@@ -156,7 +156,7 @@ def test_fixed_demonstrations_are_computed_once_a_repeat() -> None:
     whole = sum(len(one.token_ids) for one in prompts)
     assert sum(rows * tokens for rows, tokens in seen) < whole / 2
     for one, row in zip(prompts, found, strict=True):
-        logits = model(mx.array([one.token_ids]))[0, -1][mx.array(task.space.token_ids)]
+        logits = model(mx.array([one.token_ids]))[0, -1][mx.array(task.space.first_ids)]
         np.testing.assert_allclose(row, np.array(mx.softmax(logits)), atol=1e-5)
     # The first repeat's are those of predict, whose answers are the same.
     shown = [one.demonstration_labels for one in prompts]

@@ -18,6 +18,7 @@ from abft_mlx.data import (
     Generator,
     LabelledTexts,
     demonstration_rows,
+    fold,
     load,
     split,
     training_rows,
@@ -63,6 +64,14 @@ def test_generator_draws() -> None:
     assert Generator(5).draw(9, 4) == Generator(5).draw(9, 4)
     with pytest.raises(ValueError, match="without repetition"):
         Generator().draw(3, 4)
+
+
+@pytest.mark.parametrize(("items", "n"), [(1, 1), (8192, 8192), (8193, 8193), (40_000, 3000)])
+def test_a_draw_takes_items_out_of_what_is_left(items: int, n: int) -> None:
+    numbers, left = Generator(5), list(range(items))
+    assert Generator(5).draw(items, n) == [
+        left.pop(int(numbers.random() * len(left))) for _ in range(n)
+    ]
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -159,6 +168,105 @@ def test_texts_in_two_parts_are_counted() -> None:
     ]
     marks = LabelledTexts(tuple("?" * n for n in range(1, 31)), (0, 1) * 15, ("a", "b"), "made.csv")
     assert split(marks, section(10, 0, 10, 10)).warnings == ()
+
+
+def own(**sizes: int) -> DataSection:
+    return DataSection(**{"holdout": "stratified", **sizes})
+
+
+@given(
+    st.lists(st.integers(1, 60), min_size=2, max_size=12),
+    st.integers(0, 40),
+    st.integers(1, 60),
+    st.integers(3, 300),
+    st.integers(0, 3),
+    st.data(),
+)
+def test_own_texts_are_divided_class_by_class(
+    counts: list[int], validation: int, test: int, training: int, seed: int, draw: st.DataObject
+) -> None:
+    labels = [label for label, count in enumerate(counts) for _ in range(count)]
+    n = len(labels)
+    if n < 7:
+        return
+    # Some texts are copies of others, with the same label or another.
+    copied = draw.draw(
+        st.lists(st.tuples(st.integers(0, n - 1), st.integers(0, n - 1)), max_size=3)
+    )
+    lines = [f"text {row}" for row in range(n)]
+    for one, other in copied:
+        lines[one] = lines[other].upper() + "."
+    names = tuple(f"class {label}" for label in range(len(counts)))
+    whole = LabelledTexts(tuple(lines), tuple(labels), names, "made.csv")
+    section = own(validation_rows=validation, test_rows=test, training_rows=training, seed=seed)
+    parts = split(whole, section, 2)
+    sizes = {part: len(rows) for part, rows in parts.rows.items()}
+    assert 1 <= sizes["test"] <= min(test, n // 4)
+    assert sizes["validation"] <= min(validation, (n - sizes["test"]) // 4)
+    assert 3 <= sizes["training"] <= training
+    assert parts.demonstrations == parts.training
+    assert parts == split(whole, section, 2)
+    different = {part: {fold(text) for text in getattr(parts, part).texts} for part in parts.rows}
+    for part, other in (("training", "validation"), ("training", "test"), ("validation", "test")):
+        assert not different[part] & different[other]
+    if copied:
+        return
+    # Without copies no row is lost, and every class is in every part as far as it goes.
+    assert sum(sizes.values()) - sizes["demonstrations"] == n or sizes["training"] == training
+    found = {part: getattr(parts, part).class_counts() for part in parts.rows}
+    for name, count in zip(names, counts, strict=True):
+        if count > 1 and training >= len(counts):
+            assert found["training"][name]
+        if count >= 4 and sizes["test"] >= len(counts):
+            assert found["test"][name]
+        if min(counts) >= 4 and sizes["test"] >= len(counts):
+            assert abs(found["test"][name] - count * sizes["test"] / n) < max(2, len(counts))
+
+
+def test_a_class_without_test_rows_is_named() -> None:
+    labels = (0,) * 40 + (1,) * 20 + (2,)
+    whole = LabelledTexts(tuple(map(str, range(61))), labels, ("a", "b", "rare"), "made.csv")
+    parts = split(whole, own(validation_rows=8))
+    assert parts.training.class_counts()["rare"] == 1
+    (lacking,) = [line for line in parts.warnings if "no test rows" in line]
+    assert "'rare'" in lacking
+    assert "'a'" not in lacking
+    assert parts.test.class_counts() == {"a": 10, "b": 5, "rare": 0}
+
+
+def test_a_small_file_is_told_in_one_line_and_twenty_rows_work() -> None:
+    for classes in (2, 3, 4):
+        parts = split(texts(20, classes), own(validation_rows=128), 4)
+        assert [len(parts.rows[one]) for one in ("training", "validation", "test")] == [12, 3, 5]
+        assert not parts.warnings
+        assert min(parts.training.class_counts().values()) >= 2
+    # Validation gives way before there are too few rows to train.
+    parts = split(texts(20, 4), own(validation_rows=128), 12)
+    assert [len(parts.training), len(parts.validation), len(parts.test)] == [13, 2, 5]
+    with pytest.raises(DataError, match="20 rows are too few"):
+        split(texts(20, 4), own(), 19)
+    assert not split(texts(400), own(training_rows=200, validation_rows=20, test_rows=50)).warnings
+
+
+def test_copies_of_test_texts_do_not_train() -> None:
+    lines = tuple(f"Text {row % 40}" + "!" * (row // 40) for row in range(120))
+    whole = LabelledTexts(lines, tuple(row % 2 for row in range(120)), ("a", "b"), "made.csv")
+    parts = split(whole, own(validation_rows=5))
+    assert (len(parts.test), len(parts.validation), len(parts.training)) == (10, 5, 75)
+    assert any("30 rows were dropped from training" in line for line in parts.warnings)
+
+
+def test_a_final_run_trains_on_everything() -> None:
+    whole = texts(3000, 3)
+    section = own().model_copy(update={"holdout": "none"})
+    parts = split(whole, section)
+    assert sorted(parts.rows["training"]) == list(range(3000))
+    assert not len(parts.test)
+    assert not len(parts.validation)
+    assert not any("no test rows have" in line for line in parts.warnings)
+    parts = split(whole, section.model_copy(update={"validation_rows": 300}))
+    assert parts.validation.class_counts() == {f"class {label}": 100 for label in range(3)}
+    assert sorted(parts.rows["training"] + parts.rows["validation"]) == list(range(3000))
 
 
 def test_training_rows_reseed_for_every_prompt() -> None:

@@ -279,7 +279,7 @@ def test_only_the_label_counts_in_mlx_lms_loss(contenders: ModuleType) -> None:
     expected = []
     for prompt in prompts:
         logits = np.array(model(mx.array([prompt.token_ids]))[0, -1], dtype=np.float64)
-        expected.append(np.log(np.exp(logits).sum()) - logits[prompt.target])
+        expected.append(np.log(np.exp(logits).sum()) - logits[prompt.target[0]])
     tokens, counted = contenders.label_batch(prompts)
     assert tokens.shape[1] % 32 == 1
     value, number = default_loss(model, tokens, counted)

@@ -27,7 +27,7 @@ def make_prompts(n=24, seed=0):
         tokens = tuple(int(t) for t in rng.integers(1, tiny_models.VOCABULARY, length))
         positions = tuple(sorted(int(p) for p in rng.choice(length - 1, K, replace=False)))
         labels = tuple(int(y) for y in rng.integers(0, 2, K))
-        made.append(Prompt(tokens, positions, labels, int(rng.integers(0, 2)), 3))
+        made.append(Prompt(tokens, positions, labels, int(rng.integers(0, 2)), (3,)))
     return made
 
 

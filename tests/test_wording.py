@@ -9,12 +9,10 @@ from made_tokenizers import Letters, gpt2, llama3, words
 from test_prompts import TEMPLATE
 
 from abft_mlx.errors import PromptError
-from abft_mlx.prompts import LabelSpace, Template, label_space
+from abft_mlx.prompts import Template, label_space
 from abft_mlx.recipe import PromptSection
 
-WAY_OUT = (
-    "map it to a word of one token with prompt.label_words, or let prompt.label_words: auto choose"
-)
+WAY_OUT = "map it to another word with prompt.label_words"
 MERGE = (
     "merge in this model's vocabulary, so the label has no place of its own: end the prefix in a "
     "character that the vocabulary does not join to words (':', '=' or '>' perhaps)"
@@ -100,21 +98,9 @@ def test_advice_where_pieces_merge(pieces: dict[str, str], advice: str) -> None:
     ("names", "chosen", "line"),
     [
         (
-            ["not spam", "spam"],
-            None,
-            "label 'not spam' is 2 tokens (' not', ' spam') in this model's vocabulary, and must "
-            f"be one: {WAY_OUT}",
-        ),
-        (
-            ["a", "b"],
-            {"b": "not spam", "a": "good"},
-            "label 'b' (word 'not spam') is 2 tokens (' not', ' spam') in this model's "
-            f"vocabulary, and must be one: {WAY_OUT}",
-        ),
-        (
             ["spam", "b", "c"],
             {"c": "spam", "b": "good"},
-            f"label 'spam' and label 'c' (word 'spam') share the token ' spam': {WAY_OUT}",
+            f"label 'spam' and label 'c' (word 'spam') are the same tokens, ' spam': {WAY_OUT}",
         ),
         (
             ["spam", "ham"],
@@ -145,24 +131,6 @@ def test_unknown_words_say_why_and_the_way_out() -> None:
     assert refused(words(), ["spam", "ham"], {"ham": "zebra"}) == (
         f"label 'ham' (word 'zebra') {line}"
     )
-
-
-def test_auto_that_finds_nothing_says_what_it_tried() -> None:
-    assert refused(words(), ["0", "1"], "auto") == (
-        "prompt.label_words: auto finds no 2 words of one token each in this model's vocabulary, "
-        "neither first tokens nor letters: map each label to a word yourself"
-    )
-
-
-def test_auto_takes_no_empty_word_and_no_letter_twice() -> None:
-    # The first token of " xy" is the space alone.
-    space = label_space(Letters(" A", " B"), TEMPLATE, ["xy", "B"], "auto")
-    assert space == LabelSpace(("xy", "B"), ("A", "B"), (0x110000, 0x110001))
-    many = [f"{n} not one token" for n in range(53)]
-    letters = [f" {letter}" for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"]
-    found = label_space(Letters(*letters), TEMPLATE, many[:52], "auto")
-    assert found.words == tuple(letter.strip() for letter in letters)
-    assert "auto finds no 53 words" in refused(Letters(*letters), many, "auto")
 
 
 def test_words_are_stripped_and_named_where_they_differ() -> None:

@@ -94,7 +94,7 @@ def mlx_lm_step(size: Size, dtype: mx.Dtype, keys: list[str] | None) -> Update:
     """
     step = mlx_lm_updates(random_model(size, dtype), LEARNING_RATE, keys)
     batch = batch_of(size).batch
-    tokens = mx.concatenate([mx.array(batch.tokens), mx.array(batch.target)[:, None]], axis=1)
+    tokens = mx.concatenate([mx.array(batch.tokens), mx.array(batch.target)], axis=1)
     lengths = mx.array([[size.tokens, size.tokens + 1]] * size.prompts)
     return lambda: step(tokens, lengths)
 

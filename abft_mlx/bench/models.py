@@ -74,7 +74,7 @@ def random_prompts(size: Size, number: int, seed: int = 0, together: int = 1) ->
                 label_positions=positions,
                 demonstration_labels=tuple(labels.tolist()),
                 gold=gold,
-                target=gold,
+                target=(gold,),
             )
         )
     return prompts

@@ -73,6 +73,9 @@ def changes(
         made.append(override("evaluation.methods", chosen))
     if compat:
         made.append(override("evaluation.compat", True))
+    # The protocol draws demonstrations for each query; a run's classifier has its own.
+    if made:
+        made.append(override("evaluation.demonstrations", "per_query"))
     return made
 
 

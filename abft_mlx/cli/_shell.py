@@ -24,7 +24,6 @@ from abft_mlx.stopping import Stop
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-PROBLEMS_SHOWN = 20
 LONGEST_MESSAGE = 3000
 _AS_JSON = "abft_mlx.as_json"
 _LONGEST_CHAIN = 20
@@ -131,17 +130,16 @@ def fail(
         message: one line for a person.
         status: the exit status.
         kind: the error's class, for programs.
-        problems: every problem found; a person is shown the first twenty.
+        problems: every problem found; a person is shown five kinds.
         as_json: print the error as a JSON document on standard output, too.
     """
     message = one_line(message)
     print(f"error: {message}", file=sys.stderr)
-    # A message that already holds the only problem needs no list.
-    if len(problems) > 1:
-        for problem in problems[:PROBLEMS_SHOWN]:
-            print(f"  {one_line(problem)}", file=sys.stderr)
-        if len(problems) > PROBLEMS_SHOWN:
-            print(f"  … and {len(problems) - PROBLEMS_SHOWN} more", file=sys.stderr)
+    lines = DataError(message, problems).shown()
+    # A message that already holds the only kind of problem needs no list.
+    if len(lines) > 1:
+        for line in lines:
+            print(f"  {one_line(line)}", file=sys.stderr)
     if as_json:
         _print_error(kind, message, problems)
     return typer.Exit(status)

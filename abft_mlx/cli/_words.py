@@ -35,10 +35,15 @@ def plan(experiment: Experiment, trainable: int | None, output: object = None) -
     recipe = experiment.recipe
     texts = experiment.texts
     counts = texts.class_counts()
-    parts = [f"{len(rows):,} {name}" for name, rows in experiment.splits.rows.items() if len(rows)]
+    rows = experiment.splits.rows
+    parts = [
+        f"{len(some):,} for {name}"
+        for name, some in rows.items()
+        if some and not (name == "demonstrations" and some == rows["training"])
+    ]
     lines = [
         f"model     {recipe.model}" + (f" at {recipe.revision}" if recipe.revision else ""),
-        f"data      {texts.source}: {len(texts):,} texts, of which {', '.join(parts)}",
+        f"data      {texts.source}: {len(texts):,} texts: {', '.join(parts)}",
         "labels    " + _labels(counts, experiment.space.words),
     ]
     lines += [f"warning   {text}" for text in warnings(experiment)]

@@ -13,7 +13,8 @@ from abft_mlx.data._rows import MISSING, Table
 from abft_mlx.data.texts import LabelledTexts
 from abft_mlx.errors import DataError
 
-MOST_CLASSES = 50
+MOST_CLASSES, MANY_CLASSES = 150, 50
+NO_LABEL = "there is no label"
 _SHOWN_PLACES = 5
 
 
@@ -36,12 +37,6 @@ class Report:
     problems: tuple[str, ...]
     warnings: tuple[str, ...]
     texts: LabelledTexts | None
-
-    def shown(self, limit: int = 20) -> list[str]:
-        """The first problems, and a line that says how many more there are."""
-        more = len(self.problems) - limit
-        tail = [f"and {more} more problems"] if more > 0 else []
-        return [*self.problems[:limit], *tail]
 
     def require(self) -> LabelledTexts:
         """The labelled texts.
@@ -87,7 +82,9 @@ def check(
             found.append("the text is empty; fix or remove the row, or set data.empty_texts: drop")
         index = None
         if isinstance(label, Bad):
-            found.append(label.reason)
+            # An empty row is one problem.
+            if not (found and label.reason == NO_LABEL):
+                found.append(label.reason)
         elif not space.problem:
             index = space.index(label)
             if index is None:
@@ -106,6 +103,7 @@ def check(
     if not problems:
         problems += _few_classes(counts)
     warnings += [f"no row has label {name!r}" for name, count in counts.items() if not count]
+    warnings += _unlikely(space.names)
     warnings += _repeated(good, space.names)
     problems.sort(key=lambda problem: problem[0])
     texts = None
@@ -149,12 +147,15 @@ class _Space:
         if names:
             return cls(names, numbered=not any(_is_whole(name) for name in names))
         distinct = set(values)
-        if len(distinct) > MOST_CLASSES:
+        # Labels of a classifier come again; more than a few that mostly do not are something else.
+        rarely = len(distinct) > MANY_CLASSES and 2 * len(distinct) > len(values)
+        if rarely or len(distinct) > MOST_CLASSES:
             examples = ", ".join(_brief(value) for value in sorted(distinct)[:3])
             return cls(
                 (),
                 problem=f"{len(distinct)} distinct labels ({examples}, ...) look like free text "
-                "or numbers, not classes; check data.label, or list the classes in data.labels",
+                "or numbers, not classes; check --label-column (data.label), or list the classes "
+                "in data.labels",
             )
         if all(_is_whole(value) for value in distinct):
             return cls(tuple(str(number) for number in sorted(int(value) for value in distinct)))
@@ -192,7 +193,7 @@ def _is_whole(value: str) -> bool:
 def label_word(value: Any) -> str | Bad:
     """A label as a word: numbers and flags are written out, spaces around it taken off."""
     if value is MISSING or value is None:
-        return Bad("there is no label")
+        return Bad(NO_LABEL)
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
@@ -206,7 +207,7 @@ def label_word(value: Any) -> str | Bad:
     if isinstance(value, str):
         word = value.strip()
         if not word:
-            return Bad("there is no label")
+            return Bad(NO_LABEL)
         return Bad("the label holds half a character") if _lone_surrogate(word) else word
     return Bad(f"the label is {_brief(value)}, which is neither a word nor a whole number")
 
@@ -234,6 +235,25 @@ def _few_classes(counts: dict[str, int]) -> list[tuple[int, str]]:
     if len(used) == 1:
         return [(0, f"every label is {used[0]!r}; a classifier needs at least two classes")]
     return [] if used else [(0, "no rows are left")]
+
+
+def _unlikely(names: Sequence[str]) -> list[str]:
+    """Warnings for classes that somebody may not have meant."""
+    alike = defaultdict(list)
+    for name in names:
+        alike[" ".join(name.casefold().split())].append(name)
+    groups = [" and ".join(map(repr, some)) for some in alike.values() if len(some) > 1]
+    warnings = []
+    if groups:
+        warnings.append(
+            f"labels {_places(groups)} differ only in case or spaces: are they one class? If so, "
+            "write them alike; they are separate classes now"
+        )
+    if len(names) > MANY_CLASSES:
+        warnings.append(
+            f"there are {len(names)} classes; if that is not so, check --label-column (data.label)"
+        )
+    return warnings
 
 
 def _repeated(good: Sequence[tuple[str, int, str]], names: Sequence[str]) -> list[str]:

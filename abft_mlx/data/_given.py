@@ -1,8 +1,4 @@
-"""Labelled texts that a Python program hands over, and their division for training alone.
-
-Where a file of texts is divided for training and for measuring, a program that measures by itself
-(scikit-learn's ``cross_val_score``) gives training texts only: all of them may train.
-"""
+"""Texts and labels that a Python program hands over, checked like those of a file."""
 
 from __future__ import annotations
 
@@ -11,11 +7,9 @@ from typing import Any
 
 from abft_mlx.data._check import Bad, check, label_word, text_problems
 from abft_mlx.data._rows import Row, Table
-from abft_mlx.data.generator import Generator
 from abft_mlx.data.queries import Query
-from abft_mlx.data.texts import LabelledTexts, Splits
+from abft_mlx.data.texts import LabelledTexts
 from abft_mlx.errors import DataError
-from abft_mlx.recipe import DataSection
 
 
 def _plain(value: Any) -> Any:
@@ -95,31 +89,3 @@ def queries_of(texts: Sequence[Any], source: str) -> list[Query]:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise DataError(f"{source}: {problems[0]}{more}", problems)
     return [Query(text, f"{source} item {number}") for number, text in enumerate(texts)]
-
-
-def for_training(texts: LabelledTexts, section: DataSection) -> Splits:
-    """Divide texts into training and validation; nothing is kept from training for tests.
-
-    ``validation_rows`` are drawn first where they are asked for, then up to ``training_rows``.
-
-    Raises:
-        DataError: validation would leave no training rows.
-    """
-    count = len(texts)
-    if section.validation_rows >= count:
-        raise DataError(
-            f"{texts.source}: data.validation_rows {section.validation_rows} leave nothing of "
-            f"{count} texts to train on; lower it, or give more texts"
-        )
-    kept = min(count - section.validation_rows, section.training_rows)
-    drawn = Generator(section.seed).draw(count, section.validation_rows + kept)
-    validation, training = drawn[: section.validation_rows], drawn[section.validation_rows :]
-    rows: dict[str, tuple[int, ...]] = {
-        "training": tuple(training),
-        "validation": tuple(validation),
-        "demonstrations": (),
-        "test": (),
-    }
-    return Splits(
-        texts.subset(training), texts.subset(validation), texts.subset(()), texts.subset(()), rows
-    )

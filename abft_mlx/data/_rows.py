@@ -14,7 +14,9 @@ from abft_mlx.errors import DataError
 
 MISSING = object()
 MOST_ROWS, MOST_BYTES, BATCH_ROWS = 10_000_000, 2_000_000_000, 4096
-_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+UTF16 = (b"\xff\xfe", b"\xfe\xff")
+# A text may be longer than the 131,072 characters that csv allows in a field.
+csv.field_size_limit(MOST_BYTES)
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,13 @@ def columns(wanted: str) -> list[str]:
 
 
 def pick(wanted: str, found: Sequence[str]) -> str | None:
-    """The first allowed column that exists."""
-    return next((name for name in columns(wanted) if name in found), None)
+    """The first allowed column that exists; upper and lower case differ only where they must."""
+    allowed = columns(wanted)
+    exact = next((name for name in allowed if name in found), None)
+    if exact is not None:
+        return exact
+    near = [[name for name in found if name.lower() == one.lower()] for one in allowed]
+    return next((names[0] for names in near if len(names) == 1), None)
 
 
 def read(path: Path, text: str, label: str | None) -> Table:
@@ -81,10 +88,14 @@ def read(path: Path, text: str, label: str | None) -> Table:
 
 
 def _decode(content: bytes, table: Table) -> str:
-    """The text of a file; lines that are not UTF-8 become problems."""
-    if content.startswith(_UTF16):
-        table.problems.append((0, "the file is UTF-16, not UTF-8; save it as UTF-8"))
-        return content.decode("utf-16", errors="replace")
+    """The text of a file, UTF-8 or UTF-16 with its mark; lines that are neither are problems."""
+    if content.startswith(UTF16):
+        try:
+            return content.decode("utf-16")
+        except UnicodeDecodeError as error:
+            before = content[: error.start].decode("utf-16", errors="replace").count("\n")
+            table.problems.append((0, f"line {before + 1} is not UTF-16; save the file as UTF-8"))
+            return content.decode("utf-16", errors="replace")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -157,8 +168,8 @@ def _delimiter(header: str, text: str, label: str | None) -> str:
 
 
 def _wanted(text: str, label: str | None) -> list[tuple[str, str]]:
-    """The columns to find, each with the setting that names it."""
-    return [(text, "data.text"), *([(label, "data.label")] if label is not None else [])]
+    """The columns to find, each with the option that names it."""
+    return [(text, "--text-column"), *([(label, "--label-column")] if label is not None else [])]
 
 
 def _positions(
@@ -166,10 +177,10 @@ def _positions(
 ) -> tuple[int, int | None] | None:
     """Where the columns are in the header; what is wrong with it goes into the table."""
     names = []
-    for wanted, setting in _wanted(text, label):
+    for wanted, option in _wanted(text, label):
         name = pick(wanted, header)
         if name is None:
-            table.problems.append((0, no_column(wanted, setting, header)))
+            table.problems.append((0, no_column(wanted, option, header)))
         elif header.count(name) > 1:
             table.problems.append((0, f"the header names column {name!r} twice"))
         names.append(name)
@@ -179,17 +190,26 @@ def _positions(
     return places[0], places[1] if label is not None else None
 
 
-def no_column(wanted: str, setting: str, found: Sequence[str]) -> str:
+def no_column(wanted: str, option: str, found: Sequence[str]) -> str:
     """The line for a column that is not there."""
+    setting = "data." + option.removeprefix("--").removesuffix("-column")
     shown = ", ".join(repr(name if len(name) <= 40 else f"{name[:37]}...") for name in found[:12])
     more = f" and {len(found) - 12} more" if len(found) > 12 else ""
     asked = " or ".join(repr(name) for name in columns(wanted))
-    return f"no column {asked}; the columns are {shown or 'none'}{more} (name yours in {setting})"
+    return (
+        f"no column {asked}; the columns are {shown or 'none'}{more}: name yours with {option}, or "
+        f"as {setting} in a recipe"
+    )
 
 
 def _jsonl(content: bytes, text: str, label: str | None) -> Table:
     table = Table()
-    lines = enumerate(_decode(content, table).split("\n"), 1)
+    return _json_lines(_decode(content, table), text, label, table)
+
+
+def _json_lines(source: str, text: str, label: str | None, table: Table) -> Table:
+    """A JSON object in every line."""
+    lines = enumerate(source.split("\n"), 1)
     filled = [(line_number, line) for line_number, line in lines if line.strip()]
     objects: list[tuple[int, str, Any]] = []
     for number, (line_number, line) in enumerate(filled, 1):
@@ -203,11 +223,12 @@ def _jsonl(content: bytes, text: str, label: str | None) -> Table:
 
 def _json(content: bytes, text: str, label: str | None) -> Table:
     """A JSON array of objects, or JSON Lines by another name."""
-    if not content.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
-        return _jsonl(content, text, label)
     table = Table()
+    source = _decode(content, table)
+    if not source.lstrip().startswith("["):
+        return _json_lines(source, text, label, table)
     try:
-        values = json.loads(_decode(content, table))
+        values = json.loads(source)
     except (ValueError, RecursionError) as error:
         line = getattr(error, "lineno", 1)
         table.problems.append((0, f"line {line}: not JSON ({_reason(error)})"))

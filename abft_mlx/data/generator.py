@@ -11,6 +11,8 @@ import random
 _MULTIPLIER = 1664525
 _INCREMENT = 1013904223
 _MODULUS = 2**32
+# Items of a list that an item is taken out of: out of one long list that is slow.
+_BLOCK = 2**13
 
 
 class Generator:
@@ -34,8 +36,17 @@ class Generator:
             raise ValueError(f"cannot draw {n} of {n_items} items without repetition")
         if repetition:
             return [int(self.random() * n_items) for _ in range(n)]
-        left = list(range(n_items))
-        return [left.pop(int(self.random() * len(left))) for _ in range(n)]
+        starts = range(0, n_items, _BLOCK)
+        blocks = [list(range(start, min(start + _BLOCK, n_items))) for start in starts]
+        drawn = []
+        for left in range(n_items, n_items - n, -1):
+            place = int(self.random() * left)
+            for block in blocks:
+                if place < len(block):
+                    drawn.append(block.pop(place))
+                    break
+                place -= len(block)
+        return drawn
 
 
 def demonstration_rows(

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from abft_mlx import recipe
 from abft_mlx.data import _rows
 from abft_mlx.data._check import Report, check
 from abft_mlx.data.texts import LabelledTexts
@@ -48,11 +49,15 @@ def report(section: DataSection) -> Report:
 
         table = hub.read(section)
         return check(table, hub.title(section), section.labels, section.empty_texts)
+    if source in recipe.shipped():
+        raise DataError(
+            f"Unknown data.source {source!r}. {source} is a recipe: abft-mlx finetune {source}"
+        )
     near = difflib.get_close_matches(source, ["demo", *tasks], n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
+    hint = f"Did you mean {near[0]}? " if near else ""
     raise DataError(
-        f"data.source {source!r} is nothing known: {hint}Use a built-in task "
-        f"({', '.join(['demo', *tasks])}), a file ({', '.join(_rows.READERS)}) or owner/name"
+        f"Unknown data.source {source!r}. {hint}Use a file ({', '.join(_rows.READERS)}), a data "
+        f"set of the hub (owner/name) or a built-in task ({', '.join(['demo', *tasks])})"
     )
 
 

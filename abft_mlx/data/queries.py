@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +86,8 @@ class Queries:
             yield from self._lines(self._stream)
         else:
             with Path(self.source).expanduser().open("rb") as stream:
-                yield from self._lines(stream)
+                utf16 = stream.peek(2)[:2] in _rows.UTF16
+                yield from self._lines(_as_utf8(stream, self.source) if utf16 else stream)
 
     def _rows(self, table: _rows.Table) -> list[Query]:
         problems = list(table.problems)
@@ -150,3 +152,11 @@ class Queries:
             return True
         self.dropped += self._section.empty_texts == "drop"
         return False
+
+
+def _as_utf8(stream: BinaryIO, source: str) -> BinaryIO:
+    """A UTF-16 file, read whole, as UTF-8."""
+    try:
+        return io.BytesIO(stream.read().decode("utf-16").encode())
+    except UnicodeDecodeError:
+        raise DataError(f"{source} is not UTF-16 throughout; convert it to UTF-8") from None

@@ -1,15 +1,17 @@
 """How good a classifier a prompted model is."""
 
 from abft_mlx.evaluation.comparisons import against_base, right_answers, right_string
+from abft_mlx.evaluation.continuations import vocabulary_logits
 from abft_mlx.evaluation.intervals import bootstrap_interval, intervals, mcnemar
 from abft_mlx.evaluation.methods import entry, probabilities_of, report, zero_shot_prompts
 from abft_mlx.evaluation.metrics import softmax, summary
-from abft_mlx.evaluation.outputs import hidden_states, vocabulary_logits
-from abft_mlx.evaluation.probabilities import label_logits, label_probabilities
+from abft_mlx.evaluation.outputs import Outputs, hidden_states
+from abft_mlx.evaluation.probabilities import label_logits, label_probabilities, label_scores
 from abft_mlx.evaluation.suite import measure
 from abft_mlx.evaluation.verdict import verdict
 
 __all__ = [
+    "Outputs",
     "against_base",
     "bootstrap_interval",
     "entry",
@@ -17,6 +19,7 @@ __all__ = [
     "intervals",
     "label_logits",
     "label_probabilities",
+    "label_scores",
     "mcnemar",
     "measure",
     "probabilities_of",

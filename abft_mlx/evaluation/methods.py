@@ -15,10 +15,11 @@ import numpy as np
 from abft_mlx.evaluation import calibration
 from abft_mlx.evaluation._progress import OnStage, Progress, part
 from abft_mlx.evaluation.comparisons import right_string
+from abft_mlx.evaluation.continuations import vocabulary_logits
 from abft_mlx.evaluation.intervals import intervals, mcnemar
-from abft_mlx.evaluation.metrics import predictions, summary
-from abft_mlx.evaluation.outputs import hidden_states, vocabulary_logits
-from abft_mlx.evaluation.probabilities import label_probabilities, probabilities_of_hidden
+from abft_mlx.evaluation.metrics import predictions, softmax, summary
+from abft_mlx.evaluation.outputs import Outputs, hidden_states
+from abft_mlx.evaluation.probabilities import label_probabilities, label_scores
 from abft_mlx.prompts import Prompt
 from abft_mlx.ranks import Ranks
 from abft_mlx.recipe import EvaluationSection
@@ -237,12 +238,13 @@ class _Passes:
         self._tell(name)
         found = np.zeros((len(prompts), len(self.space)))
 
-        def read(rows: np.ndarray, hidden: mx.array) -> None:
-            found[rows] = probabilities_of_hidden(self.model, hidden, self.space)
+        def read(one: Outputs) -> None:
+            found[one.rows] = softmax(label_scores(self.model, one, self.space))
 
         states = hidden_states(
             self.model,
             prompts,
+            space=self.space,
             batch_tokens=self.batch_tokens,
             each=read,
             on_progress=part(self.on_progress, self.done, self.total),

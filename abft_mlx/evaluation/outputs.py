@@ -8,6 +8,8 @@ Letters: B prompts, N prompts in all, T tokens, C labels, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
+from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -15,15 +17,29 @@ import numpy as np
 
 from abft_mlx import activations, limits, ports, runtime
 from abft_mlx.errors import RunError
+from abft_mlx.evaluation.continuations import Continuations
 from abft_mlx.evaluation.sharing import own_rows, parts
 from abft_mlx.prefix import Prefix, Prefixes
-from abft_mlx.prompts import Prompt, PromptBatch
+from abft_mlx.prompts import LabelSpace, Prompt, PromptBatch
 from abft_mlx.ranks import Ranks
 
-# Numbers in one piece of whole-vocabulary logits: 64 MiB of float32.
-PIECE = 2**24
 # Prompts whose hidden states, gathered from all ranks, are handed on at a time.
 TOGETHER = 512
+
+
+class Outputs(NamedTuple):
+    """What a batch of prompts gives.
+
+    Attributes:
+        rows: (B,) where each prompt was among all prompts.
+        hidden: (B, width) hidden states at the last position, after the final norm.
+        later: (B, C) float64, log-probability of each class's tokens behind the first; None where
+            every word is one token.
+    """
+
+    rows: np.ndarray
+    hidden: mx.array
+    later: np.ndarray | None
 
 
 def hidden_at_last(
@@ -54,11 +70,12 @@ def hidden_batches(
     prompts: Sequence[Prompt],
     *,
     batch_tokens: int,
+    space: LabelSpace | None = None,
     prefix: Prefix | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     ranks: Ranks | None = None,
-) -> Iterator[tuple[np.ndarray, mx.array]]:
-    """Hidden states at the last position, batch after batch.
+) -> Iterator[Outputs]:
+    """Hidden states at the last position, batch after batch, and what label scores need beside.
 
     What prompts share at their beginning is computed once where that is worth it. Every rank
     computes a part of the prompts, and yields all of them.
@@ -67,88 +84,131 @@ def hidden_batches(
         model: a loaded model.
         prompts: N prompts of any lengths, all with the same number of demonstrations.
         batch_tokens: tokens in one batch, padding and beginnings included.
+        space: the labels, where their words are to be scored: words of several tokens are then
+            run behind each prompt.
         prefix: spares the tokens that it holds, for prompts that begin with it.
         on_progress: told how many prompts of how many are done, after each batch.
         ranks: the processes that measure together, each with the same prompts.
 
     Yields:
-        (B,) where each prompt was in ``prompts``, and (B, width) hidden states.
+        Each batch's rows, hidden states and scores of later tokens.
 
     Raises:
         RunError: a rank is gone.
     """
     ranks = ranks or Ranks()
+    words = None if space is None or space.single else Continuations(space.targets)
     share = own_rows(prompts, ranks)
     own = [prompts[row] for row in share]
-    mine: list[tuple[np.ndarray, mx.array]] = []
+    mine: list[Outputs] = []
     done = 0
     for behind in parts(model, own, batch_tokens, prefix):
         for whole, all_which in behind.batches(own, batch_tokens):
-            for batch, hidden in _evaluated(model, whole, behind.prefix, all_which):
-                if len(own) == len(prompts):
-                    yield share[batch.rows], hidden
-                else:
-                    mine.append((share[batch.rows], hidden))
-                done += len(batch)
-                if on_progress is not None:
-                    on_progress(done * len(prompts) // len(own), len(prompts))
+            for batch, which in (
+                [(whole, all_which)] if words is None else _of_one_length(whole, all_which)
+            ):
+                forward = _Forward(model, behind.prefix, words, batch_tokens)
+                for rows, hidden, later in forward.evaluated(batch, which):
+                    found = Outputs(share[rows], hidden, later)
+                    if len(own) == len(prompts):
+                        yield found
+                    else:
+                        mine.append(found)
+                    done += len(rows)
+                    if on_progress is not None:
+                        on_progress(done * len(prompts) // len(own), len(prompts))
     if mine:
         yield from _everybodys(mine, len(prompts), ranks)
 
 
-def _evaluated(
-    model: nn.Module, batch: PromptBatch, prefix: Prefixes | None, which: list[int] | None
-) -> Iterator[tuple[PromptBatch, mx.array]]:
-    """A batch's hidden states, or those of its halves where memory runs out."""
-    waiting = [(batch, which)]
-    while waiting:
-        some, own = waiting.pop()
-        hidden = _hidden_if_it_fits(model, some, prefix, own)
-        if hidden is not None:
-            yield some, hidden
-            continue
-        first, second = some.halves()
-        middle = len(first)
-        waiting.append((second, None if own is None else own[middle:]))
-        waiting.append((first, None if own is None else own[:middle]))
+def _of_one_length(
+    batch: PromptBatch, which: list[int] | None
+) -> Iterator[tuple[PromptBatch, list[int] | None]]:
+    """A batch parted by length, without padding: words go on behind a prompt's last token."""
+    for last in np.unique(batch.last):
+        rows = np.flatnonzero(batch.last == last)
+        values = {one.name: getattr(batch, one.name)[rows] for one in fields(batch)}
+        values["tokens"] = values["tokens"][:, : last + 1]
+        yield PromptBatch(**values), None if which is None else [which[row] for row in rows]
 
 
-def _hidden_if_it_fits(
-    model: nn.Module, batch: PromptBatch, prefix: Prefixes | None, which: list[int] | None
-) -> mx.array | None:
-    """A batch's hidden states, or None where memory ran out over several prompts."""
-    limits.check_batch(mx.get_cache_memory())
-    try:
-        tokens, last = mx.array(batch.tokens), mx.array(batch.last)
-        with activations.quickly(model):
-            hidden = hidden_at_last(model, tokens, last, prefix, which)
-        mx.eval(hidden)
-        return hidden
-    except (RuntimeError, MemoryError) as error:
-        if not runtime.out_of_memory(error):
-            raise
-        said = str(error) or type(error).__name__
-    if len(batch) == 1:
-        raise RunError(
-            f"a prompt of {len(batch.tokens[0])} tokens does not fit into memory ({said}); take a "
-            "4-bit copy of the model, or fewer prompt.demonstrations"
-        )
-    runtime.release_memory()
-    return None
+class _Forward:
+    """Forward passes of batches that are made smaller where memory runs out."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        prefix: Prefixes | None,
+        words: Continuations | None,
+        batch_tokens: int,
+    ) -> None:
+        self.model = model
+        self.prefix = prefix
+        self.words = words
+        self.batch_tokens = batch_tokens
+
+    def evaluated(self, batch: PromptBatch, which: list[int] | None) -> Iterator[Outputs]:
+        """What a batch gives, or its halves where memory runs out."""
+        waiting = [(batch, which)]
+        while waiting:
+            some, own = waiting.pop()
+            found = self._if_it_fits(some, own)
+            if found is not None:
+                yield found
+                continue
+            first, second = some.halves()
+            middle = len(first)
+            waiting.append((second, None if own is None else own[middle:]))
+            waiting.append((first, None if own is None else own[:middle]))
+
+    def _if_it_fits(self, batch: PromptBatch, which: list[int] | None) -> Outputs | None:
+        """What a batch gives, or None where memory ran out over several prompts."""
+        limits.check_batch(mx.get_cache_memory())
+        try:
+            with activations.quickly(self.model):
+                return self._run(batch, which)
+        except (RuntimeError, MemoryError) as error:
+            if not runtime.out_of_memory(error):
+                raise
+            said = str(error) or type(error).__name__
+        if len(batch) == 1:
+            raise RunError(
+                f"a prompt of {len(batch.tokens[0])} tokens does not fit into memory ({said}); "
+                "take a 4-bit copy of the model, or fewer prompt.demonstrations"
+            )
+        runtime.release_memory()
+        return None
+
+    def _run(self, batch: PromptBatch, which: list[int] | None) -> Outputs:
+        tokens = mx.array(batch.tokens)
+        if self.words is None:
+            last = mx.array(batch.last)
+            hidden = hidden_at_last(self.model, tokens, last, self.prefix, which)
+            mx.eval(hidden)
+            return Outputs(batch.rows, hidden, None)
+        prefix = self.prefix if self.prefix is not None else Prefixes(self.model, [])
+        hidden, asked = prefix.extended(tokens, which)
+        return Outputs(batch.rows, hidden, self.words.scores(asked, self.batch_tokens))
 
 
-def _everybodys(
-    mine: list[tuple[np.ndarray, mx.array]], n: int, ranks: Ranks
-) -> Iterator[tuple[np.ndarray, mx.array]]:
-    """All ranks' hidden states, some prompts at a time; what a rank has not computed is zero."""
-    states = mx.zeros((n, mine[0][1].shape[1]), dtype=mine[0][1].dtype)
-    for rows, hidden in mine:
-        states[mx.array(rows)] = hidden
+def _everybodys(mine: list[Outputs], n: int, ranks: Ranks) -> Iterator[Outputs]:
+    """All ranks' outputs, some prompts at a time; what a rank has not computed is zero."""
+    states = mx.zeros((n, mine[0].hidden.shape[1]), dtype=mine[0].hidden.dtype)
+    later = None if mine[0].later is None else np.zeros((n, mine[0].later.shape[1]))
+    for one in mine:
+        states[mx.array(one.rows)] = one.hidden
+        if later is not None:
+            later[one.rows] = one.later
     # float32 carries every narrower number and its sum with zeros exactly.
-    (states,) = ranks.sum([states])
+    if later is None:
+        (states,) = ranks.sum([states])
+    else:
+        states, summed = ranks.sum([states, mx.array(later.astype(np.float32))])
+        later = np.array(summed, dtype=np.float64)
     for start in range(0, n, TOGETHER):
-        some = states[start : start + TOGETHER]
-        yield np.arange(start, start + len(some)), some
+        some = slice(start, min(start + TOGETHER, n))
+        rows = np.arange(some.start, some.stop)
+        yield Outputs(rows, states[some], None if later is None else later[some])
 
 
 def hidden_states(
@@ -156,7 +216,8 @@ def hidden_states(
     prompts: Sequence[Prompt],
     *,
     batch_tokens: int,
-    each: Callable[[np.ndarray, mx.array], None] | None = None,
+    space: LabelSpace | None = None,
+    each: Callable[[Outputs], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     ranks: Ranks | None = None,
 ) -> mx.array:
@@ -166,39 +227,22 @@ def hidden_states(
         model: a loaded model.
         prompts: N prompts, at least one, all with the same number of demonstrations.
         batch_tokens: tokens in one batch, padding included.
-        each: given rows and hidden states of every batch, as ``hidden_batches`` yields them.
+        space: as for ``hidden_batches``.
+        each: given every batch, as ``hidden_batches`` yields them.
         on_progress: told how many prompts of how many are done, after each batch.
         ranks: the processes that measure together, each of which gets all.
 
     Returns:
         (N, width) in the model's own number type, in the order of ``prompts``.
     """
-    order, parts = [], []
-    for rows, hidden in hidden_batches(
-        model, prompts, batch_tokens=batch_tokens, on_progress=on_progress, ranks=ranks
+    found = []
+    for one in hidden_batches(
+        model, prompts, batch_tokens=batch_tokens, space=space, on_progress=on_progress, ranks=ranks
     ):
         if each is not None:
-            each(rows, hidden)
-        order.append(rows)
-        parts.append(hidden)
-    states = mx.concatenate(parts)[mx.array(np.argsort(np.concatenate(order)))]
+            each(one)
+        found.append(one)
+    order = np.argsort(np.concatenate([one.rows for one in found]))
+    states = mx.concatenate([one.hidden for one in found])[mx.array(order)]
     mx.eval(states)
     return states
-
-
-def vocabulary_logits(model: nn.Module, hidden: mx.array) -> Iterator[mx.array]:
-    """Logits of the whole vocabulary, of as many prompts at a time as make a small array.
-
-    Args:
-        model: a loaded model.
-        hidden: (N, width) hidden states at the last position.
-
-    Yields:
-        (B, V) float32, in order; B · V is at most PIECE, or B is 1.
-    """
-    port = ports.port_for(model)
-    several = max(1, PIECE // ports.output_dims(port.head(model)))
-    for start in range(0, len(hidden), several):
-        logits = port.logits(model, hidden[start : start + several])
-        mx.eval(logits)
-        yield logits

@@ -13,7 +13,7 @@ import numpy as np
 
 from abft_mlx import ports
 from abft_mlx.evaluation.metrics import softmax
-from abft_mlx.evaluation.outputs import hidden_at_last, hidden_batches
+from abft_mlx.evaluation.outputs import Outputs, hidden_at_last, hidden_batches
 from abft_mlx.prefix import Prefix
 from abft_mlx.prompts import LabelSpace, Prompt
 from abft_mlx.ranks import Ranks
@@ -46,7 +46,10 @@ def label_probabilities(
     on_progress: Callable[[int, int], None] | None = None,
     ranks: Ranks | None = None,
 ) -> np.ndarray:
-    """Softmax over the label tokens' logits at each prompt's last position.
+    """Softmax over the classes' scores: the sum of log p over the tokens of each label word.
+
+    Where every word is one token, that is the softmax over the label tokens' logits at each
+    prompt's last position.
 
     Args:
         model: a loaded model.
@@ -61,28 +64,32 @@ def label_probabilities(
         (N, C) float64, in the order of ``prompts``.
     """
     probabilities = np.zeros((len(prompts), len(space)))
-    for rows, hidden in hidden_batches(
+    for one in hidden_batches(
         model,
         prompts,
         batch_tokens=batch_tokens,
+        space=space,
         prefix=prefix,
         on_progress=on_progress,
         ranks=ranks,
     ):
-        probabilities[rows] = probabilities_of_hidden(model, hidden, space)
+        probabilities[one.rows] = softmax(label_scores(model, one, space))
     return probabilities
 
 
-def probabilities_of_hidden(model: nn.Module, hidden: mx.array, space: LabelSpace) -> np.ndarray:
-    """Softmax over the label tokens' logits, from hidden states at the last position.
+def label_scores(model: nn.Module, outputs: Outputs, space: LabelSpace) -> np.ndarray:
+    """Scores of the classes: log-probabilities of their words, up to a constant of each prompt.
+
+    The constant is the normaliser of the first token, which no comparison of classes needs.
 
     Args:
         model: a loaded model.
-        hidden: (N, width), after the final norm.
+        outputs: of B prompts, made for the same space.
         space: the labels.
 
     Returns:
-        (N, C) float64.
+        (B, C), float32 logits where every word is one token, else float64.
     """
-    logits = ports.port_for(model).logits(model, hidden, mx.array(space.token_ids))
-    return softmax(np.array(logits))
+    first = mx.array(space.first_ids)
+    logits = np.array(ports.port_for(model).logits(model, outputs.hidden, first))
+    return logits if outputs.later is None else logits.astype(np.float64) + outputs.later

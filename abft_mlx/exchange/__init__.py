@@ -1,16 +1,17 @@
 """Adapters for other programs and the hub: mlx-lm, PEFT, merged into a model, with a card."""
 
-from abft_mlx.exchange.comparison import Comparison, compare, last_logits
+from abft_mlx.exchange.comparison import Answers, Comparison, answers, compare
 from abft_mlx.exchange.export import FORMATS, Exported, export
 from abft_mlx.exchange.fused import BITS, Precision
 
 __all__ = [
     "BITS",
     "FORMATS",
+    "Answers",
     "Comparison",
     "Exported",
     "Precision",
+    "answers",
     "compare",
     "export",
-    "last_logits",
 ]

@@ -13,41 +13,64 @@ import mlx.nn as nn
 import numpy as np
 
 from abft_mlx.evaluation import hidden_states, vocabulary_logits
-from abft_mlx.prompts import Prompt
+from abft_mlx.evaluation.outputs import Outputs
+from abft_mlx.prompts import LabelSpace, Prompt
 
 # Below the first a part of the adapter is lost, below the second the adapter.
 KEPT_WHOLE, KEPT_AT_LEAST = 0.9, 0.5
 
 
-def last_logits(
+@dataclass(frozen=True)
+class Answers:
+    """What a model makes of some prompts.
+
+    Attributes:
+        vocabulary: (N, V) float32 logits of the whole vocabulary at the last position.
+        labels: (N, C) scores of the classes: logits where every label word is one token.
+    """
+
+    vocabulary: np.ndarray
+    labels: np.ndarray
+
+
+def answers(
     model: nn.Module,
     prompts: Sequence[Prompt],
+    space: LabelSpace,
     batch_tokens: int,
     on_progress: Callable[[int, int], None] | None = None,
-) -> np.ndarray:
-    """Logits of the whole vocabulary at every prompt's last position.
+) -> Answers:
+    """Ask a model.
 
     Args:
         model: a loaded model.
         prompts: N prompts.
+        space: the labels.
         batch_tokens: tokens in one forward pass.
         on_progress: told how many prompts of how many are asked.
-
-    Returns:
-        (N, V) float32.
     """
-    states = hidden_states(model, prompts, batch_tokens=batch_tokens, on_progress=on_progress)
-    return np.concatenate([np.array(one) for one in vocabulary_logits(model, states)])
+    later = np.zeros((len(prompts), len(space)))
+
+    def read(one: Outputs) -> None:
+        if one.later is not None:
+            later[one.rows] = one.later
+
+    states = hidden_states(
+        model, prompts, batch_tokens=batch_tokens, space=space, each=read, on_progress=on_progress
+    )
+    logits = np.concatenate([np.array(one) for one in vocabulary_logits(model, states)])
+    first = logits[:, list(space.first_ids)]
+    return Answers(logits, first if space.single else first + later)
 
 
 @dataclass(frozen=True)
 class Distance:
-    """How far two sets of logits are apart.
+    """How far the answers of two models are apart.
 
     Attributes:
-        vocabulary_max: largest absolute difference of any token.
+        vocabulary_max: largest absolute difference of any token's logit.
         vocabulary_mean: mean absolute difference over all tokens.
-        labels_max: the same over the label tokens alone.
+        labels_max: the same over the scores of the classes.
         labels_mean: likewise.
         agreement: prompts of which both give the same label.
     """
@@ -59,11 +82,11 @@ class Distance:
     agreement: int
 
     @classmethod
-    def between(cls, left: np.ndarray, right: np.ndarray, labels: Sequence[int]) -> Distance:
-        """From two (N, V) arrays and the C label tokens."""
-        whole = np.abs(left - right)
-        few = whole[:, list(labels)]
-        same = left[:, list(labels)].argmax(axis=1) == right[:, list(labels)].argmax(axis=1)
+    def between(cls, left: Answers, right: Answers) -> Distance:
+        """From the answers of two models to the same prompts."""
+        whole = np.abs(left.vocabulary - right.vocabulary)
+        few = np.abs(left.labels - right.labels)
+        same = left.labels.argmax(axis=1) == right.labels.argmax(axis=1)
         return cls(
             vocabulary_max=float(whole.max()),
             vocabulary_mean=float(whole.mean(dtype=np.float64)),
@@ -89,7 +112,7 @@ class Comparison:
 
     @property
     def kept(self) -> float | None:
-        """Share of the adapter's effect on the labels' logits that is left: 1 is all of it.
+        """Share of the adapter's effect on the labels' scores that is left: 1 is all of it.
 
         One minus the result's mean distance in parts of the base's, so that noise counts as loss;
         below 0 the result is further off than the base. None where the adapter does nothing.
@@ -121,19 +144,16 @@ class Comparison:
         }
 
 
-def compare(
-    base: np.ndarray, adapted: np.ndarray, result: np.ndarray, labels: Sequence[int]
-) -> Comparison:
+def compare(base: Answers, adapted: Answers, result: Answers) -> Comparison:
     """Compare what was written with base + adapter.
 
     Args:
-        base: (N, V) logits of the base alone.
-        adapted: (N, V) of base + adapter.
-        result: (N, V) of what was written.
-        labels: (C,) the label tokens.
+        base: of the base alone.
+        adapted: of base + adapter.
+        result: of what was written.
     """
     return Comparison(
-        prompts=len(adapted),
-        result=Distance.between(adapted, result, labels),
-        base=Distance.between(adapted, base, labels),
+        prompts=len(adapted.labels),
+        result=Distance.between(adapted, result),
+        base=Distance.between(adapted, base),
     )

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Literal
 
 import mlx.nn as nn
-import numpy as np
 
 from abft_mlx import adapters, data, experiment, loading, prediction, runtime
 from abft_mlx import recipe as recipes
@@ -17,7 +16,7 @@ from abft_mlx.adapters.files import HUB_NAME
 from abft_mlx.adapters.layers import SplitLoRALinear, is_quantized
 from abft_mlx.errors import AdapterError, DataError, RunError, UsageError
 from abft_mlx.exchange import fused, output, peft
-from abft_mlx.exchange.comparison import Comparison, compare, last_logits
+from abft_mlx.exchange.comparison import Answers, Comparison, answers, compare
 from abft_mlx.exchange.fused import BITS, Precision
 from abft_mlx.prompts import LabelSpace, Prompt
 from abft_mlx.recipe import Recipe
@@ -107,7 +106,7 @@ def export(
         loaded, measured_on = opened.loaded, opened.what
         measuring = _Measuring(
             opened.prompts,
-            opened.space.token_ids,
+            opened.space,
             recipe.evaluation.batch_tokens,
             on_progress,
         )
@@ -209,27 +208,27 @@ class _Measuring:
     def __init__(
         self,
         prompts: list[Prompt],
-        labels: tuple[int, ...],
+        space: LabelSpace,
         batch_tokens: int,
         on_progress: Callable[[int, int], None] | None,
     ) -> None:
         self.prompts = prompts
-        self._labels = labels
+        self._space = space
         self._batch_tokens = batch_tokens
         self._on_progress = on_progress
 
-    def _logits(self, model: nn.Module) -> np.ndarray:
-        return last_logits(model, self.prompts, self._batch_tokens, self._on_progress)
+    def _answers(self, model: nn.Module) -> Answers:
+        return answers(model, self.prompts, self._space, self._batch_tokens, self._on_progress)
 
     def before(self, model: nn.Module) -> None:
         """Ask base + adapter, take the adapter off, and ask the base alone."""
-        self._adapted = self._logits(model)
+        self._adapted = self._answers(model)
         adapters.detach(model)
-        self._base = self._logits(model)
+        self._base = self._answers(model)
 
     def after(self, model: nn.Module) -> Comparison:
         """Ask what was written."""
-        return compare(self._base, self._adapted, self._logits(model), self._labels)
+        return compare(self._base, self._adapted, self._answers(model))
 
 
 def _check(to: str, scale: float, precision: Precision | None, base_model: str | None) -> None:

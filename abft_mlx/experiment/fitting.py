@@ -10,7 +10,7 @@ from abft_mlx import recipe as recipes
 from abft_mlx.errors import RecipeError
 from abft_mlx.experiment import shipping
 from abft_mlx.experiment.opened import Experiment, fitted
-from abft_mlx.task import open_task
+from abft_mlx.task import least_demonstrations, open_task
 from abft_mlx.trainer import Progress, Trainer, Update
 
 
@@ -33,9 +33,10 @@ def open_texts(
             f"mixture names {len(recipe.mixture)} tasks, and only the texts given here are trained "
             "on; leave it out, or use abft_mlx.finetune"
         )
-    splits = data.for_training(texts, recipe.data)
-    loaded = loading.load_model(recipe.model, recipe.revision, adapter=adapter)
     section = recipes.task(recipe)
+    everything = section.data.model_copy(update={"holdout": "none"})
+    splits = data.split(texts, everything, least_demonstrations(section))
+    loaded = loading.load_model(recipe.model, recipe.revision, adapter=adapter)
     task = open_task(section, texts, loaded.tokenizer, loaded.context_tokens, splits)
     recipe = fitted(recipe, loaded, task, [])
     recipe = recipes.share(recipe, able=prefix.shareable(loaded.model))

@@ -191,7 +191,7 @@ def _bytes(tree: Any) -> int:
 
 def _prompt(length_tokens: int, demonstrations: int) -> Prompt:
     positions = tuple(range(min(demonstrations, length_tokens)))
-    return Prompt((1,) * length_tokens, positions, (0,) * len(positions), 0, 1)
+    return Prompt((1,) * length_tokens, positions, (0,) * len(positions), 0, (1,))
 
 
 def _training_batch(one: Prompt, rows: int, together: int) -> plan.MicroBatch:

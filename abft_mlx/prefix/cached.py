@@ -36,6 +36,7 @@ class Prefixes:
     """Keys, values and recurrent states of what groups of prompts begin with.
 
     Attributes:
+        model: whose they are.
         beginnings: G times P tokens; empty where this model's prompts must be computed whole.
     """
 
@@ -46,7 +47,7 @@ class Prefixes:
             model: a loaded model; what is kept is of its weights as they are now.
             beginnings: G times P tokens.
         """
-        self._model = model
+        self.model = model
         self._port = ports.port_for(model)
         self.beginnings: tuple[tuple[int, ...], ...] = ()
         self._cache: list[Any] = []
@@ -76,9 +77,44 @@ class Prefixes:
             (B, T, width).
         """
         if not self._cache:
-            return self._port.hidden(self._model, tokens)
+            if not self.beginnings:
+                return self._port.hidden(self.model, tokens)
+            before = mx.array(self.beginnings)[mx.array(which)]
+            whole = mx.concatenate([before, tokens.astype(before.dtype)], axis=1)
+            return self._port.hidden(self.model, whole)[:, len(self) :]
+        return self._port.hidden(self.model, tokens, self._spread(len(tokens), which))
+
+    def extended(
+        self, tokens: mx.array, which: Sequence[int] | None = None
+    ) -> tuple[mx.array, Prefixes]:
+        """Run tokens behind the beginnings, and keep both together as beginnings of their own.
+
+        A model whose prompts must be computed whole computes these again in ``hidden``.
+
+        Args:
+            tokens: (B, T) token ids without padding.
+            which: as for ``hidden``.
+
+        Returns:
+            (B, width) hidden states of the last tokens, and B beginnings of P + T tokens.
+        """
+        made = Prefixes(self.model, [])
+        own = [tuple(one) for one in tokens.tolist()]
+        rows = [0] * len(own) if which is None else which
+        known = self.beginnings or ((),)
+        made.beginnings = tuple((*known[row], *one) for row, one in zip(rows, own, strict=True))
+        if self._cache:
+            made._cache = self._spread(len(own), which)
+        elif cacheable(self.model):
+            made._cache = make_prompt_cache(self.model)
+        hidden = self._port.hidden(self.model, tokens, made._cache or None)[:, -1]
+        mx.eval(hidden, list(_arrays(made._cache)))
+        return hidden, made
+
+    def _spread(self, size: int, which: Sequence[int] | None) -> list[Any]:
+        """A copy of the cache with a row for each of so many prompts."""
         rows = None if len(self.beginnings) == 1 else mx.array(which)
-        return self._port.hidden(self._model, tokens, _spread(self._cache, len(tokens), rows))
+        return _spread(self._cache, size, rows)
 
 
 class Prefix(Prefixes):

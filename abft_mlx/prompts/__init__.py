@@ -1,6 +1,8 @@
 """Few-shot prompts as tokens, with label positions known by construction."""
 
 from abft_mlx.prompts.batching import (
+    NO_TOKEN,
+    PADDING_TOKEN,
     PromptBatch,
     batches,
     evaluation_prompts,
@@ -12,6 +14,8 @@ from abft_mlx.prompts.chat import ChatTemplate
 from abft_mlx.prompts.template import LabelSpace, Template, Wording, label_space
 
 __all__ = [
+    "NO_TOKEN",
+    "PADDING_TOKEN",
     "ChatTemplate",
     "LabelSpace",
     "Prompt",

@@ -13,6 +13,7 @@ from abft_mlx.errors import DataError, PromptError
 from abft_mlx.prompts.builder import Prompt, PromptBuilder
 
 PADDING_TOKEN = 0
+NO_TOKEN = -1
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class PromptBatch:
         label_positions: (B, K).
         demonstration_labels: (B, K) class numbers.
         gold: (B,) class numbers.
-        target: (B,) tokens of the gold labels.
+        target: (B, W) tokens of the gold labels, NO_TOKEN behind shorter ones.
         rows: (B,) where each prompt was in the sequence that was batched.
     """
 
@@ -82,7 +83,11 @@ def batches(
 
 
 def pad(prompts: Sequence[Prompt], rows: Sequence[int], width: int) -> PromptBatch:
-    """One batch of the prompts at these rows, which may occur again, padded to T = width."""
+    """One batch of the prompts at these rows, which may occur again, padded to T = width.
+
+    W is the longest target of all prompts, so that batches of the same prompts are alike.
+    """
+    longest = max(len(prompt.target) for prompt in prompts)
     tokens = np.full((len(rows), width), PADDING_TOKEN, dtype=np.int32)
     for index, row in enumerate(rows):
         tokens[index, : len(prompts[row].token_ids)] = prompts[row].token_ids
@@ -93,7 +98,9 @@ def pad(prompts: Sequence[Prompt], rows: Sequence[int], width: int) -> PromptBat
         label_positions=_table([prompt.label_positions for prompt in chosen]),
         demonstration_labels=_table([prompt.demonstration_labels for prompt in chosen]),
         gold=np.array([prompt.gold for prompt in chosen], dtype=np.int32),
-        target=np.array([prompt.target for prompt in chosen], dtype=np.int32),
+        target=_table(
+            [prompt.target + (NO_TOKEN,) * (longest - len(prompt.target)) for prompt in chosen]
+        ),
         rows=np.array(rows, dtype=np.int32),
     )
 

@@ -16,17 +16,18 @@ class Prompt:
 
     Attributes:
         token_ids: T tokens, special ones at the start included.
-        label_positions: K positions, of each demonstration's label token.
+        label_positions: K positions, of the last token of each demonstration's label word
+            (:meth:`LabelSpace.label_token`).
         demonstration_labels: K class numbers.
         gold: the query's class number.
-        target: the token of the gold label.
+        target: the tokens that answer rightly, one or more (:attr:`LabelSpace.targets`).
     """
 
     token_ids: tuple[int, ...]
     label_positions: tuple[int, ...]
     demonstration_labels: tuple[int, ...]
     gold: int
-    target: int
+    target: tuple[int, ...]
 
     @property
     def last(self) -> int:
@@ -41,8 +42,8 @@ KEPT = 2**14
 class PromptBuilder:
     """Assembles prompts, and checks that a prompt's pieces are how its text is tokenised.
 
-    A prompt is its head (what stands up to the first label), then a label token and a tail (what
-    stands up to the next label, or to the end) in turn. A tail is encoded behind a label word, so
+    A prompt is its head (what stands up to the first label), then a label word and a tail (what
+    stands up to the next label, or to the end) in turn. A tail is encoded behind its label word, so
     that tokenizers which put a space before a text, or merge across pieces, encode it as they would
     inside the prompt.
 
@@ -66,7 +67,7 @@ class PromptBuilder:
         Args:
             tokenizer: anything with ``encode(text, add_special_tokens=False)``.
             template: a plain template, or one in the turns of a chat.
-            space: the token of each label, from `label_space`.
+            space: the tokens of each label, from `label_space`.
             max_text_tokens: longer texts are shortened to this.
             context_tokens: longer prompts are refused.
             allow_empty: let an empty text pass (the hate-speech set has some; calibration asks
@@ -81,10 +82,10 @@ class PromptBuilder:
         self.shortened = 0
         self._texts: dict[str, str] = {}
         self._heads: dict[str, list[int]] = {}
-        self._tails: dict[str, list[int]] = {}
+        self._tails: dict[tuple[int, str], list[int]] = {}
         self._start = [] if template.brings_start else _start_tokens(tokenizer)
-        self._anchor = template.anchor + template.label(space.words[0])
-        self._anchor_tokens = len(self._encode(self._anchor))
+        anchors = [template.anchor + template.label(word) for word in space.words]
+        self._anchors = [(anchor, len(self._encode(anchor))) for anchor in anchors]
 
     @property
     def start(self) -> int | None:
@@ -117,20 +118,22 @@ class PromptBuilder:
         ids = [*self._start, *self._head(head)]
         positions = []
         for label, tail in zip(labels, tails, strict=True):
-            positions.append(len(ids))
-            ids.append(self.space.token_ids[label])
-            ids.extend(self._tail(tail))
-        if self.context_tokens is not None and len(ids) > self.context_tokens:
+            positions.append(len(ids) + self.space.label_token(label))
+            ids.extend(self.space.token_ids[label])
+            ids.extend(self._tail(label, tail))
+        # What comes after the first token of an answer is read behind the prompt.
+        needed = len(ids) + self.space.longest - 1
+        if self.context_tokens is not None and needed > self.context_tokens:
             longest = max(len(self._encode(text)) for text in [*texts, query])
             raise PromptError(
-                f"{where} is {len(ids)} tokens long and the model's context is "
+                f"{where} is {needed} tokens long and the model's context is "
                 f"{self.context_tokens}: set prompt.max_text_tokens to shorten long texts (the "
                 f"longest here has {longest} tokens), or lower "
                 "prompt.demonstrations"
             )
         text = self._whole(pieces, texts, labels, query, where)
         self._verify(text, ids, where)
-        return Prompt(tuple(ids), tuple(positions), labels, gold, self.space.token_ids[gold])
+        return Prompt(tuple(ids), tuple(positions), labels, gold, self.space.targets[gold])
 
     def text(self, demonstrations: Sequence[tuple[str, int]], query: str) -> str:
         """The prompt that `build` assembles, as text without special tokens."""
@@ -147,11 +150,12 @@ class PromptBuilder:
             _keep(self._heads, piece, self._encode(piece))
         return self._heads[piece]
 
-    def _tail(self, piece: str) -> list[int]:
-        if piece not in self._tails:
-            ids = self._encode(self._anchor + piece)[self._anchor_tokens :]
-            _keep(self._tails, piece, ids)
-        return self._tails[piece]
+    def _tail(self, label: int, piece: str) -> list[int]:
+        key = (label, piece)
+        if key not in self._tails:
+            anchor, size = self._anchors[label]
+            _keep(self._tails, key, self._encode(anchor + piece)[size:])
+        return self._tails[key]
 
     def _whole(
         self,
@@ -226,7 +230,7 @@ class PromptBuilder:
         return cut.rstrip() or cut
 
 
-def _keep(kept: dict[str, Any], key: str, value: Any) -> None:
+def _keep(kept: dict[Any, Any], key: Any, value: Any) -> None:
     """Remember a value; a stream of texts without end must not fill the memory."""
     if len(kept) >= KEPT:
         kept.clear()

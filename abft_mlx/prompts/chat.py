@@ -7,14 +7,10 @@ from these pieces as in plain prompts, and none is searched for in a prompt.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import date
-from types import FrameType
 from typing import Any
 
 from abft_mlx.errors import PromptError
@@ -23,8 +19,6 @@ from abft_mlx.prompts.template import Template
 # Templates that write today's date write this one, so that prompts are the same tomorrow. Llama's
 # name this day themselves where they know no other.
 DATE = date(2024, 7, 26)
-LONGEST_SECONDS = 10.0
-_TEMPLATE_FILE = "<template>"  # as Jinja calls what it compiles from a text
 _WAY_OUT = "set prompt.chat=false for plain prompts"
 
 
@@ -123,7 +117,7 @@ class ChatTemplate:
     def merges_before(self, word: str) -> str:
         """One line for a label word that merges with the header of its turn."""
         return (
-            f"the label word {word!r} is not one and the same token behind an assistant header "
+            f"the label word {word!r} is not the same tokens behind an assistant header "
             f"({_end(self.anchor)!r}) and the generation prompt ({_end(self.ending)!r}) in this "
             f"model's vocabulary: choose another with prompt.label_words, or {_WAY_OUT}"
         )
@@ -149,38 +143,15 @@ class ChatTemplate:
             messages.append({"role": "assistant", "content": word})
             messages.append({"role": "user", "content": user})
         try:
-            with _bounded(LONGEST_SECONDS):
-                return self._tokenizer.apply_chat_template(
-                    messages, tokenize=False, add_generation_prompt=True, **self._options
-                )
+            return self._tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, **self._options
+            )
         except Exception as error:  # templates come with models and raise whatever they meet
             reason = " ".join(str(error).split()) or type(error).__name__
             raise PromptError(
                 f"this model's chat template fails on user and assistant turns ({reason:.120}): "
                 f"{_WAY_OUT}"
             ) from error
-
-
-@contextlib.contextmanager
-def _bounded(seconds: float) -> Iterator[None]:
-    """End a Jinja template that runs too long: its sandbox bounds a range, not loops in loops.
-
-    One long operation, such as a text times 10**9, is not ended.
-    """
-    before, end = sys.gettrace(), time.monotonic() + seconds
-
-    def look(frame: FrameType, _event: str, _argument: Any) -> Any:
-        if frame.f_code.co_filename != _TEMPLATE_FILE:
-            return None
-        if time.monotonic() > end:
-            raise TimeoutError(f"it ran for more than {seconds:.0f} s")
-        return look
-
-    sys.settrace(look)
-    try:
-        yield
-    finally:
-        sys.settrace(before)
 
 
 def _options(tokenizer: Any) -> dict[str, Any]:

@@ -1,8 +1,9 @@
-"""The words of a prompt, and the one token that stands for each label."""
+"""The words of a prompt, and the tokens of each label word."""
 
 from __future__ import annotations
 
 import difflib
+import itertools
 import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,10 +12,8 @@ from typing import Any, Literal, Protocol
 from abft_mlx.errors import PromptError
 from abft_mlx.recipe import PromptSection
 
-LabelWords = Mapping[str, str] | Literal["auto"] | None
-_WAY_OUT = (
-    "map it to a word of one token with prompt.label_words, or let prompt.label_words: auto choose"
-)
+LabelWords = Mapping[str, str] | Literal["auto", "letters"] | None
+_WAY_OUT = "map it to another word with prompt.label_words"
 
 
 class Wording(Protocol):
@@ -137,9 +136,14 @@ class Template:
 
     def merges_after(self, word: str) -> str:
         """One line for a label word that merges with label_affix."""
+        advice = (
+            f"end the word in a letter: {_WAY_OUT}"
+            if self.label_affix.startswith("\n")
+            else "begin the affix with a line break"
+        )
         return (
             f"prompt.label_affix {self.label_affix!r} merges with the label word {word!r} in "
-            "this model's vocabulary: begin the affix with a line break"
+            f"this model's vocabulary: {advice}"
         )
 
     def advice(self) -> str:
@@ -156,21 +160,52 @@ class Template:
 
 @dataclass(frozen=True)
 class LabelSpace:
-    """The classes, and the word and token that stand for each in a prompt.
+    """The classes, and the words and tokens that stand for them in a prompt.
 
     Attributes:
         names: the classes' names in the data.
-        words: the word of each in a prompt, without its space.
-        token_ids: the one token of each in its place: of " " + word, except in chats without that
+        words: the word of each in a prompt, without its space; "word" may be several words.
+        token_ids: the tokens of each word in its place: of " " + word, except in chats without that
             space.
+        targets: the tokens whose log-probabilities, summed, are the score of each class. They are
+            those of its word, and behind them the token that follows a label where the word begins
+            another one ("card", "card arrival"): without it "card" would score at least as high.
     """
 
     names: tuple[str, ...]
     words: tuple[str, ...]
-    token_ids: tuple[int, ...]
+    token_ids: tuple[tuple[int, ...], ...]
+    targets: tuple[tuple[int, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.targets:
+            object.__setattr__(self, "targets", self.token_ids)
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def single(self) -> bool:
+        """Whether every word is one token, so that the logits of one position tell all scores."""
+        return self.longest == 1
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest target."""
+        return max(map(len, self.targets))
+
+    @property
+    def first_ids(self) -> tuple[int, ...]:
+        """The first token of each word."""
+        return tuple(ids[0] for ids in self.token_ids)
+
+    def label_token(self, label: int) -> int:
+        """Which token of a label's word is its label position, from 0: the last one.
+
+        This is the only place that knows the rule. docs/prediction.md compares it with the first
+        token that tells the classes apart.
+        """
+        return len(self.token_ids[label]) - 1
 
     def chosen(self) -> str | None:
         """One line naming the words that differ from their labels, or None."""
@@ -182,43 +217,46 @@ class LabelSpace:
 def label_space(
     tokenizer: Any, template: Wording, names: Sequence[str], label_words: LabelWords = None
 ) -> LabelSpace:
-    """Find the one token of every label in its place between what stands before and after it.
+    """Find the tokens of every label word in its place between what stands before and after it.
 
     Args:
         tokenizer: anything with ``encode(text, add_special_tokens=False)`` and ``decode``.
         template: a plain template, or one in the turns of a chat.
         names: the classes.
-        label_words: a map from names to words (a name that it lacks stands for itself); "auto" for
-            the names where each is one token, else their first tokens where those differ, else
-            letters; None for the names.
+        label_words: None or "auto" for the names themselves, whole; "letters" for A, B, C to Z and
+            then AA, AB to ZZ; or a map from names to words, where a name that it lacks stands for
+            itself.
 
     Raises:
-        PromptError: a label is not one token, two share one, or a label piece merges with it.
+        PromptError: a word has an unknown token, two words have the same tokens, or a word merges
+            with what stands around it.
     """
     context = _Context(tokenizer, template)
-    words = _choose(context, names) if label_words == "auto" else _mapped(names, label_words or {})
-    tokens = [context.tokens(word) for word in words]
+    if label_words == "letters":
+        words = _letters(len(names))
+    else:
+        words = _mapped(names, label_words if isinstance(label_words, Mapping) else {})
+    tokens = [tuple(context.tokens(word)) for word in words]
     for name, word, ids in zip(names, words, tokens, strict=True):
-        if len(ids) != 1:
-            pieces = ", ".join(repr(tokenizer.decode([token])) for token in ids)
-            raise PromptError(
-                f"{_called(name, word)} is {len(ids)} tokens ({pieces}) in this model's "
-                f"vocabulary, and must be one: {_WAY_OUT}"
-            )
-        if ids[0] == context.unknown:
+        if not ids or context.unknown in ids:
             raise PromptError(
                 f"{_called(name, word)} is not in this model's vocabulary: {_WAY_OUT}"
             )
-    token_ids = tuple(ids[0] for ids in tokens)
-    for index, token in enumerate(token_ids):
-        first = token_ids.index(token)
+    seen: dict[tuple[int, ...], int] = {}
+    for index, ids in enumerate(tokens):
+        first = seen.setdefault(ids, index)
         if first != index:
             raise PromptError(
                 f"{_called(names[first], words[first])} and {_called(names[index], words[index])} "
-                f"share the token {tokenizer.decode([token])!r}: {_WAY_OUT}"
+                f"are the same tokens, {tokenizer.decode(list(ids))!r}: {_WAY_OUT}"
             )
     context.check_neighbours(words)
-    return LabelSpace(tuple(names), tuple(words), token_ids)
+    beginnings = {ids[:size] for ids in tokens for size in range(1, len(ids))}
+    targets = [
+        (*ids, context.following(name, word)) if ids in beginnings else ids
+        for name, word, ids in zip(names, words, tokens, strict=True)
+    ]
+    return LabelSpace(tuple(names), tuple(words), tuple(tokens), tuple(targets))
 
 
 class _Context:
@@ -228,7 +266,6 @@ class _Context:
         self.encode: Callable[[str], list[int]] = lambda text: list(
             tokenizer.encode(text, add_special_tokens=False)
         )
-        self.decode = tokenizer.decode
         self.unknown = getattr(tokenizer, "unk_token_id", None)
         self.wording = wording
         self.before = self.encode(wording.anchor)
@@ -241,21 +278,28 @@ class _Context:
             raise PromptError(self.wording.merges_before(word))
         return ids[len(self.before) :]
 
+    def following(self, name: str, word: str) -> int:
+        """The token that follows a label word inside a prompt."""
+        behind = self.tokens(word + self.wording.after_label)[len(self.tokens(word)) :]
+        if not behind:
+            raise PromptError(
+                f"{_called(name, word)} begins another label word, and prompt.label_affix is empty,"
+                f" so nothing shows where it ends: begin prompt.label_affix with a line break, or "
+                f"{_WAY_OUT}"
+            )
+        return behind[0]
+
     def check_neighbours(self, words: Sequence[str]) -> None:
-        """See that a label's token is the same before what follows it, and at a prompt's end."""
+        """See that a label's tokens are the same before what follows it, and at a prompt's end."""
         for word in words:
             label = self.wording.label(word)
             ids = self.encode(self.wording.anchor + label)
             around = self.encode(self.wording.anchor + label + self.wording.after_label)
             if around[: len(ids)] != ids:
                 raise PromptError(self.wording.merges_after(word))
-            if self.encode(self.wording.ending + label) != [*self.end, ids[-1]]:
+            own = ids[len(self.before) :]
+            if self.encode(self.wording.ending + label) != [*self.end, *own]:
                 raise PromptError(self.wording.merges_before(word))
-
-    def single(self, word: str) -> int | None:
-        """The one known token of a label word, if it has one."""
-        ids = self.tokens(word)
-        return ids[0] if len(ids) == 1 and ids[0] != self.unknown else None
 
 
 def _mapped(names: Sequence[str], words: Mapping[str, str]) -> list[str]:
@@ -271,18 +315,16 @@ def _mapped(names: Sequence[str], words: Mapping[str, str]) -> list[str]:
     return chosen
 
 
-def _choose(context: _Context, names: Sequence[str]) -> list[str]:
-    """Words of one token each: the names, or their first tokens, or letters."""
-    firsts = [context.decode(context.tokens(name)[:1]).strip() for name in names]
-    letters = string.ascii_uppercase + string.ascii_lowercase
-    for words in (list(names), firsts, [*letters[: len(names)]]):
-        tokens = [context.single(word) if word else None for word in words]
-        if None not in tokens and len(set(tokens)) == len(names) == len(words):
-            return words
-    raise PromptError(
-        f"prompt.label_words: auto finds no {len(names)} words of one token each in this model's "
-        "vocabulary, neither first tokens nor letters: map each label to a word yourself"
-    )
+def _letters(count: int) -> list[str]:
+    """A to Z, then AA to ZZ."""
+    alphabet = string.ascii_uppercase
+    words = [*alphabet, *map("".join, itertools.product(alphabet, repeat=2))]
+    if count > len(words):
+        raise PromptError(
+            f"prompt.label_words: letters stand for at most {len(words)} labels, and these are "
+            f"{count}; use auto"
+        )
+    return words[:count]
 
 
 def _called(name: str, word: str) -> str:

@@ -19,7 +19,7 @@ import mlx.nn as nn
 import numpy as np
 
 from abft_mlx.objective import abft_terms
-from abft_mlx.prompts import PromptBatch
+from abft_mlx.prompts import NO_TOKEN, PromptBatch
 from abft_mlx.trainer.below import run_below
 from abft_mlx.trainer.plan import MicroBatch
 
@@ -116,6 +116,7 @@ class Kept:
         budget_bytes: of hidden states in memory.
         counted: whether heads of layers below have a part in equation 1.
         use_filter: whether they must then pass the induction-head filter.
+        answered: whether answers follow the prompts (:meth:`MicroBatch.answered`).
 
     Attributes:
         first: the block whose input is kept.
@@ -131,8 +132,10 @@ class Kept:
         *,
         counted: bool,
         use_filter: bool = True,
+        answered: bool = False,
     ) -> None:
         self.model = model
+        self._answered = answered
         self.first = first
         self.store = Store(budget_bytes)
         self.computed = 0
@@ -150,7 +153,7 @@ class Kept:
             their part in each prompt's punish term, reward term and kept heads.
         """
         batch = micro_batch.batch
-        keys = [_key(batch, row) for row in range(len(batch))]
+        keys = [self._key(batch, row) for row in range(len(batch))]
         found: dict[bytes, mx.array] = {}
         for row, key in enumerate(keys):
             if key not in found:
@@ -168,7 +171,7 @@ class Kept:
         """One prompt's (T, width) hidden states, and its terms if they are wanted."""
         one = slice(row, row + 1)
         last = mx.array(batch.last[one])
-        tokens = mx.array(batch.tokens[one, : batch.last[row] + 1])
+        tokens = mx.array(self._tokens(batch, row)[None])
         hidden, rows = run_below(self.model, self.first, tokens, last)
         hidden = hidden[0]
         if self._counted and key not in self._terms:
@@ -189,6 +192,22 @@ class Kept:
         self.store.put(key, hidden)
         return hidden
 
+    def _tokens(self, batch: PromptBatch, row: int) -> np.ndarray:
+        """A prompt's tokens, and those of the answer behind it if there is one."""
+        answer = int((batch.target[row] != NO_TOKEN).sum()) if self._answered else 1
+        return batch.tokens[row, : batch.last[row] + answer]
+
+    def _key(self, batch: PromptBatch, row: int) -> bytes:
+        """All of a prompt that what is kept depends on."""
+        parts = (
+            batch.last[row],
+            self._tokens(batch, row),
+            batch.label_positions[row],
+            batch.demonstration_labels[row],
+            batch.gold[row],
+        )
+        return b"/".join(part.tobytes() for part in parts)
+
     def counts(self) -> dict[str, Any]:
         """What is kept where, and how often a prompt that had been computed was so again."""
         return {
@@ -200,17 +219,6 @@ class Kept:
     def close(self) -> None:
         """Let go of everything."""
         self.store.close()
-
-
-def _key(batch: PromptBatch, row: int) -> bytes:
-    """All of a prompt that what is kept depends on."""
-    parts = (
-        batch.tokens[row, : batch.last[row] + 1],
-        batch.label_positions[row],
-        batch.demonstration_labels[row],
-        batch.gold[row],
-    )
-    return b"/".join(part.tobytes() for part in parts)
 
 
 def _padded(hidden: mx.array, width: int) -> mx.array:

@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 
 from abft_mlx.prefix import common_prefix
-from abft_mlx.prompts import Prompt, PromptBatch, pad
+from abft_mlx.prompts import NO_TOKEN, PADDING_TOKEN, Prompt, PromptBatch, pad
 
 # Widths are rounded up to a multiple of this, so that few shapes occur.
 BUCKET_TOKENS = 32
@@ -59,6 +59,20 @@ class MicroBatch:
         if self.prefix is not None:
             arrays["prefix"] = mx.array(self.prefix)
         return arrays
+
+    def answered(self) -> MicroBatch:
+        """The same prompts, each followed by its target's tokens but the last (teacher forcing).
+
+        ``last`` stays at the end of the prompt: no position there sees what lies behind it.
+        """
+        batch, shared = self.batch, 0 if self.prefix is None else self.prefix.shape[1]
+        answers = batch.target[:, :-1]
+        tokens = np.pad(batch.tokens, ((0, 0), (0, answers.shape[1])))
+        places = (batch.last + 1 - shared)[:, None] + np.arange(answers.shape[1])
+        np.put_along_axis(
+            tokens, places, np.where(answers == NO_TOKEN, PADDING_TOKEN, answers), axis=1
+        )
+        return replace(self, batch=replace(batch, tokens=tokens))
 
 
 def _filled(prompts: Sequence[Prompt], chosen: list[int], rows: int, width: int) -> MicroBatch:

@@ -81,6 +81,7 @@ class Step:
         compilations: counted; an update after warm-up adds none.
         seams: for whoever looks at the step without running it.
         kept: what is kept of the prompts that were seen, or None.
+        answered: whether prompts are followed by their answers.
         value_and_grad: from trainable parameters, one micro-batch's arrays and the punish weight to
             the four terms (4,) and the parameters' gradients, summed over prompts.
     """
@@ -109,16 +110,18 @@ class Step:
         self.compilations = Compilations()
         self.seams = Seams()
         self.compiled = mx.default_device() == mx.Device(mx.gpu) if compiled is None else compiled
+        self.answered = objective == "end_to_end"
         first = None if kept_bytes is None else below.boundary(model)
         self.kept: Kept | None = None
         if first is not None and kept_bytes is not None:
-            supervised = objective == "abft"
+            supervised = not self.answered
             self.kept = Kept(
                 model,
                 first,
                 kept_bytes,
                 counted=not supervised or not (only_trained or gradient == "local"),
                 use_filter=use_filter or not supervised,
+                answered=self.answered,
             )
         if gradient == "local" and objective == "abft":
             self.compiled = False
@@ -164,10 +167,11 @@ class Step:
                 rows = [one if n in counting else None for n, one in enumerate(rows)]
             seen = (rows, batch["label_positions"], batch["demonstration_labels"], batch["gold"])
             if objective == "end_to_end":
-                # (B, V) logits: the head never sees the other positions.
-                at_last = mx.take_along_axis(hidden, behind[:, None, None], axis=1)[:, 0]
+                # (B, W, V) logits: the head never sees the other positions.
+                places = behind[:, None] + mx.arange(batch["target"].shape[1])
+                answering = mx.take_along_axis(hidden, places[..., None], axis=1)
                 found = end_to_end_terms(
-                    port.logits(model, at_last),
+                    port.logits(model, answering),
                     batch["target"],
                     *seen,
                     last,
@@ -259,6 +263,8 @@ class Step:
         return total, terms
 
     def _arrays(self, micro_batch: MicroBatch) -> dict[str, mx.array]:
+        if self.answered:
+            micro_batch = micro_batch.answered()
         return micro_batch.arrays() if self.kept is None else self.kept.arrays(micro_batch)
 
     def average(self, gradients: Tree, prompts: int) -> tuple[Tree, mx.array]:

@@ -1,0 +1,253 @@
+"""The classifier that a run ships: what is measured is what predict answers, without the CSV."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli_support import document, invoke
+
+from abft_mlx import api, data, experiment, prediction, recipe
+from abft_mlx.evaluation import verdict
+
+SMALL = (
+    "--set=training.updates=2", "--set=training.examples=16", "--set=training.prompts_per_update=8",
+    "--set=training.validate_every=1", "--set=training.census_prompts=0",
+    "--set=evaluation.bootstrap_samples=50", "--set=training.learning_rate=0.02",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def mail(tmp_path_factory: pytest.TempPathFactory, texts: Path) -> Path:
+    """A copy of the texts that a test may remove."""
+    path = tmp_path_factory.mktemp("mail") / "mail.csv"
+    path.write_bytes(texts.read_bytes())
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(
+    tmp_path_factory: pytest.TempPathFactory, model: Path, mail: Path
+) -> tuple[Path, dict]:
+    """A run, and what finetune said of it."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    result = invoke(
+        "finetune", "--model", model, "--data", mail, "--output", folder, *SMALL, "--json"
+    )
+    assert result.exit_code == 0, result.stderr
+    return folder, document(result)
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_every_class_is_shown_equally_often(trained: tuple[Path, dict]) -> None:
+    folder, _ = trained
+    shown = [json.loads(one) for one in (folder / "demonstrations.jsonl").read_text().splitlines()]
+    labels = [one["label"] for one in shown]
+    assert sorted(labels) == ["ham", "ham", "not spam", "not spam"]
+
+
+def test_eval_of_a_run_measures_what_predict_answers(
+    trained: tuple[Path, dict], mail: Path, tmp_path: Path
+) -> None:
+    folder, said = trained
+    measured = document(invoke("eval", "--adapter", folder, "--json"))
+    assert measured["methods"] == said["methods"]
+    assert measured["verdict"] == said["verdict"]
+    assert json.loads((folder / "eval.json").read_text())["methods"] == measured["methods"]
+    opened = recipe.load(folder)
+    texts = data.load(opened.data)
+    test = data.split(texts, opened.data).test
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text("".join(json.dumps({"text": one}) + "\n" for one in test.texts))
+    answers = invoke("predict", folder, asked, "--quiet").stdout.splitlines()
+    right = [
+        json.loads(line)["label"] == test.names[label]
+        for line, label in zip(answers, test.labels, strict=True)
+    ]
+    method = measured["methods"]["classifier"]
+    assert method["accuracy"] == pytest.approx(np.mean(right))
+    assert method["right"] == "".join("01"[one] for one in right)
+    assert measured["prompts"] == len(test)
+
+
+def test_test_texts_are_neither_trained_on_nor_shown(
+    trained: tuple[Path, dict], mail: Path
+) -> None:
+    folder, _ = trained
+    opened = recipe.load(folder)
+    parts = data.split(data.load(opened.data), opened.data)
+    held = set(parts.test.texts)
+    shown = {
+        json.loads(one)["text"]
+        for one in (folder / "demonstrations.jsonl").read_text().splitlines()
+    }
+    assert held
+    assert not held & shown
+    assert not held & set(parts.training.texts)
+    assert len(held) <= len(rows_of(mail)) / 4
+
+
+def test_a_run_predicts_without_its_texts_from_any_folder(
+    model: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "mail.csv").write_bytes(texts.read_bytes())
+    monkeypatch.chdir(here)
+    result = invoke("finetune", "--model", model, "--data", "mail.csv", "--output", "run", *SMALL)
+    assert result.exit_code == 0, result.stderr
+    asked = tmp_path / "asked.txt"
+    asked.write_text("a lovely film\na dull film\n")
+    before = invoke("predict", "run", asked, "--quiet")
+    assert before.exit_code == 0, before.stderr
+    (here / "mail.csv").unlink()
+    there = tmp_path / "there"
+    (here / "run").rename(tmp_path / "moved")
+    there.mkdir()
+    monkeypatch.chdir(there)
+    after = invoke("predict", "../moved", asked, "--quiet")
+    assert after.exit_code == 0, after.stderr
+    assert after.stdout == before.stdout
+    assert len(after.stdout.splitlines()) == 2
+    classifier = api.Classifier(adapter="../moved") if hasattr(api, "Classifier") else None
+    if classifier is None:
+        from abft_mlx import Classifier
+
+        classifier = Classifier(adapter="../moved")
+    labels = [json.loads(line)["label"] for line in before.stdout.splitlines()]
+    assert classifier.predict(["a lovely film", "a dull film"]).tolist() == labels
+
+
+def test_other_labelled_texts_are_all_test_texts(
+    trained: tuple[Path, dict], texts: Path, tmp_path: Path
+) -> None:
+    folder, _ = trained
+    other = tmp_path / "other.csv"
+    lines = texts.read_text().splitlines()
+    other.write_text("\n".join([lines[0], *(f"{one}" for one in lines[1:31])]) + "\n")
+    measured = document(invoke("eval", "--adapter", folder, "--data", other, "--json"))
+    assert measured["prompts"] == 30
+    assert measured["baselines"] == {}
+
+
+def test_calibration_subtracts_the_mean_log_probability(
+    trained: tuple[Path, dict], mail: Path
+) -> None:
+    folder, _ = trained
+    opened = prediction.prepare(recipe.load(folder), folder)
+    predictor = opened.predictor
+    training = data.split(data.load(opened.recipe.data), opened.recipe.data).training
+    shown = {text for text, _ in predictor.demonstrations}
+    assert predictor.calibration is not None
+    others = [one for one in training.texts if one not in shown]
+    raw = np.log(predictor.raw_probabilities(predictor.prompts_of((t, 0) for t in others[:9])))
+    predictor.calibrate(others[:9])
+    np.testing.assert_allclose(predictor.calibration, raw.mean(axis=0), atol=1e-6)
+    moved = raw - raw.mean(axis=0)
+    expected = np.exp(moved) / np.exp(moved).sum(axis=1, keepdims=True)
+    found = predictor.probabilities(predictor.prompts_of((t, 0) for t in others[:9]))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_the_best_of_several_sets_is_chosen(model: Path, mail: Path) -> None:
+    changes = [f"model={model}", f"data.source={mail}", "prediction.draws=6"]
+    opened = experiment.prepare(recipe.own_data(changes))
+    predictor, best = experiment.choose(opened)
+    pool, asked = opened.splits.training, opened.splits.validation
+    gold = np.array(asked.labels)
+    found = []
+    for number in range(6):
+        import random
+
+        rows = data.balanced(pool.labels, 4, random.Random(f"42/{number}"))
+        one = prediction.Predictor(
+            opened.loaded.model, opened.builder, [pool.pairs()[row] for row in rows], 4096
+        )
+        one.calibrate(prediction.calibration_texts(pool, one.demonstrations, 32, 42))
+        right = one.probabilities(one.prompts_of(asked.pairs())).argmax(axis=1) == gold
+        found.append(right.mean())
+    assert best == pytest.approx(max(found))
+    assert len(predictor.demonstrations) == 4
+
+
+def test_final_trains_on_every_row_and_gives_no_verdict(
+    model: Path, mail: Path, tmp_path: Path
+) -> None:
+    result = invoke(
+        "finetune", "--model", model, "--data", mail, "--output", tmp_path / "run", "--final",
+        *SMALL, "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    assert "verdict" not in document(result)
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert run["data"]["rows"]["test"] == 0
+    rows = run["data"]["rows"]
+    assert rows["training"] + rows["validation"] == len(rows_of(mail))
+
+
+def test_paper_means_random_demonstrations_and_whole_weights(
+    model: Path, mail: Path, tmp_path: Path
+) -> None:
+    result = invoke(
+        "finetune", "--model", model, "--data", mail, "--output", tmp_path / "run", "--paper",
+        "--set=training.updates=1", "--set=training.examples=8",
+        "--set=training.prompts_per_update=4",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    made = recipe.load(tmp_path / "run")
+    assert made.prompt.selection == "random"
+    assert made.prompt.demonstrations == 4
+    assert (made.adapter.kind, made.training.learning_rate) == ("full", 2e-5)
+    assert made.objective.kind == "abft"
+    assert made.training.shared_demonstrations == 1
+
+
+def test_twenty_rows_work(model: Path, texts: Path, tmp_path: Path) -> None:
+    few = tmp_path / "few.csv"
+    few.write_text("\n".join(texts.read_text().splitlines()[:21]) + "\n")
+    result = invoke(
+        "finetune", "--model", model, "--data", few, "--output", tmp_path / "run", *SMALL, "--json"
+    )
+    assert result.exit_code == 0, result.stderr
+    assert document(result)["verdict"]["n"] == 5
+
+
+def answers(right: int, wrong: int) -> str:
+    return "1" * right + "0" * wrong
+
+
+@pytest.mark.parametrize(
+    ("after", "before", "simple", "words"),
+    [
+        (answers(90, 10), answers(60, 40), answers(70, 30), ("better than prompting", "better than bag")),
+        (answers(61, 39), answers(60, 40), answers(90, 10), ("not clearly different from prompting", "worse than bag")),
+        (answers(40, 60), answers(60, 40), answers(41, 59), ("worse than prompting", "not clearly different from bag")),
+    ],
+)  # fmt: skip
+def test_the_verdict_follows_the_paired_test(
+    after: str, before: str, simple: str, words: tuple[str, str]
+) -> None:
+    def method(right: str) -> dict:
+        return {"accuracy": right.count("1") / 100, "right": right, "confusion": [[30, 20], [5, 45]]}
+
+    found = verdict(
+        {
+            "labels": ["a", "b"],
+            "prompts": 100,
+            "methods": {"classifier": method(after)},
+            "base": {"methods": {"classifier": method(before)}},
+            "baselines": {
+                "majority": {"label": "a", "accuracy": 0.5},
+                "bag_of_words": method(simple),
+            },
+        }
+    )
+    assert all(one in found["sentence"] for one in words)
+    assert found["recall"] == {"a": 0.6, "b": 0.9}
