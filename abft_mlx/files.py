@@ -23,6 +23,22 @@ except ImportError:  # Windows
 _LEFTOVER = re.compile(r"\..+\.\d+\.tmp(\.\w+)?")
 
 
+def is_path(name: str) -> bool:
+    """Whether a name means a path, so that nobody looks for it on the hub.
+
+    It begins or ends like a path, has more parts than owner/name, or its first part is a folder
+    here, or would be: ``runs``.
+    """
+    first, slash, _ = name.partition("/")
+    return (
+        name.startswith((".", "/", "~"))
+        or name.endswith("/")
+        or "\\" in name
+        or name.count("/") > 1
+        or (bool(slash) and (first == "runs" or Path(first).is_dir()))
+    )
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path to write to; rename it to ``path`` when the block ends well.

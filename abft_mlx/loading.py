@@ -11,6 +11,7 @@ import json
 import re
 import tempfile
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,10 @@ from mlx_lm import utils as mlx_lm_utils
 from abft_mlx import adapters, hub, limits
 from abft_mlx.adapters.headers import read_header
 from abft_mlx.errors import AbftError, ModelError, UnsupportedArchitectureError
-from abft_mlx.files import parse_json
+from abft_mlx.files import is_path, parse_json
 from abft_mlx.ports import Port, freeze, port_for, supported_in_words
 
 DEMO = "demo"
-HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 HUB_FILES = ["*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "*.txt", "*.jinja"]
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "*.tiktoken")
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
@@ -46,7 +46,6 @@ class Loaded:
         source: the name it was asked for by.
         path: the folder it was read from.
         port: where its attention lives.
-        fingerprint: what identifies its files; see :func:`fingerprint`.
         context_tokens: the longest prompt it was made for, None if its config does not say.
     """
 
@@ -56,8 +55,12 @@ class Loaded:
     source: str
     path: Path
     port: Port
-    fingerprint: str
     context_tokens: int | None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What identifies its files, which are read for it; see :func:`fingerprint`."""
+        return fingerprint(self.path)
 
 
 def load_model(
@@ -84,13 +87,12 @@ def load_model(
     _check_tokenizer(path)
     model, config = _model(path, config)
     port = port_for(model)
-    identity = fingerprint(path)
     tokenizer = _tokenizer(path, config)
     freeze(model)
     if source is not None:
         adapters.load(model, source.folder)
     mx.eval(model.parameters())
-    return Loaded(model, tokenizer, config, name, path, port, identity, context_tokens(config))
+    return Loaded(model, tokenizer, config, name, path, port, context_tokens(config))
 
 
 def find(name: str, revision: str | None = None, *, config_only: bool = False) -> Path:
@@ -111,7 +113,7 @@ def find(name: str, revision: str | None = None, *, config_only: bool = False) -
         return local
     if local.exists():
         raise ModelError(f"model {name} is a file; give the folder that it is in")
-    if name.startswith((".", "/", "~")) or HUB_ID.fullmatch(name) is None:
+    if is_path(name) or not hub.is_id(name):
         raise ModelError(
             f"model {name!r}: no such folder; give a folder, a hub id like owner/name, or demo"
         )

@@ -217,6 +217,9 @@ def choose(
 ) -> tuple[Predictor, float | None]:
     """Choose demonstrations for prediction: the best of several balanced sets.
 
+    Each is tried with calibration and without: it helps a base model, and can hurt a trained one
+    whose classes are not equally frequent.
+
     Args:
         model: as it is to predict.
         builder: of the task's prompts.
@@ -228,7 +231,7 @@ def choose(
         on_progress: called with the number of sets tried and of all.
 
     Returns:
-        The predictor, calibrated, and its accuracy on the validation texts if there are any.
+        The predictor, and its accuracy on the validation texts if there are any.
     """
     section, seed = recipe.prediction, recipe.evaluation.seed
     pairs, asked = pool.pairs(), validation.pairs()[: recipe.training.validation_prompts]
@@ -242,15 +245,23 @@ def choose(
         made.calibrate(calibration_texts(pool, shown, section.calibration_texts, seed))
         if not asked:
             return made, None
-        found = made.probabilities(made.prompts_of(asked))
-        right = float((found.argmax(axis=1) == gold).mean())
-        likelihood = float(_log(found)[np.arange(len(gold)), gold].mean())
-        if best is None or (right, likelihood) > best[0]:
-            best = (right, likelihood), made
+        raw = made.raw_probabilities(made.prompts_of(asked))
+        quality = _quality(made.calibrated(raw), gold)
+        without = _quality(raw, gold)
+        if without > quality:
+            made.calibration, quality = None, without
+        if best is None or quality > best[0]:
+            best = quality, made
         if on_progress is not None:
             on_progress(number + 1, count)
     assert best is not None
     return best[1], best[0][0]
+
+
+def _quality(probabilities: np.ndarray, gold: np.ndarray) -> tuple[float, float]:
+    """Accuracy, and mean log-likelihood to decide between equals."""
+    right = (probabilities.argmax(axis=1) == gold).mean()
+    return float(right), float(_log(probabilities)[np.arange(len(gold)), gold].mean())
 
 
 def calibration_texts(

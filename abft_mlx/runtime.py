@@ -24,6 +24,7 @@ KERNEL_VARIABLE = "OPENBLAS_CORETYPE"
 # What OpenBLAS falls back to on an x86 processor that is younger than itself.
 FALLBACK_KERNELS = ("Prescott", "Core2", "Generic")
 CACHE_SHARE = 0.25
+CPU_BATCH_TOKENS = 4096
 
 
 @dataclass
@@ -268,6 +269,20 @@ def release_memory() -> None:
 
     gc.collect()
     mx.clear_cache()
+
+
+def batch_tokens(asked: int) -> int:
+    """Tokens in a forward pass: on a CPU no more than CPU_BATCH_TOKENS.
+
+    A larger batch is no faster there, and Ctrl-C has to wait for its end.
+
+    Args:
+        asked: what the recipe allows.
+    """
+    import mlx.core as mx
+
+    on_gpu = mx.default_device() == mx.Device(mx.gpu)
+    return asked if on_gpu else min(asked, CPU_BATCH_TOKENS)
 
 
 def memory_room_bytes() -> int:

@@ -20,6 +20,8 @@ from abft_mlx.errors import StoppedError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SHOW_CURSOR = b"\x1b[?25h\n"
+# Seconds in which the main thread would have heard of a signal, were it not inside a long call.
+PATIENCE = 0.2
 
 
 class Stop:
@@ -27,16 +29,22 @@ class Stop:
 
     Args:
         on_request: told, in a line and by another thread, that an update is being finished.
+        on_busy: the same, that the command ends as soon as the call it is in returns.
 
     Attributes:
         number: the signal that asked, or None.
         watched: whether signals are taken; if so on every rank.
     """
 
-    def __init__(self, on_request: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        on_request: Callable[[str], None] | None = None,
+        on_busy: Callable[[str], None] | None = None,
+    ) -> None:
         self.number: int | None = None
         self.watched = False
         self._on_request = on_request
+        self._on_busy = on_busy
         self._deferred = False
 
     @contextlib.contextmanager
@@ -84,13 +92,25 @@ class Stop:
 
     def _watch(self, signals: socket.socket, taken: list[signal.Signals]) -> None:
         seen = 0
-        while number := signals.recv(1):
+        while True:
+            try:
+                number = signals.recv(1)
+            except TimeoutError:
+                signals.settimeout(None)
+                if self.number is None and self._on_busy is not None:
+                    self._on_busy("stopping after this batch; press Ctrl-C again to stop now")
+                continue
+            if not number:
+                return
             if number[0] not in taken:
                 continue
             seen += 1
             if seen > 1:
                 if sys.stderr.isatty():
                     os.write(2, _SHOW_CURSOR)
+                os.write(2, f"error: {StoppedError(number[0])} at once\n".encode())
                 os._exit(128 + number[0])
-            if self._deferred and self._on_request is not None:
-                self._on_request("finishing this update and saving; once more ends at once")
+            if not self._deferred:
+                signals.settimeout(PATIENCE)
+            elif self._on_request is not None:
+                self._on_request("finishing this update and saving; press Ctrl-C again to stop now")

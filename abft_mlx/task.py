@@ -131,19 +131,26 @@ class Task:
             fixed=evaluation.demonstrations == "fixed",
         )
 
-    def test_prompts(self, evaluation: EvaluationSection) -> list[prompts.Prompt]:
-        """The fixed, seeded prompts of an evaluation."""
+    def test_prompts(
+        self, evaluation: EvaluationSection, limit: int | None = None
+    ) -> list[prompts.Prompt]:
+        """The fixed, seeded prompts of an evaluation; no more than ``limit`` are built."""
+        queries, repeats = self.test_queries(evaluation), evaluation.repeats
+        if limit is not None and queries:
+            # A prompt's draw comes after those before it, and depends on none behind it.
+            queries = min(queries, limit)
+            repeats = min(repeats, -(-limit // queries))
         return prompts.evaluation_prompts(
             self.builder,
             self.splits.demonstrations,
             self.splits.test,
-            evaluation.queries,
-            evaluation.repeats,
+            queries,
+            repeats,
             self.demonstrations,
             evaluation.seed,
             fixed=evaluation.demonstrations == "fixed",
             selection=self.section.prompt.selection,
-        )
+        )[:limit]
 
 
 def open_task(

@@ -187,8 +187,14 @@ def test_an_output_that_cannot_be_is_refused_before_anything_is_measured(tmp_pat
     for output in (tmp_path, tmp_path / "none" / "bench.json"):
         result = invoke("bench", "--size", TINY, "--output", output)
         assert result.exit_code == 2
-        assert str(output) in result.stderr
+        assert str(output.parent) in result.stderr
         assert "warming up" not in result.stdout
+    held = tmp_path / "held.json"
+    held.write_text("precious", encoding="utf-8")
+    result = invoke("bench", "--size", TINY, "--output", held)
+    assert result.exit_code == 2
+    assert "--overwrite" in result.stderr
+    assert held.read_text(encoding="utf-8") == "precious"
 
 
 def test_the_sweeps_table_and_figures(

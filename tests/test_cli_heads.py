@@ -94,9 +94,9 @@ def test_a_recipe_alone() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("nobody/nothing",), "--data is missing: 'nobody/nothing' is no run folder"),
+        (("nobody/nothing",), "--data is missing"),
         (("demo", "--output", "heads.txt"), "--output heads.txt: write a name that ends in .npz"),
-        (("demo", "--output", "none/heads.npz"), "none: is no folder"),
+        (("demo", "--output", "none/heads.npz"), "no such folder: none"),
         (("demo", "--adapter", "none"), "adapter 'none': no such folder"),
         (("demo", "--prompts", "0"), "greater than or equal to 1"),
         (("demo", "--set", "prompt.demonstrations=0"), "prompt.demonstrations"),

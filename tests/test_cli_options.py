@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from cli_support import invoke
 
 from abft_mlx import api, recipe
 from abft_mlx.cli import _options, _words
@@ -27,8 +28,35 @@ def test_every_flag_reaches_its_field() -> None:
     assert (found.training.seed, found.evaluation.seed) == (3, 4)
 
 
-def test_no_flag_changes_nothing() -> None:
-    assert opened() == recipe.Recipe()
+def test_without_a_recipe_the_one_for_own_texts_is_the_base() -> None:
+    own = recipe.load("your-data")
+    assert opened().model_copy(update={"name": own.name, "description": own.description}) == own
+    changed = opened(data="mails.csv")
+    assert changed.name is None
+    assert api.default_output(changed).name.startswith("mails-")
+
+
+def test_label_words_and_the_names_that_mlx_lm_has() -> None:
+    found = opened(
+        label_words="bug = bug, not spam=fine", learning_rate=2e-4, updates=7, demonstrations="6"
+    )
+    assert found.prompt.label_words == {"bug": "bug", "not spam": "fine"}
+    assert (found.training.learning_rate, found.training.updates) == (2e-4, 7)
+    assert found.prompt.demonstrations == 6
+    assert opened(label_words="letters").prompt.label_words == "letters"
+    assert opened(demonstrations="auto").prompt.demonstrations == "auto"
+
+
+@pytest.mark.parametrize("words", ["bug", "bug=", "=x", "a=b,,c=d"])
+def test_label_words_that_are_no_pairs(words: str) -> None:
+    with pytest.raises(UsageError, match="label=word"):
+        _options.overrides(label_words=words)
+
+
+def test_an_empty_output_is_one_line() -> None:
+    result = invoke("predict", "demo", "-o", "")
+    assert result.exit_code == 2
+    assert "the path is empty" in result.stderr
 
 
 @pytest.mark.parametrize("name", ["no", "007", "a: b #c", 'q"u\\o.csv', "données 😀", "{x}"])

@@ -111,7 +111,7 @@ def test_with_nothing_but_demonstrations(model: Path, tmp_path: Path) -> None:
     result = ask(lines(ASKED), "--model", model, "--demonstrations", shown, "--batch-tokens", 64)
     assert result.exit_code == 0, result.stderr
     assert len(answers(result)) == 4
-    assert f"2 demonstrations in every prompt, from {shown} (rows 1, 2):" in result.stderr
+    assert f"2 demonstrations in every prompt, from {shown}:" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_empty_lines_can_be_dropped_or_kept(run: Path) -> None:
         (("demo", "asked.pdf"), "files ending in '.pdf' are not read"),
         (("dmeo", "-"), "no recipe is called 'dmeo': did you mean demo?"),
         (("demo", "--demonstrations", "missing.csv"), "missing.csv: no such file"),
-        (("demo", "--output", "no/such/folder/a.jsonl"), "no/such/folder/a.jsonl: cannot be"),
+        (("demo", "--output", "no/such/folder/a.jsonl"), "no such folder: no/such/folder"),
     ],
 )
 def test_wrong_usage_is_one_line(arguments: tuple[str, ...], message: str) -> None:

@@ -97,6 +97,14 @@ def test_finetune_refuses_to_overwrite(model: Path, texts: Path, run: Path) -> N
     assert (run / "adapters.safetensors").read_bytes() == before
 
 
+def test_a_run_json_that_is_no_object_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("[]", encoding="utf-8")
+    result = invoke("finetune", "--resume", tmp_path)
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1
+    assert "run.json" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

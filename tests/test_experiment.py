@@ -51,6 +51,35 @@ def test_the_run_folder_holds_the_contract(run):
     assert run.adapter_bytes == (run.output / "adapters.safetensors").stat().st_size
 
 
+@pytest.mark.parametrize("changes", [(), ("evaluation.demonstrations=fixed",)])
+@pytest.mark.parametrize("limit", [1, 9, 24, 30, 48, 100])
+def test_the_first_test_prompts_are_those_of_all(changes, limit):
+    opened = experiment.prepare(small("evaluation.repeats=2", *changes))
+    section = opened.recipe.evaluation
+    assert opened.task.test_prompts(section, limit) == opened.task.test_prompts(section)[:limit]
+
+
+def test_few_test_prompts_are_built_where_few_are_wanted(monkeypatch):
+    opened = experiment.prepare(small())
+    built = []
+    whole = type(opened.builder).build
+
+    def build(self, *rest, **options):
+        built.append(1)
+        return whole(self, *rest, **options)
+
+    monkeypatch.setattr(type(opened.builder), "build", build)
+    opened.task.test_prompts(opened.recipe.evaluation, 5)
+    assert len(built) == 5
+
+
+def test_a_model_is_not_hashed_until_somebody_asks(monkeypatch):
+    monkeypatch.setattr(loading, "fingerprint", lambda _path: "asked")
+    loaded = loading.load_model("demo")
+    assert "fingerprint" not in vars(loaded)
+    assert loaded.fingerprint == "asked"
+
+
 def test_no_local_path_travels_with_the_adapter(run):
     config = (run.output / "adapter_config.json").read_text()
     assert "/" not in config.replace("</", "")

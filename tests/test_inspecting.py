@@ -201,3 +201,44 @@ def test_token_texts_put_together_are_the_prompt(maker: str, tmp_path: Path) -> 
     wanted = tokenizer.decode(token_ids)
     assert "".join(texts).strip() == wanted.strip()
     assert inspecting.token_texts(tokenizer, []) == ()
+
+
+def decoded_whole(tokenizer: TokenizerWrapper, token_ids: list[int]) -> list[str]:
+    """What each token adds, by decoding the whole beginning again for every token."""
+    texts, shown = [], ""
+    for n in range(1, len(token_ids) + 1):
+        text = tokenizer.decode(token_ids[:n])
+        if n < len(token_ids):
+            text = text.rstrip("\N{REPLACEMENT CHARACTER}")
+        same = min(len(shown), len(text))
+        while shown[:same] != text[:same]:
+            same -= 1
+        texts.append("" if same == len(text) else text[same:])
+        shown = shown if same == len(text) else text
+    return texts
+
+
+@pytest.mark.parametrize(
+    "maker", ["gpt2", "llama3", "qwen", "tekken", "llama2", "llama2_bytes", "gemma", "unigram"]
+)
+def test_token_texts_of_long_prompts_are_those_of_the_whole(maker: str, tmp_path: Path) -> None:
+    getattr(made_tokenizers, maker)().save_pretrained(tmp_path)
+    tokenizer = load(tmp_path)
+    text = f"{TEXT} 👩‍👩‍👧‍👦 ᚠᛇᚻ 한국어 don 't . "
+    token_ids = tokenizer.encode(text * 3)
+    assert len(token_ids) > 100
+    assert list(inspecting.token_texts(tokenizer, token_ids)) == decoded_whole(tokenizer, token_ids)
+
+
+def test_the_work_for_a_token_text_does_not_grow_with_the_prompt() -> None:
+    class Counting:
+        decoded = 0
+
+        def decode(self, token_ids: list[int]) -> str:
+            self.decoded += len(token_ids)
+            return "x" * len(token_ids)
+
+    short, long = Counting(), Counting()
+    inspecting.token_texts(short, range(500))
+    inspecting.token_texts(long, range(2000))
+    assert long.decoded < 5 * short.decoded

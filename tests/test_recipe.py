@@ -121,7 +121,10 @@ def test_overrides_come_after_the_file_and_in_order(tmp_path: Path) -> None:
         ),
         ("training: {updates: true}", "training.updates is True: a number is needed here"),
         ("objective: {punish: .nan}", "objective.punish is nan"),
-        ("adapter: {kind: qlora}", "adapter.kind is 'qlora': input should be 'lora', 'full' or 'paper'"),
+        (
+            "adapter: {kind: qlora}",
+            "adapter.kind is 'qlora': input should be 'lora', 'full' or 'paper'",
+        ),
         ("adapter: {layers: [1, 1]}", "adapter.layers is [1, 1]: layer numbers start at 0"),
         ("data: {labels: [a]}", "data.labels is ['a']: list should have at least 2 items"),
         ("data: {labels: [a, a ]}", "data.labels is ['a', 'a']: a class name occurs twice"),
@@ -130,7 +133,10 @@ def test_overrides_come_after_the_file_and_in_order(tmp_path: Path) -> None:
             "data.labels is True: input should be a valid string; YAML",
         ),
         ("prompt: {label_prefix: 'x: '}", "prompt.label_prefix is 'x: ': it ends in a space"),
-        ("prompt: {label_words: 3}", "prompt.label_words is 3: a map from labels to words, letters"),
+        (
+            "prompt: {label_words: 3}",
+            "prompt.label_words is 3: a map from labels to words, letters",
+        ),
         ("prompt: {demonstrations: 0}", "prompt.demonstrations is 0"),
         ("training: 3", "training is 3: a map of settings is needed"),
         ("[1, 2]", "my.yaml: a recipe is a map of sections, this is [1, 2]"),
@@ -149,6 +155,33 @@ def test_mistakes_name_file_key_value_and_the_closest_key(text: str, said: str) 
     message = mistake(text)
     assert message.startswith("my.yaml")
     assert said in message
+
+
+def test_overrides_are_merged_before_they_are_checked() -> None:
+    # Neither fits with what the recipe has; both together do, in either order.
+    first, second = "adapter.dropout=0", "training.gradient_checkpointing=true"
+    wet = recipe.default(["adapter.dropout=0.5"])
+    for order in ([first, second], [second, first]):
+        assert recipe.change(wet, order).training.gradient_checkpointing
+    with pytest.raises(RecipeError, match=r"adapter\.dropout"):
+        recipe.change(wet, [second])
+
+
+def test_a_mistake_among_several_overrides_names_its_setting() -> None:
+    with pytest.raises(RecipeError, match=r"training\.updates is 0"):
+        recipe.default(["training.seed=7", "training.updates=0", "adapter.rank=2"])
+
+
+def test_the_split_of_a_mixture_is_not_changed_for_its_first_task_alone() -> None:
+    mixed = recipe.loads("data: [trec, sst2]")
+    for change in ("data.seed=7", "data.test_rows=100", "data.holdout=stratified"):
+        with pytest.raises(RecipeError, match="mixture"):
+            recipe.change(mixed, [change])
+    assert recipe.change(mixed, ["data.seed=42"]).data.seed == 42
+    other = recipe.loads("data: {source: mails.csv}\nmixture: [sst2]", ["data.seed=7"])
+    assert other.data.seed == 7
+    with pytest.raises(RecipeError, match="list of tasks"):
+        recipe.default(["data=[trec, sst2]", "data.seed=7"])
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import random
 from pathlib import Path
 
 import numpy as np
 import pytest
 from cli_support import document, invoke
 
-from abft_mlx import api, data, experiment, prediction, recipe
+from abft_mlx import Classifier, data, experiment, prediction, recipe
 from abft_mlx.evaluation import verdict
 
 SMALL = (
@@ -29,9 +30,7 @@ def mail(tmp_path_factory: pytest.TempPathFactory, texts: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(
-    tmp_path_factory: pytest.TempPathFactory, model: Path, mail: Path
-) -> tuple[Path, dict]:
+def trained(tmp_path_factory: pytest.TempPathFactory, model: Path, mail: Path) -> tuple[Path, dict]:
     """A run, and what finetune said of it."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     result = invoke(
@@ -54,7 +53,7 @@ def test_every_class_is_shown_equally_often(trained: tuple[Path, dict]) -> None:
 
 
 def test_eval_of_a_run_measures_what_predict_answers(
-    trained: tuple[Path, dict], mail: Path, tmp_path: Path
+    trained: tuple[Path, dict], tmp_path: Path
 ) -> None:
     folder, said = trained
     measured = document(invoke("eval", "--adapter", folder, "--json"))
@@ -116,11 +115,7 @@ def test_a_run_predicts_without_its_texts_from_any_folder(
     assert after.exit_code == 0, after.stderr
     assert after.stdout == before.stdout
     assert len(after.stdout.splitlines()) == 2
-    classifier = api.Classifier(adapter="../moved") if hasattr(api, "Classifier") else None
-    if classifier is None:
-        from abft_mlx import Classifier
-
-        classifier = Classifier(adapter="../moved")
+    classifier = Classifier(adapter="../moved")
     labels = [json.loads(line)["label"] for line in before.stdout.splitlines()]
     assert classifier.predict(["a lovely film", "a dull film"]).tolist() == labels
 
@@ -137,9 +132,7 @@ def test_other_labelled_texts_are_all_test_texts(
     assert measured["baselines"] == {}
 
 
-def test_calibration_subtracts_the_mean_log_probability(
-    trained: tuple[Path, dict], mail: Path
-) -> None:
+def test_calibration_subtracts_the_mean_log_probability(trained: tuple[Path, dict]) -> None:
     folder, _ = trained
     opened = prediction.prepare(recipe.load(folder), folder)
     predictor = opened.predictor
@@ -164,15 +157,13 @@ def test_the_best_of_several_sets_is_chosen(model: Path, mail: Path) -> None:
     gold = np.array(asked.labels)
     found = []
     for number in range(6):
-        import random
-
         rows = data.balanced(pool.labels, 4, random.Random(f"42/{number}"))
         one = prediction.Predictor(
             opened.loaded.model, opened.builder, [pool.pairs()[row] for row in rows], 4096
         )
         one.calibrate(prediction.calibration_texts(pool, one.demonstrations, 32, 42))
-        right = one.probabilities(one.prompts_of(asked.pairs())).argmax(axis=1) == gold
-        found.append(right.mean())
+        raw = one.raw_probabilities(one.prompts_of(asked.pairs()))
+        found += [(each.argmax(axis=1) == gold).mean() for each in (raw, one.calibrated(raw))]
     assert best == pytest.approx(max(found))
     assert len(predictor.demonstrations) == 4
 
@@ -219,23 +210,24 @@ def test_twenty_rows_work(model: Path, texts: Path, tmp_path: Path) -> None:
     assert document(result)["verdict"]["n"] == 5
 
 
-def answers(right: int, wrong: int) -> str:
-    return "1" * right + "0" * wrong
-
-
 @pytest.mark.parametrize(
-    ("after", "before", "simple", "words"),
+    ("after", "before", "simple", "prompting", "bag"),
     [
-        (answers(90, 10), answers(60, 40), answers(70, 30), ("better than prompting", "better than bag")),
-        (answers(61, 39), answers(60, 40), answers(90, 10), ("not clearly different from prompting", "worse than bag")),
-        (answers(40, 60), answers(60, 40), answers(41, 59), ("worse than prompting", "not clearly different from bag")),
+        ((90, 10), (60, 40), (70, 30), "better than", "better than"),
+        ((61, 39), (60, 40), (90, 10), "not clearly different from", "worse than"),
+        ((40, 60), (60, 40), (41, 59), "worse than", "not clearly different from"),
     ],
-)  # fmt: skip
+)
 def test_the_verdict_follows_the_paired_test(
-    after: str, before: str, simple: str, words: tuple[str, str]
+    after: tuple[int, int],
+    before: tuple[int, int],
+    simple: tuple[int, int],
+    prompting: str,
+    bag: str,
 ) -> None:
-    def method(right: str) -> dict:
-        return {"accuracy": right.count("1") / 100, "right": right, "confusion": [[30, 20], [5, 45]]}
+    def method(counts: tuple[int, int]) -> dict:
+        right = "1" * counts[0] + "0" * counts[1]
+        return {"accuracy": counts[0] / 100, "right": right, "confusion": [[30, 20], [5, 45]]}
 
     found = verdict(
         {
@@ -249,5 +241,6 @@ def test_the_verdict_follows_the_paired_test(
             },
         }
     )
-    assert all(one in found["sentence"] for one in words)
+    assert f"{prompting} prompting" in found["sentence"]
+    assert f"{bag} bag of words" in found["sentence"]
     assert found["recall"] == {"a": 0.6, "b": 0.9}

@@ -25,7 +25,7 @@ from abft_mlx.ports import port_for
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
-PROBLEMS_SHOWN = 20
+PROBLEMS_SHOWN = 5
 _FACTORS = {".lora_A.weight": "lora_a", ".lora_B.weight": "lora_b"}
 # What other kinds of adapter leave in the file, for configurations that do not own up to it.
 _FOREIGN = {

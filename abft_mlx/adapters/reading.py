@@ -17,7 +17,7 @@ from abft_mlx.adapters.layers import put_full, put_lora
 from abft_mlx.errors import AdapterError
 from abft_mlx.ports import base_linear, has, output_dims, port_for, resolve
 
-PROBLEMS_SHOWN = 20
+PROBLEMS_SHOWN = 5
 
 
 def read(model: nn.Module, folder: str | Path) -> Folder:
@@ -81,7 +81,9 @@ def fitting(model: nn.Module, folder: str | Path) -> Folder:
     adapter = read(model, folder)
     problems = _misfits(model, adapter)
     if problems:
-        shown = problems[:PROBLEMS_SHOWN]
+        # Of another model all shapes differ, and one says so.
+        shapes = [one for one in problems if ": shape (" in one]
+        shown = [one for one in problems if one not in shapes[1:]][:PROBLEMS_SHOWN]
         more = [f"and {len(problems) - len(shown)} more"] if len(problems) > len(shown) else []
         raise AdapterError(
             f"{adapter.path} does not fit this model ({len(problems)} mismatches): "

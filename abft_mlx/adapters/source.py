@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 from abft_mlx import hub
 from abft_mlx.errors import AdapterError, RunError
+from abft_mlx.files import is_path
 
 # Exact names, so that nothing else that a repository holds comes along, code least of all.
 FETCHED = (
@@ -59,7 +60,7 @@ def find(adapter: Named) -> Source:
     if folder.exists():
         raise AdapterError(f"adapter {name} is a file; give the folder that it is in")
     split = hub.split_revision(name)
-    if split is None:
+    if split is None or is_path(name):
         raise AdapterError(
             f"adapter {name!r}: no such folder; give a run folder, or a hub id like owner/name or "
             "owner/name@revision"

@@ -5,6 +5,7 @@ Nothing heavy is imported before a command runs, so that ``--help`` answers at o
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import typer
@@ -24,7 +25,7 @@ from abft_mlx.cli import (
     _report,
     _study,
 )
-from abft_mlx.cli._shell import Commands
+from abft_mlx.cli._shell import Command, Commands
 
 __all__ = ["app"]
 
@@ -36,19 +37,53 @@ app = typer.Typer(
     rich_markup_mode=None,  # boxes take longer to draw than everything else that --help does
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("demo")(_demo.demo)
-app.command("finetune")(_finetune.finetune)
-app.command("eval")(_eval.evaluate)
-app.command("predict")(_predict.predict)
-app.command("heads")(_heads.heads)
-app.command("plot")(_plot.plot)
-app.command("study")(_study.study)
-app.command("report")(_report.report)
-app.command("export")(_export.export)
-app.command("push")(_push.push)
+# Each with what somebody would type first.
+COMMANDS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
+    "demo": (_demo.demo, ("demo",)),
+    "finetune": (
+        _finetune.finetune,
+        (
+            "finetune --model Qwen/Qwen2.5-0.5B-Instruct --data mails.csv --output runs/mails",
+            "finetune trec",
+        ),
+    ),
+    "eval": (_eval.evaluate, ("eval runs/mails", "eval sst2 --model models/smollm2")),
+    "predict": (
+        _predict.predict,
+        (
+            "predict runs/mails new.csv --output labels.csv",
+            "cat new.txt | abft-mlx predict runs/mails",
+        ),
+    ),
+    "heads": (
+        _heads.heads,
+        ("heads runs/mails", "heads models/smollm2 --data mails.csv --output heads.csv"),
+    ),
+    "plot": (_plot.plot, ("plot runs/mails", "plot runs/mails --list")),
+    "study": (_study.study, ("study small --output studies/small",)),
+    "report": (_report.report, ("report runs/mails",)),
+    "export": (
+        _export.export,
+        (
+            "export runs/mails --to fused --output models/mails",
+            "export runs/mails --to peft --output peft/mails",
+        ),
+    ),
+    "push": (_push.push, ("push runs/mails me/mails --dry-run",)),
+    "bench": (_bench.bench, ("bench --quick",)),
+    "doctor": (_doctor.doctor, ("doctor", "doctor --model models/smollm2")),
+}
+
+
+def _examples(lines: Sequence[str]) -> str:
+    """The end of a command's help; the mark before it keeps its lines as they are."""
+    shown = (one if " abft-mlx " in one else f"abft-mlx {one}" for one in lines)
+    return "\b\nExamples:\n" + "\n".join(f"  {one}" for one in shown)
+
+
+for _name, (_function, _lines) in COMMANDS.items():
+    app.command(_name, cls=Command, epilog=_examples(_lines))(_function)
 app.add_typer(_recipes.app, name="recipes")
-app.command("bench")(_bench.bench)
-app.command("doctor")(_doctor.doctor)
 
 
 def _print_version(wanted: bool) -> None:

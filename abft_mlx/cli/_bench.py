@@ -10,10 +10,9 @@ from typing import Annotated
 
 import typer
 
-from abft_mlx.cli import _progress
-from abft_mlx.cli._options import Json, Quiet
+from abft_mlx.cli import _options, _progress
+from abft_mlx.cli._options import Json, Overwrite, Quiet
 from abft_mlx.cli._shell import Shell, dump
-from abft_mlx.errors import OutputError
 
 
 class Dtype(str, Enum):
@@ -50,6 +49,7 @@ def bench(
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the JSON here, too.")
     ] = None,
+    overwrite: Overwrite = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -59,10 +59,8 @@ def bench(
     """
     shell = Shell(as_json=as_json, quiet=quiet)
     # Minutes of measuring must not end in a folder that is not there.
-    if output is not None and (output.is_dir() or not output.parent.is_dir()):
-        raise OutputError(
-            f"--output {output}: is a folder, or lies in none; name a file in a folder"
-        )
+    if output is not None:
+        _options.check_file(output, overwrite=overwrite)
     with shell.speaking():
         import mlx.core as mx
 

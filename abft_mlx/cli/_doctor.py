@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from abft_mlx.cli import _options
+from abft_mlx.cli import _options, _resolve
 from abft_mlx.cli._options import Json
 from abft_mlx.cli._shell import Shell
 
@@ -49,7 +49,8 @@ def doctor(
     with shell.speaking():
         estimate = None
         if recipe or model or length or batch or settings:
-            estimate = _estimate(recipe, model, length or _LENGTH_TOKENS, batch, settings)
+            named = _resolve.subject(shell, recipe).recipe if recipe else None
+            estimate = _estimate(named, model, length or _LENGTH_TOKENS, batch, settings)
         facts = examine()
         if estimate is not None:
             facts["memory_estimate"] = estimate
@@ -69,7 +70,8 @@ def _estimate(
     from abft_mlx import recipe as recipes
     from abft_mlx.trainer import plan
 
-    changes = _options.overrides(model=model, settings=settings)
+    base = model if recipe or model else "demo"
+    changes = _options.overrides(model=base, settings=settings)
     if batch is not None:
         tokens = batch * plan.padded_tokens(length)
         changes.append(_options.override("training.micro_batch_tokens", tokens))

@@ -7,18 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from abft_mlx.cli import _options, _progress, _protocols, _ranks, _words
+from abft_mlx.cli import _options, _progress, _protocols, _ranks, _resolve, _words
 from abft_mlx.cli._options import (
     Adapter,
     Data,
+    Demonstrations,
     EvaluationSeed,
     Json,
     LabelColumn,
     Labels,
+    LabelWords,
     Model,
     Overwrite,
     Quiet,
-    RecipeName,
     Set,
     TextColumn,
 )
@@ -27,18 +28,27 @@ from abft_mlx.cli._shell import Shell, plain
 from abft_mlx.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
-    from abft_mlx.adapters import Source
     from abft_mlx.ranks import Ranks
 
 
 def evaluate(
-    recipe: RecipeName = None,
+    run_or_recipe: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="RUN_OR_RECIPE",
+            help="A run folder, which means its model with its adapter; or a recipe, by the name "
+            "of one that ships or a .yaml file.",
+            show_default=False,
+        ),
+    ] = None,
     model: Model = None,
     data: Data = None,
     adapter: Adapter = None,
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
     labels: Labels = None,
+    label_words: LabelWords = None,
+    demonstrations: Demonstrations = None,
     seed: EvaluationSeed = None,
     protocol: Protocols = None,
     methods: Methods = None,
@@ -47,6 +57,9 @@ def evaluate(
     output: Annotated[
         Path | None,
         typer.Option(
+            "--output",
+            "-o",
+            parser=_options.path,
             metavar="FILE",
             help="Also write the JSON document there.",
             show_default="eval.json of a run folder that its own recipe measures",
@@ -59,7 +72,7 @@ def evaluate(
 ) -> None:
     """Measure a model on fixed seeded test prompts, without and with an adapter.
 
-    Name a recipe, or give --adapter RUN to use the run's own, or give --model and --data.
+    Name a run or a recipe, or give --model and --data.
     """
     asked = _protocols.changes(protocol, methods, transfer, compat)
     changes = _options.overrides(
@@ -68,41 +81,44 @@ def evaluate(
         text_column=text_column,
         label_column=label_column,
         labels=labels,
+        label_words=label_words,
+        demonstrations=demonstrations,
         settings=[*asked, *(settings or ())],
         evaluation=seed,
     )
-    source = _options.find_adapter(adapter, Shell(as_json=as_json, quiet=quiet))
-    named = recipe
-    if named is None and source is not None and (source.folder / "recipe.yaml").is_file():
-        named = str(source.folder / "recipe.yaml")
-    if named is None and (model is None or data is None):
+    subject = _resolve.subject(Shell(as_json=as_json, quiet=quiet), run_or_recipe, adapter)
+    if subject.recipe is None and (model is None or data is None):
         missing = "--model" if model is None else "--data"
         raise UsageError(
             f"{missing} is missing: without a recipe, or a run folder that holds one, both "
             "--model and --data are needed"
         )
-    file, wanted = _file(source, output, own=recipe is None and not changes, overwrite=overwrite)
+    file, wanted = _file(None if changes else subject.run, output, overwrite=overwrite)
     ranks = _ranks.join(resumable=False)
     if not ranks.first:  # the first rank speaks for all
         as_json, quiet = False, True
     shell = Shell(as_json=as_json, quiet=quiet)
     with shell.speaking():
-        document = _measure(shell, ranks, named, changes, source)
+        document = _measure(shell, ranks, subject, changes)
         if not ranks.first:
             return
         if not as_json:
             _show(shell, document)
         _write(shell, document, file, wanted=wanted)
-        if not as_json and adapter is None:
-            what = [recipe] if recipe else ["--model", model, "--data", data]
+        if not as_json and subject.adapter is None:
+            named = subject.recipe
+            what = [named] if named else ["--model", model, "--data", data]
             shell.say("", f"next: {_words.command('finetune', *what)}")
     shell.document(document)
 
 
-def _file(
-    source: Source | None, output: Path | None, *, own: bool, overwrite: bool
-) -> tuple[Path | None, bool]:
+def _file(run: Path | None, output: Path | None, *, overwrite: bool) -> tuple[Path | None, bool]:
     """Where the document goes, and whether somebody asked for that.
+
+    Args:
+        run: the folder that the document describes whole, if there is one.
+        output: what somebody asked for.
+        overwrite: whether that may be there.
 
     Raises:
         OutputError: it was asked for and cannot go there.
@@ -112,11 +128,7 @@ def _file(
         return output, True
     from abft_mlx.trainer import EVALUATION_FILE
 
-    # Only what describes the run whole belongs into its folder; one of the hub is a cache's.
-    here = source is not None and Path(source.name).expanduser().is_dir()
-    if source is not None and here and own and (source.folder / "run.json").is_file():
-        return source.folder / EVALUATION_FILE, False
-    return None, False
+    return (None if run is None else run / EVALUATION_FILE), False
 
 
 def _write(shell: Shell, document: dict[str, Any], file: Path | None, *, wanted: bool) -> None:
@@ -137,23 +149,26 @@ def _write(shell: Shell, document: dict[str, Any], file: Path | None, *, wanted:
 def _measure(
     shell: Shell,
     ranks: Ranks,
-    recipe: str | None,
+    subject: _resolve.Subject,
     changes: list[str],
-    adapter: Source | None,
 ) -> dict[str, Any]:
     from abft_mlx import experiment, runtime
 
     runtime.use_wired_memory()
-    opened = _options.open_recipe(recipe, changes)
+    opened = _options.open_recipe(subject.recipe, changes)
     shell.say(f"measuring {opened.model} on {opened.data.source} …")
     with _progress.board(shell) as board:
-        return experiment.evaluate(
+        document = experiment.evaluate(
             opened,
-            adapter,
+            subject.adapter,
             on_progress=board.count,
             on_stage=board.stage,
             ranks=ranks,
         )
+    asked, measured = opened.evaluation.queries, document["prompts"] // opened.evaluation.repeats
+    if measured < asked and any(one.startswith("evaluation.queries=") for one in changes):
+        shell.say(f"evaluation.queries is {asked:,}, but there are only {measured:,} test rows")
+    return document
 
 
 def _show(shell: Shell, document: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from abft_mlx.cli import _options, _progress, _ranks, _words
+from abft_mlx.cli import _options, _progress, _ranks, _resolve, _words
 from abft_mlx.cli._options import (
     Data,
     Json,
@@ -53,7 +53,15 @@ def export(
         ),
     ],
     output: Annotated[
-        Path, typer.Option(metavar="DIR", help="The folder to write.", show_default=False)
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            parser=_options.path,
+            metavar="DIR",
+            help="The folder to write.",
+            show_default=False,
+        ),
     ],
     model: Model = None,
     recipe: Annotated[
@@ -122,11 +130,10 @@ def export(
     _ranks.alone("export")
     shell = Shell(as_json=as_json, quiet=quiet)
     with shell.speaking():
-        from abft_mlx import adapters, exchange, prediction, runtime
+        from abft_mlx import exchange, prediction, runtime
 
         runtime.use_wired_memory()
-        with _progress.board(shell):
-            folder = adapters.local_folder(run)
+        folder = _resolve.find_adapter(shell, run).folder
         revision = None
         if model is None and (recipe is not None or not _has_recipe(folder)):
             model, revision = _named_base(folder)
@@ -178,7 +185,7 @@ def _named_base(run: Path) -> tuple[str | None, str | None]:
     from abft_mlx import adapters
 
     if _has_recipe(run):
-        own = _options.open_recipe(str(run), [])
+        own = _options.open_recipe(str(run / "recipe.yaml"), [])
         return own.model, own.revision
     return adapters.base_model(run), None
 

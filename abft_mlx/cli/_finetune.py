@@ -11,15 +11,19 @@ import typer
 from abft_mlx.cli import _options, _progress, _ranks, _words
 from abft_mlx.cli._options import (
     Data,
+    Demonstrations,
     Json,
     LabelColumn,
     Labels,
+    LabelWords,
+    LearningRate,
     Model,
     Overwrite,
     Quiet,
     RecipeName,
     Set,
     TextColumn,
+    Updates,
 )
 from abft_mlx.cli._shell import Shell
 from abft_mlx.errors import RunError, UsageError
@@ -58,6 +62,8 @@ def finetune(
     output: Annotated[
         Path | None,
         typer.Option(
+            "--output",
+            "-o",
             metavar="DIR",
             help="The run folder.",
             show_default="runs/NAME-DATE-TIME",
@@ -66,6 +72,10 @@ def finetune(
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
     labels: Labels = None,
+    label_words: LabelWords = None,
+    updates: Updates = None,
+    learning_rate: LearningRate = None,
+    demonstrations: Demonstrations = None,
     seed: Annotated[
         int | None,
         typer.Option(
@@ -112,9 +122,11 @@ def finetune(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Fine-tune a model's attention on labelled texts; write an adapter.
+    """Fine-tune a model on labelled texts; write an adapter, measure it, and judge it.
 
     Either name a recipe, or give --model and --data and let the defaults do the rest.
+
+    Example: abft-mlx finetune --model M --data mails.csv --output runs/mails
     """
     changes = _options.overrides(
         model=model,
@@ -122,6 +134,10 @@ def finetune(
         text_column=text_column,
         label_column=label_column,
         labels=labels,
+        label_words=label_words,
+        updates=updates,
+        learning_rate=learning_rate,
+        demonstrations=demonstrations,
         settings=[
             *(_PAPER if paper else ()),
             *(("data.holdout=none",) if final else ()),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from abft_mlx.cli import _options, _progress, _ranks
+from abft_mlx.cli import _options, _progress, _ranks, _resolve
 from abft_mlx.cli._options import (
     Adapter,
     Data,
@@ -15,18 +15,18 @@ from abft_mlx.cli._options import (
     Json,
     LabelColumn,
     Labels,
+    LabelWords,
     Overwrite,
     Quiet,
     Set,
     TextColumn,
 )
 from abft_mlx.cli._shell import Shell
-from abft_mlx.errors import RecipeError, UsageError
+from abft_mlx.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from abft_mlx.adapters import Source
     from abft_mlx.induction import Heads
 
 _SUFFIXES = (".npz", ".csv")
@@ -48,9 +48,9 @@ def heads(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL",
-            help="A model: a local folder, a hub id, or demo. Or a run folder, whose model, "
-            "adapter and data are meant; or, without --data, a recipe.",
+            metavar="RUN_OR_MODEL",
+            help="A run folder, which means its model with its adapter, and its data; a recipe; or "
+            "a model (a local folder, a hub id, or demo) with --data.",
         ),
     ],
     adapter: Adapter = None,
@@ -58,6 +58,7 @@ def heads(
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
     labels: Labels = None,
+    label_words: LabelWords = None,
     prompts: Annotated[
         int | None,
         typer.Option(min=1, help="Test prompts to look at.", show_default="128"),
@@ -77,6 +78,9 @@ def heads(
     output: Annotated[
         list[Path] | None,
         typer.Option(
+            "--output",
+            "-o",
+            parser=_options.path,
             metavar="FILE",
             help="Where to write: a .csv with a row for each head, or a .npz for plot and report. "
             "May be given twice.",
@@ -98,18 +102,26 @@ def heads(
     shell = Shell(as_json=as_json, quiet=quiet)
     with shell.speaking():
         _ranks.alone("heads")
-        recipe, changes, source = _named(shell, model, adapter, data)
-        changes += _options.overrides(
+        subject = _resolve.subject(shell, model, adapter, models=True, data=data)
+        if subject.recipe is None and (subject.model is None or data is None):
+            raise UsageError(
+                f"--data is missing: nothing says what the prompts of {model} are made of"
+                if subject.model
+                else f"{model} is an adapter without a recipe; name its base model first, and give "
+                f"--adapter {model}"
+            )
+        changes = _options.overrides(
+            model=subject.model,
             data=data,
             text_column=text_column,
             label_column=label_column,
             labels=labels,
+            label_words=label_words,
             settings=settings,
             evaluation=seed,
         )
-        run = _is_run(model)
-        files = _outputs(model if run else None, output, overwrite=overwrite)
-        found = _see(shell, recipe, changes, source, prompts, detectors=detectors)
+        files = _outputs(subject.run, output, overwrite=overwrite)
+        found = _see(shell, subject, changes, prompts, detectors=detectors)
         _write(found, files)
         if not as_json:
             _show(shell, found, every=every)
@@ -121,44 +133,12 @@ def heads(
     shell.document(_document(found, files))
 
 
-def _is_run(name: str) -> bool:
-    return (Path(name) / "run.json").is_file() and (Path(name) / "recipe.yaml").is_file()
-
-
-def _named(
-    shell: Shell, model: str, adapter: str | None, data: str | None
-) -> tuple[str | None, list[str], Source | None]:
-    """The recipe to open, what to set in it, and the adapter.
-
-    Raises:
-        UsageError: nothing names the data.
-    """
-    if _is_run(model):
-        return str(Path(model) / "recipe.yaml"), [], _options.find_adapter(adapter or model, shell)
-    source = _options.find_adapter(adapter, shell)
-    override = _options.override("model", model)
-    if source is not None and (source.folder / "recipe.yaml").is_file():
-        return str(source.folder / "recipe.yaml"), [override], source
-    if data is not None:
-        return None, [override], source
-    from abft_mlx import recipe
-
-    try:
-        recipe.find(model)
-    except RecipeError:
-        raise UsageError(
-            f"--data is missing: {model!r} is no run folder and no recipe, so nothing says what "
-            "the prompts are made of"
-        ) from None
-    return model, [], source
-
-
-def _outputs(run: str | None, given: list[Path] | None, *, overwrite: bool) -> list[Path]:
+def _outputs(run: Path | None, given: list[Path] | None, *, overwrite: bool) -> list[Path]:
     """The files to write, seen to be possible before any work."""
     if given is None:
         from abft_mlx.induction import HEADS_FILE
 
-        return [] if run is None else [Path(run) / HEADS_FILE]
+        return [] if run is None else [run / HEADS_FILE]
     for path in given:
         if path.suffix not in _SUFFIXES:
             raise UsageError(f"--output {path}: write a name that ends in .npz or .csv")
@@ -168,9 +148,8 @@ def _outputs(run: str | None, given: list[Path] | None, *, overwrite: bool) -> l
 
 def _see(
     shell: Shell,
-    recipe: str | None,
+    subject: _resolve.Subject,
     changes: list[str],
-    source: Source | None,
     prompts: int | None,
     *,
     detectors: bool,
@@ -178,12 +157,12 @@ def _see(
     from abft_mlx import experiment, runtime
 
     runtime.use_wired_memory()
-    opened = _options.open_recipe(recipe, changes)
+    opened = _options.open_recipe(subject.recipe, changes)
     shell.say(f"looking at the heads of {opened.model} on {opened.data.source} …")
     with _progress.board(shell) as board:
         return experiment.heads(
             opened,
-            source,
+            subject.adapter,
             prompts=prompts or experiment.HEADS_PROMPTS,
             detectors=detectors,
             on_stage=board.stage,

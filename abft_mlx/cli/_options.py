@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from abft_mlx.cli import _progress
+from abft_mlx.cli import _resolve
 from abft_mlx.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
-    from abft_mlx.adapters import Source
-    from abft_mlx.cli._shell import Shell
     from abft_mlx.recipe import Recipe
+
+
+def path(text: str) -> Path:
+    """A path as it was typed, which an empty text is not."""
+    if not text.strip():
+        raise typer.BadParameter("the path is empty")
+    return Path(text)
+
 
 RecipeName = Annotated[
     str | None,
@@ -65,6 +72,31 @@ Labels = Annotated[
         show_default=False,
     ),
 ]
+LabelWords = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LABEL=WORD,…",
+        help="The word that stands for each label in prompts, such as bug=bug,billing=payment; or "
+        "letters for A, B, C.",
+        show_default="the labels themselves",
+    ),
+]
+LearningRate = Annotated[
+    float | None,
+    typer.Option(help="training.learning_rate.", show_default="the recipe's"),
+]
+Updates = Annotated[
+    int | None,
+    typer.Option(min=1, help="training.updates: optimizer steps.", show_default="the recipe's"),
+]
+Demonstrations = Annotated[
+    str | None,
+    typer.Option(
+        metavar="K",
+        help="prompt.demonstrations: labelled texts in a prompt; or auto.",
+        show_default="the recipe's",
+    ),
+]
 Set = Annotated[
     list[str] | None,
     typer.Option(
@@ -106,6 +138,10 @@ def overrides(
     text_column: str | None = None,
     label_column: str | None = None,
     labels: str | None = None,
+    label_words: str | None = None,
+    learning_rate: float | None = None,
+    updates: int | None = None,
+    demonstrations: str | None = None,
     settings: Sequence[str] | None = None,
     **seeds: int | None,
 ) -> list[str]:
@@ -117,6 +153,10 @@ def overrides(
         text_column: name of the column with the texts.
         label_column: name of the column with the labels.
         labels: class names with commas between them.
+        label_words: ``label=word`` pairs with commas between them, letters, or auto.
+        learning_rate: of the optimizer.
+        updates: optimizer steps.
+        demonstrations: in a prompt; a number or auto.
         settings: the values of ``--set``.
         seeds: the section whose ``seed`` to set, and to what.
     """
@@ -136,38 +176,68 @@ def overrides(
                 f"--labels {labels!r} does not name two classes or more, with commas between them"
             )
         changes.append(override("data.labels", names))
+    if label_words is not None:
+        changes.append(override("prompt.label_words", _label_words(label_words)))
+    for key, value in (
+        ("training.learning_rate", learning_rate),
+        ("training.updates", updates),
+    ):
+        if value is not None:
+            changes.append(override(key, value))
+    if demonstrations is not None:
+        changes.append(f"prompt.demonstrations={demonstrations}")
     for section, seed in seeds.items():
         if seed is not None:
             changes.append(override(f"{section}.seed", seed))
     return [*changes, *(settings or ())]
 
 
+def _label_words(text: str) -> str | dict[str, str]:
+    """The value of ``prompt.label_words`` that a flag names."""
+    if text.strip() in ("letters", "auto"):
+        return text.strip()
+    words = {}
+    for pair in text.split(","):
+        label, equals, word = (part.strip() for part in pair.partition("="))
+        if not (label and equals and word):
+            raise UsageError(
+                f"--label-words {text!r}: {pair.strip()!r} is no label=word; write "
+                "bug=bug,billing=payment, or letters"
+            )
+        words[label] = word
+    return words
+
+
 def open_recipe(name: str | None, changes: Sequence[str]) -> Recipe:
-    """The named recipe, or the one for own texts where none is named, with the changes applied."""
+    """The named recipe, or the one for own texts where none is named, with the changes applied.
+
+    Args:
+        name: a recipe's name or file; a run folder is refused.
+        changes: ``section.key=value`` each.
+
+    Raises:
+        RecipeError: no such recipe, or a change that cannot be used.
+        UsageError: a run folder.
+    """
     from abft_mlx import recipe
 
-    return recipe.own_data(changes) if name is None else recipe.load(name, changes)
-
-
-def find_adapter(named: str | None, shell: Shell) -> Source | None:
-    """The adapter that ``--adapter`` names, fetched if it is on the hub."""
-    if named is None:
-        return None
-    from abft_mlx import adapters
-
-    with _progress.board(shell):
-        return adapters.find(named)
+    if name is None:
+        return recipe.own_data(changes)
+    return recipe.load(_resolve.recipe_file(name), changes)
 
 
 def check_file(path: Path, *, overwrite: bool) -> None:
     """See whether ``--output`` may be written, before any long work.
 
     Raises:
-        OutputError: it exists and ``overwrite`` is not set, is a folder, or its folder is missing.
+        OutputError: it exists and ``overwrite`` is not set, is a folder, or its folder is missing
+            or may not be written.
     """
     if path.is_dir():
         raise OutputError(f"{path}: is a folder; name a file in it with --output")
     if not path.parent.is_dir():
-        raise OutputError(f"{path.parent}: is no folder; make it, or choose another --output")
+        raise OutputError(f"no such folder: {path.parent}; make it, or choose another --output")
     if path.exists() and not overwrite:
         raise OutputError(f"{path} exists; give --overwrite to replace it, or another --output")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise OutputError(f"{path}: cannot be written (no permission); choose another --output")

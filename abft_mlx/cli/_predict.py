@@ -1,40 +1,55 @@
-"""``abft-mlx predict``: labels for texts from a file or standard input, streamed as JSON Lines."""
+"""``abft-mlx predict``: labels for texts from a file or standard input, as they come."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
+import csv
+import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from abft_mlx.cli import _options, _progress, _ranks
+from abft_mlx.cli import _options, _progress, _ranks, _resolve
 from abft_mlx.cli._options import (
     Adapter,
     Data,
     EvaluationSeed,
     LabelColumn,
     Labels,
+    LabelWords,
     Model,
     Overwrite,
     Quiet,
     Set,
 )
 from abft_mlx.cli._shell import Shell, dump
-from abft_mlx.errors import OutputError, UsageError
+from abft_mlx.errors import OutputError, PromptError, UsageError
 
 if TYPE_CHECKING:
     from abft_mlx.adapters import Source
-    from abft_mlx.data import Queries
-    from abft_mlx.prediction import Opened, Prediction
+    from abft_mlx.data import Queries, Query
+    from abft_mlx.prediction import Opened, Prediction, Predictor
 
 _STANDARD_INPUT = "-"
-# What a lone argument must end in to be a file of texts and not a recipe or a run.
-_TEXTS = (".txt", ".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
+_TABLES = {".csv": ",", ".tsv": "\t"}
+_OBJECTS = (".jsonl", ".ndjson", ".json")
+_NEVER_WRITTEN = (".xlsx", ".xls", ".ods", ".parquet")
+# Texts that were skipped and are named one by one.
+_SKIPPED_SHOWN = 5
+
+
+class OnError(str, Enum):
+    """What to do with a text that cannot be used."""
+
+    stop = "stop"
+    skip = "skip"
 
 
 def predict(
@@ -42,8 +57,8 @@ def predict(
         str | None,
         typer.Argument(
             metavar="RUN_OR_RECIPE",
-            help="A run folder, with its adapter; or a recipe. May be left out where --adapter "
-            "RUN, or --model with --data or --demonstrations, says it all.",
+            help="A run folder, which means its model with its adapter; or a recipe. May be left "
+            "out where --adapter RUN, or --model with --data or --demonstrations, says it all.",
             show_default=False,
         ),
     ] = None,
@@ -63,9 +78,8 @@ def predict(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="Labelled texts, all of which are shown in every prompt, in order; without it "
-            "they are drawn from the data as eval's first ones.",
-            show_default=False,
+            help="Labelled texts, all of which are shown in every prompt, in order.",
+            show_default="the run's own",
         ),
     ] = None,
     text_column: Annotated[
@@ -78,6 +92,7 @@ def predict(
     ] = None,
     label_column: LabelColumn = None,
     labels: Labels = None,
+    label_words: LabelWords = None,
     seed: EvaluationSeed = None,
     batch_tokens: Annotated[
         int | None,
@@ -89,7 +104,31 @@ def predict(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Where the lines go.", show_default="standard output"),
+        typer.Option(
+            "--output",
+            "-o",
+            parser=_options.path,
+            metavar="FILE",
+            help="Where the answers go. A .csv or .tsv keeps all columns of FILE and adds label "
+            "and probability; any other file gets JSON Lines.",
+            show_default="standard output",
+        ),
+    ] = None,
+    on_error: Annotated[
+        OnError,
+        typer.Option(
+            "--on-error",
+            help="What to do with a text that is empty, too long or not UTF-8: stop, or skip it "
+            "and leave its label empty in a .csv.",
+        ),
+    ] = OnError.stop,
+    show_prompt: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Print the prompt that would be asked about this text, and stop.",
+            show_default=False,
+        ),
     ] = None,
     settings: Set = None,
     overwrite: Overwrite = False,
@@ -103,24 +142,23 @@ def predict(
         ),
     ] = False,
 ) -> None:
-    """Label texts: one JSON object a line, in order, as they come.
+    """Label texts, in order, as they come.
 
-    Each is {"text", "label", "probabilities": {label: probability}}. Everything for people is on
-    standard error.
+    Standard output gets a JSON object for each: {"text", "label", "probabilities": {label:
+    probability}}. --output labels.csv writes a table instead. Everything for people is on standard
+    error.
     """
-    named, file = _arguments(run_or_recipe, file)
-    if named is not None and adapter is None and _is_run(named):
-        adapter = named
+    first, file = _arguments(run_or_recipe, file)
     shell = Shell(as_json=as_json or output is None, quiet=quiet)
-    source = _options.find_adapter(adapter, shell)
-    if named is None and source is not None and (source.folder / "recipe.yaml").is_file():
-        named = str(source.folder)
+    subject = _resolve.subject(shell, first, adapter)
+    named = subject.recipe
     changes = _options.overrides(
         model=model,
         data=data or (demonstrations if named is None else None),
         text_column=text_column if data is not None or named is None else None,
         label_column=label_column,
         labels=labels,
+        label_words=label_words,
         settings=settings,
         evaluation=seed,
     )
@@ -133,99 +171,246 @@ def predict(
             "--data or --demonstrations to show labelled texts"
         )
     with shell.speaking():
-        opened = (named, changes, source, demonstrations)
-        document = _run(shell, *opened, file, text_column, output, overwrite)
+        _ranks.alone("predict")
+        from abft_mlx import prediction, runtime
+
+        runtime.use_wired_memory()
+        recipe = _options.open_recipe(named, changes)
+        skip = on_error is OnError.skip
+        if show_prompt is None:
+            # Before the model is opened: a wrong file shall not cost a download.
+            section = recipe.data.model_copy(update={"text": text_column} if text_column else {})
+            queries = _queries(file, section, skip=skip)
+            if output is not None:
+                _check_output(output, file, overwrite=overwrite)
+        with _progress.board(shell) as board:
+            board.stage(f"opening {recipe.model}")
+            opened = prediction.prepare(recipe, subject.adapter, demonstrations)
+        if show_prompt is not None:
+            prompt = _prompt(opened.predictor, show_prompt)
+            print(prompt, file=shell.stdout, end="" if prompt.endswith("\n") else "\n")
+            return
+        _introduce(shell, opened)
+        document = _run(shell, opened, subject.adapter, queries, file, output, skip=skip)
     if output is not None:
         shell.document(document)
 
 
 def _arguments(first: str | None, second: str | None) -> tuple[str | None, str]:
     """The run or recipe, and the texts: a lone argument may be either."""
+    from abft_mlx.recipe.files import DATA_SUFFIXES
+
     if first is None or second is not None:
         return first, second or _STANDARD_INPUT
-    if first == _STANDARD_INPUT or first.lower().endswith(_TEXTS):
+    if first == _STANDARD_INPUT or first.lower().endswith(DATA_SUFFIXES):
         return None, first
     return first, _STANDARD_INPUT
 
 
-def _is_run(named: str) -> bool:
-    """Whether a recipe's name is a run folder: its adapter is meant, too, and missed if absent."""
-    from abft_mlx import recipe
+def _queries(file: str, section: Any, *, skip: bool) -> Queries:
+    from abft_mlx.data import Queries
 
-    return Path(named).is_dir() and recipe.find(named) == Path(named) / "recipe.yaml"
+    if file == _STANDARD_INPUT:
+        return Queries("standard input", section, sys.stdin.buffer, skip=skip)
+    return Queries(file, section, skip=skip)
+
+
+def _check_output(output: Path, file: str, *, overwrite: bool) -> None:
+    """See whether the answers may be written.
+
+    Raises:
+        OutputError: they may not.
+    """
+    if output.suffix.lower() in _NEVER_WRITTEN:
+        raise OutputError(
+            f"--output {output}: {output.suffix} files are not written; name a .csv, .tsv or .jsonl"
+        )
+    source = Path(file).expanduser()
+    if source.exists() and output.exists() and output.samefile(source):
+        raise OutputError(f"--output {output} is the file of texts itself; name another file")
+    _options.check_file(output, overwrite=overwrite)
+
+
+def _prompt(predictor: Predictor, text: str) -> str:
+    """The prompt that is asked about a text, as text."""
+    builder = predictor.builder
+    # Nothing here looks at the gold label.
+    prompt = builder.build(predictor.demonstrations, text, 0, where="the prompt of --show-prompt")
+    return str(builder.tokenizer.decode(list(prompt.token_ids)))
 
 
 def _run(
     shell: Shell,
-    named: str | None,
-    changes: list[str],
+    opened: Opened,
     adapter: Source | None,
-    demonstrations: str | None,
+    queries: Queries,
     file: str,
-    text_column: str | None,
     output: Path | None,
-    overwrite: bool,
+    *,
+    skip: bool,
 ) -> dict[str, Any]:
-    _ranks.alone("predict")
-    from abft_mlx import prediction, runtime
-    from abft_mlx.data import Queries
-
-    runtime.use_wired_memory()
-    recipe = _options.open_recipe(named, changes)
     piped = file == _STANDARD_INPUT
-    # Before the model is opened: a missing file shall not cost a download.
-    section = recipe.data.model_copy(update={"text": text_column} if text_column else {})
-    queries = Queries(
-        "standard input" if piped else file, section, sys.stdin.buffer if piped else None
-    )
-    if output is not None and output.exists() and not overwrite:
-        raise OutputError(f"{output} exists; give --overwrite to replace it, or another --output")
-    with _progress.board(shell) as board:
-        board.stage(f"opening {recipe.model}")
-        opened = prediction.prepare(recipe, adapter, demonstrations)
-    _introduce(shell, opened)
     if piped and sys.stdin.isatty():
         shell.say("reading standard input, a text in each line; Ctrl-D ends it")
     start = time.perf_counter()
     # Lines of answers on the same terminal show how far it is.
     live = output is not None or not shell.stdout.isatty()
-    with _lines(shell, output) as stream, _progress.board(shell, live=live) as board:
+    answers = _Answers(opened.predictor, skip=skip)
+    with _opened(shell, output, file) as stream, _progress.board(shell, live=live) as board:
         board.stage("labelling", "texts")
-        counted = functools.partial(board.count, total=queries.known)
-        count = _write(stream, opened.predictor.predict(queries), counted)
+        write = _writer(stream, output, queries, file)
+        for some in answers.of(queries):
+            for query, answer in some:
+                write(query, answer)
+            stream.flush()
+            board.count(answers.count, queries.known)
     seconds = time.perf_counter() - start
-    _conclude(shell, opened, queries, count, seconds)
-    return _document(opened, adapter, queries, count, seconds, output)
+    _conclude(shell, opened, queries, answers, seconds)
+    return _document(opened, adapter, queries, answers, seconds, output)
+
+
+class _Answers:
+    """Texts with their answers, in order.
+
+    Attributes:
+        count: texts answered.
+        skips: texts skipped.
+        skipped: why the first few of them were.
+    """
+
+    def __init__(self, predictor: Predictor, *, skip: bool) -> None:
+        self.count = 0
+        self.skips = 0
+        self.skipped: list[str] = []
+        self._predictor = predictor
+        self._skip = skip
+
+    def of(self, queries: Iterable[list[Query]]) -> Iterator[list[tuple[Query, Prediction | None]]]:
+        """Lists of texts with their answers, or None for a text that is skipped.
+
+        Raises:
+            PromptError: a text makes no prompt, and is not to be skipped.
+        """
+        for arrived in queries:
+            waiting = deque(arrived)
+            usable = [query for query in arrived if query.problem is None]
+            while waiting:
+                done = 0
+                try:
+                    for some in self._predictor.predict([usable] if usable else []):
+                        done += len(some)
+                        yield self._taken(waiting, some)
+                    yield [self._left_out(query) for query in waiting]
+                    break
+                except PromptError as error:
+                    if not self._skip:
+                        raise
+                    # Those before it have been answered.
+                    bad = replace(usable[done], problem=str(error))
+                    usable = usable[done + 1 :]
+                    taken = self._taken(waiting, [None])[:-1]
+                    yield [*taken, self._left_out(bad)]
+
+    def _taken(
+        self, waiting: deque[Query], answers: Sequence[Prediction | None]
+    ) -> list[tuple[Query, Prediction | None]]:
+        """Take answered texts from those that wait, and what is skipped between them."""
+        taken: list[tuple[Query, Prediction | None]] = []
+        for answer in answers:
+            while waiting[0].problem is not None:
+                taken.append(self._left_out(waiting.popleft()))
+            taken.append((waiting.popleft(), answer))
+            self.count += answer is not None
+        return taken
+
+    def _left_out(self, query: Query) -> tuple[Query, None]:
+        self.skips += 1
+        if len(self.skipped) < _SKIPPED_SHOWN:
+            self.skipped.append(query.problem or "")
+        return query, None
 
 
 @contextlib.contextmanager
-def _lines(shell: Shell, output: Path | None) -> Iterator[TextIO]:
-    """Where the objects go. A file grows as they come, so that a failure loses none of them."""
+def _opened(shell: Shell, output: Path | None, file: str) -> Iterator[TextIO]:
+    """Where the answers go. A file grows as they come, so that a failure loses none of them."""
     if output is None:
         yield shell.stdout
         return
+    table = output.suffix.lower() in _TABLES
+    # Excel knows UTF-8 by its mark: a table that came with one gets one.
+    encoding = "utf-8-sig" if table and _has_mark(file) else "utf-8"
     try:
-        stream = output.open("w", encoding="utf-8")
+        stream = output.open(
+            "w", encoding=encoding, errors="backslashreplace", newline="" if table else None
+        )
     except OSError as error:
         raise OutputError(f"{output}: cannot be written ({error.strerror})") from None
     with stream:
         yield stream
 
 
-def _write(
-    stream: TextIO, answers: Iterable[list[Prediction]], counted: Callable[[int], None]
-) -> int:
-    count = 0
-    for some in answers:
-        for one in some:
+def _has_mark(file: str) -> bool:
+    path = Path(file).expanduser()
+    if not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        return stream.read(3) == b"\xef\xbb\xbf"
+
+
+def _writer(
+    stream: TextIO, output: Path | None, queries: Queries, file: str
+) -> Callable[[Query, Prediction | None], None]:
+    """What writes a text with its answer: a row of a table, or a JSON object."""
+    suffix = "" if output is None else output.suffix.lower()
+    if suffix in _TABLES:
+        return _table(stream, _TABLES[suffix], queries.columns)
+    own = suffix in _OBJECTS and file.lower().endswith(_OBJECTS)
+    columns = queries.columns if own else ()
+    label, probabilities = _free("label", columns), _free("probabilities", columns)
+
+    def write(query: Query, answer: Prediction | None) -> None:
+        if answer is not None:
             # The digits behind these hang on which texts shared a batch.
-            shares = {name: round(share, 6) for name, share in one.probabilities.items()}
-            line = {"text": one.text, "label": one.label, "probabilities": shares}
-            stream.write(dump(line) + "\n")
-        stream.flush()
-        count += len(some)
-        counted(count)
-    return count
+            shares = {name: round(share, 6) for name, share in answer.probabilities.items()}
+            begun = dict(query.fields) if own else {"text": answer.text}
+            stream.write(dump({**begun, label: answer.label, probabilities: shares}) + "\n")
+
+    return write
+
+
+def _table(
+    stream: TextIO, delimiter: str, columns: Sequence[str]
+) -> Callable[[Query, Prediction | None], None]:
+    """What writes rows with all columns of the input, the label and its probability."""
+    rows = csv.writer(stream, delimiter=delimiter, lineterminator="\n")
+    rows.writerow([*columns, _free("label", columns), _free("probability", columns)])
+
+    def write(query: Query, answer: Prediction | None) -> None:
+        fields = query.fields or (("text", query.text),)
+        if [name for name, _ in fields] == list(columns):
+            cells = [value for _, value in fields]
+        else:
+            known = dict(fields)
+            cells = [known.get(name) for name in columns]
+        added = ["", ""]
+        if answer is not None:
+            added = [answer.label, f"{answer.probabilities[answer.label]:.6f}"]
+        rows.writerow([*map(_cell, cells), *added])
+
+    return write
+
+
+def _cell(value: Any) -> str:
+    """A value of a JSON or Parquet file as a table has it."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _free(name: str, taken: Sequence[str]) -> str:
+    """A name for a column that is added: none that is there."""
+    names = (name, f"predicted_{name}", *(f"predicted_{name}_{n}" for n in range(2, 1000)))
+    return next(one for one in names if one not in taken)
 
 
 def _introduce(shell: Shell, opened: Opened) -> None:
@@ -235,6 +420,13 @@ def _introduce(shell: Shell, opened: Opened) -> None:
     for one in shown:
         text = one["text"] if len(one["text"]) <= 60 else f"{one['text'][:57]}..."
         shell.say(f"  {text!r} -> {one['label']}")
+    labels = {one["label"] for one in shown}
+    missing = [name for name in opened.predictor.builder.space.names if name not in labels]
+    if missing:
+        shell.tell(
+            f"warning: no demonstration has label {', '.join(missing)}; texts of such a class are "
+            "rarely recognised"
+        )
     cached = len(opened.predictor.prefix)
     shell.say(
         f"their {cached} tokens are computed once"
@@ -243,20 +435,27 @@ def _introduce(shell: Shell, opened: Opened) -> None:
     )
 
 
-def _conclude(shell: Shell, opened: Opened, queries: Queries, count: int, seconds: float) -> None:
+def _conclude(
+    shell: Shell, opened: Opened, queries: Queries, answers: _Answers, seconds: float
+) -> None:
     if queries.dropped:
         shell.tell(f"texts left out because they are empty: {queries.dropped}")
+    if answers.skips:
+        shell.tell(f"texts skipped because they cannot be used: {answers.skips:,}")
+        shell.tell(*(f"  {line}" for line in answers.skipped))
+        if answers.skips > len(answers.skipped):
+            shell.tell(f"  and {answers.skips - len(answers.skipped):,} more")
     if opened.predictor.builder.shortened:
         limit = opened.recipe.prompt.max_text_tokens
         shell.say(f"texts shortened to {limit} tokens: {opened.predictor.builder.shortened}")
-    shell.say(f"{count:,} texts in {_progress.duration(seconds)}")
+    shell.say(f"{answers.count:,} texts in {_progress.duration(seconds)}")
 
 
 def _document(
     opened: Opened,
     adapter: Source | None,
     queries: Queries,
-    count: int,
+    answers: _Answers,
     seconds: float,
     output: Path | None,
 ) -> dict[str, Any]:
@@ -270,8 +469,9 @@ def _document(
         "k": len(opened.predictor.demonstrations),
         "demonstrations": opened.shown(),
         "cached_tokens": len(opened.predictor.prefix),
-        "texts": count,
+        "texts": answers.count,
         "empty_texts_dropped": queries.dropped,
+        "skipped": answers.skips,
         "seconds": seconds,
         "output": str(output),
     }

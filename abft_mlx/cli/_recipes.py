@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from abft_mlx.cli._options import Json, Overwrite
-from abft_mlx.cli._shell import Shell
+from abft_mlx.cli._shell import Command, Shell
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -17,7 +17,7 @@ app = typer.Typer(
 )
 
 
-@app.command("list")
+@app.command("list", cls=Command)
 def list_recipes(as_json: Json = False) -> None:
     """List the recipes that ship with abft-mlx."""
     from rich.table import Table
@@ -27,11 +27,11 @@ def list_recipes(as_json: Json = False) -> None:
     shell = Shell(as_json=as_json)
     found = []
     table = Table(box=None, pad_edge=False)
-    for heading in ("recipe", "model", "data", "what it is"):
-        table.add_column(heading, overflow="fold")
+    table.add_column("recipe", no_wrap=True)
+    table.add_column("what it is")
     for name, path in sorted(recipe.shipped().items()):
         loaded = recipe.load(name)
-        table.add_row(name, loaded.model, loaded.data.source, loaded.description or "")
+        table.add_row(name, loaded.description or "")
         found.append(
             {
                 "name": name,
@@ -47,7 +47,7 @@ def list_recipes(as_json: Json = False) -> None:
     shell.document({"recipes": found})
 
 
-@app.command("show")
+@app.command("show", cls=Command)
 def show(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A shipped recipe or a .yaml file.")],
     as_json: Json = False,
@@ -63,7 +63,7 @@ def show(
     shell.document({"recipe": loaded.model_dump(mode="json")})
 
 
-@app.command("copy")
+@app.command("copy", cls=Command)
 def copy(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A shipped recipe.")],
     destination: Annotated[
@@ -90,7 +90,7 @@ def copy(
     shell.document({"path": str(target)})
 
 
-@app.command("validate")
+@app.command("validate", cls=Command)
 def validate(
     files: Annotated[
         list[str], typer.Argument(metavar="FILE", help="Recipe files or shipped names.")

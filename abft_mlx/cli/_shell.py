@@ -10,12 +10,13 @@ import contextlib
 import errno
 import json
 import math
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from abft_mlx import limits, runtime
 from abft_mlx.errors import AbftError, DataError, RunError, StoppedError
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 LONGEST_MESSAGE = 3000
 _AS_JSON = "abft_mlx.as_json"
 _LONGEST_CHAIN = 20
+# Of a list of more than eight numbers, all but the first three and the last.
+_NUMBERS = re.compile(r"((?:\d+, ){3})(?:\d+, ){5,}(?=\d)")
 
 # Bad input when a path that the user named cannot be used; anything else failed at run time.
 _USER_ERRNOS = frozenset(
@@ -115,7 +118,7 @@ def dump(content: dict[str, Any]) -> str:
 
 def one_line(message: str) -> str:
     """A message as a terminal may show it: one line, no control characters, no endless values."""
-    line = " ".join(message.split())
+    line = _NUMBERS.sub(r"\1… ", " ".join(message.split()))
     if len(line) > LONGEST_MESSAGE:
         line = f"{line[: LONGEST_MESSAGE - 302]} … {line[-299:]}"
     return "".join(one if one.isprintable() else repr(one)[1:-1] for one in line)
@@ -178,6 +181,20 @@ def _want_of_memory(error: BaseException) -> str | None:
     return None if known or not limits.is_tight() else f"{type(error).__name__}: {error}"
 
 
+def _note(line: str) -> None:
+    """Print a line on standard error, over the progress that a terminal shows there."""
+    clear = "\r\x1b[K" if sys.stderr.isatty() else ""
+    print(f"{clear}{line}", file=sys.stderr, flush=True)
+
+
+class Command(TyperCommand):
+    """A command whose usage line shows arguments as they are typed, without braces."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """The pieces of the usage line."""
+        return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
+
+
 class Commands(TyperGroup):
     """The group that turns every expected failure into one line and the right exit status."""
 
@@ -207,7 +224,7 @@ class Commands(TyperGroup):
                 fail(message, 1, kind=RunError.__name__, as_json=as_json)
 
         try:
-            with limits.watching(stuck), _memory_told(), Stop().watching():
+            with limits.watching(stuck), _memory_told(), Stop(on_busy=_note).watching():
                 return super().invoke(ctx)
         except (typer.Exit, typer.Abort, BrokenPipeError):
             raise

@@ -13,6 +13,8 @@ from typing import Any
 from abft_mlx.errors import DataError
 
 MISSING = object()
+# The row number of a problem that is not the whole file's, though nobody knows which row's.
+NOT_UTF8 = -1
 MOST_ROWS, MOST_BYTES, BATCH_ROWS = 10_000_000, 2_000_000_000, 4096
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
 # A text may be longer than the 131,072 characters that csv allows in a field.
@@ -21,12 +23,16 @@ csv.field_size_limit(MOST_BYTES)
 
 @dataclass(frozen=True)
 class Row:
-    """One row as read: its number from 1, where it is, and MISSING where it lacks the column."""
+    """One row as read: its number from 1, where it is, and MISSING where it lacks the column.
+
+    Of a file read for its texts alone ``fields`` has every column: its name and value.
+    """
 
     number: int
     place: str
     text: Any
     label: Any
+    fields: tuple[tuple[str, Any], ...] = ()
 
 
 @dataclass
@@ -105,7 +111,10 @@ def _decode(content: bytes, table: Table) -> str:
             except UnicodeDecodeError as error:
                 byte = line[error.start]
                 table.problems.append(
-                    (0, f"line {number} is not UTF-8 (byte 0x{byte:02x}); save the file as UTF-8")
+                    (
+                        NOT_UTF8,
+                        f"line {number} is not UTF-8 (byte 0x{byte:02x}); save the file as UTF-8",
+                    )
                 )
         return content.decode("utf-8-sig", errors="replace")
 
@@ -136,10 +145,15 @@ def _csv(content: bytes, text: str, label: str | None) -> Table:
                         f"quotes around a field that holds {delimiter!r}",
                     )
                 )
+                if label is None:
+                    padded = [*cells, *[""] * (len(header) - len(cells))]
+                    fields = tuple(zip(header, padded, strict=False))
+                    table.rows.append(Row(number, place, MISSING, MISSING, fields))
             elif where is not None:
                 text_at, label_at = where
                 value = MISSING if label_at is None else cells[label_at]
-                table.rows.append(Row(number, place, cells[text_at], value))
+                fields = tuple(zip(header, cells, strict=True)) if label is None else ()
+                table.rows.append(Row(number, place, cells[text_at], value, fields))
     except csv.Error as error:
         table.problems.append(
             (number + 1, f"row {number + 1} (up to line {reader.line_num}): {error}; check quotes")
@@ -257,7 +271,13 @@ def _from_objects(
     if not lacking:
         text_name, label_name = pick(text, found), None if label is None else pick(label, found)
         table.rows = [
-            Row(number, place, value.get(text_name, MISSING), value.get(label_name, MISSING))
+            Row(
+                number,
+                place,
+                value.get(text_name, MISSING),
+                value.get(label_name, MISSING),
+                tuple(value.items()) if label is None else (),
+            )
             for number, place, value in objects
         ]
     elif objects:
@@ -281,8 +301,9 @@ def _parquet(content: bytes, text: str, label: str | None) -> Table:
         if where is None:
             return table
         chosen = [header[place] for place in where if place is not None]
-        _check_size(file.metadata, chosen)
-        data = _batches(file, chosen)
+        read = list(dict.fromkeys(header)) if label is None else chosen
+        _check_size(file.metadata, read)
+        data = _batches(file, read)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         reason = str(error).split("\n", 1)[0]
         table.problems.append((0, f"not a Parquet file that can be read ({reason})"))
@@ -290,13 +311,14 @@ def _parquet(content: bytes, text: str, label: str | None) -> Table:
     try:
         texts = data.column(chosen[0]).to_pylist()
         labels = [MISSING] * len(texts) if label is None else data.column(chosen[1]).to_pylist()
+        values = [tuple(one.items()) for one in data.to_pylist()] if label is None else None
     except (pyarrow.ArrowException, ValueError, OverflowError) as error:
         table.problems.append((0, f"holds a value that cannot be read ({error})"))
         return table
     if label is not None:
         table.names = _class_names(file.schema_arrow.metadata, chosen[1])
-    pairs = zip(texts, labels, strict=True)
-    table.rows = [Row(number, f"row {number}", *pair) for number, pair in enumerate(pairs, 1)]
+    parts = zip(texts, labels, values or [()] * len(texts), strict=True)
+    table.rows = [Row(number, f"row {number}", *part) for number, part in enumerate(parts, 1)]
     if not table.rows:
         table.problems.append((0, "the file has columns and no rows"))
     return table

@@ -12,6 +12,7 @@ from abft_mlx.data import _rows
 from abft_mlx.data._check import Report, check
 from abft_mlx.data.texts import LabelledTexts
 from abft_mlx.errors import DataError
+from abft_mlx.files import is_path
 from abft_mlx.recipe import DataSection
 
 BUILTIN_ROWS = 6000
@@ -44,6 +45,8 @@ def report(section: DataSection) -> Report:
         return check(table, source, section.labels, section.empty_texts)
     if path.is_dir():
         raise DataError(f"{source} is a folder; name a file in it ({', '.join(_rows.READERS)})")
+    if is_path(source):
+        raise DataError(f"{source}: no such file; a path is relative to the current folder")
     if _HUB_NAME.fullmatch(source):
         from abft_mlx.data import hub
 

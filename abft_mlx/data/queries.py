@@ -6,25 +6,36 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from abft_mlx.data import _rows
 from abft_mlx.data._check import text_problems
+from abft_mlx.data._rows import NOT_UTF8
 from abft_mlx.errors import DataError
 from abft_mlx.recipe import DataSection
 
 LINES = (".txt", "")
 READ_BYTES = 2**16
 LONGEST_LINE_BYTES = 2**24
+_REPLACED = "\N{REPLACEMENT CHARACTER}"
 _EMPTY = "the text is empty; remove it, or set data.empty_texts to drop or keep"
 
 
 @dataclass(frozen=True)
 class Query:
-    """A text whose label is asked for, and where it was read, for messages."""
+    """A text whose label is asked for.
+
+    Attributes:
+        text: as it was read.
+        place: where it was read, for messages.
+        fields: name and value of every column of its row; nothing for lines.
+        problem: why it cannot be used, where such texts are to be skipped.
+    """
 
     text: str
     place: str
+    fields: tuple[tuple[str, Any], ...] = ()
+    problem: str | None = None
 
 
 class Queries:
@@ -38,21 +49,31 @@ class Queries:
         dropped: empty texts left out so far, with ``data.empty_texts: drop``.
     """
 
-    def __init__(self, source: str, section: DataSection, stream: BinaryIO | None = None) -> None:
-        """Prepare to read.
+    def __init__(
+        self,
+        source: str,
+        section: DataSection,
+        stream: BinaryIO | None = None,
+        *,
+        skip: bool = False,
+    ) -> None:
+        """Prepare to read; a file is read once, to see that it can be.
 
         Args:
             source: a file; what ``stream`` is called in messages, where there is one.
             section: the column of the texts, and what to do with empty ones.
             stream: UTF-8 lines.
+            skip: give texts that cannot be used, with their problem, in place of an error.
 
         Raises:
-            DataError: no such file, or a kind that is not read.
+            DataError: no such file, a kind that is not read, or a file with texts that cannot be
+                used.
         """
         self.source = source
         self.dropped = 0
         self._section = section
         self._stream = stream
+        self._skip = skip
         path = Path(source).expanduser()
         kind = path.suffix.lower()
         self._table = None
@@ -68,11 +89,25 @@ class Queries:
                 f"{source}: no such file; a path is relative to the current folder, and - is "
                 "standard input"
             )
+        if stream is None and path.is_file():
+            for _ in self:
+                pass
+            self.dropped = 0
 
     @property
     def known(self) -> int | None:
         """How many texts there are, empty ones included; None where only reading would tell."""
         return None if self._table is None else len(self._table.rows)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of all columns, in order; ``text`` for lines."""
+        if self._table is None:
+            return ("text",)
+        names = dict.fromkeys(tuple(name for name, _ in row.fields) for row in self._table.rows)
+        if len(names) == 1:
+            return next(iter(names))
+        return tuple(dict.fromkeys(name for some in names for name in some))
 
     def __iter__(self) -> Iterator[list[Query]]:
         """Lists of queries.
@@ -90,21 +125,37 @@ class Queries:
                 yield from self._lines(_as_utf8(stream, self.source) if utf16 else stream)
 
     def _rows(self, table: _rows.Table) -> list[Query]:
+        known = dict(reversed(table.problems))
         problems = list(table.problems)
-        found = []
+        found: list[tuple[int, Query]] = []
         for row in table.rows:
-            wrong = text_problems(row.text)
-            if not wrong and self._admits(row.text):
-                found.append(Query(row.text, row.place))
-            elif not wrong and self._section.empty_texts == "refuse":
+            wrong = [] if row.number in known else text_problems(row.text)
+            if not wrong and NOT_UTF8 in known and _REPLACED in str(row.fields):
+                wrong = ["not UTF-8"]
+            problem = known.get(row.number)
+            if not wrong and problem is None:
+                if self._admits(row.text):
+                    found.append((row.number, Query(row.text, row.place, row.fields)))
+                    continue
+                if self._section.empty_texts != "refuse":
+                    continue
                 wrong = [_EMPTY]
             problems += [(row.number, f"{row.place}: {line}") for line in wrong]
-        if problems:
-            problems.sort(key=lambda problem: problem[0])
+            problem = problem or f"{row.place}: {wrong[0]}"
+            text = row.text if isinstance(row.text, str) else ""
+            found.append((row.number, Query(text, row.place, row.fields, problem)))
+        problems.sort(key=lambda problem: problem[0])
+        whole = [line for number, line in problems if number == 0]
+        if whole or (problems and not self._skip):
             lines = [line for _, line in problems]
             more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
             raise DataError(f"{self.source}: {lines[0]}{more}", lines)
-        return found
+        # Rows that are none, such as lines that are no JSON.
+        rows = {row.number for row in table.rows}
+        for number, line in problems:
+            if number > 0 and number not in rows:
+                found.append((number, Query("", f"row {number}", (), line)))
+        return [query for _, query in sorted(found, key=lambda one: one[0])]
 
     def _lines(self, stream: BinaryIO) -> Iterator[list[Query]]:
         """Decoded lines; read1 gives what is there and does not wait for more."""
@@ -135,16 +186,23 @@ class Queries:
 
     def _add(self, found: list[Query], line: bytes, number: int) -> None:
         place = f"{self.source} line {number}"
+        encoding = "utf-8-sig" if number == 1 else "utf-8"
+        problem = None
         try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8").removesuffix("\r")
+            text = line.decode(encoding).removesuffix("\r")
         except UnicodeDecodeError as error:
-            raise DataError(
-                f"{place} is not UTF-8 (byte 0x{line[error.start]:02x}); convert it to UTF-8"
-            ) from None
-        if self._admits(text):
+            byte = f"0x{line[error.start]:02x}"
+            problem = f"{place} is not UTF-8 (byte {byte}); convert it to UTF-8"
+            text = line.decode(encoding, errors="replace").removesuffix("\r")
+        if problem is None and self._admits(text):
             found.append(Query(text, place))
-        elif self._section.empty_texts == "refuse":
-            raise DataError(f"{place}: {_EMPTY}")
+            return
+        if problem is None and self._section.empty_texts != "refuse":
+            return
+        problem = problem or f"{place}: {_EMPTY}"
+        if not self._skip:
+            raise DataError(problem)
+        found.append(Query(text, place, (), problem))
 
     def _admits(self, text: str) -> bool:
         """Whether a text is to be classified; counts the empty ones that are dropped."""

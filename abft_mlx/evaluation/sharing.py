@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import mlx.nn as nn
 import numpy as np
 
+from abft_mlx import runtime
 from abft_mlx.prefix import Group, Prefix, Prefixes, cacheable, groups
 from abft_mlx.prompts import Prompt, PromptBatch, batches
 from abft_mlx.ranks import Ranks
@@ -54,6 +55,8 @@ class Part:
     ) -> Iterator[tuple[PromptBatch, list[int] | None]]:
         """Batches of the prompts, of what they are behind the prefix.
 
+        On a CPU batches of whole prompts are smaller, so that one is done within seconds.
+
         Args:
             prompts: all N.
             batch_tokens: tokens in one batch, padding and beginnings included.
@@ -62,6 +65,8 @@ class Part:
             A batch, its ``rows`` among all prompts, and the beginning that each of it has.
         """
         size = 0 if self.prefix is None else len(self.prefix)
+        if not size:
+            batch_tokens = runtime.batch_tokens(batch_tokens)
         own = [prompts[row] for row in self.rows]
         if size:
             own = [replace(one, token_ids=one.token_ids[size:], label_positions=()) for one in own]

@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from abft_mlx import adapters, attention, prompts
+from abft_mlx import adapters, attention, prompts, runtime
 from abft_mlx.induction import (
     REPEATED_TOKENS,
     SEQUENCES,
@@ -26,6 +26,8 @@ from abft_mlx.task import Task
 EXAMPLES = 3
 # All rows of all examples and states; beyond this fewer examples are kept.
 EXAMPLE_BYTES = 16 * 2**20
+# At least so many tokens are decoded again for the text of each.
+DECODED_TOKENS = 16
 BEFORE, AFTER = "before", "after"
 
 Progress = Callable[[int, int], None]
@@ -47,7 +49,7 @@ def census(
         on_progress: told how many prompts of how many are done.
     """
     counted = HeadCensus()
-    for batch in prompts.batches(chosen, max_tokens=max_tokens):
+    for batch in prompts.batches(chosen, max_tokens=runtime.batch_tokens(max_tokens)):
         last = mx.array(batch.last)
         counted.add(
             attention.capture(model, mx.array(batch.tokens), last),
@@ -153,20 +155,30 @@ def token_texts(tokenizer: Any, token_ids: Sequence[int]) -> tuple[str, ...]:
         tokenizer: mlx-lm's tokenizer wrapper.
         token_ids: T tokens.
     """
+    ids = [int(one) for one in token_ids]
     texts: list[str] = []
-    shown = ""
-    for n in range(len(token_ids)):
-        # The whole beginning each time: a decoder may take back characters until their bytes end.
-        text = tokenizer.decode([int(one) for one in token_ids[: n + 1]])
-        if n + 1 < len(token_ids):
+    # Only the last tokens are decoded, from a place where a character ends: a decoder may take
+    # back characters until their bytes end, and spaces that are cleaned up.
+    start, whole, shown = 0, 0, ""
+    for n in range(len(ids)):
+        text = tokenizer.decode(ids[start : n + 1])
+        ends = not text.endswith("\N{REPLACEMENT CHARACTER}")
+        if n + 1 < len(ids):
             text = text.rstrip("\N{REPLACEMENT CHARACTER}")
         if shown.startswith(text):
             texts.append("")
-            continue
-        pairs = enumerate(zip(shown, text, strict=False))
-        known = next((at for at, (one, other) in pairs if one != other), min(len(shown), len(text)))
-        texts.append(text[known:])
-        shown = text
+        else:
+            pairs = enumerate(zip(shown, text, strict=False))
+            least = min(len(shown), len(text))
+            known = next((at for at, (one, other) in pairs if one != other), least)
+            texts.append(text[known:])
+            shown = text
+        if ends and n + 1 - whole >= DECODED_TOKENS:
+            # What was a whole character one window ago begins the next.
+            if whole > start:
+                start = whole
+                shown = tokenizer.decode(ids[start : n + 1])
+            whole = n + 1
     return tuple(texts)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from abft_mlx import adapters, evaluation, prediction
-from abft_mlx.evaluation import baselines
+from abft_mlx.evaluation.baselines import bag_of_words, majority
 from abft_mlx.experiment.opened import Experiment
 
 Progress = Callable[[int, int], None]
@@ -103,8 +103,8 @@ def simple_baselines(experiment: Experiment) -> dict[str, Any]:
     groups = np.arange(len(pairs))
     classes = len(experiment.space)
     texts, labels = (one[:MOST_BASELINE_TEXTS] for one in (training.texts, training.labels))
-    common = baselines.majority(labels, classes)
-    probabilities = baselines.bag_of_words(texts, labels, [text for text, _ in pairs], classes)
+    common = majority(labels, classes)
+    probabilities = bag_of_words(texts, labels, [text for text, _ in pairs], classes)
     return {
         "majority": {
             "label": experiment.space.names[common],

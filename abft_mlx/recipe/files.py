@@ -11,7 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from abft_mlx.errors import RecipeError
-from abft_mlx.files import read_bytes, schema_problem, write_text
+from abft_mlx.files import is_path, read_bytes, schema_problem, write_text
 from abft_mlx.recipe import _yaml, problems, tasks
 from abft_mlx.recipe.sections import Recipe
 
@@ -20,6 +20,12 @@ MOST_BYTES = 4_000_000
 SCHEMA = 1
 _STUDIES = "studies/"
 _SUFFIXES = (".yaml", ".yml")
+# Of files of texts, which are no recipes.
+DATA_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".txt", ".xlsx")
+# Settings of data that decide which rows are tested.
+_SPLIT = (
+    "seed", "holdout", "training_rows", "validation_rows", "demonstration_rows", "test_rows",
+)  # fmt: skip
 
 
 def shipped() -> dict[str, Path]:
@@ -52,16 +58,22 @@ def find(name_or_path: str | Path) -> Path:
     recipes = shipped()
     if name in recipes:
         return recipes[name]
-    path = Path(name)
+    path = Path(name).expanduser()
+    if path.suffix.lower() in DATA_SUFFIXES:
+        raise RecipeError(
+            f"{name} is a data file, and a recipe is needed here; give it with --data {name}"
+        )
     if path.is_file():
         return path
     if path.is_dir():
         inside = path / "recipe.yaml"
         if inside.is_file():
             return inside
-        raise RecipeError(f"{name} is a folder without a recipe.yaml; give the recipe's file")
+        raise RecipeError(f"{name} is a folder, but no run: it has no recipe.yaml")
     if path.suffix in _SUFFIXES:
         raise RecipeError(f"{name}: no such file; `abft-mlx recipes list` names those that ship")
+    if is_path(name):
+        raise RecipeError(f"no such folder: {name}; give a run folder, or a recipe's name or file")
     near = problems.closest(name, recipes)
     hint = f"did you mean {near}? " if near else ""
     raise RecipeError(
@@ -195,7 +207,7 @@ def override(key: str, value: Any) -> str:
 
 
 def change(recipe: Recipe, overrides: Sequence[str], where: str = "--set") -> Recipe:
-    """A recipe with overrides applied, one after the other.
+    """A recipe with overrides applied: all are merged in order, then validated once.
 
     Args:
         recipe: what to change.
@@ -205,10 +217,41 @@ def change(recipe: Recipe, overrides: Sequence[str], where: str = "--set") -> Re
     Raises:
         RecipeError: an override cannot be read, or sets an unknown key or a value of no use.
     """
+    if not overrides:
+        return recipe
+    values = recipe.model_dump()
+    paths = []
     for override in overrides:
-        key, path, value = _override(override, where)
-        recipe = _validate(_put(recipe.model_dump(), path, value), f"{where} {key}")
-    return recipe
+        path, value = _override(override, where)
+        if path[0] == "data" and len(path) > 1 and isinstance(values["data"], list):
+            raise RecipeError(
+                f"{where} {'.'.join(path)}: data is a list of tasks; set this in the tasks' recipes"
+            )
+        _put(values, path, value)
+        paths.append(path)
+    try:
+        changed = _validate(values, where)
+    except RecipeError as error:
+        said = str(error).removeprefix(f"{where}: ")
+        keys = [".".join(path) for path in paths]
+        guilty = [key for key in keys if key in said] if len(keys) > 1 else keys
+        raise RecipeError(f"{' '.join([where, *guilty[:1]])}: {said}") from None
+    _check_splits(changed, paths, where)
+    return changed
+
+
+def _check_splits(recipe: Recipe, paths: Sequence[Sequence[str]], where: str) -> None:
+    """Refuse a split of the measured task that a mixture's copy of the same task does not have."""
+    for path in paths:
+        if path[0] != "data" or path[-1] not in _SPLIT:
+            continue
+        for task in recipe.mixture:
+            same = task.data.source == recipe.data.source
+            if same and getattr(task.data, path[-1]) != getattr(recipe.data, path[-1]):
+                raise RecipeError(
+                    f"{where} {'.'.join(path)}: the mixture trains on {task.name} with its own "
+                    "split, so test rows would be trained on; set it in the tasks' recipes"
+                )
 
 
 def _validate(values: dict[str, Any], where: str) -> Recipe:
@@ -228,7 +271,8 @@ def _task_map(name: str) -> dict[str, Any]:
     return {"name": name, **{k: values[k] for k in tasks.PARTS if values.get(k) is not None}}
 
 
-def _override(text: str, where: str) -> tuple[str, list[str], Any]:
+def _override(text: str, where: str) -> tuple[list[str], Any]:
+    """The path of a setting and its value."""
     key, equals, raw = text.partition("=")
     key = key.strip()
     path = key.split(".", 2)
@@ -237,20 +281,20 @@ def _override(text: str, where: str) -> tuple[str, list[str], Any]:
             f"{where} {problems.short(text)}: write section.key=value, e.g. training.updates=16"
         )
     if problems.is_text(path) and not raw.lstrip().startswith(("'", '"')):
-        return key, path, None if raw.strip() in ("null", "~") else raw
+        return path, None if raw.strip() in ("null", "~") else raw
     try:
-        return key, path, _yaml.parse(raw)
+        return path, _yaml.parse(raw)
     except (yaml.YAMLError, ValueError):
         raise RecipeError(
             f"{where} {key}: {problems.short(raw)} is not a YAML value; quote it"
         ) from None
 
 
-def _put(values: dict[str, Any], path: list[str], value: Any) -> dict[str, Any]:
+def _put(values: dict[str, Any], path: list[str], value: Any) -> None:
+    """Set a value in nested maps, which are made where there are none."""
     inner = values
     for key in path[:-1]:
         if not isinstance(inner.get(key), dict):
             inner[key] = {}
         inner = inner[key]
     inner[path[-1]] = value
-    return values

@@ -263,7 +263,7 @@ class RunFolder:
         """Read ``run.json``.
 
         Raises:
-            OutputError: there is none, it is not JSON, or it is of another schema.
+            OutputError: there is none, it is no JSON object, or it is of another schema.
         """
         path = self.path / RUN_FILE
         try:
@@ -283,8 +283,9 @@ class RunFolder:
             facts = files.parse_json(content.decode())
         except ValueError as error:
             raise OutputError(f"{path}: cannot be read ({error})") from error
-        if isinstance(facts, dict):
-            check_schema(path, facts)
+        if not isinstance(facts, dict):
+            raise OutputError(f"{path}: holds no JSON object; put back the run's own file")
+        check_schema(path, facts)
         return facts
 
 

@@ -48,8 +48,7 @@ def facts(update: Update, tokens_per_second: float) -> str:
     if update.loss is None or update.induction_heads is None:
         measured = "left out"
     else:
-        measured = f"loss {update.loss:.3f}  induction heads {update.induction_heads:.1f}"
-    return (
-        f"{measured}  A {update.A:.3f}  {tokens_per_second:,.0f} tokens/s  "
-        f"{size(update.peak_memory_bytes)}"
-    )
+        measured = f"loss {update.loss:.3f}"
+        if update.A or update.B:  # both are 0 end to end
+            measured += f"  induction heads {update.induction_heads:.1f}  A {update.A:.3f}"
+    return f"{measured}  {tokens_per_second:,.0f} tokens/s  {size(update.peak_memory_bytes)}"
