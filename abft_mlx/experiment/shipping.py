@@ -102,7 +102,7 @@ def simple_baselines(experiment: Experiment) -> dict[str, Any]:
     gold = np.array([label for _, label in pairs])
     groups = np.arange(len(pairs))
     classes = len(experiment.space)
-    texts, labels = (one[:MOST_BASELINE_TEXTS] for one in (training.texts, training.labels))
+    texts, labels = training.texts[:MOST_BASELINE_TEXTS], training.labels[:MOST_BASELINE_TEXTS]
     common = majority(labels, classes)
     probabilities = bag_of_words(texts, labels, [text for text, _ in pairs], classes)
     return {
