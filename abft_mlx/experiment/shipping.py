@@ -103,7 +103,7 @@ def simple_baselines(experiment: Experiment) -> dict[str, Any]:
     groups = np.arange(len(pairs))
     classes = len(experiment.space)
     texts, labels = training.texts[:MOST_BASELINE_TEXTS], training.labels[:MOST_BASELINE_TEXTS]
-    common = majority(labels, classes)
+    common = majority(labels)
     probabilities = bag_of_words(texts, labels, [text for text, _ in pairs], classes)
     return {
         "majority": {
