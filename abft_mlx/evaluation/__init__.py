@@ -1,5 +1,6 @@
 """How good a classifier a prompted model is."""
 
+from abft_mlx.evaluation.baselines import bag_of_words, majority
 from abft_mlx.evaluation.comparisons import against_base, right_answers, right_string
 from abft_mlx.evaluation.intervals import bootstrap_interval, intervals, mcnemar
 from abft_mlx.evaluation.methods import entry, probabilities_of, report, zero_shot_prompts
@@ -10,12 +11,14 @@ from abft_mlx.evaluation.suite import measure
 
 __all__ = [
     "against_base",
+    "bag_of_words",
     "bootstrap_interval",
     "entry",
     "hidden_states",
     "intervals",
     "label_logits",
     "label_probabilities",
+    "majority",
     "mcnemar",
     "measure",
     "probabilities_of",
