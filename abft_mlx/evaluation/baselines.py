@@ -17,8 +17,8 @@ from abft_mlx.data import TfIdf, Vectors
 
 # scikit-learn's C: the inverse strength of the L2 penalty.
 INVERSE_PENALTY = 10.0
-# The fit ends, as scikit-learn's, when no part of the gradient of the mean loss is larger.
-TOLERANCE, MOST_STEPS = 1e-4, 1000
+# The fit ends when no part of the gradient of the mean loss is larger (scikit-learn: 1e-4).
+TOLERANCE, MOST_STEPS = 1e-5, 1000
 
 
 def majority(labels: Sequence[int]) -> int:
