@@ -64,8 +64,8 @@ class Classifier(Estimator):
         recipe: a recipe, the name of one that ships, or a .yaml file. Of its data :meth:`fit`
             uses only sizes and seeds. None is the defaults, with ``prompt.label_words: auto``.
         overrides: ``section.key=value`` each, such as ``training.updates=64``.
-        label_words: the word that stands for each label in a prompt, which must be one token;
-            ``auto`` lets abft-mlx choose; None leaves it to the recipe.
+        label_words: the word that stands for each label in a prompt; ``auto`` is the labels
+            themselves; None leaves it to the recipe.
         train: False makes :meth:`fit` only choose demonstrations: prompting without training, to
             compare with, or with an adapter that is there already.
         on_update: told of every optimizer update of :meth:`fit`.
