@@ -32,7 +32,7 @@ EAGER = --upgrade-strategy eager
 endif
 
 .PHONY: help setup setup-dev demo test test-real real real-model lint format docs notebooks torture mutants lowest lock \
-	audit check clean
+	check clean
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/'
@@ -90,9 +90,6 @@ lock: $(VENV)/.installed  ## lock the newest versions of everything, with hashes
 	@$(or $(UV),$(BIN)/uv) pip compile --quiet --upgrade --universal --python-version 3.10 --generate-hashes \
 		--no-header --no-annotate --no-emit-package torch --excludes requirements/not-locked.txt \
 		--group dev $(ARGS) -o requirements/dev.lock pyproject.toml
-
-audit: $(VENV)/.installed-dev  ## ask whether an advisory is known for a locked version
-	@$(BIN)/python benchmarks/audit_lock.py $(ARGS)
 
 check: lint test  ## lint and test
 
