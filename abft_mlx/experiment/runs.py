@@ -87,7 +87,7 @@ def evaluate_classifier(
         base = {"methods": shipping.measure_base(experiment, predictor, on_progress)}
     parts = {"methods": methods, "comparisons": []}
     made = document(experiment, parts, adapter=adapter, base=base)
-    made["k"] = len(predictor.demonstrations)
+    made["k"] = predictor.k
     made["prompts"] = min(experiment.recipe.evaluation.queries, len(experiment.splits.test))
     tell("bag of words")
     return shipping.judge(made, experiment)
@@ -157,12 +157,8 @@ def _evaluate_shipped(
             "other labelled texts with --data"
         )
     if shipped is not None:
-        predictor = prediction.Predictor(
-            experiment.loaded.model,
-            experiment.builder,
-            shipped.demonstrations,
-            recipe.evaluation.batch_tokens,
-            shipped.calibration,
+        predictor = shipped.predictor(
+            experiment.loaded.model, experiment.builder, recipe.evaluation.batch_tokens
         )
     else:
         (on_stage or _nothing)("choosing demonstrations")

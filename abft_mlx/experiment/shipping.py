@@ -76,7 +76,7 @@ def measure_base(
     # No labels are used, so test texts serve where there are no training texts.
     pool = splits.training if len(splits.training) else splits.test
     texts = prediction.calibration_texts(
-        pool, predictor.demonstrations, recipe.prediction.calibration_texts, recipe.evaluation.seed
+        pool, predictor, recipe.prediction.calibration_texts, recipe.evaluation.seed
     )
     with adapters.without(model):
         base = prediction.Predictor(
@@ -84,6 +84,7 @@ def measure_base(
             predictor.builder,
             predictor.demonstrations,
             recipe.evaluation.batch_tokens,
+            nearest=predictor.nearest,
         )
         base.calibrate(texts)
         return measure(experiment, base, on_progress)

@@ -194,10 +194,7 @@ def _train(
     tell("choosing demonstrations")
     predictor, chosen_accuracy = shipping.choose(experiment, on_progress=on_progress)
     prediction.write_demonstrations(folder.path, predictor)
-    classifier: dict[str, Any] = {
-        "k": len(predictor.demonstrations),
-        "calibration": prediction.calibration_by_label(predictor),
-    }
+    classifier = prediction.facts(predictor)
     if chosen_accuracy is not None:
         classifier["validation_accuracy"] = chosen_accuracy
     written = {
