@@ -25,7 +25,7 @@ def document(
     adapter: object = None,
     base: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Eval's document (DESIGN.md, section 5).
+    """Eval's JSON document (docs/reference.md).
 
     Args:
         experiment: what was measured.
@@ -111,7 +111,7 @@ def evaluate(
         ranks: the processes that measure together; each gets the whole document.
 
     Returns:
-        The document of DESIGN.md, section 5. Its parts describe the model with the adapter where
+        The document of ``eval --json``. Its parts describe the model with the adapter where
         there is one; ``base`` then holds the same parts without it, and ``comparisons`` also every
         method against itself without the adapter.
     """
