@@ -199,11 +199,12 @@ def test_final_trains_on_every_row_and_gives_no_verdict(
 ) -> None:
     result = invoke(
         "finetune", "--model", model, "--data", mail, "--output", tmp_path / "run", "--final",
-        *SMALL, "--json",
+        *SMALL, "--set=training.census_prompts=4", "--json",
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
     assert "verdict" not in document(result)
     run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (tmp_path / "run" / "heads.npz").is_file()
     assert run["data"]["rows"]["test"] == 0
     rows = run["data"]["rows"]
     assert rows["training"] + rows["validation"] == len(rows_of(mail))

@@ -194,7 +194,7 @@ def heads(
     experiment = prepare(recipe, adapter, on_stage=on_stage)
     (on_stage or _nothing)("looking at heads")
     return experiment.heads(
-        experiment.test_prompts()[:prompts],
+        experiment.test_prompts(prompts)[:prompts],
         detectors=detectors,
         adapter=None if adapter is None else adapter.name,
         on_progress=on_progress,

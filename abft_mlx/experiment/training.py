@@ -360,7 +360,12 @@ def _keep_heads(
     """What the heads did before and do now, for figures that need no model."""
     count = experiment.recipe.training.census_prompts
     if count:
-        seen = experiment.heads(experiment.test_prompts()[:count], on_progress=on_progress)
+        chosen = (
+            experiment.test_prompts(count)
+            if len(experiment.splits.test)
+            else experiment.training_prompts()
+        )
+        seen = experiment.heads(chosen[:count], on_progress=on_progress)
         write_heads(folder.path / HEADS_FILE, seen)
 
 
