@@ -22,7 +22,7 @@ from abft_mlx import adapters, hub
 from abft_mlx.errors import AdapterError, RunError
 from abft_mlx.exchange import push as pushing
 
-NAME, BASE = "owner/mails", "made/base"
+NAME, WITHOUT, BASE = "owner/mails", "owner/without-texts", "made/base"
 
 # The hub's client uploads large files by a way of its HTTP library that is going away.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -41,13 +41,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def server(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
-    """A hub with the run's base on it, and the run, pushed with its results."""
+    """A hub with the run's base on it, and the run, pushed with and without demonstrations."""
     with LoopbackHub().serving() as found:
         found.enter(monkeypatch, tmp_path / "home", OWNER)
         found.add(BASE, made / MODEL)
-        results = ("--results", made / "eval.json", "--base-model", BASE)
-        done = invoke("push", made / "run", NAME, *results, "--license", "mit")
-        assert done.exit_code == 0, done.output
+        results = ("--results", made / "eval.json", "--base-model", BASE, "--license", "mit")
+        for name, more in ((NAME, ["--with-demonstrations"]), (WITHOUT, [])):
+            done = invoke("push", made / "run", name, *results, *more)
+            assert done.exit_code == 0, done.output
         yield found
 
 
@@ -59,10 +60,8 @@ def test_what_comes_back_measures_the_same(made: Path, server: LoopbackHub, tmp_
     assert (after["model"], after["adapter"]) == (BASE, NAME)
     for key in ("labels", "label_words", "prompts", "methods", "base"):
         assert after[key] == before[key], key
-    vanilla = [
-        one["methods"]["vanilla"]["true_label_probability"] for one in (after, after["base"])
-    ]
-    assert abs(vanilla[0] - vanilla[1]) > 1e-4, "the adapter changes something"
+    found = [one["methods"]["vanilla"]["true_label_probability"] for one in (after, after["base"])]
+    assert abs(found[0] - found[1]) > 1e-4, "the adapter changes something"
     first = server.repositories["model", NAME].refs["main"]
     server.repositories["model", NAME].commit("main", {"README.md": b"taken back"})
     pinned = f"{NAME}@{first}"
@@ -72,9 +71,16 @@ def test_what_comes_back_measures_the_same(made: Path, server: LoopbackHub, tmp_
     assert adapters.adapted(model)
     few = tmp_path / "few.csv"
     few.write_text("\n".join((made / TEXTS).read_text().splitlines()[:5]))
-    lines = invoke("predict", "--adapter", pinned, "--demonstrations", few, few, "-q")
-    assert lines.exit_code == 0, lines.output
-    assert set(json.loads(lines.stdout.splitlines()[0])["probabilities"]) == {"ham", "not spam"}
+    own = invoke("predict", "--adapter", pinned, few, "-q")
+    assert own.stdout == invoke("predict", made / "run", few, "-q").stdout
+    for adapter in (pinned, WITHOUT):
+        lines = invoke("predict", "--adapter", adapter, "--demonstrations", few, few, "-q")
+        assert lines.exit_code == 0, lines.output
+        assert set(json.loads(lines.stdout.splitlines()[0])["probabilities"]) == {"ham", "not spam"}
+    refused = invoke("predict", "--adapter", WITHOUT, few)
+    assert refused.exit_code == 2
+    assert "--demonstrations FILE" in refused.stderr
+    assert [line[:6] for line in refused.stderr.splitlines()].count("error:") == 1
 
 
 def test_the_card_says_what_was_measured(made: Path, server: LoopbackHub) -> None:
@@ -86,26 +92,28 @@ def test_the_card_says_what_was_measured(made: Path, server: LoopbackHub) -> Non
     assert (head.library_name, head.pipeline_tag) == ("mlx", "text-classification")
     assert (head.license, head.datasets) == ("mit", None)
     found = {(one.dataset_split, one.metric_type): one for one in head.eval_results or []}
-    vanilla = before["methods"]["vanilla"]
-    assert found["test", "accuracy"].metric_value == pytest.approx(vanilla["accuracy"], abs=1e-6)
-    assert found["test", "f1"].metric_value == pytest.approx(vanilla["macro_f1"], abs=1e-6)
+    measured = before["methods"]["classifier"]
+    assert found["test", "accuracy"].metric_value == pytest.approx(measured["accuracy"], abs=1e-6)
+    assert found["test", "f1"].metric_value == pytest.approx(measured["macro_f1"], abs=1e-6)
     assert found["test", "accuracy"].metric_args == {"n": before["prompts"], "demonstrations": 2}
     kept = facts["validation"]
     assert found["validation", "accuracy"].metric_value == pytest.approx(kept["after"], abs=1e-6)
     assert found["validation", "accuracy"].metric_args["n"] == kept["prompts"]
-    base = before["base"]["methods"]["vanilla"]
-    assert f"| vanilla | base | {base['accuracy']:.1%} " in text
-    assert f"| vanilla | with this adapter | {vanilla['accuracy']:.1%} " in text
+    base = before["base"]["methods"]["classifier"]
+    assert f"| prompting without it | {base['accuracy']:.1%} " in text
+    assert f"| with this adapter | {measured['accuracy']:.1%} " in text
     for label, word in facts["labels"].items():
         assert f"| {label} | `{word!r}` |" in text
     assert "`'text: '`" in text
 
 
-def test_the_cards_commands_run(made: Path, server: LoopbackHub, tmp_path: Path) -> None:
-    card = server.repositories["model", NAME].files()["README.md"].decode()
+@pytest.mark.parametrize("name", [NAME, WITHOUT])
+def test_the_cards_commands_run(name: str, made: Path, server: LoopbackHub, tmp_path: Path) -> None:
+    card = server.repositories["model", name].files()["README.md"].decode()
     blocks = re.findall(r"^```sh\n(.*?)^```", card, flags=re.MULTILINE | re.DOTALL)
     assert len(blocks) == 2
-    (tmp_path / "labelled.csv").write_bytes((made / TEXTS).read_bytes())
+    few = (made / TEXTS).read_text().splitlines()[:9]
+    (tmp_path / "labelled.csv").write_text("\n".join(few))
     (tmp_path / "texts.txt").write_text("the good film number 3\n")
     root = Path(__file__).resolve().parent.parent
     environment = os.environ | server.environment(tmp_path / "fresh") | {"PYTHONPATH": str(root)}
@@ -119,7 +127,7 @@ def test_the_cards_commands_run(made: Path, server: LoopbackHub, tmp_path: Path)
         timeout=240,
     )
     assert done.returncode == 0, done.stderr
-    for word in ("base model", "with adapter", '"label": ', "Generation: 1 tokens"):
+    for word in ('"label": ', "Generation: 1 tokens"):
         assert word in done.stdout
     assert OWNER not in done.stdout + done.stderr
 

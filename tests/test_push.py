@@ -182,6 +182,9 @@ def test_the_card_claims_what_was_measured(against: str, better: bool, run: Path
     measured = json.loads(path.read_text())
     verdict = measured["verdict"]
     assert verdict["n"] == 12
+    facts = json.loads((run / "run.json").read_text())
+    facts["classifier"]["calibration"] = {"ham": -0.5, "not spam": -1.0}
+    (run / "run.json").write_text(json.dumps(facts))
     path.write_text(json.dumps(measured | {"verdict": verdict | {"against_prompting": against}}))
     card = push(run, "--dry-run")["card"]
     assert ("a better few-shot classifier" in card) is better
@@ -190,6 +193,7 @@ def test_the_card_claims_what_was_measured(against: str, better: bool, run: Path
     rows = [line.split(" | ") for line in card.splitlines() if line.startswith("| ")]
     cells = {row[0].removeprefix("| "): row[1] for row in rows}
     classifier = measured["methods"]["classifier"]
+    assert "subtracts" in card
     low, high = classifier["interval"]["accuracy"]
     assert cells["with this adapter"] == f"{classifier['accuracy']:.1%} ({low:.1%}–{high:.1%})"
     assert cells["prompting without it"].startswith(f"{verdict['before']:.1%} (")
@@ -200,7 +204,6 @@ def test_the_card_claims_what_was_measured(against: str, better: bool, run: Path
     assert "n = 12 test" in card
     for label, share in verdict["recall"].items():
         assert f"| {label} | {share:.1%} |" in card
-    assert "subtracts" in card
 
 
 def test_without_results_the_card_claims_nothing(run: Path) -> None:

@@ -14,12 +14,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from abft_mlx.exchange.cleaning import LOCAL_DATA, LOCAL_MODEL, Cleaned
 from abft_mlx.recipe import Recipe
 
-PAPER = "https://arxiv.org/abs/2505.14233"
 TASK = "text-classification"
-EXAMPLE = "a text to classify"
-PIECES = (
-    "instruction", "input_prefix", "input_affix", "label_prefix", "label_affix", "query_prefix",
-)  # fmt: skip
 _METRICS = {"accuracy": ("accuracy", "Accuracy"), "macro_f1": ("f1", "Macro-F1")}
 _BUNDLED_LICENSE, _BUNDLED_LANGUAGE = "mit", "en"
 
@@ -92,37 +87,29 @@ def _text(
     environment = jinja2.Environment(
         trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters |= {"cell": _cell, "quote": shlex.quote, "repr": repr}
+    environment.filters |= {"cell": _cell, "repr": repr}
     source = resources.files(__package__).joinpath("card.md.j2").read_text(encoding="utf-8")
     recipe, run = cleaned.recipe, cleaned.run
     nameless = recipe.model == LOCAL_MODEL
     base = "THE-BASE-MODEL" if nameless else shlex.quote(cleaned.base_model or recipe.model)
     if recipe.model == "demo":
         base = '"$(python -c \'from abft_mlx import loading; print(loading.find("demo"))\')"'
-    table = [] if results is None else _table(results)
     try:
         return environment.from_string(source).render(
             base=_base(cleaned),
             base_option=base,
             data=_texts(cleaned)[1],
             demonstrations=demonstrations,
-            end_to_end=recipe.objective.kind == "end_to_end",
-            example=_example(cleaned),
             folder=name.partition("/")[2],
-            intervals=any("(" in cell for row in table for cell in row[1:]),
             local_data=recipe.data.source == LOCAL_DATA,
-            model_option=" --model THE-BASE-MODEL" if nameless else "",
             name=name,
             nameless=nameless,
-            paper=PAPER,
             peft=peft,
-            pieces=PIECES,
             recipe=recipe,
             results=results,
             run=_Part(run),
             stock=stock,
-            table=table,
-            totals=run["totals"],
+            table=[] if results is None else _table(results),
             trained_on=_trained_on(cleaned),
             validation=run.get("validation"),
             verdict=_Part((results or {}).get("verdict", {})),
@@ -221,6 +208,8 @@ def _table(document: Mapping[str, Any]) -> list[list[str]]:
     titles = {"classifier": "", "vanilla": ", not calibrated"} if "classifier" in methods else {}
     rows = []
     for name, method in methods.items():
+        if name == "vanilla" and method == methods.get("classifier"):
+            continue
         title = titles.get(name, f", {name.replace('_', '-')}")
         rows.append([f"with this adapter{title}", *_cells(method)])
         if name in base:
@@ -244,15 +233,6 @@ def _cells(method: Mapping[str, Any]) -> list[str]:
             text += f" ({ends[0]:.1%}–{ends[1]:.1%})"
         cells.append(text)
     return cells
-
-
-def _example(cleaned: Cleaned) -> str:
-    prompt = cleaned.recipe.prompt
-    word = next(iter(cleaned.run.get("labels", {}).values()), "label")
-    shown = f"{prompt.input_prefix}an example{prompt.input_affix}{prompt.label_prefix}"
-    shown += f"{'' if word.startswith(' ') else ' '}{word}{prompt.label_affix}"
-    asked = f"{prompt.query_prefix}{prompt.input_prefix}{EXAMPLE}{prompt.input_affix}"
-    return f"{prompt.instruction}{shown}{asked}{prompt.label_prefix}"
 
 
 def _cell(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -92,7 +93,7 @@ def export(
         UsageError: something cannot be used or written; one line that says why.
     """
     folder, adapter = Path(folder), adapters.local_folder(adapter)
-    tell = on_stage or _nothing
+    tell = on_stage or (lambda _: None)
     _check(to, scale, precision, base_model)
     name = recipe.model if recipe is not None else model
     if name is None:
@@ -100,17 +101,17 @@ def export(
     path = loading.find(name, recipe.revision if recipe is not None else revision)
     output.check(folder, [adapter, path], overwrite=overwrite)
     tell(f"opening {name} with {adapter}")
-    measuring = measured_on = None
+    ask: Callable[[nn.Module], Answers] | None = None
+    measured_on = None
     if recipe is not None:
-        opened = _open(recipe, adapter, prompts, test_texts)
-        loaded, measured_on = opened.loaded, opened.what
-        measuring = _Measuring(
-            opened.prompts,
-            opened.space,
-            recipe.evaluation.batch_tokens,
-            on_progress,
+        loaded, space, asked, measured_on = _open(recipe, adapter, prompts, test_texts)
+        ask = functools.partial(
+            answers,
+            prompts=asked,
+            space=space,
+            batch_tokens=recipe.evaluation.batch_tokens,
+            on_progress=on_progress,
         )
-        del opened
     else:
         loaded = loading.load_model(name, revision, adapter=adapter)
     base, quantized = loaded.model, fused.quantized_base(loaded)
@@ -124,10 +125,11 @@ def export(
         peft.check(base)
     else:
         _check_mlx(base)
-    if measuring is not None:
+    if ask is not None:
         tell("asking base + adapter")
-        measuring.before(base)
-        _put_on(base, adapter, scale)
+        adapted = ask(base)
+        with adapters.without(base):
+            alone = ask(base)
     named = base_model if base_model is not None else _hub_name(name, to, quantized)
     tell(f"writing {folder}")
     with output.staged(folder) as staged:
@@ -136,16 +138,17 @@ def export(
         else:
             (peft if to == "peft" else adapters).save(base, staged, base_model=named)
         comparison = None
-        if measuring is not None:
-            tell("asking what was written the same")
+        if ask is not None:
+            tell("asking what was written")
             if to == "fused":
                 # One model in memory at a time.
                 del loaded, base
                 runtime.release_memory()
-                comparison = measuring.after(loading.load_model(str(staged)).model)
+                base = loading.load_model(str(staged)).model
             else:
+                adapters.detach(base)
                 adapters.load(base, staged)
-                comparison = measuring.after(base)
+            comparison = compare(alone, adapted, ask(base))
         files = output.sizes(staged)
     return Exported(
         folder,
@@ -159,25 +162,17 @@ def export(
     )
 
 
-@dataclass(frozen=True)
-class _Opened:
-    """A model with its adapter, and prompts to ask it."""
-
-    loaded: loading.Loaded
-    space: LabelSpace
-    prompts: list[Prompt]
-    what: str
-
-
-def _open(recipe: Recipe, adapter: Path, count: int, test_texts: bool) -> _Opened:
-    """Open a recipe's model with an adapter, and make prompts of test texts or a run's own."""
+def _open(
+    recipe: Recipe, adapter: Path, count: int, test_texts: bool
+) -> tuple[loading.Loaded, LabelSpace, list[Prompt], str]:
+    """A recipe's model with an adapter, its labels, prompts to ask it, and what these are."""
     recipe = recipes.resolve(recipe)
     shipped = prediction.Shipped.read(adapter)
     if shipped is None:
         opened = experiment.prepare(recipe, adapter)
         few = recipe.evaluation.model_copy(update={"queries": count, "repeats": 1})
         made = opened.task.test_prompts(few)
-        return _Opened(opened.loaded, opened.space, made, f"test texts of {recipe.data.source}")
+        return opened.loaded, opened.space, made, f"test texts of {recipe.data.source}"
     section = prediction.with_words(recipes.task(recipe), shipped)
     try:
         texts = data.load(section.data)
@@ -203,36 +198,7 @@ def _open(recipe: Recipe, adapter: Path, count: int, test_texts: bool) -> _Opene
                 for n, one in enumerate(shown)
             ]
         what = f"the run's demonstrations, each behind the others ({problem})"
-    return _Opened(loaded, builder.space, made, what)
-
-
-class _Measuring:
-    """The prompts of a measurement, and what base and adapter made of them."""
-
-    def __init__(
-        self,
-        prompts: list[Prompt],
-        space: LabelSpace,
-        batch_tokens: int,
-        on_progress: Callable[[int, int], None] | None,
-    ) -> None:
-        self.prompts = prompts
-        self._space = space
-        self._batch_tokens = batch_tokens
-        self._on_progress = on_progress
-
-    def _answers(self, model: nn.Module) -> Answers:
-        return answers(model, self.prompts, self._space, self._batch_tokens, self._on_progress)
-
-    def before(self, model: nn.Module) -> None:
-        """Ask base + adapter, take the adapter off, and ask the base alone."""
-        self._adapted = self._answers(model)
-        adapters.detach(model)
-        self._base = self._answers(model)
-
-    def after(self, model: nn.Module) -> Comparison:
-        """Ask what was written."""
-        return compare(self._base, self._adapted, self._answers(model))
+    return loaded, builder.space, made, what
 
 
 def _check(to: str, scale: float, precision: Precision | None, base_model: str | None) -> None:
@@ -240,13 +206,13 @@ def _check(to: str, scale: float, precision: Precision | None, base_model: str |
         raise UsageError(f"--to {to!r}: choose one of {', '.join(FORMATS)}")
     if not math.isfinite(scale) or scale == 0:
         raise UsageError(
-            f"--scale {scale}: give a finite number that is not 0, such as 1.5; 1 is the adapter "
-            "as it was trained"
+            f"--scale {scale}: give a finite number that is not 0, such as 1.5; 1 leaves the "
+            "adapter as it was trained"
         )
     if to != "fused" and precision not in (None, Precision()):
         raise UsageError(
-            f"--to {to} writes an adapter, and --dequantize, --float-merged and --quantize are of "
-            "merged models; leave them out, or export --to fused"
+            "--dequantize, --float-merged and --quantize are for merged models; leave them out, or "
+            "export --to fused"
         )
     if to == "fused" and base_model is not None:
         raise UsageError(
@@ -272,16 +238,6 @@ def _check_mlx(model: nn.Module) -> None:
         )
 
 
-def _nothing(text: str) -> None:
-    del text
-
-
-def _put_on(model: nn.Module, adapter: Path, scale: float) -> None:
-    adapters.load(model, adapter)
-    if scale != 1:
-        adapters.scale(model, scale)
-
-
 def _hub_name(name: str, to: Format, quantized: bool) -> str | None:
     """The base that an adapter's configuration names, where the base at hand is that one."""
     local = name == loading.DEMO or Path(name).exists() or HUB_NAME.fullmatch(name) is None
@@ -300,16 +256,16 @@ def _warnings(
     found = []
     if to == "peft" and quantized and base_model is None:
         found.append(
-            "the base is quantized by MLX, which transformers cannot load: put this adapter on "
-            "the model that it was made from, and name that one with --base-model"
+            "the base is quantized by MLX, and transformers cannot load it: use this adapter with "
+            "the model that the base was made from, and name that one with --base-model"
         )
     if comparison is not None and (comparison.lost or comparison.weakened):
         bits = f" in {precision.bits} bits" if precision.bits else ""
         what = "the adapter is lost" if comparison.lost else "a part of the adapter is lost"
         found.append(
             f"{what}{bits}: {max(comparison.kept or 0.0, 0.0):.0%} of its effect on "
-            f"the labels' logits is left, and {comparison.result.agreement} of "
-            f"{comparison.prompts} labels are those of base + adapter (the base alone: "
+            f"the labels is left, and {comparison.result.agreement} of {comparison.prompts} "
+            "labels are the same as with base + adapter (base alone: "
             f"{comparison.base.agreement}); {_way_out(to, quantized, precision)}"
         )
     return found
@@ -317,8 +273,8 @@ def _warnings(
 
 def _way_out(to: Format, quantized: bool, precision: Precision) -> str:
     if to != "fused":
-        return "keep the adapter as it was"
+        return "use the original adapter"
     if not quantized:
         return "leave --quantize out, or give it more bits"
     more = "" if precision.bits == BITS[-1] else f"; or --quantize {BITS[-1]}"
-    return "give --float-merged, which leaves what was merged in floating point" + more
+    return "give --float-merged, which keeps merged layers in floating point" + more

@@ -54,12 +54,12 @@ def check(output: Path, sources: Sequence[Path], *, overwrite: bool) -> None:
     for source in (one.resolve() for one in sources):
         if where == source or where in source.parents:
             raise OutputError(
-                f"{output}: holds {source.name}, which is exported from; choose another --output"
+                f"{output}: contains {source.name}, which is exported; choose another --output"
             )
     if not output.exists():
         return
     if not output.is_dir():
-        raise OutputError(f"{output}: is a file; choose a folder with --output")
+        raise OutputError(f"{output} is a file; name a folder with --output")
     try:
         found = sorted(one.name for one in output.iterdir())
     except OSError as error:
@@ -71,11 +71,13 @@ def check(output: Path, sources: Sequence[Path], *, overwrite: bool) -> None:
     ]
     if foreign:
         raise OutputError(
-            f"{output}: holds {foreign[0]}, which no export wrote; choose another --output"
+            f"{output}: contains {foreign[0]}, which is not a file of an export; choose another "
+            "--output"
         )
     if found and not overwrite:
         raise OutputError(
-            f"{output}: holds an export already; use --overwrite to replace it, or another --output"
+            f"{output}: contains an export already; use --overwrite to replace it, or another "
+            "--output"
         )
 
 

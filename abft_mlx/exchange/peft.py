@@ -61,8 +61,8 @@ def check(model: nn.Module) -> dict[str, str]:
     unknown = [path for path in paths if path not in names]
     if unknown:
         raise AdapterError(
-            f"PEFT needs transformers' name of {unknown[0]}, and that of a {architecture(model)} "
-            "model's layer has not been compared; export --to mlx or --to fused instead"
+            f"transformers' name of {unknown[0]} in a {architecture(model)} model, which PEFT "
+            "needs, is not known; export --to mlx or --to fused instead"
         )
     return names
 

@@ -176,7 +176,9 @@ def _fits(
 ) -> None:
     """Refuse results that were measured on something else."""
     if not isinstance(results, Mapping) or "methods" not in results:
-        raise UsageError(f"{source} holds no measurement; give what abft-mlx eval --json printed")
+        raise UsageError(
+            f"{source} contains no measurement; give what abft-mlx eval --json printed"
+        )
     if results.get("adapter") is None:
         raise UsageError(
             f"{source} was measured without an adapter; run abft-mlx eval --adapter RUN --json"
@@ -254,7 +256,7 @@ def send(
         raise
     except Exception as error:
         failure = _failed(error, asked)
-    # Not inside the block: the hub's own error, which may name the token, is no part of ours.
+    # Not inside the block: the hub's own error may name the token.
     raise failure
 
 
