@@ -58,7 +58,8 @@ def parse(line: str) -> None:
     _, command, *rest = shlex.split(line)
     group: Any = typer.main.get_command(app)
     parsed = group.commands[command].make_context(command, rest).params
-    recipe.load(parsed["recipe"], parsed["settings"] or ())
+    name = parsed.get("recipe") or parsed["run_or_recipe"]
+    recipe.load(name, parsed["settings"] or ())
 
 
 def shell(block: str) -> int:
