@@ -64,6 +64,7 @@ def finetune(
         typer.Option(
             "--output",
             "-o",
+            parser=_options.path,
             metavar="DIR",
             help="The run folder.",
             show_default="runs/NAME-DATE-TIME",
