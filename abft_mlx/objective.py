@@ -139,7 +139,7 @@ def end_to_end_terms(
 
 @dataclass
 class PunishController:
-    """The PID law on the punish weight A (paper, section 3; protocol.md section 6).
+    """The PID law on the punish weight A (paper, section 3).
 
     From the third update on, with n_t the mean number of induction heads in update t::
 

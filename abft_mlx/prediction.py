@@ -58,6 +58,7 @@ class Predictor:
         demonstrations: the K pairs of text and class number that every prompt shows.
         prefix: what is cached of them, computed anew if a text turns up whose first token takes in
             what stands before it; empty for models whose prompts must be computed whole.
+        nearest: how many of the demonstrations each text is shown; None means all.
         calibration: (C,) mean log-probability of each class over other texts behind the same
             demonstrations, which is subtracted (batch calibration, arXiv 2309.17249); or None.
     """
@@ -69,6 +70,7 @@ class Predictor:
         demonstrations: Sequence[tuple[str, int]],
         batch_tokens: int,
         calibration: np.ndarray | None = None,
+        nearest: int | None = None,
     ) -> None:
         """Compute what all prompts share.
 
@@ -78,6 +80,8 @@ class Predictor:
             demonstrations: K pairs of text and class number.
             batch_tokens: tokens in one batch, padding and cached ones included.
             calibration: (C,) mean log-probabilities to subtract, or None.
+            nearest: show so many demonstrations to each text, those most similar to it, instead of
+                all; prompts then share nothing.
 
         Raises:
             PromptError: the demonstrations make no prompt.
@@ -86,6 +90,9 @@ class Predictor:
         self.demonstrations = tuple(demonstrations)
         self.model = model
         self.calibration = calibration
+        self.nearest = nearest
+        shown = [text for text, _ in self.demonstrations]
+        self._nearest = None if nearest is None else data.Nearest(shown)
         self._batch_tokens = batch_tokens
         self.prefix = Prefix(model, self._shared())
 
@@ -117,6 +124,18 @@ class Predictor:
                     asked, tokens = [], 0
             if asked:
                 yield self._answers(asked)
+
+    @property
+    def k(self) -> int:
+        """Demonstrations in a prompt."""
+        return self.nearest or len(self.demonstrations)
+
+    def shown(self, text: str) -> list[tuple[str, int]]:
+        """The demonstrations of a text's prompt; never the text itself."""
+        if self._nearest is None or self.nearest is None:
+            return list(self.demonstrations)
+        same = [row for row, (other, _) in enumerate(self.demonstrations) if other == text]
+        return [self.demonstrations[row] for row in self._nearest.rows(text, self.nearest, same)]
 
     def calibrate(self, texts: Sequence[str]) -> None:
         """Set the calibration from texts that are not among the demonstrations.
@@ -162,7 +181,7 @@ class Predictor:
             pairs: N texts and class numbers.
         """
         return [
-            self.builder.build(self.demonstrations, text, gold, where=f"text {number}")
+            self.builder.build(self.shown(text), text, gold, where=f"text {number}")
             for number, (text, gold) in enumerate(pairs, 1)
         ]
 
@@ -177,7 +196,7 @@ class Predictor:
 
     def _prompt(self, text: str, where: str) -> prompts.Prompt:
         # Nothing here looks at the gold label, which nobody knows.
-        return self.builder.build(self.demonstrations, text, 0, where=where)
+        return self.builder.build(self.shown(text), text, 0, where=where)
 
     def _shorten(self, asked: Sequence[prompts.Prompt]) -> None:
         """Have a prefix that these prompts begin with; down to the last label, all of them do."""
@@ -188,6 +207,8 @@ class Predictor:
 
     def _shared(self) -> tuple[int, ...]:
         """The tokens that prompts begin with, as far as a few texts can tell."""
+        if self.nearest is not None:
+            return ()
         made, failed = [], None
         for probe in (*_PROBES, *(text for text, _ in self.demonstrations)):
             try:
@@ -217,6 +238,9 @@ def choose(
 ) -> tuple[Predictor, float | None]:
     """Choose demonstrations for prediction: the best of several balanced sets.
 
+    With ``prompt.selection: nearest`` the demonstrations are all of the pool, of which each text is
+    shown the k nearest.
+
     Each is tried with calibration and without: it helps a base model, and can hurt a trained one
     whose classes are not equally frequent.
 
@@ -237,12 +261,16 @@ def choose(
     pairs, asked = pool.pairs(), validation.pairs()[: recipe.training.validation_prompts]
     gold = np.array([label for _, label in asked])
     best: tuple[tuple[float, float], Predictor] | None = None
-    count = (draws or section.draws) if asked else 1
+    nearest = recipe.prompt.selection == "nearest"
+    count = (draws or section.draws) if asked and not nearest else 1
+    tokens = recipe.evaluation.batch_tokens
     for number in range(count):
-        rows = data.balanced(pool.labels, k, random.Random(f"{seed}/{number}"))
-        shown = [pairs[row] for row in rows]
-        made = Predictor(model, builder, shown, recipe.evaluation.batch_tokens)
-        made.calibrate(calibration_texts(pool, shown, section.calibration_texts, seed))
+        if nearest:
+            made = Predictor(model, builder, pairs, tokens, nearest=k)
+        else:
+            rows = data.balanced(pool.labels, k, random.Random(f"{seed}/{number}"))
+            made = Predictor(model, builder, [pairs[row] for row in rows], tokens)
+        made.calibrate(calibration_texts(pool, made, section.calibration_texts, seed))
         if not asked:
             return made, None
         raw = made.raw_probabilities(made.prompts_of(asked))
@@ -265,17 +293,17 @@ def _quality(probabilities: np.ndarray, gold: np.ndarray) -> tuple[float, float]
 
 
 def calibration_texts(
-    pool: data.LabelledTexts, shown: Sequence[tuple[str, int]], count: int, seed: int
+    pool: data.LabelledTexts, predictor: Predictor, count: int, seed: int
 ) -> list[str]:
-    """Texts to calibrate a set of demonstrations with, drawn by a seed.
+    """Texts to calibrate a predictor with, drawn by a seed.
 
     Args:
         pool: the texts to draw from.
-        shown: demonstrations, which are left out.
+        predictor: whose demonstrations are left out, where every prompt shows them.
         count: of texts; fewer where the pool has fewer.
         seed: of the draw.
     """
-    left_out = {text for text, _ in shown}
+    left_out = {text for text, _ in predictor.demonstrations} if predictor.nearest is None else ()
     others = [text for text in pool.texts if text not in left_out]
     return random.Random(f"{seed}/calibration").sample(others, min(count, len(others)))
 
@@ -289,12 +317,14 @@ class Shipped:
         words: the label word of each.
         demonstrations: K pairs of text and class number.
         calibration: (C,) mean log-probabilities to subtract, or None.
+        nearest: how many of the demonstrations each text is shown; None means all.
     """
 
     names: tuple[str, ...]
     words: tuple[str, ...]
     demonstrations: tuple[tuple[str, int], ...]
     calibration: np.ndarray | None
+    nearest: int | None = None
 
     @classmethod
     def read(cls, folder: Path) -> Shipped | None:
@@ -313,14 +343,24 @@ class Shipped:
             rows = [files.parse_json(line) for line in lines if line.strip()]
             names = list(words)
             shown = tuple((str(row["text"]), names.index(row["label"])) for row in rows)
-            found = (run.get("classifier") or {}).get("calibration")
+            classifier = run.get("classifier") or {}
+            nearest = int(classifier["k"]) if classifier.get("nearest") else None
+            found = classifier.get("calibration")
             offsets = None if found is None else np.array([float(found[name]) for name in names])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise OutputError(
                 f"{path} and run.json do not fit together ({type(error).__name__}: {error}); give "
                 "--demonstrations FILE instead, or train again"
             ) from None
-        return cls(tuple(words), tuple(words.values()), shown, offsets)
+        return cls(tuple(words), tuple(words.values()), shown, offsets, nearest)
+
+    def predictor(
+        self, model: nn.Module, builder: prompts.PromptBuilder, batch_tokens: int
+    ) -> Predictor:
+        """The predictor that was stored, on an open model."""
+        return Predictor(
+            model, builder, self.demonstrations, batch_tokens, self.calibration, self.nearest
+        )
 
 
 def write_demonstrations(folder: Path, predictor: Predictor) -> None:
@@ -337,12 +377,18 @@ def write_demonstrations(folder: Path, predictor: Predictor) -> None:
     files.write_text(folder / DEMONSTRATIONS_FILE, "".join(lines))
 
 
-def calibration_by_label(predictor: Predictor) -> dict[str, float] | None:
-    """The calibration as ``run.json`` holds it: label to mean log-probability, or None."""
-    if predictor.calibration is None:
-        return None
-    names = predictor.builder.space.names
-    return dict(zip(names, predictor.calibration.tolist(), strict=True))
+def facts(predictor: Predictor) -> dict[str, Any]:
+    """What ``run.json`` holds of a predictor as ``classifier``.
+
+    Returns:
+        ``k``; ``nearest``, whether each text is shown its own k of the demonstrations; and
+        ``calibration``, label to mean log-probability, or None.
+    """
+    offsets = None
+    if predictor.calibration is not None:
+        names = predictor.builder.space.names
+        offsets = dict(zip(names, predictor.calibration.tolist(), strict=True))
+    return {"k": predictor.k, "nearest": predictor.nearest is not None, "calibration": offsets}
 
 
 @dataclass(frozen=True)
@@ -437,9 +483,7 @@ def prepare(
         return Opened(recipe, predictor, demonstrations.source)
     if shipped is not None:
         assert source is not None
-        predictor = Predictor(
-            loaded.model, builder, shipped.demonstrations, tokens, shipped.calibration
-        )
+        predictor = shipped.predictor(loaded.model, builder, tokens)
         return Opened(recipe, predictor, str(source.folder / DEMONSTRATIONS_FILE))
     assert texts is not None
     assert splits is not None

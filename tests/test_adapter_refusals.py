@@ -390,10 +390,19 @@ def test_layers_that_the_settings_name_by_their_ends(run: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("number", [19, 20, 21, 23])
-def test_twenty_problems_are_shown(run: Path, number: int) -> None:
+@pytest.mark.parametrize("number", [4, 5, 6, 8])
+def test_five_problems_are_shown(run: Path, number: int) -> None:
     changed(run, {f"x{n:02}.weight": (1, 1) for n in range(number)})
     found = problems(run, llama())
     shown = [f"x{n:02}.weight: the model has no linear layer 'x{n:02}'" for n in range(number)]
-    assert found == shown[:20] + ([f"and {number - 20} more"] if number > 20 else [])
+    assert found == shown[:5] + ([f"and {number - 5} more"] if number > 5 else [])
     assert f"({number} mismatches)" in refusal(lambda: reading.fitting(llama(), run))
+
+
+def test_of_many_wrong_shapes_one_is_enough(run: Path) -> None:
+    names = [name for name in mx.load(str(run / adapters.WEIGHTS)) if name.endswith("lora_a")]
+    assert len(names) > 2
+    changed(run, dict.fromkeys(names, (65, 4)))
+    found = problems(run, llama())
+    assert sum("shape" in one for one in found) == 1
+    assert found[-1] == f"and {len(names) - 1} more"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import subprocess
@@ -218,3 +219,136 @@ def test_a_reader_that_leaves_ends_it_quietly(run: Path, checkout: Path) -> None
     assert process.stderr.read() == ""
     assert process.wait() in (0, 1)
     process.stderr.close()
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8-sig") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_a_table_keeps_its_columns_and_gets_labels(run: Path, tmp_path: Path) -> None:
+    rows = [
+        {"id": str(7 + n), "text": f'{text}, "quoted"\nand more', "label": "old", "é": "ü"}
+        for n, text in enumerate(ASKED)
+    ]
+    source, output = tmp_path / "in.csv", tmp_path / "out.csv"
+    with source.open("w", newline="", encoding="utf-8-sig") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]), delimiter=";")
+        writer.writeheader()
+        writer.writerows(rows)
+    result = ask("", run, source, "--output", output, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert output.read_bytes().startswith(b"\xef\xbb\xbf")  # as it came
+    found = table(output)
+    lines_ = answers(ask("", run, source))
+    assert list(found[0]) == [*rows[0], "predicted_label", "probability"]
+    for row, was, answer in zip(found, rows, lines_, strict=True):
+        assert {name: row[name] for name in was} == was
+        assert row["predicted_label"] == answer["label"]
+        most = max(answer["probabilities"].values())
+        assert float(row["probability"]) == pytest.approx(most, abs=1e-6)
+
+
+def test_lines_become_a_table_and_objects_keep_their_fields(run: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.csv"
+    assert ask(lines(ASKED), run, "-o", output).exit_code == 0
+    assert [row["text"] for row in table(output)] == ASKED
+    assert list(table(output)[0]) == ["text", "label", "probability"]
+    source, kept = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    objects = [{"id": n, "text": text, "more": {"a": [n]}} for n, text in enumerate(ASKED)]
+    source.write_text("".join(json.dumps(one) + "\n" for one in objects), encoding="utf-8")
+    assert ask("", run, source, "-o", kept).exit_code == 0
+    found = [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()]
+    expected = answers(ask("", run, source))
+    for one, was, answer in zip(found, objects, expected, strict=True):
+        assert one == {**was, **answer}
+    assert ask("", run, source, "-o", tmp_path / "t.csv").exit_code == 0
+    assert [json.loads(row["more"]) for row in table(tmp_path / "t.csv")] == [
+        one["more"] for one in objects
+    ]
+
+
+BAD = ["", "caf\xe9", "good bad " * 400]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_lines_that_cannot_be_used_can_be_skipped(run: Path, first: bool) -> None:
+    bad = "".join(f"{line}\n" for line in BAD).encode("latin-1")
+    good = lines(ASKED).encode()
+    content = bad + good if first else good + bad
+    result = ask(content, run, "--on-error", "skip")
+    assert result.exit_code == 0, result.stderr
+    assert [one["text"] for one in answers(result)] == ASKED
+    assert "cannot be used: 3" in result.stderr
+    assert result.stderr.count("standard input line") == 3
+
+
+def test_rows_that_cannot_be_used_stay_without_a_label(run: Path, tmp_path: Path) -> None:
+    texts = [ASKED[0], BAD[0], BAD[1], ASKED[3], BAD[2], ASKED[2]]
+    source, output = tmp_path / "in.csv", tmp_path / "out.csv"
+    written = "id,text\n" + "".join(f"{n},{text}\n" for n, text in enumerate(texts)) + "8\n"
+    source.write_bytes(written.encode("latin-1"))
+    stopped = ask("", run, source, "-o", output)
+    assert stopped.exit_code == 2
+    assert not output.exists()
+    result = ask("", run, source, "-o", output, "--on-error", "skip", "--json")
+    assert result.exit_code == 0, result.stderr
+    found = table(output)
+    assert [row["id"] for row in found] == ["0", "1", "2", "3", "4", "5", "8"]
+    empty = [row["id"] for row in found if not row["label"]]
+    assert empty == ["1", "2", "4", "8"]
+    assert all(bool(row["probability"]) == bool(row["label"]) for row in found)
+    assert (document(result)["texts"], document(result)["skipped"]) == (3, 4)
+
+
+def test_a_bad_file_is_seen_before_the_model_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prediction, "prepare", lambda *_args: pytest.fail("opened"))
+    source = tmp_path / "in.csv"
+    source.write_text("text\none\n   \n", encoding="utf-8")
+    plain = tmp_path / "in.txt"
+    plain.write_bytes(b"one\nb\xe9d\n")
+    for file in (source, plain):
+        assert str(file) in ask("", "demo", file).stderr
+    good = tmp_path / "good.txt"
+    good.write_text("one\n", encoding="utf-8")
+    for output in (good, tmp_path, tmp_path / "x.xlsx", tmp_path / "no" / "x.csv"):
+        result = ask("", "demo", good, "-o", output, "--overwrite")
+        assert result.exit_code == 2
+        assert str(output.parent) in result.stderr
+    assert good.read_text(encoding="utf-8") == "one\n"
+
+
+def test_the_prompt_is_shown_and_nothing_is_asked(run: Path) -> None:
+    result = ask("", run, "--show-prompt", "a strange new film")
+    assert result.exit_code == 0, result.stderr
+    shown = document_of_demonstrations(run)
+    assert result.stdout.rstrip().endswith("a strange new film label:")
+    for one in shown:
+        assert one["text"] in result.stdout
+        assert f"label: {one['label'].split()[0]}" in result.stdout
+
+
+def document_of_demonstrations(run: Path) -> list[dict[str, str]]:
+    output = run.parent / "shown.jsonl"
+    result = ask("a text\n", run, "-o", output, "--overwrite", "--json")
+    return document(result)["demonstrations"]
+
+
+def test_a_class_without_demonstration_is_a_warning(model: Path, tmp_path: Path) -> None:
+    shown = tmp_path / "shown.csv"
+    shown.write_text("text,label\na good one,ham\na bad one,spam\n", encoding="utf-8")
+    words = ("--model", model, "--demonstrations", shown, "--labels", "ham,eggs,spam", "--quiet")
+    result = ask(lines(ASKED), *words)
+    assert result.exit_code == 0, result.stderr
+    assert "warning" in result.stderr
+    assert "eggs" in result.stderr
+
+
+def test_label_words_are_shown(model: Path, texts: Path) -> None:
+    words = ("--model", model, "--data", texts, "--label-words", "ham=good,not spam=bad")
+    result = ask("", *words, "--show-prompt", "x")
+    assert result.exit_code == 0, result.stderr
+    assert "label: good" in result.stdout or "label: bad" in result.stdout
+    assert "ham" not in result.stdout

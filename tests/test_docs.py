@@ -1,4 +1,4 @@
-"""What the README says is there: links, rooms in order, commands and their flags."""
+"""What the pages say is there: links, modules in order, commands and their flags."""
 
 from __future__ import annotations
 
@@ -7,61 +7,43 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer.main
 from cli_support import invoke
 from test_imports import ROOMS
 
-LATER_ROOMS: set[str] = set()
+from abft_mlx.cli import app
+
+# Pages whose commands are not run by test_guides.py.
+WITH_COMMANDS = ("README.md", "docs/reference.md", "docs/prediction.md", "docs/publish.md")
 
 
-@pytest.fixture(scope="module")
-def readme(checkout: Path) -> str:
-    return (checkout / "README.md").read_text(encoding="utf-8")
+def pages(checkout: Path) -> list[Path]:
+    """Every Markdown page that the repository has."""
+    return [*checkout.glob("*.md"), *(checkout / "docs").rglob("*.md")]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "README.md",
-        "CONTRIBUTING.md",
-        "CHANGELOG.md",
-        "docs/LOG.md",
-        "docs/studies.md",
-        "docs/memory.md",
-        "docs/mutants.md",
-        "docs/reliability.md",
-        "docs/prediction.md",
-        "docs/report.md",
-        "docs/publish.md",
-        "SECURITY.md",
-        "docs/security.md",
-        "docs/versions.md",
-        "docs/ports.md",
-        "docs/performance.md",
-        "docs/distributed.md",
-        "docs/tracking.md",
-        "docs/index.md",
-        "docs/guides/your-data.md",
-        "docs/guides/paper.md",
-        "docs/guides/python.md",
-        "docs/exchange.md",
-        "docs/heads.md",
-        "docs/gallery.md",
-        "docs/figures.md",
-    ],
-)
-def test_links_lead_somewhere(name: str, checkout: Path) -> None:
-    page = checkout / name
-    targets = re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8"))
+def test_links_lead_somewhere(checkout: Path) -> None:
+    found = pages(checkout)
+    assert len(found) > 25
     missing = [
-        target
-        for target in targets
-        if not target.startswith("https://") and not (page.parent / target).exists()
+        f"{page.relative_to(checkout)}: {target}"
+        for page in found
+        for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))
+        if not target.startswith(("https://", "#"))
+        and not (page.parent / target.partition("#")[0]).exists()
     ]
     assert not missing
 
 
-def test_rooms_are_listed_in_their_order(readme: str, checkout: Path) -> None:
-    listed = re.findall(r"^\| \[`(\w+)/?`\]\(abft_mlx/", readme, flags=re.MULTILINE)
+def test_pages_name_nothing_that_readers_do_not_have(checkout: Path) -> None:
+    for page in pages(checkout):
+        text = page.read_text(encoding="utf-8")
+        assert not re.findall(r"DESIGN\.md|protocol\.md|\.\./shared|/work/", text), page
+
+
+def test_modules_are_listed_in_their_order(checkout: Path) -> None:
+    page = (checkout / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| \[`(\w+)/?`\]\(abft_mlx/", page, flags=re.MULTILINE)
     assert listed == list(ROOMS)
     package = {
         path.stem
@@ -71,17 +53,22 @@ def test_rooms_are_listed_in_their_order(readme: str, checkout: Path) -> None:
     assert package - {"__init__"} == set(ROOMS)
 
 
-def test_commands_and_flags_exist(readme: str) -> None:
-    commands = set(re.findall(r"abft-mlx ([a-z]+)", readme))
-    assert commands == {
-        "demo", "finetune", "eval", "predict", "export", "push", "study", "plot", "report",
-        "recipes", "bench", "doctor", "heads",
-    }  # fmt: skip
-    for command in commands:
-        lines = [line for line in readme.splitlines() if f"abft-mlx {command}" in line]
+def test_the_readme_lists_every_command(checkout: Path) -> None:
+    page = (checkout / "README.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `abft-mlx ([a-z]+)`", page, flags=re.MULTILINE)
+    group: Any = typer.main.get_command(app)
+    assert sorted(listed) == sorted(group.commands)
+
+
+@pytest.mark.parametrize("name", WITH_COMMANDS)
+def test_commands_and_flags_exist(name: str, checkout: Path) -> None:
+    text = (checkout / name).read_text(encoding="utf-8")
+    used = re.findall(r"abft-mlx ([a-z]+)([^|`\n]*)", text)
+    assert used
+    for command, rest in used:
         page = invoke(command, "--help").stdout
-        for flag in set(re.findall(r"--[a-z-]+", "\n".join(lines))):
-            assert flag in page, f"abft-mlx {command} has no {flag}"
+        for flag in re.findall(r"--[a-z][a-z-]*", rest):
+            assert flag in page, f"{name}: abft-mlx {command} has no {flag}"
 
 
 def test_the_ports_example_runs(checkout: Path) -> None:

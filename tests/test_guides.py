@@ -6,6 +6,7 @@ of the hub the bundled one takes its place, and those that read data of the hub 
 
 from __future__ import annotations
 
+import csv
 import re
 import shlex
 import subprocess
@@ -57,7 +58,8 @@ def parse(line: str) -> None:
     _, command, *rest = shlex.split(line)
     group: Any = typer.main.get_command(app)
     parsed = group.commands[command].make_context(command, rest).params
-    recipe.load(parsed["recipe"], parsed["settings"] or ())
+    name = parsed.get("recipe") or parsed["run_or_recipe"]
+    recipe.load(name, parsed["settings"] or ())
 
 
 def shell(block: str) -> int:
@@ -102,6 +104,8 @@ def test_every_command_runs(
     table = "".join(f"{text},{labels[label]}\n" for text, label in rows)
     Path("mails.csv").write_text("text,label\n" + table, encoding="utf-8")
     Path("new.txt").write_text("".join(f"{text}\n" for text, _ in rows[:4]), encoding="utf-8")
+    new = "".join(f"{number},{text}\n" for number, (text, _) in enumerate(rows[:4]))
+    Path("new.csv").write_text("id,text\n" + new, encoding="utf-8")
     names: dict[str, Any] = {}
     commands = 0
     for language, block in blocks(checkout / "docs" / "guides" / f"{name}.md"):
@@ -120,6 +124,11 @@ def test_every_command_runs(
         assert len(names["patterns"]) == len(names["on_labels"])
         assert names["change"].shape == names["to_right"].shape == names["repeats"].shape
         assert Path("runs/attention.png").read_bytes().startswith(b"\x89PNG")
+    if name == "your-data":
+        with Path("labels.csv").open(encoding="utf-8", newline="") as stream:
+            labelled = list(csv.DictReader(stream))
+        assert [row["id"] for row in labelled] == ["0", "1", "2", "3"]
+        assert {row["label"] for row in labelled} <= set(labels)
     if name == "paper":
         assert "McNemar" in Path("runs/mine/table.md").read_text(encoding="utf-8")
 

@@ -119,20 +119,6 @@ def test_finetune_in_the_fast_modes(tmp_path: Path) -> None:
         assert saved.shared_demonstrations == (2 if SHARED in settings else 8)
 
 
-def test_exact_is_one_word(tmp_path: Path) -> None:
-    small = ["training.updates=1", "training.prompts_per_update=8", "training.examples=8"]
-    words = [word for one in (*small, LOCAL) for word in ("--set", one)]
-    for number, more in enumerate(([], words[-2:])):
-        output = tmp_path / str(number)
-        given = [*words[:-2], "--exact", *more, "--output", output, "--quiet"]
-        result = invoke("finetune", "demo", *given)
-        assert result.exit_code == 0, result.stderr
-        saved = recipes.load(str(output / "recipe.yaml")).training
-        # --set has the last word, as over every flag.
-        assert saved.gradient == ("local" if more else "exact")
-        assert saved.shared_demonstrations == 1
-
-
 class TestHowManyShare:
     """``training.shared_demonstrations`` auto."""
 

@@ -308,11 +308,11 @@ def test_linear_layers_under_an_adapter_or_not() -> None:
     assert sorted(linear_paths(model)) == sorted(wanted)
 
 
-@pytest.mark.parametrize("number", [19, 20, 21, 23])
-def test_twenty_problems_are_shown(number: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [4, 5, 6, 8])
+def test_five_problems_are_shown(number: int, tmp_path: Path) -> None:
     folder = write(tmp_path, every() | {f"x{n:02}": SHAPE for n in range(number)}, **QK)
     shown = [f"x{n:02}: {PLACE}" for n in range(number)]
-    assert problems(folder) == shown[:20] + ([f"and {number - 20} more"] if number > 20 else [])
+    assert problems(folder) == shown[:5] + ([f"and {number - 5} more"] if number > 5 else [])
     assert f"({number} problems)" in refusal(folder)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cli_support import document, invoke
+from sklearn.feature_extraction.text import TfidfVectorizer
 
 from abft_mlx import Classifier, data, experiment, prediction, recipe
 from abft_mlx.evaluation import verdict
@@ -161,11 +162,36 @@ def test_the_best_of_several_sets_is_chosen(model: Path, mail: Path) -> None:
         one = prediction.Predictor(
             opened.loaded.model, opened.builder, [pool.pairs()[row] for row in rows], 4096
         )
-        one.calibrate(prediction.calibration_texts(pool, one.demonstrations, 32, 42))
+        one.calibrate(prediction.calibration_texts(pool, one, 32, 42))
         raw = one.raw_probabilities(one.prompts_of(asked.pairs()))
         found += [(each.argmax(axis=1) == gold).mean() for each in (raw, one.calibrated(raw))]
     assert best == pytest.approx(max(found))
     assert len(predictor.demonstrations) == 4
+
+
+def test_nearest_shows_each_text_its_own_demonstrations(
+    model: Path, mail: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    result = invoke(
+        "finetune", "--model", model, "--data", mail, "--output", folder, *SMALL, "--json",
+        "--set=prompt.selection=nearest", "--set=training.shared_demonstrations=1",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    measured = document(invoke("eval", folder, "--json"))
+    assert measured["methods"] == document(result)["methods"]
+    predictor = prediction.prepare(recipe.load(folder), folder).predictor
+    pool = [text for text, _ in predictor.demonstrations]
+    assert len(pool) > measured["k"] == 4
+    vectors = TfidfVectorizer(sublinear_tf=True).fit(pool)
+    query = "a dull film with bad weather"
+    similarity = (vectors.transform(pool) @ vectors.transform([query]).T).toarray()[:, 0]
+    found = [pool.index(text) for text, _ in predictor.shown(query)]
+    assert similarity[found].tolist() == pytest.approx(np.sort(similarity)[-4:].tolist())
+    # A text that is among the demonstrations is not shown to itself.
+    assert pool[3] not in [text for text, _ in predictor.shown(pool[3])]
+    prompt = invoke("predict", folder, "--show-prompt", query).stdout
+    assert all(pool[row] in prompt for row in found)
 
 
 def test_final_trains_on_every_row_and_gives_no_verdict(
@@ -173,11 +199,12 @@ def test_final_trains_on_every_row_and_gives_no_verdict(
 ) -> None:
     result = invoke(
         "finetune", "--model", model, "--data", mail, "--output", tmp_path / "run", "--final",
-        *SMALL, "--json",
+        *SMALL, "--set=training.census_prompts=4", "--json",
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
     assert "verdict" not in document(result)
     run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (tmp_path / "run" / "heads.npz").is_file()
     assert run["data"]["rows"]["test"] == 0
     rows = run["data"]["rows"]
     assert rows["training"] + rows["validation"] == len(rows_of(mail))

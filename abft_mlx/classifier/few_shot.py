@@ -238,10 +238,7 @@ class Classifier(Estimator):
             "schema": SCHEMA,
             "finished": True,
             "labels": dict(zip(space.names, space.words, strict=True)),
-            "classifier": {
-                "k": len(predictor.demonstrations),
-                "calibration": prediction.calibration_by_label(predictor),
-            },
+            "classifier": prediction.facts(predictor),
         }
         files.write_json(folder / "run.json", run)
         told = {

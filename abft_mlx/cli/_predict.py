@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from abft_mlx.prediction import Opened, Prediction, Predictor
 
 _STANDARD_INPUT = "-"
+# Demonstrations that are listed.
+_SHOWN = 12
 _TABLES = {".csv": ",", ".tsv": "\t"}
 _OBJECTS = (".jsonl", ".ndjson", ".json")
 _NEVER_WRITTEN = (".xlsx", ".xls", ".ods", ".parquet")
@@ -235,7 +237,7 @@ def _prompt(predictor: Predictor, text: str) -> str:
     """The prompt that is asked about a text, as text."""
     builder = predictor.builder
     # Nothing here looks at the gold label.
-    prompt = builder.build(predictor.demonstrations, text, 0, where="the prompt of --show-prompt")
+    prompt = builder.build(predictor.shown(text), text, 0, where="the prompt of --show-prompt")
     return str(builder.tokenizer.decode(list(prompt.token_ids)))
 
 
@@ -415,19 +417,27 @@ def _free(name: str, taken: Sequence[str]) -> str:
 
 def _introduce(shell: Shell, opened: Opened) -> None:
     """Say what every prompt shows."""
+    predictor = opened.predictor
+    if predictor.nearest is not None:
+        shell.say(
+            f"each text is shown the {predictor.k} most similar of "
+            f"{len(predictor.demonstrations):,} demonstrations from {opened.source}"
+        )
+        return
     shown = opened.shown()
     shell.say(f"{len(shown)} demonstrations in every prompt, from {opened.source}:")
-    for one in shown:
+    for one in shown[:_SHOWN]:
         text = one["text"] if len(one["text"]) <= 60 else f"{one['text'][:57]}..."
         shell.say(f"  {text!r} -> {one['label']}")
-    labels = {one["label"] for one in shown}
-    missing = [name for name in opened.predictor.builder.space.names if name not in labels]
+    if len(shown) > _SHOWN:
+        shell.say(f"  and {len(shown) - _SHOWN} more")
+    missing = opened.missing()
     if missing:
         shell.tell(
             f"warning: no demonstration has label {', '.join(missing)}; texts of such a class are "
             "rarely recognised"
         )
-    cached = len(opened.predictor.prefix)
+    cached = len(predictor.prefix)
     shell.say(
         f"their {cached} tokens are computed once"
         if cached
@@ -466,7 +476,7 @@ def _document(
         "adapter": None if adapter is None else str(adapter),
         "labels": list(space.names),
         "label_words": list(space.words),
-        "k": len(opened.predictor.demonstrations),
+        "k": opened.predictor.k,
         "demonstrations": opened.shown(),
         "cached_tokens": len(opened.predictor.prefix),
         "texts": answers.count,

@@ -8,6 +8,7 @@ from abft_mlx.data.queries import Queries, Query
 from abft_mlx.data.selection import Nearest, balanced, evaluation_draws, training_draws
 from abft_mlx.data.splits import Splits, all_test, split
 from abft_mlx.data.texts import LabelledTexts, fold
+from abft_mlx.data.tfidf import TfIdf, Vectors
 
 __all__ = [
     "Generator",
@@ -17,6 +18,8 @@ __all__ = [
     "Query",
     "Report",
     "Splits",
+    "TfIdf",
+    "Vectors",
     "all_test",
     "balanced",
     "builtin_tasks",

@@ -1,5 +1,6 @@
 """How good a classifier a prompted model is."""
 
+from abft_mlx.evaluation.baselines import bag_of_words, majority
 from abft_mlx.evaluation.comparisons import against_base, right_answers, right_string
 from abft_mlx.evaluation.continuations import vocabulary_logits
 from abft_mlx.evaluation.intervals import bootstrap_interval, intervals, mcnemar
@@ -13,6 +14,7 @@ from abft_mlx.evaluation.verdict import verdict
 __all__ = [
     "Outputs",
     "against_base",
+    "bag_of_words",
     "bootstrap_interval",
     "entry",
     "hidden_states",
@@ -20,6 +22,7 @@ __all__ = [
     "label_logits",
     "label_probabilities",
     "label_scores",
+    "majority",
     "mcnemar",
     "measure",
     "probabilities_of",

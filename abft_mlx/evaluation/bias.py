@@ -1,7 +1,7 @@
 """Which labels a model leans to, and how much it learns from demonstrations' labels (StaICC-DIAG).
 
-Letters: N prompts, C labels, K demonstrations. The values are the protocol's (protocol.md,
-section 5) without its faults; ``compat`` repeats them, as docs/evaluation.md lists.
+Letters: N prompts, C labels, K demonstrations. The values are those that the StaICC
+benchmark describes, without the faults of its code; ``compat`` repeats them (docs/evaluation.md).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def wrong_labels(
 
     At rate r, floor(K · r) demonstrations of each prompt, drawn without repetition, carry the label
     after their own, the last class the first; where a row stands in a prompt twice, both do. As in
-    the benchmark's source (protocol.md is silent) one generator runs through all prompts of a rate
+    the benchmark's source, one generator runs through all prompts of a rate
     and on into the next: a label that is wrong at one rate need not be wrong at the next.
 
     Args:

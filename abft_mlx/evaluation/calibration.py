@@ -1,4 +1,4 @@
-"""Calibrated predictions without training: protocol.md, section 4, exactly.
+"""Calibrated predictions without training: as the StaICC benchmark does it.
 
 Calibration prompts come from the training split, which is the protocol's calibration split. Their
 rows are drawn with repetition by the protocol's generator, afresh for each method.

@@ -85,9 +85,7 @@ class Continuations:
         nodes = np.flatnonzero(
             (self.node_row >= some.start) & (self.node_row < some.start + len(rows))
         )
-        hidden = prompts.hidden(
-            mx.array(np.tile(rows, (len(asked), 1))), np.repeat(asked, len(rows)).tolist()
-        ).reshape(len(asked), len(rows), rows.shape[1], -1)
+        hidden = prompts.branches(mx.array(rows), asked.tolist())
         chosen = hidden[
             :,
             mx.array(self.node_row[nodes] - some.start),

@@ -1,8 +1,8 @@
 """What label probabilities are worth: accuracy, macro-F1, calibration, confusion.
 
-Letters: N prompts, C labels. The values are the protocol's (protocol.md, section 3) without its
-faults. ``compat=True`` repeats the two faults of the StaICC benchmark, for a comparison with
-numbers that were published with them; accuracy, macro-F1 and confusion have none:
+Letters: N prompts, C labels. The values are those that the StaICC benchmark describes.
+``compat=True`` repeats the two faults of its code, for a comparison with numbers that were
+published with them; accuracy, macro-F1 and confusion have none:
 
 - unless every row sums to exactly 1.0 in floating point, which among many prompts practically never
   happens, all rows go through a second softmax before the true label's probability and the
@@ -209,7 +209,7 @@ def expected_calibration_error(
 
 
 def summary(probabilities: np.ndarray, gold: np.ndarray, *, compat: bool = False) -> dict[str, Any]:
-    """The metrics of one method, as eval's JSON holds them (DESIGN.md, section 5).
+    """The metrics of one method, as eval's JSON holds them.
 
     Args:
         probabilities: (N, C), rows that sum to 1.

@@ -184,15 +184,19 @@ def _open(
         asked, problem = [], str(error)
     loaded = loading.load_model(recipe.model, recipe.revision, adapter=adapter)
     builder = prompt_builder(section, shipped.names, loaded.tokenizer, loaded.context_tokens)
+    predictor = shipped.predictor(loaded.model, builder, recipe.evaluation.batch_tokens)
     shown = shipped.demonstrations
     if asked:
-        made = [builder.build(shown, *one, where="a test text") for one in asked]
+        made = predictor.prompts_of(asked)
         what = f"test texts of {recipe.data.source} behind the run's demonstrations"
     else:
-        made = [
-            builder.build((*shown[:n], *shown[n + 1 :]), *one, where="a demonstration")
-            for n, one in enumerate(shown)
-        ]
+        if shipped.nearest is not None:
+            made = predictor.prompts_of(shown[:count])
+        else:
+            made = [
+                builder.build((*shown[:n], *shown[n + 1 :]), *one, where="a demonstration")
+                for n, one in enumerate(shown)
+            ]
         what = f"the run's demonstrations, each behind the others ({problem})"
     return loaded, builder.space, made, what
 

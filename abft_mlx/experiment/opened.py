@@ -86,9 +86,9 @@ class Experiment:
         """Queries from the validation split, demonstrations from the training split."""
         return self.task.validation_prompts(self.recipe.training)
 
-    def test_prompts(self) -> list[prompts.Prompt]:
+    def test_prompts(self, limit: int | None = None) -> list[prompts.Prompt]:
         """The fixed, seeded prompts of an evaluation."""
-        return self.task.test_prompts(self.recipe.evaluation)
+        return self.task.test_prompts(self.recipe.evaluation, limit)
 
     def measure(
         self,

@@ -25,7 +25,7 @@ def document(
     adapter: object = None,
     base: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Eval's document (DESIGN.md, section 5).
+    """Eval's JSON document (docs/reference.md).
 
     Args:
         experiment: what was measured.
@@ -87,7 +87,7 @@ def evaluate_classifier(
         base = {"methods": shipping.measure_base(experiment, predictor, on_progress)}
     parts = {"methods": methods, "comparisons": []}
     made = document(experiment, parts, adapter=adapter, base=base)
-    made["k"] = len(predictor.demonstrations)
+    made["k"] = predictor.k
     made["prompts"] = min(experiment.recipe.evaluation.queries, len(experiment.splits.test))
     tell("bag of words")
     return shipping.judge(made, experiment)
@@ -111,7 +111,7 @@ def evaluate(
         ranks: the processes that measure together; each gets the whole document.
 
     Returns:
-        The document of DESIGN.md, section 5. Its parts describe the model with the adapter where
+        The document of ``eval --json``. Its parts describe the model with the adapter where
         there is one; ``base`` then holds the same parts without it, and ``comparisons`` also every
         method against itself without the adapter.
     """
@@ -157,12 +157,8 @@ def _evaluate_shipped(
             "other labelled texts with --data"
         )
     if shipped is not None:
-        predictor = prediction.Predictor(
-            experiment.loaded.model,
-            experiment.builder,
-            shipped.demonstrations,
-            recipe.evaluation.batch_tokens,
-            shipped.calibration,
+        predictor = shipped.predictor(
+            experiment.loaded.model, experiment.builder, recipe.evaluation.batch_tokens
         )
     else:
         (on_stage or _nothing)("choosing demonstrations")
@@ -198,7 +194,7 @@ def heads(
     experiment = prepare(recipe, adapter, on_stage=on_stage)
     (on_stage or _nothing)("looking at heads")
     return experiment.heads(
-        experiment.test_prompts()[:prompts],
+        experiment.test_prompts(prompts)[:prompts],
         detectors=detectors,
         adapter=None if adapter is None else adapter.name,
         on_progress=on_progress,

@@ -76,7 +76,7 @@ def measure_base(
     # No labels are used, so test texts serve where there are no training texts.
     pool = splits.training if len(splits.training) else splits.test
     texts = prediction.calibration_texts(
-        pool, predictor.demonstrations, recipe.prediction.calibration_texts, recipe.evaluation.seed
+        pool, predictor, recipe.prediction.calibration_texts, recipe.evaluation.seed
     )
     with adapters.without(model):
         base = prediction.Predictor(
@@ -84,6 +84,7 @@ def measure_base(
             predictor.builder,
             predictor.demonstrations,
             recipe.evaluation.batch_tokens,
+            nearest=predictor.nearest,
         )
         base.calibrate(texts)
         return measure(experiment, base, on_progress)
@@ -102,8 +103,8 @@ def simple_baselines(experiment: Experiment) -> dict[str, Any]:
     gold = np.array([label for _, label in pairs])
     groups = np.arange(len(pairs))
     classes = len(experiment.space)
-    texts, labels = (one[:MOST_BASELINE_TEXTS] for one in (training.texts, training.labels))
-    common = majority(labels, classes)
+    texts, labels = training.texts[:MOST_BASELINE_TEXTS], training.labels[:MOST_BASELINE_TEXTS]
+    common = majority(labels)
     probabilities = bag_of_words(texts, labels, [text for text, _ in pairs], classes)
     return {
         "majority": {

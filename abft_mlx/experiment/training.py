@@ -194,10 +194,7 @@ def _train(
     tell("choosing demonstrations")
     predictor, chosen_accuracy = shipping.choose(experiment, on_progress=on_progress)
     prediction.write_demonstrations(folder.path, predictor)
-    classifier: dict[str, Any] = {
-        "k": len(predictor.demonstrations),
-        "calibration": prediction.calibration_by_label(predictor),
-    }
+    classifier = prediction.facts(predictor)
     if chosen_accuracy is not None:
         classifier["validation_accuracy"] = chosen_accuracy
     written = {
@@ -363,7 +360,12 @@ def _keep_heads(
     """What the heads did before and do now, for figures that need no model."""
     count = experiment.recipe.training.census_prompts
     if count:
-        seen = experiment.heads(experiment.test_prompts()[:count], on_progress=on_progress)
+        chosen = (
+            experiment.test_prompts(count)
+            if len(experiment.splits.test)
+            else experiment.training_prompts()
+        )
+        seen = experiment.heads(chosen[:count], on_progress=on_progress)
         write_heads(folder.path / HEADS_FILE, seen)
 
 

@@ -12,7 +12,7 @@ Letters: G beginnings of P tokens, B prompts, T tokens of a prompt behind its be
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -25,7 +25,7 @@ from mlx_lm.models.cache import (
     make_prompt_cache,
 )
 
-from abft_mlx import ports
+from abft_mlx import attention, ports
 from abft_mlx.prompts import Prompt
 
 # Caches that a batch can go on from; with any other, prompts are computed whole.
@@ -111,6 +111,36 @@ class Prefixes:
         mx.eval(hidden, list(_arrays(made._cache)))
         return hidden, made
 
+    def branches(self, tokens: mx.array, which: Sequence[int]) -> mx.array:
+        """Hidden states of the same rows of tokens behind each of several beginnings.
+
+        Where the model's attention allows, keys and values of a beginning are read by all rows
+        and repeated for none.
+
+        Args:
+            tokens: (R, T) right-padded token ids.
+            which: (B,) beginnings.
+
+        Returns:
+            (B, R, T, width).
+        """
+        R, T = tokens.shape
+        every = mx.tile(tokens, (len(which), 1))
+        rows = mx.repeat(mx.array(which), R)
+        if self._cache:
+            chosen = mx.array(which)
+            cache = [
+                _Branching(one, chosen, R)
+                if isinstance(one, KVCache)
+                else _spread(one, len(rows), rows)
+                for one in self._cache
+            ]
+            with attention.instrument(self.model, _attend_in_parts):
+                hidden = self._port.hidden(self.model, every, cache)
+        else:
+            hidden = self.hidden(every, rows.tolist())
+        return hidden.reshape(len(which), R, T, -1)
+
     def _spread(self, size: int, which: Sequence[int] | None) -> list[Any]:
         """A copy of the cache with a row for each of so many prompts."""
         rows = None if len(self.beginnings) == 1 else mx.array(which)
@@ -155,6 +185,69 @@ class _GrownOnce(KVCache):
         self.values = mx.concatenate([known_values, values], axis=2)
         self.offset += keys.shape[2]
         return self.keys, self.values
+
+
+class _Branching(_GrownOnce):
+    """Keys and values of B beginnings, and apart from them those of R rows behind each."""
+
+    def __init__(self, known: KVCache, which: mx.array, rows: int) -> None:
+        super().__init__()
+        self.offset = known.offset
+        self.rows = rows
+        self.shared = [one[which][..., : known.offset, :] for one in (known.keys, known.values)]
+        self.own: tuple[mx.array, ...] = ()
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Those of the rows in one piece, (B · R, G, P + T, D); lazy, and mostly not needed."""
+        self.own = (keys, values)
+        self.keys, self.values = (
+            mx.concatenate([mx.repeat(shared, self.rows, axis=0), own], axis=2)
+            for shared, own in zip(self.shared, self.own, strict=True)
+        )
+        self.offset += keys.shape[2]
+        return self.keys, self.values
+
+    def attend(self, queries: mx.array, scale: float) -> mx.array:
+        """Causal attention of the rows, (B · R, H, T, D), in float32 scores."""
+        (keys, values), (own_keys, own_values) = self.shared, self.own
+        R, (B, G, P, D) = self.rows, keys.shape
+        H, T = queries.shape[1:3]
+        # (B, G, H / G, R, T, D)
+        asked = (queries * scale).reshape(B, R, G, H // G, T, D).transpose(0, 2, 3, 1, 4, 5)
+        there = asked.reshape(B, G, -1, D) @ keys.swapaxes(-1, -2)
+
+        def by_row(one: mx.array) -> mx.array:
+            return one.reshape(B, R, G, 1, T, -1).transpose(0, 2, 3, 1, 4, 5)
+
+        here = asked @ by_row(own_keys).swapaxes(-1, -2)
+        here = mx.where(mx.tri(T, dtype=mx.bool_), here, -mx.inf)
+        scores = mx.concatenate([there.reshape(*asked.shape[:-1], P), here], axis=-1)
+        pattern = mx.softmax(scores.astype(mx.float32), axis=-1).astype(values.dtype)
+        found = (pattern[..., :P].reshape(B, G, -1, P) @ values).reshape(*asked.shape[:-1], -1)
+        found = found + pattern[..., P:] @ by_row(own_values)
+        return found.transpose(0, 3, 1, 2, 4, 5).reshape(B * R, H, T, -1)
+
+
+def _attend_in_parts(original: Callable[..., mx.array]) -> Callable[..., mx.array]:
+    """An attention function that reads a `_Branching` in parts where nothing else is asked."""
+
+    def attend(
+        queries: mx.array, keys: mx.array, values: mx.array, *args: Any, **options: Any
+    ) -> mx.array:
+        given = dict(zip(("cache", "scale", "mask", "sinks"), args, strict=False)) | options
+        cache, mask = given.get("cache"), given.get("mask")
+        # Keys that a model changes on their way, windows and sinks go the model's own way.
+        if (
+            isinstance(cache, _Branching)
+            and keys is cache.keys
+            and values is cache.values
+            and (mask is None or (isinstance(mask, str) and mask == "causal"))
+            and given.get("sinks") is None
+        ):
+            return cache.attend(queries, given["scale"])
+        return original(queries, keys, values, *args, **options)
+
+    return attend
 
 
 def _known(cache: Any) -> bool:

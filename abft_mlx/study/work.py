@@ -291,7 +291,7 @@ def _run(result: RunResult, curve: list[Update]) -> dict[str, Any]:
 
 def _census(opened: Experiment) -> dict[str, Any]:
     """What every head does with the label tokens, (L, H) each."""
-    census = opened.census(opened.test_prompts()[:CENSUS_PROMPTS])
+    census = opened.census(opened.test_prompts(CENSUS_PROMPTS)[:CENSUS_PROMPTS])
     return {
         "prompts": census.prompts,
         "magnitude": census.magnitude,

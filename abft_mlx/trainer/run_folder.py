@@ -1,4 +1,4 @@
-"""The run folder: what ``finetune --output DIR`` leaves behind (DESIGN.md, section 5)."""
+"""The run folder: what ``finetune --output DIR`` leaves behind."""
 
 from __future__ import annotations
 
