@@ -124,7 +124,7 @@ def test_the_cards_commands_run(name: str, made: Path, server: LoopbackHub, tmp_
         env=environment,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     for word in ('"label": ', "Generation: 1 tokens"):
