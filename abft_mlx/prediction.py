@@ -252,7 +252,7 @@ def choose(
         k: demonstrations.
         recipe: its prediction section and ``evaluation.seed``.
         draws: sets to try; None means the recipe's.
-        on_progress: called with the number of sets tried and of all.
+        on_progress: called with the number of validation prompts done and of all.
 
     Returns:
         The predictor, and its accuracy on the validation texts if there are any.
@@ -281,7 +281,7 @@ def choose(
         if best is None or quality > best[0]:
             best = quality, made
         if on_progress is not None:
-            on_progress(number + 1, count)
+            on_progress((number + 1) * len(asked), count * len(asked))
     assert best is not None
     return best[1], best[0][0]
 

@@ -74,6 +74,7 @@ def train_run(folder: Path, model: Path, texts: Path) -> Path:
         "--set=objective.filter=false", "--set=training.learning_rate=0.05",
         "--set=training.updates=2", "--set=training.examples=8",
         "--set=training.prompts_per_update=4", "--set=prompt.demonstrations=2",
+        "--set=objective.kind=abft", "--set=training.validate_every=0",
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
     return folder

@@ -24,7 +24,7 @@ def choose(
     Args:
         experiment: its training texts are shown, its validation texts decide.
         draws: sets of demonstrations to try; None means the recipe's number.
-        on_progress: called with the number of sets tried and of all.
+        on_progress: called with the number of validation prompts done and of all.
     """
     task = experiment.task
     section = task.section
