@@ -71,7 +71,7 @@ docs: $(VENV)/.installed-lock  ## build the site into build/docs; a warning is a
 notebooks: $(VENV)/.installed-dev  ## run the notebooks of the docs and keep what they print and draw
 	@$(BIN)/python benchmarks/notebooks.py $(ARGS)
 
-torture: $(VENV)/.installed-dev  ## kill runs, fill disks, let memory run out, feed readers damaged files (ten minutes)
+torture: $(VENV)/.installed-dev  ## kill runs, fill disks, feed readers damaged files (ten minutes)
 	@OPENBLAS_NUM_THREADS=$${OPENBLAS_NUM_THREADS:-1} $(BIN)/python benchmarks/torture.py $(ARGS)
 
 mutants: $(VENV)/.installed-dev  ## change the code in thousands of places: a test must fail each time (hours)
