@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from abft_mlx import adapters, evaluation, facts, prediction
+from abft_mlx import adapters, data, evaluation, facts, prediction
 from abft_mlx import recipe as recipes
 from abft_mlx.errors import DataError
 from abft_mlx.experiment import shipping
@@ -150,6 +151,12 @@ def _evaluate_shipped(
         trained_on = known.get("fingerprint")
         section = prediction.with_words(recipes.task(recipe), shipped)
         recipe = recipe.model_copy(update={"data": section.data, "prompt": section.prompt})
+        source = recipe.data.source
+        if data.kind(source) == "file" and not Path(source).expanduser().exists():
+            raise DataError(
+                f"{source}: no such file, so the test rows of this run are gone; give labelled "
+                "texts with --data FILE (predict needs none)"
+            )
     experiment = prepare(recipe, adapter, on_stage=on_stage, trained_on=trained_on)
     if not len(experiment.splits.test):
         raise DataError(
