@@ -275,7 +275,8 @@ SMALL = [
     "--set=objective.filter=false", "--set=training.updates=12", "--set=training.examples=24",
     "--set=training.prompts_per_update=2", "--set=prompt.demonstrations=2",
     "--set=training.learning_rate=0.01", "--set=training.shared_demonstrations=1",
-    "--set=data.test_rows=4", "--set=training.census_prompts=0",
+    "--set=objective.kind=abft", "--set=training.validate_every=0",
+    "--set=training.census_prompts=0", "--set=data.holdout=none",
 ]  # fmt: skip
 
 

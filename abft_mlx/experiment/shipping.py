@@ -10,6 +10,7 @@ import numpy as np
 from abft_mlx import adapters, evaluation, prediction
 from abft_mlx.evaluation.baselines import bag_of_words, majority
 from abft_mlx.experiment.opened import Experiment
+from abft_mlx.ranks import Ranks
 
 Progress = Callable[[int, int], None]
 # Simple baselines learn from at most so many training texts.
@@ -46,6 +47,7 @@ def measure(
     experiment: Experiment,
     predictor: prediction.Predictor,
     on_progress: Progress | None = None,
+    ranks: Ranks | None = None,
 ) -> dict[str, Any]:
     """Methods of eval's JSON on the test rows.
 
@@ -53,6 +55,7 @@ def measure(
         experiment: its first ``evaluation.queries`` test rows are asked, once each.
         predictor: of the model as it is now.
         on_progress: called with the number of prompts done and of all.
+        ranks: the processes that measure together; each gets all.
 
     Returns:
         ``classifier``, what ``predict`` answers with, and ``vanilla``, without calibration.
@@ -61,7 +64,7 @@ def measure(
     pairs = experiment.splits.test.pairs()[: section.queries]
     gold = np.array([label for _, label in pairs])
     groups = np.arange(len(pairs))
-    raw = predictor.raw_probabilities(predictor.prompts_of(pairs), on_progress)
+    raw = predictor.raw_probabilities(predictor.prompts_of(pairs), on_progress, ranks)
     found = {"classifier": predictor.calibrated(raw), "vanilla": raw}
     return {name: evaluation.entry(one, gold, groups, section) for name, one in found.items()}
 
@@ -70,6 +73,7 @@ def measure_base(
     experiment: Experiment,
     predictor: prediction.Predictor,
     on_progress: Progress | None = None,
+    ranks: Ranks | None = None,
 ) -> dict[str, Any]:
     """As :func:`measure` without the adapter: the same demonstrations, its own calibration."""
     model, recipe, splits = experiment.loaded.model, experiment.recipe, experiment.splits
@@ -87,7 +91,7 @@ def measure_base(
             nearest=predictor.nearest,
         )
         base.calibrate(texts)
-        return measure(experiment, base, on_progress)
+        return measure(experiment, base, on_progress, ranks)
 
 
 def simple_baselines(experiment: Experiment) -> dict[str, Any]:
