@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tiny_task
 
-from abft_mlx import data, evaluation, experiment, prediction, recipe
+from abft_mlx import data, evaluation, prediction, recipe
 from abft_mlx.errors import DataError, PromptError
 from abft_mlx.prediction import Predictor
 from abft_mlx.prefix import Prefix
