@@ -35,12 +35,12 @@ SLEEPER = """
 import os, signal, sys
 from abft_mlx.cli import app
 from abft_mlx.evaluation import outputs
-work = outputs.hidden_at_last
+work = outputs.own_rows
 def dying(*given):
     if os.environ["MLX_RANK"] == "1":
         os.kill(os.getpid(), signal.SIGKILL)
     return work(*given)
-outputs.hidden_at_last = dying
+outputs.own_rows = dying
 app(sys.argv[1:])
 """
 
@@ -94,7 +94,7 @@ def test_ranks_give_the_document_of_one_process(
 
 
 def test_a_rank_that_dies_ends_the_others(model: Path, texts: Path, job: Job) -> None:
-    job.start(2, "-c", SLEEPER, *words(model, texts, "--quiet"), f"--set={PER_QUERY[0]}")
+    job.start(2, "-c", SLEEPER, *words(model, texts, "--quiet"))
     status, out, err = job.end(0)
     assert (status, out) == (1, "")
     assert job.end(1)[0] == -signal.SIGKILL
