@@ -238,17 +238,13 @@ def test_the_prompts_length_is_one_more_than_its_last_position(other, kept):
 def test_end_to_end_terms_by_hand():
     """Two prompts of targets of one and two tokens; equation 1 as abft_terms has it."""
     # The third row predicts what stands behind a target, and is not looked at.
-    logits = mx.array(
-        [[[1.0, 2.0, -1.0], [9.0, 9.0, -9.0]], [[300.0, 0.0, 5.0], [0.0, 0.0, 0.0]]]
-    )
+    logits = mx.array([[[1.0, 2.0, -1.0], [9.0, 9.0, -9.0]], [[300.0, 0.0, 5.0], [0.0, 0.0, 0.0]]])
     target = mx.array([[1, -1], [2, 0]])
     pattern = mx.random.uniform(shape=(2, 4, 6), key=mx.random.key(0))
     where = (mx.array([[0, 2], [1, 4]]), mx.array([[0, 1], [1, 1]]), mx.array([1, 0]))
     last = mx.array([5, 4])
     weights = mx.array([1.0, 0.5])
-    got = end_to_end_terms(
-        logits, target, [pattern, None], *where, last, prompt_weights=weights
-    )
+    got = end_to_end_terms(logits, target, [pattern, None], *where, last, prompt_weights=weights)
     first = -np.log(np.exp(2) / np.exp([1.0, 2.0, -1.0]).sum())
     assert got.loss.item() == pytest.approx(first + 0.5 * (295.0 + np.log(3)), rel=1e-6)
     seen = abft_terms(
@@ -257,7 +253,5 @@ def test_end_to_end_terms_by_hand():
     assert [one.item() for one in got[1:]] == [one.item() for one in seen[1:]]
     whole = end_to_end_terms(logits, target, [pattern, None], *where, last)
     assert whole.loss.item() == pytest.approx(first + 295.0 + np.log(3), rel=1e-6)
-    gradient = mx.grad(
-        lambda rows: end_to_end_terms(logits, target, [rows], *where, last).loss
-    )
+    gradient = mx.grad(lambda rows: end_to_end_terms(logits, target, [rows], *where, last).loss)
     assert not mx.any(gradient(pattern)).item()
