@@ -508,12 +508,11 @@ def _texts_of(section: recipes.DataSection, source: adapters.Source | None) -> d
     try:
         return data.load(section)
     except DataError as error:
-        if source is None:
+        if source is None or Path(section.source).exists():
             raise
         raise DataError(
-            f"adapter {source} has no {DEMONSTRATIONS_FILE}, and its data cannot be read "
-            f"({error}); give labelled texts with --demonstrations FILE",
-            error.problems,
+            f"adapter {source} has no {DEMONSTRATIONS_FILE}, and its data, {section.source}, cannot "
+            "be read here; give labelled texts with --demonstrations FILE"
         ) from error
 
 
