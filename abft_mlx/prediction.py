@@ -511,8 +511,8 @@ def _texts_of(section: recipes.DataSection, source: adapters.Source | None) -> d
         if source is None or Path(section.source).exists():
             raise
         raise DataError(
-            f"adapter {source} has no {DEMONSTRATIONS_FILE}, and its data, {section.source}, cannot "
-            "be read here; give labelled texts with --demonstrations FILE"
+            f"adapter {source} has no {DEMONSTRATIONS_FILE}, and its data, {section.source}, "
+            "cannot be read here; give labelled texts with --demonstrations FILE"
         ) from error
 
 
