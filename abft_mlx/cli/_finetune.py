@@ -64,6 +64,7 @@ def finetune(
         typer.Option(
             "--output",
             "-o",
+            parser=_options.path,
             metavar="DIR",
             help="The run folder.",
             show_default="runs/NAME-DATE-TIME",
@@ -334,7 +335,8 @@ def _document(result: RunResult) -> dict[str, Any]:
         "output": str(result.output),
         "model": experiment.recipe.model,
         "data": experiment.recipe.data.source,
-        "labels": dict(zip(experiment.space.names, experiment.space.words, strict=True)),
+        "labels": list(experiment.space.names),
+        "label_words": list(experiment.space.words),
         "warnings": _words.warnings(experiment),
         "trainable_parameters": result.trainable_parameters,
         "adapter_bytes": result.adapter_bytes,

@@ -173,7 +173,9 @@ def verdict(document: Mapping[str, Any]) -> list[str]:
     worst = sorted(known, key=known.__getitem__)[:_CLASSES_SHOWN]
     kinds = "recall of each class" if len(worst) == len(known) else "recall of the worst classes"
     lines.append(f"{kinds}: " + ", ".join(f"{name} {known[name]:.0%}" for name in worst))
-    return [*lines, found["sentence"], f"next: {found['next']}"]
+    lines.append(found["sentence"])
+    # Without an adapter the command line says which command is next.
+    return [*lines, f"next: {found['next']}"] if "before" in found else lines
 
 
 def confusion(names: Sequence[str], counts: Sequence[Sequence[int]]) -> Table | None:

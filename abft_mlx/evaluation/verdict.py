@@ -102,12 +102,12 @@ def _next(found: Mapping[str, Any]) -> str:
         more = f"label more texts: {found['n']} test texts say little"
     else:
         more = "label more texts, or take a larger model"
+    if "before" not in found:
+        return "Fine-tune it: abft-mlx finetune."
     if found.get("against_bag_of_words") == WORSE:
         return f"Bag of words with logistic regression is the better choice here; or {more}."
     if found.get("against_prompting") == WORSE:
         return f"Use the model without the adapter; or {more}."
     if found.get("against_prompting") == SAME:
         return f"To gain more, train longer (--updates 64), {more}."
-    if "before" not in found:
-        return "Fine-tune it: abft-mlx finetune."
     return "Label texts with it: abft-mlx predict."

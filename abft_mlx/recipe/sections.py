@@ -230,7 +230,9 @@ class EvaluationSection(Section):
     repeats: Int = Field(
         default=2, ge=1, description="Sets of demonstrations for each; prompts = queries · repeats."
     )
-    batch_tokens: Int = Field(default=16384, ge=1, description="Tokens in a forward pass.")
+    batch_tokens: Int = Field(
+        default=16384, ge=1, description="Tokens in a forward pass; at most 4096 on a CPU."
+    )
     seed: Int = Field(default=42, ge=0, description="Seed of the choice of demonstrations.")
     demonstrations: Literal["per_query", "fixed", "classifier"] = Field(
         default="per_query",

@@ -52,10 +52,16 @@ def run(
     printed = abft_mlx(
         folder, "finetune", "--model", smollm2, "--data", "messages.csv", "--output", "run",
         "--text-column", "message", "--label-column", "team", "--json",
-        "--set", "objective.kind=abft", "--set", "training.learning_rate=1e-4",
-        "--set", "training.updates=12", "--set", "training.examples=192",
-        "--set", "training.prompts_per_update=16", "--set", "training.validate_every=4",
-        "--set", "training.census_prompts=1", "--set", "prediction.draws=1",
+        # Local gradients take the time of inference. The published 1e-4 does nothing in eight
+        # updates of so small a model. Calibration would gain here what ABFT gains without it.
+        "--set", "objective.kind=abft", "--set", "training.gradient=local",
+        "--set", "training.learning_rate=1e-3", "--set", "training.updates=8",
+        "--set", "training.examples=96", "--set", "training.prompts_per_update=16",
+        "--set", "training.validate_every=4", "--set", "training.validation_prompts=64",
+        "--set", "training.census_prompts=0", "--set", "prediction.draws=1",
+        "--set", "prediction.calibration_texts=0", "--set", "data.holdout=protocol",
+        "--set", "data.training_rows=72", "--set", "data.validation_rows=64",
+        "--set", "data.demonstration_rows=16", "--set", "data.test_rows=16",
     )  # fmt: skip
     moved = tmp_path_factory.mktemp("elsewhere") / "moved"
     (folder / "run").rename(moved)
@@ -65,9 +71,9 @@ def run(
 
 def test_abft_raises_validation_accuracy(run: tuple[Path, dict[str, Any]]) -> None:
     validation = run[1]["validation"]
-    assert validation["best"] > validation["before"]
+    assert validation["best"] > validation["before"] + 0.02  # 52% to 61% where it was written
     lines = (run[0] / "metrics.jsonl").read_text().splitlines()
-    assert len(lines) == 12
+    assert len(lines) == 8
     assert json.loads(lines[-1])["induction_heads"] > 1  # it did not push them below the filter
 
 
@@ -83,4 +89,4 @@ def test_predict_labels_a_csv(run: tuple[Path, dict[str, Any]], tmp_path: Path) 
     ]
     assert all(0.25 <= float(row["probability"]) <= 1 for row in rows)
     right = [row["label"] == label for row, (_, label) in zip(rows, NEW, strict=True)]
-    assert sum(right) >= 5, rows  # a guess has 2
+    assert sum(right) >= 4, rows  # a guess has 2
