@@ -67,7 +67,7 @@ def finetune(
     overwrite: bool = False,
     on_update: Callable[[Update], None] | None = None,
 ) -> RunResult:
-    """Fine-tune with ABFT and write a run folder.
+    """Fine-tune and write a run folder.
 
     Args:
         recipe: a recipe, the name of one that ships with abft-mlx, or a .yaml file.

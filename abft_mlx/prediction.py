@@ -23,6 +23,7 @@ from abft_mlx import adapters, data, evaluation, files, loading, prompts
 from abft_mlx import recipe as recipes
 from abft_mlx.errors import DataError, OutputError, PromptError
 from abft_mlx.prefix import Prefix, common_prefix
+from abft_mlx.ranks import Ranks
 from abft_mlx.task import demonstrations_that_fit, least_demonstrations, prompt_builder
 
 DEMONSTRATIONS_FILE = "demonstrations.jsonl"
@@ -141,12 +142,14 @@ class Predictor:
         """Set the calibration from texts that are not among the demonstrations.
 
         Args:
-            texts: some training texts; fewer than LEAST_CALIBRATION_TEXTS switch it off.
+            texts: some training texts; fewer than LEAST_CALIBRATION_TEXTS switch it off, and so
+                do answers of the model that are not finite.
         """
         self.calibration = None
         if len(texts) >= LEAST_CALIBRATION_TEXTS:
             asked = [self._prompt(text, "a text for calibration") for text in texts]
-            self.calibration = _log(self.raw_probabilities(asked)).mean(axis=0)
+            found = _log(self.raw_probabilities(asked)).mean(axis=0)
+            self.calibration = found if np.isfinite(found).all() else None
 
     def probabilities(self, asked: Sequence[prompts.Prompt]) -> np.ndarray:
         """Calibrated label probabilities of prompts, (N, C) float64."""
@@ -162,8 +165,15 @@ class Predictor:
         self,
         asked: Sequence[prompts.Prompt],
         on_progress: Callable[[int, int], None] | None = None,
+        ranks: Ranks | None = None,
     ) -> np.ndarray:
-        """Label probabilities of the LM head, (N, C) float64."""
+        """Label probabilities of the LM head, (N, C) float64.
+
+        Args:
+            asked: N prompts.
+            on_progress: called with the number of prompts done and of all.
+            ranks: the processes that compute together; each gets all.
+        """
         self._shorten(asked)
         return evaluation.label_probabilities(
             self.model,
@@ -172,6 +182,7 @@ class Predictor:
             batch_tokens=self._batch_tokens,
             prefix=self.prefix,
             on_progress=on_progress,
+            ranks=ranks,
         )
 
     def prompts_of(self, pairs: Iterable[tuple[str, int]]) -> list[prompts.Prompt]:
@@ -252,7 +263,7 @@ def choose(
         k: demonstrations.
         recipe: its prediction section and ``evaluation.seed``.
         draws: sets to try; None means the recipe's.
-        on_progress: called with the number of sets tried and of all.
+        on_progress: called with the number of validation prompts done and of all.
 
     Returns:
         The predictor, and its accuracy on the validation texts if there are any.
@@ -281,7 +292,7 @@ def choose(
         if best is None or quality > best[0]:
             best = quality, made
         if on_progress is not None:
-            on_progress(number + 1, count)
+            on_progress((number + 1) * len(asked), count * len(asked))
     assert best is not None
     return best[1], best[0][0]
 
@@ -497,12 +508,11 @@ def _texts_of(section: recipes.DataSection, source: adapters.Source | None) -> d
     try:
         return data.load(section)
     except DataError as error:
-        if source is None:
+        if source is None or Path(section.source).exists():
             raise
         raise DataError(
-            f"adapter {source} has no {DEMONSTRATIONS_FILE}, and its data cannot be read "
-            f"({error}); give labelled texts with --demonstrations FILE",
-            error.problems,
+            f"adapter {source} has no {DEMONSTRATIONS_FILE}, and its data, {section.source}, "
+            "cannot be read here; give labelled texts with --demonstrations FILE"
         ) from error
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
-import errno
 import os
 import platform
 import sys
@@ -241,12 +240,8 @@ def memory_facts() -> dict[str, int | None]:
     return {"machine_bytes": machine_memory_bytes(), "recommended_bytes": recommended}
 
 
-# MLX's allocators, its Metal command buffers, CUDA and Python's threads, each in their own words.
-_OUT_OF_MEMORY = (
-    "unable to allocate", "[metal::malloc]", "insufficient memory", "out of memory",
-    "can't start new thread",
-)  # fmt: skip
-_NO_ROOM_TO_IMPORT = ("failed to map segment", "cannot allocate memory")
+# MLX's allocators, its Metal command buffers and CUDA, each in their own words.
+_OUT_OF_MEMORY = ("unable to allocate", "[metal::malloc]", "insufficient memory", "out of memory")
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -254,10 +249,6 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError):
         return True
     text = str(error).lower()
-    if isinstance(error, ImportError):
-        return any(one in text for one in _NO_ROOM_TO_IMPORT)
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
     return isinstance(error, RuntimeError) and any(one in text for one in _OUT_OF_MEMORY)
 
 

@@ -47,7 +47,6 @@ class Harness:
 HARNESSES = (
     Harness("kill", ("--kills", "60", "--seed", "1"), ("--kills", "4"), 470),
     Harness("disk", (), ("--cases", "2"), 360),
-    Harness("memory", (), ("--cases", "1"), 420),
     Harness("fuzz", ("--seconds", "480"), ("--cases", "4"), 540),
 )
 

@@ -1,7 +1,7 @@
 """A very small run of the bundled demo in a process of its own, and all that must not change.
 
-What the harnesses that kill, fill disks and let memory run out stand on. On Linux a process is
-forked from one that has imported everything and computed nothing, which saves seconds.
+What the harnesses that kill and fill disks stand on. On Linux a process is forked from one that has
+imported everything and computed nothing, which saves seconds.
 """
 
 from __future__ import annotations
@@ -42,7 +42,6 @@ def start(
     *,
     resume: bool,
     file_bytes: int | None = None,
-    room_bytes: int | None = None,
 ) -> BaseProcess:
     """Begin the run, or go on with it, in a process of its own.
 
@@ -51,50 +50,26 @@ def start(
         said: a file for what it prints.
         resume: whether to go on.
         file_bytes: the longest file that it may write (``ulimit -f``).
-        room_bytes: the address space that it may take beside what it has (``ulimit -v``).
     """
     words = ["finetune", "--resume", str(folder)]
     if not resume:
         changes = [part for one in SETTINGS for part in ("--set", one)]
         words = ["finetune", "demo", "--output", str(folder), "--overwrite", *changes]
-    return spawn([*words, "--quiet"], said, file_bytes, room_bytes)
-
-
-def spawn(
-    words: list[str],
-    said: Path,
-    file_bytes: int | None = None,
-    room_bytes: int | None = None,
-) -> BaseProcess:
-    """Begin a command of abft-mlx in a process of its own; see :func:`start`."""
-    process = PROCESSES.Process(target=command, args=(words, said, file_bytes, room_bytes))
+    process = PROCESSES.Process(target=command, args=([*words, "--quiet"], said, file_bytes))
     process.start()
     return process
 
 
-def command(
-    words: list[str],
-    said: Path,
-    file_bytes: int | None = None,
-    room_bytes: int | None = None,
-) -> None:
+def command(words: list[str], said: Path, file_bytes: int | None = None) -> None:
     """Run a command of abft-mlx in this process; what it prints goes to a file."""
     descriptor = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
     if file_bytes is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
-    if room_bytes is not None:
-        # Only the soft limit, which another process may then lower or lift.
-        resource.setrlimit(resource.RLIMIT_AS, (taken(os.getpid()) + room_bytes, -1))
     from abft_mlx.cli import app
 
     app(words)
-
-
-def taken(process: int) -> int:
-    """Bytes of address space that a process has taken, on Linux."""
-    return int(Path(f"/proc/{process}/statm").read_text().split()[0]) * resource.getpagesize()
 
 
 def warm() -> None:

@@ -67,13 +67,15 @@ def write_texts(path: Path, rows: int = 80) -> Path:
     return path
 
 
-def train_run(folder: Path, model: Path, texts: Path) -> Path:
-    """A run of two updates that change every weight they may."""
+def train_run(folder: Path, model: Path, texts: Path, *settings: str) -> Path:
+    """A run of two updates that change every weight they may, and are kept."""
     result = invoke(
         "finetune", "--model", model, "--data", texts, "--output", folder, "--quiet",
         "--set=objective.filter=false", "--set=training.learning_rate=0.05",
         "--set=training.updates=2", "--set=training.examples=8",
         "--set=training.prompts_per_update=4", "--set=prompt.demonstrations=2",
+        "--set=objective.kind=abft", "--set=training.validate_every=0",
+        *(f"--set={one}" for one in settings),
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
     return folder

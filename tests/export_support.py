@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,14 @@ def base_folder() -> str:
 
 
 def asked(run: Path, count: int = 64) -> tuple[list[list[int]], list[int], Any]:
-    """Tokens of a run's test prompts, its label tokens and its tokenizer."""
+    """Tokens of a run's test texts behind its demonstrations, its label tokens, its tokenizer."""
     opened = experiment.prepare(recipe.load(run))
-    prompts = opened.test_prompts()[:count]
+    task = opened.task
+    lines = (run / "demonstrations.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    shown = [(row["text"], opened.space.names.index(row["label"])) for row in rows]
+    texts = task.splits.test.pairs()[:count]
+    prompts = [task.builder.build(shown, text, gold, where="a test") for text, gold in texts]
     tokens = [list(one.token_ids) for one in prompts]
     return tokens, list(opened.space.first_ids), opened.loaded.tokenizer
 

@@ -21,10 +21,10 @@ PATIENCE_SECONDS = 120
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_model(tmp_path_factory.mktemp("model") / "tiny")
     weights = mx.load(str(folder / "model.safetensors"))
-    # Sharper attention: one head passes the filter in a third of these prompts.
-    mx.random.seed(0)
+    # Sharper attention: a head passes the filter in some of these prompts.
+    mx.random.seed(2)
     sharper = {
-        name: 1.3 * mx.random.normal(one.shape) if "q_proj" in name else one
+        name: 1.3 * mx.random.normal(one.shape) if "q_proj" in name or "k_proj" in name else one
         for name, one in weights.items()
     }
     mx.save_safetensors(str(folder / "model.safetensors"), sharper, metadata={"format": "mlx"})

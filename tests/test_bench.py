@@ -171,7 +171,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert list(rows) == ["ours-exact", "forward", "limit"]
     assert rows["ours-exact"]["peak_memory_bytes"] > limit.weight_bytes(TINY, mx.float32)
     assert np.isfinite([one["seconds"] for one in rows.values()]).all()
-    shown = invoke("bench", *chosen)
+    shown = invoke("bench", *chosen, "--overwrite")
     assert "of exact" in shown.stdout
     assert "1.00x" in shown.stdout
 

@@ -97,9 +97,8 @@ def test_demonstrations_answer_as_the_command_does(run: Path, tmp_path: Path) ->
 def test_what_was_fitted_can_be_kept(fitted: abft_mlx.Classifier, tmp_path: Path) -> None:
     folder = tmp_path / "kept"
     fitted.save(folder)
-    shown = folder / "demonstrations.jsonl"
-    check_equal(fitted, answers(tmp_path, folder, "--demonstrations", shown))
-    again = abft_mlx.Classifier(adapter=folder, demonstrations=shown)
+    check_equal(fitted, answers(tmp_path, folder))
+    again = abft_mlx.Classifier(adapter=folder)
     np.testing.assert_allclose(again.predict_proba(TEXTS), fitted.predict_proba(TEXTS), atol=1e-6)
     assert "tmp" not in (folder / "adapter_config.json").read_text(encoding="utf-8")
     with pytest.raises(OutputError, match="kept: exists and is no empty folder"):
@@ -137,7 +136,8 @@ def test_folds_are_stratified_and_scores_are_scikit_learns() -> None:
 
 def test_a_grid_search_over_settings() -> None:
     made = abft_mlx.Classifier(recipe="generated/urgency", train=False)
-    grid = {"overrides": [["prompt.demonstrations=2"], ["prompt.demonstrations=6"]]}
+    balanced = "prompt.selection=balanced"
+    grid = {"overrides": [[f"prompt.demonstrations={k}", balanced] for k in (2, 6)]}
     search = GridSearchCV(made, grid, cv=2, error_score="raise").fit(TEXTS, LABELS)
     chosen = search.best_params_["overrides"][0].split("=")[1]
     assert len(search.best_estimator_.demonstrations_) == int(chosen)
@@ -224,7 +224,8 @@ def test_fitting_trains_on_all_texts_and_is_repeatable(fitted: abft_mlx.Classifi
 
 
 def test_an_adapter_that_is_there_is_kept(run: Path) -> None:
-    made = abft_mlx.Classifier("demo", run, train=False).fit(TEXTS, LABELS)
+    plain = ["prediction.calibration_texts=0"]
+    made = abft_mlx.Classifier("demo", run, train=False, overrides=plain).fit(TEXTS, LABELS)
     same = abft_mlx.Classifier("demo", run, made.demonstrations_)
     np.testing.assert_allclose(made.predict_proba(TEXTS), same.predict_proba(TEXTS), atol=1e-6)
     base = clone(made).set_params(adapter=None, recipe="generated/urgency").fit(TEXTS, LABELS)
@@ -262,7 +263,7 @@ def fit(texts: object, labels: object, **parameters: object) -> None:
         (TEXTS, ["a", 1] * 20, {}, r"labels of several kinds \('a', 1\); make them all words"),
         (TEXTS, [True, 7] * 20, {}, r"labels of several kinds \(True, 7\)"),
         (["", *TEXTS[1:]], LABELS, {}, "X: item 0: the text is empty"),
-        (TEXTS[:3], LABELS[:3], {}, "3 texts are too few for 4 demonstrations"),
+        (TEXTS[:3], LABELS[:3], {}, "3 training rows are too few for 4 demonstrations"),
         (TEXTS, LABELS, {"adapter": "somewhere"}, "adapter 'somewhere' is given and fit would"),
         (TEXTS, LABELS, {"label_words": {"urgnt": "x"}}, "has 'urgnt', which is no label"),
         (TEXTS, LABELS, {"overrides": ["training.updatse=1"]}, "updatse"),

@@ -127,6 +127,7 @@ QUICK = ("--set", "evaluation.queries=6", "--set", "evaluation.repeats=1", "--qu
 
 def test_eval_keeps_its_document_where_it_describes_the_run(run: Path, tmp_path: Path) -> None:
     kept = run / "eval.json"
+    kept.unlink(missing_ok=True)
     assert invoke("eval", "--adapter", run, *QUICK).exit_code == 0
     assert not kept.exists()  # with other settings it says something else than the recipe
     elsewhere = tmp_path / "mine.json"
@@ -143,10 +144,11 @@ def test_eval_keeps_its_document_where_it_describes_the_run(run: Path, tmp_path:
 
 
 def test_eval_that_cannot_keep_its_document_still_shows_it(run: Path) -> None:
+    (run / "eval.json").unlink(missing_ok=True)
     (run / "eval.json").mkdir()
     result = invoke("eval", "--adapter", run)
     assert result.exit_code == 0
-    assert "with adapter" in result.stdout
+    assert "with the adapter" in result.stdout
     assert f"note: {run / 'eval.json'}: cannot be written" in result.stdout.replace("\n", "")
 
 

@@ -35,7 +35,8 @@ def lines(texts: list[str]) -> str:
 
 @pytest.fixture(scope="module")
 def run(model: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_run(tmp_path_factory.mktemp("runs") / "first", model, texts)
+    folder = tmp_path_factory.mktemp("runs") / "first"
+    return train_run(folder, model, texts, "prompt.max_text_tokens=null")
 
 
 def test_lines_of_standard_input(run: Path) -> None:

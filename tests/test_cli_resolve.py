@@ -41,9 +41,13 @@ def test_a_run_means_the_model_with_its_adapter_for_eval(run: Path) -> None:
     assert named == document(invoke("eval", "--adapter", run, *SMALL))
     assert named["adapter"] == str(run)
     assert "base" in named
-    recipe = document(invoke("eval", run / "recipe.yaml", *SMALL))
+    # A classifier's demonstrations are chosen for the model as it is; the protocol's are the same.
+    protocol = ("--set=evaluation.demonstrations=per_query", *SMALL)
+    named = document(invoke("eval", run, *protocol))
+    recipe = document(invoke("eval", run / "recipe.yaml", *protocol))
     assert recipe["adapter"] is None
     assert recipe["methods"] == named["base"]["methods"]
+    assert recipe["methods"] != named["methods"]
 
 
 def test_eval_of_a_run_keeps_its_document_in_it(run: Path) -> None:

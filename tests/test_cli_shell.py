@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from cli_support import document, invoke
 
-from abft_mlx import __version__, limits, recipe
+from abft_mlx import __version__, recipe
 from abft_mlx.cli import _shell, _words
 from abft_mlx.errors import DataError, OutputError, RecipeError, RunError
 
@@ -96,11 +96,11 @@ FAILURES = [
     (RecipeError("no such key"), 2, "error: no such key\n"),
     (OutputError("x exists"), 2, "error: x exists\n"),
     (KeyboardInterrupt(), 130, "error: interrupted\n"),
-    (MemoryError(), 1, f"error: out of memory: the machine has no more; {limits.WAYS_OUT}\n"),
+    (MemoryError(), 1, f"error: out of memory: the machine has no more; {_shell.WAYS_OUT}\n"),
     (
         RuntimeError("[malloc] Unable to allocate 9 bytes."),
         1,
-        f"error: out of memory: [malloc] Unable to allocate 9 bytes.; {limits.WAYS_OUT}\n",
+        f"error: out of memory: [malloc] Unable to allocate 9 bytes.; {_shell.WAYS_OUT}\n",
     ),
     (OSError(errno.ENOSPC, "No space left on device"), 1, "error: No space left on device\n"),
     (

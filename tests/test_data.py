@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from abft_mlx.data import LabelledTexts, Report, builtin_template, load, report
+from abft_mlx.data import LabelledTexts, Report, load, report
 from abft_mlx.errors import DataError
 from abft_mlx.recipe import DataSection
 
@@ -431,11 +431,6 @@ def test_builtin_tasks() -> None:
     assert len(demo) == 6000
     assert demo.fingerprint() == load(DataSection()).fingerprint()
     assert demo.warnings == ()
-    template = builtin_template("demo")
-    assert set(template) == {"input_prefix", "label_prefix"}
-    assert template["label_prefix"] == template["label_prefix"].rstrip()
-    with pytest.raises(DataError, match="'nothing' is no built-in task; there are "):
-        builtin_template("nothing")
 
 
 def test_the_room_imports_nothing_heavy() -> None:

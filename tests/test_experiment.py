@@ -36,7 +36,7 @@ def test_the_run_folder_holds_the_contract(run):
     names = {one.name for one in run.output.iterdir()}
     assert names == {
         "adapters.safetensors", "adapter_config.json", "recipe.yaml", "metrics.jsonl", "run.json",
-        "checkpoint", "checkpoint.before", "heads.npz",
+        "checkpoint", "checkpoint.before", "heads.npz", "demonstrations.jsonl",
     }  # fmt: skip
     facts = json.loads((run.output / "run.json").read_text())
     assert facts["finished"] is True

@@ -275,7 +275,8 @@ SMALL = [
     "--set=objective.filter=false", "--set=training.updates=12", "--set=training.examples=24",
     "--set=training.prompts_per_update=2", "--set=prompt.demonstrations=2",
     "--set=training.learning_rate=0.01", "--set=training.shared_demonstrations=1",
-    "--set=data.test_rows=4", "--set=training.census_prompts=0",
+    "--set=objective.kind=abft", "--set=training.validate_every=0",
+    "--set=training.census_prompts=0", "--set=data.holdout=none",
 ]  # fmt: skip
 
 
@@ -311,7 +312,8 @@ def test_a_run_that_stops_keeps_the_adapter_it_had(
     own_model: Path, texts: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    result = invoke(*finetune(poison(own_model, " music"), texts, folder))
+    two = "--set=training.non_finite_updates=2"
+    result = invoke(*finetune(poison(own_model, " music"), texts, folder, two))
     assert result.exit_code == 1
     (line,) = [one for one in result.stderr.splitlines() if one.startswith("error: ")]
     assert "Traceback" not in result.stderr
@@ -320,13 +322,28 @@ def test_a_run_that_stops_keeps_the_adapter_it_had(
     assert facts["finished"] is False
     assert line == f"error: {facts['stopped']}"
     updates = [json.loads(one) for one in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert all("skipped" in one for one in updates[-3:])
+    assert all("skipped" in one for one in updates[-2:])
     assert "left out (loss nan" in result.stderr
     adapter = mx.load(str(folder / "adapters.safetensors"))
     assert all(np.isfinite(np.array(one)).all() for one in adapter.values())
     assert any(np.abs(np.array(v)).max() > 0 for n, v in adapter.items() if n.endswith("lora_b"))
     result = invoke("report", folder)
     assert result.exit_code == 0, result.stderr
+
+
+def test_answers_that_are_not_finite_are_not_measured(
+    own_model: Path, texts: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    more = ("--set=training.non_finite_updates=9", "--set=data.holdout=stratified", "--quiet")
+    result = invoke(*finetune(poison(own_model, " music"), texts, folder, *more))
+    assert result.exit_code == 1
+    (line,) = result.stderr.splitlines()[-1:]
+    assert "no finite probabilities" in line
+    assert (folder / "adapters.safetensors").exists()
+    result = invoke("eval", folder)
+    assert result.exit_code == 1
+    assert "no finite probabilities" in result.stderr
 
 
 def test_a_model_that_is_broken_leaves_no_adapter(

@@ -13,7 +13,6 @@ ROOMS = (
     "files",
     "documents",
     "runtime",
-    "limits",
     "hub",
     "ranks",
     "recipe",

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tiny_task
 
-from abft_mlx import data, evaluation, experiment, prediction, recipe
+from abft_mlx import data, evaluation, prediction, recipe
 from abft_mlx.errors import DataError, PromptError
 from abft_mlx.prediction import Predictor
 from abft_mlx.prefix import Prefix
@@ -91,25 +91,6 @@ def test_a_prefix_that_was_too_long_is_shortened() -> None:
         assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
 
 
-def test_demonstrations_are_those_of_evals_first_prompt() -> None:
-    for seed in (42, 7):
-        named = recipe.load("demo", [f"evaluation.seed={seed}", "evaluation.queries=4"])
-        tested = experiment.prepare(named)
-        first = tested.test_prompts()[0]
-        opened = prediction.prepare(named)
-        query = tested.splits.test.texts[0]
-        (answer,) = flat(opened.predictor.predict([queries([query])]))
-        expected = evaluation.label_probabilities(
-            tested.loaded.model, [first], tested.space, batch_tokens=16384
-        )
-        np.testing.assert_allclose(list(answer.probabilities.values()), expected[0], atol=1e-5)
-        assert tuple(label for _, label in opened.predictor.demonstrations) == (
-            first.demonstration_labels
-        )
-        shown = [(tested.texts.texts[row - 1], tested.texts.labels[row - 1]) for row in opened.rows]
-        assert tuple(shown) == opened.predictor.demonstrations
-
-
 def test_a_stream_without_end_is_answered_as_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builder_room, "KEPT", 16)
     task = tiny_task.task()
@@ -170,7 +151,7 @@ def test_given_demonstrations(tmp_path: object) -> None:
         {"text": "the roof burns", "label": "urgent"},
         {"text": "a chair stands", "label": "routine"},
     ]
-    assert (opened.source, opened.rows) == (str(path), (1, 2))
+    assert opened.source == str(path)
     path.write_text("text,label\nthe roof burns,urgnt\na chair stands,routine\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"'urgnt' is not one of urgent, routine"):
         prediction.prepare(named, demonstrations=str(path))

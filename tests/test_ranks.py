@@ -22,6 +22,8 @@ from abft_mlx.trainer import checkpoint, plan
 __all__ = ["job", "model", "texts"]  # fixtures
 SETTINGS = (
     "prompt.demonstrations=3",
+    "prompt.selection=random",
+    "objective.kind=abft",
     "training.examples=24",
     "training.updates=4",
     "training.learning_rate=0.001",

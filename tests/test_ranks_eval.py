@@ -20,6 +20,7 @@ from abft_mlx.evaluation.sharing import own_rows
 from abft_mlx.ranks import Ranks
 
 __all__ = ["job", "model", "texts"]  # fixtures
+PER_QUERY = ("evaluation.demonstrations=per_query", "data.holdout=protocol")
 SETTINGS = (
     "prompt.demonstrations=2",
     "data.training_rows=20",
@@ -34,12 +35,12 @@ SLEEPER = """
 import os, signal, sys
 from abft_mlx.cli import app
 from abft_mlx.evaluation import outputs
-work = outputs.hidden_at_last
+work = outputs.own_rows
 def dying(*given):
     if os.environ["MLX_RANK"] == "1":
         os.kill(os.getpid(), signal.SIGKILL)
     return work(*given)
-outputs.hidden_at_last = dying
+outputs.own_rows = dying
 app(sys.argv[1:])
 """
 
@@ -64,18 +65,22 @@ def alike(found: Any, expected: Any, where: str = "") -> None:
         assert found == expected, where
 
 
+@pytest.mark.parametrize("per_query", [True, False])
 def test_ranks_give_the_document_of_one_process(
-    model: Path, texts: Path, tmp_path: Path, checkout: Path, job: Job
+    per_query: bool, model: Path, texts: Path, tmp_path: Path, checkout: Path, job: Job
 ) -> None:
     run = tmp_path / "run"
     sizes = ("training.updates=1", "training.prompts_per_update=4", "training.learning_rate=0.05")
+    sizes += ("training.validate_every=0", *(PER_QUERY if per_query else ()))
     trained = invoke(
         "finetune", "--model", model, "--data", texts, "--output", run, "--quiet",
         "--set=training.shared_demonstrations=1", "--set=prompt.selection=random",
         *(f"--set={one}" for one in (*SETTINGS, *sizes)),
     )  # fmt: skip
     assert trained.exit_code == 0, trained.stderr
-    asked = words(model, texts, "--adapter", run, "--methods", "all", "--protocol", "all", "--json")
+    more = ("--methods", "all", "--protocol", "all") if per_query else ()
+    asked = words(model, texts, "--adapter", run, *more, "--json")
+    asked += [f"--set={one}" for one in (PER_QUERY if per_query else ())]
     job.start(2, checkout / "cli.py", *asked)
     expected = document(invoke(*asked))
     (status, out, err), (other, nothing, silent) = job.end(0), job.end(1)
@@ -83,7 +88,7 @@ def test_ranks_give_the_document_of_one_process(
     assert (nothing, silent) == ("", "")
     found = json.loads(out)
     alike(found, expected)
-    assert expected["methods"]["knn"] != expected["base"]["methods"]["knn"]
+    assert expected["methods"] != expected["base"]["methods"]
     for method, one in expected["methods"].items():
         assert found["methods"][method]["right"] == one["right"]
 

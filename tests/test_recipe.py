@@ -236,7 +236,7 @@ def test_saving_where_nothing_can_be_written(tmp_path: Path) -> None:
     [
         ("dmeo", "no recipe is called 'dmeo': did you mean demo? Shipped are demo, "),
         ("none.yaml", "none.yaml: no such file; `abft-mlx recipes list` names"),
-        (".", ". is a folder without a recipe.yaml"),
+        (".", "it has no recipe.yaml"),
     ],
 )
 def test_recipes_that_are_not_there(name: str, said: str) -> None:

@@ -7,12 +7,11 @@ import contextlib
 import json
 import pickle
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_support import invoke, train_run, write_model
+from cli_support import invoke, write_model
 
 from abft_mlx import loading
 from abft_mlx import recipe as recipes
@@ -143,16 +142,6 @@ def test_code_beside_a_tokenizer_is_not_run(tmp_path: Path) -> None:
     with contextlib.suppress(UsageError):  # whether it opens is the tokenizer's business
         loading.load_model(str(folder))
     assert not marker.exists()
-
-
-def test_a_link_in_a_run_is_not_followed(model: Path, texts: Path, tmp_path: Path) -> None:
-    run = train_run(tmp_path / "run", model, texts)
-    secret = tmp_path / "secret.safetensors"
-    shutil.move(run / "adapters.safetensors", secret)
-    (run / "adapters.safetensors").symlink_to(secret)
-    result = invoke("push", run, "owner/name", "--dry-run")
-    assert result.exit_code == 2
-    assert "is a link, and links are not followed" in result.stderr
 
 
 def test_every_test_that_is_named_exists(checkout: Path) -> None:

@@ -108,6 +108,9 @@ def test_a_run_predicts_without_its_texts_from_any_folder(
     before = invoke("predict", "run", asked, "--quiet")
     assert before.exit_code == 0, before.stderr
     (here / "mail.csv").unlink()
+    gone = invoke("eval", "run")
+    assert gone.exit_code == 2
+    assert "--data" in gone.stderr
     there = tmp_path / "there"
     (here / "run").rename(tmp_path / "moved")
     there.mkdir()

@@ -83,34 +83,6 @@ def test_one_table_of_all_harnesses(checkout: Path) -> None:
     assert re.search(r"^\| fuzz \| (\d+) \| \1 \| 0 \| \d+ \|$", table, re.MULTILINE)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="limits on memory need Linux")
-def test_memory_that_runs_out_loses_nothing(
-    benchmark: Callable[[str], ModuleType], checkout: Path
-) -> None:
-    harness = checkout / "benchmarks" / "torture_memory.py"
-    done = subprocess.run(
-        [sys.executable, harness, "--cases", "1"],
-        capture_output=True,
-        text=True,
-        timeout=540,
-        env={**os.environ, "PYTHONPATH": str(checkout), "OPENBLAS_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    tried = int(done.stdout.rpartition("tried ")[2].partition(",")[0])
-    assert tried >= 4
-    judged = benchmark("torture_memory").judged
-    assert judged(-11, "")[1] == []
-    assert judged(1, "error: out of memory: x\n")[1] == []
-    wrong = [
-        (None, ""),
-        (2, "error: out of memory\n"),
-        (1, "error: memory\nTraceback\n"),
-        (1, "error: memory\nerror: memory\n"),
-        (1, "error: the disk is full\n"),
-    ]
-    assert all(judged(*one)[1] for one in wrong)
-
-
 def test_a_file_that_may_not_grow_ends_a_run_in_one_line_and_loses_nothing(
     model: Path, texts: Path, tmp_path: Path
 ) -> None:

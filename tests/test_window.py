@@ -85,7 +85,7 @@ def test_gradients_are_those_of_the_layers_rows(tiny: ModuleType, name: str) -> 
 
 def test_shared_demonstrations_drop_the_same_rows(tiny: ModuleType) -> None:
     one = prompts()[0]
-    pair = [one, type(one)((*one.token_ids[:-3], 7, 8, 9), (3, 8, 13), (0, 1, 0), 1, 5)]
+    pair = [one, type(one)((*one.token_ids[:-3], 7, 8, 9), (3, 8, 13), (0, 1, 0), 1, (5,))]
     step = only(step_of(tiny.build("llama"), "exact", [0, 1]))
     apart, terms = step.gradients(micro_batches(pair, 2), 0.5)
     together, shared_terms = step.gradients(shared_micro_batches(pair, 2, 2), 0.5)

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from abft_mlx.adapters.patterns import checked, checked_together
 from abft_mlx.errors import AdapterError
 
 # Keys that change nothing of what a finished adapter does, whatever their value.
@@ -23,6 +22,10 @@ _READ = frozenset({
     "target_modules", "exclude_modules", "modules_to_save", "layers_to_transform",
     "init_lora_weights", "bias",
 })  # fmt: skip
+# Bounds that no real adapter comes near.
+MOST_PATTERNS = 1000
+LONGEST_KEY = 200
+LONGEST_PATTERN = 2000
 # The other ways to start change the base's own weights, which the adapter then is relative to.
 _STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
 
@@ -90,7 +93,14 @@ class Settings:
         for name, key, read in _FIELDS:
             try:
                 found[name] = read(written.get(key))
-            except (TypeError, ValueError, OverflowError, AttributeError, re.error) as error:
+            except (
+                TypeError,
+                ValueError,
+                OverflowError,
+                AttributeError,
+                RecursionError,
+                re.error,
+            ) as error:
                 way_out = "which cannot be read; compare it with PEFT's LoraConfig"
                 raise refuse(key, way_out) from error
         return cls(**found)
@@ -158,12 +168,21 @@ def _dropout(value: Any) -> float:
 
 def _patterns(read: Any, value: Any) -> dict[str, Any]:
     given = value or {}
-    return dict(zip(checked_together(given.keys()), map(read, given.values()), strict=True))
+    if len(given) > MOST_PATTERNS or any(len(key) > LONGEST_KEY for key in given):
+        raise ValueError
+    return {_pattern(key): read(one) for key, one in given.items()}
+
+
+def _pattern(value: str) -> str:
+    if len(value) > LONGEST_PATTERN:
+        raise ValueError
+    re.compile(value)
+    return value
 
 
 def _names(value: Any) -> tuple[str, ...] | str:
     if isinstance(value, str):
-        return checked(value)
+        return _pattern(value)
     found = tuple(value or ())
     if not all(isinstance(one, str) for one in found):
         raise TypeError

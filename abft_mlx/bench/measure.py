@@ -76,6 +76,7 @@ def compare(
     peaks: dict[str, int | None] = dict.fromkeys(names)
     for name in names:
         tell(f"{size}: {name}, warming up")
+        runtime.release_memory()
         held = mx.get_active_memory()
         updates[name] = contenders.CONTENDERS[name](size, kind)
         updates[name]()

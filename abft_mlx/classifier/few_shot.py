@@ -37,7 +37,7 @@ class Classifier(Estimator):
     """A language model with an adapter and demonstrations, as an estimator of scikit-learn.
 
     With an adapter or demonstrations it predicts at once, exactly as ``abft-mlx predict`` does;
-    :meth:`fit` trains an adapter with ABFT and chooses demonstrations. It follows scikit-learn's
+    :meth:`fit` trains an adapter and chooses demonstrations. It follows scikit-learn's
     conventions without needing scikit-learn: ``clone``, ``cross_val_score`` and ``GridSearchCV``
     take it.
 
@@ -96,7 +96,7 @@ class Classifier(Estimator):
         self.on_update = on_update
 
     def fit(self, X: Iterable[str], y: Iterable[Hashable]) -> Classifier:
-        """Train an adapter with ABFT on labelled texts, and choose what prompts show.
+        """Train an adapter on labelled texts, and choose what prompts show.
 
         Up to ``data.training_rows`` of the texts train; ``data.validation_rows`` of them choose
         the best adapter and the best of several balanced sets of demonstrations, unless those

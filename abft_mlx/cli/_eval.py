@@ -180,7 +180,8 @@ def _show(shell: Shell, document: dict[str, Any]) -> None:
     if "verdict" in document:
         for line in _words.verdict(document):
             shell.tell(line)
-    elif "methods" in document:
+        return
+    if "methods" in document:
         _accuracy(shell, document)
     _protocols.show(shell, document)
 

@@ -84,6 +84,7 @@ def push(
     shell = Shell(as_json=as_json, quiet=quiet)
     with shell.speaking():
         if not dry_run:
+            sending.check(run)
             sending.token()
         options = card.Options(
             license, tuple(language or ()), sending.read_results(results) if results else None

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from abft_mlx import limits, runtime
+from abft_mlx import runtime
 from abft_mlx.errors import AbftError, DataError, RunError, StoppedError
 from abft_mlx.stopping import Stop
 
@@ -26,8 +26,11 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 LONGEST_MESSAGE = 3000
+WAYS_OUT = (
+    "lower training.micro_batch_tokens, set training.gradient_checkpointing to true, "
+    "or take a 4-bit copy of the model"
+)
 _AS_JSON = "abft_mlx.as_json"
-_LONGEST_CHAIN = 20
 # Of a list of more than eight numbers, all but the first three and the last.
 _NUMBERS = re.compile(r"((?:\d+, ){3})(?:\d+, ){5,}(?=\d)")
 
@@ -153,34 +156,6 @@ def _print_error(kind: str, message: str, problems: Sequence[str] = ()) -> None:
     print(dump({"error": error}), flush=True)
 
 
-@contextlib.contextmanager
-def _memory_told() -> Iterator[None]:
-    """Whatever failed for want of memory says so, whoever raised it and however it is wrapped."""
-    try:
-        yield
-    except (typer.Exit, typer.Abort, BrokenPipeError, KeyboardInterrupt, SystemExit, RunError):
-        raise
-    except BaseException as error:
-        said = _want_of_memory(error)
-        if said is None:
-            raise
-        raise RunError(f"out of memory: {said}; {limits.WAYS_OUT}") from error
-
-
-def _want_of_memory(error: BaseException) -> str | None:
-    """What says that memory ran out, of an error and those that led to it; None if nothing does."""
-    cause: BaseException | None = error
-    for _ in range(_LONGEST_CHAIN):
-        if cause is None:
-            break
-        if runtime.out_of_memory(cause):
-            return str(cause) or "the machine has no more"
-        cause = cause.__cause__ or cause.__context__
-    known = isinstance(error, (AbftError, OSError)) or hasattr(error, "exit_code")
-    # Libraries in want of memory raise whatever they meet: SystemError, ImportError, a panic.
-    return None if known or not limits.is_tight() else f"{type(error).__name__}: {error}"
-
-
 def _note(line: str) -> None:
     """Print a line on standard error, over the progress that a terminal shows there."""
     clear = "\r\x1b[K" if sys.stderr.isatty() else ""
@@ -198,17 +173,6 @@ class Command(TyperCommand):
 class Commands(TyperGroup):
     """The group that turns every expected failure into one line and the right exit status."""
 
-    def main(self, *args: Any, **options: Any) -> Any:
-        """Run; where there is no memory even for a command's words, say that."""
-        try:
-            return super().main(*args, **options)
-        except (MemoryError, ImportError) as error:
-            if not runtime.out_of_memory(error):
-                raise
-            said = str(error) or "the machine has no more"
-            fail(f"out of memory: {said}; {limits.WAYS_OUT}", 1, kind=RunError.__name__)
-            sys.exit(1)
-
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Note whether JSON is wanted, since a command's own options may fail to parse."""
         ctx.meta[_AS_JSON] = "--json" in args
@@ -218,13 +182,8 @@ class Commands(TyperGroup):
         """Run the command that was asked for."""
         as_json: bool = ctx.meta[_AS_JSON]
 
-        def stuck(message: str) -> None:
-            # Standard output as it was: a command may have turned it to standard error.
-            with contextlib.redirect_stdout(sys.__stdout__):
-                fail(message, 1, kind=RunError.__name__, as_json=as_json)
-
         try:
-            with limits.watching(stuck), _memory_told(), Stop(on_busy=_note).watching():
+            with Stop(on_busy=_note).watching():
                 return super().invoke(ctx)
         except (typer.Exit, typer.Abort, BrokenPipeError):
             raise
@@ -250,6 +209,9 @@ class Commands(TyperGroup):
             message = f"{where}{error.strerror}"
             raise fail(message, status, kind=type(error).__name__, as_json=as_json) from error
         except Exception as error:
+            if runtime.out_of_memory(error):
+                said = f"out of memory: {str(error) or 'the machine has no more'}; {WAYS_OUT}"
+                raise fail(said, 1, kind=RunError.__name__, as_json=as_json) from error
             # Typer vendors Click: its usage errors are known by what they can do.
             if as_json and hasattr(error, "format_message") and hasattr(error, "exit_code"):
                 _print_error("UsageError", error.format_message())

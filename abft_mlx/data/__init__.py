@@ -3,7 +3,7 @@
 from abft_mlx.data._check import Report
 from abft_mlx.data._given import given, listed, queries_of, word
 from abft_mlx.data.generator import Generator, demonstration_rows, training_rows
-from abft_mlx.data.loading import builtin_tasks, builtin_template, kind, load, report
+from abft_mlx.data.loading import builtin_tasks, kind, load, report
 from abft_mlx.data.queries import Queries, Query
 from abft_mlx.data.selection import Nearest, balanced, evaluation_draws, training_draws
 from abft_mlx.data.splits import Splits, all_test, split
@@ -23,7 +23,6 @@ __all__ = [
     "all_test",
     "balanced",
     "builtin_tasks",
-    "builtin_template",
     "demonstration_rows",
     "evaluation_draws",
     "fold",

@@ -100,20 +100,3 @@ def _builtin(source: str, section: DataSection) -> Report:
         ]
     )
     return check(table, source, section.labels or labels)
-
-
-def builtin_template(name: str) -> dict[str, str]:
-    """Settings of a recipe's prompt section that suit a built-in task.
-
-    Raises:
-        DataError: no such task.
-    """
-    try:
-        from abft_mlx.data import generated
-
-        task = generated.TASKS[generated.DEMO_TASK if name == "demo" else name]
-    except (ImportError, KeyError):
-        raise DataError(
-            f"{name!r} is no built-in task; there are {', '.join(builtin_tasks())}"
-        ) from None
-    return {"input_prefix": task.input_prefix, "label_prefix": task.label_prefix}

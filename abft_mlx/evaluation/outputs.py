@@ -15,7 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from abft_mlx import activations, limits, ports, runtime
+from abft_mlx import activations, ports, runtime
 from abft_mlx.errors import RunError
 from abft_mlx.evaluation.continuations import Continuations
 from abft_mlx.evaluation.sharing import own_rows, parts
@@ -163,7 +163,6 @@ class _Forward:
 
     def _if_it_fits(self, batch: PromptBatch, which: list[int] | None) -> Outputs | None:
         """What a batch gives, or None where memory ran out over several prompts."""
-        limits.check_batch(mx.get_cache_memory())
         try:
             with activations.quickly(self.model):
                 return self._run(batch, which)

@@ -106,6 +106,7 @@ def pack(
     if not hub.is_id(name):
         raise UsageError(f"{name!r} is not the name of a repository; give owner/name")
     options, results_from = options or card.Options(), "--results"
+    check(run)
     found = _read(run, with_demonstrations)
     try:
         recipe = recipes.loads(found["recipe.yaml"].decode("utf-8-sig"), where=str(run))
@@ -152,8 +153,6 @@ def _kind(config: bytes) -> Any:
 
 def _read(run: Path, with_demonstrations: bool) -> dict[str, bytes]:
     """The files of a run folder that are sent, by name."""
-    if not run.is_dir():
-        raise UsageError(f"{run}: no such run folder; give the one that abft-mlx finetune wrote")
     found = {}
     for name in (*ALLOWED, *((DEMONSTRATIONS_FILE,) if with_demonstrations else ())):
         path = run / name
@@ -258,6 +257,16 @@ def send(
         failure = _failed(error, asked)
     # Not inside the block: the hub's own error may name the token.
     raise failure
+
+
+def check(run: Path) -> None:
+    """See whether there is a run folder.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if not run.is_dir():
+        raise UsageError(f"{run}: no such run folder; give the one that abft-mlx finetune wrote")
 
 
 def token() -> str:

@@ -1,4 +1,4 @@
-"""ABFT on texts that a Python program holds; no file is read or written for them."""
+"""Training on texts that a Python program holds; no file is read or written for them."""
 
 from __future__ import annotations
 

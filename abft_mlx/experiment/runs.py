@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from abft_mlx import adapters, evaluation, facts, prediction
+from abft_mlx import adapters, data, evaluation, facts, prediction
 from abft_mlx import recipe as recipes
 from abft_mlx.errors import DataError
 from abft_mlx.experiment import shipping
@@ -65,6 +66,7 @@ def evaluate_classifier(
     *,
     on_progress: Callable[[int, int], None] | None = None,
     on_stage: Callable[[str], None] | None = None,
+    ranks: Ranks | None = None,
 ) -> dict[str, Any]:
     """Measure a classifier on test rows, compare it with simple ones, and judge it.
 
@@ -74,17 +76,18 @@ def evaluate_classifier(
         adapter: what to call the adapter; None for a model without one.
         on_progress: called with the number of prompts done and of all, one measurement at a time.
         on_stage: called with what is measured.
+        ranks: the processes that measure together; each gets the whole document.
 
     Returns:
         Eval's JSON with ``methods.classifier``, ``baselines`` and ``verdict``.
     """
     tell = on_stage or _nothing
     tell("measuring the classifier")
-    methods = shipping.measure(experiment, predictor, on_progress)
+    methods = shipping.measure(experiment, predictor, on_progress, ranks)
     base = None
     if adapter is not None:
         tell("measuring without the adapter")
-        base = {"methods": shipping.measure_base(experiment, predictor, on_progress)}
+        base = {"methods": shipping.measure_base(experiment, predictor, on_progress, ranks)}
     parts = {"methods": methods, "comparisons": []}
     made = document(experiment, parts, adapter=adapter, base=base)
     made["k"] = predictor.k
@@ -120,13 +123,9 @@ def evaluate(
     tell = on_stage or _nothing
     shipped = None if adapter is None else prediction.Shipped.read(adapter.folder)
     if recipe.evaluation.demonstrations == "classifier":
-        return _evaluate_shipped(recipe, adapter, shipped, on_progress, on_stage)
+        return _evaluate_shipped(recipe, adapter, shipped, on_progress, on_stage, ranks)
     experiment = prepare(recipe, adapter, on_stage=on_stage)
-    if ranks.size > 1:
-        tasks = (experiment.task, *experiment.trained_tasks, *experiment.others)
-        fingerprint = facts.fingerprint(recipe, experiment.loaded, tasks)
-        attached = "" if adapter is None else facts.weights_fingerprint(adapter.folder)
-        ranks.agree(fingerprint + attached, "recipe, model, adapter, data or version")
+    _agree(experiment, adapter, ranks)
     named = "model, " if adapter is None else "with adapter, "
     measured = experiment.measure_all(on_progress, ranks, lambda what: tell(named + what))
     base = None
@@ -136,12 +135,22 @@ def evaluate(
     return document(experiment, measured, adapter=adapter, base=base)
 
 
+def _agree(experiment: Experiment, adapter: adapters.Source | None, ranks: Ranks) -> None:
+    """Check that all ranks measure the same."""
+    if ranks.size > 1:
+        tasks = (experiment.task, *experiment.trained_tasks, *experiment.others)
+        fingerprint = facts.fingerprint(experiment.recipe, experiment.loaded, tasks)
+        attached = "" if adapter is None else facts.weights_fingerprint(adapter.folder)
+        ranks.agree(fingerprint + attached, "recipe, model, adapter, data or version")
+
+
 def _evaluate_shipped(
     recipe: recipes.Recipe,
     adapter: adapters.Source | None,
     shipped: prediction.Shipped | None,
     on_progress: Callable[[int, int], None] | None,
     on_stage: Callable[[str], None] | None,
+    ranks: Ranks,
 ) -> dict[str, Any]:
     """Measure what predict uses: a run's own demonstrations, or ones chosen as finetune does."""
     trained_on = None
@@ -150,7 +159,14 @@ def _evaluate_shipped(
         trained_on = known.get("fingerprint")
         section = prediction.with_words(recipes.task(recipe), shipped)
         recipe = recipe.model_copy(update={"data": section.data, "prompt": section.prompt})
+        source = recipe.data.source
+        if data.kind(source) == "file" and not Path(source).expanduser().exists():
+            raise DataError(
+                f"{source}: no such file, so the test rows of this run are gone; give labelled "
+                "texts with --data FILE (predict needs none)"
+            )
     experiment = prepare(recipe, adapter, on_stage=on_stage, trained_on=trained_on)
+    _agree(experiment, adapter, ranks)
     if not len(experiment.splits.test):
         raise DataError(
             f"{recipe.data.source} has no test rows (data.holdout is {recipe.data.holdout}); give "
@@ -164,7 +180,7 @@ def _evaluate_shipped(
         (on_stage or _nothing)("choosing demonstrations")
         predictor, _ = shipping.choose(experiment, on_progress=on_progress)
     return evaluate_classifier(
-        experiment, predictor, adapter, on_progress=on_progress, on_stage=on_stage
+        experiment, predictor, adapter, on_progress=on_progress, on_stage=on_stage, ranks=ranks
     )
 
 

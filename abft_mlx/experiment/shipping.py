@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 
 from abft_mlx import adapters, evaluation, prediction
+from abft_mlx.errors import RunError
 from abft_mlx.evaluation.baselines import bag_of_words, majority
 from abft_mlx.experiment.opened import Experiment
+from abft_mlx.ranks import Ranks
 
 Progress = Callable[[int, int], None]
 # Simple baselines learn from at most so many training texts.
@@ -24,7 +26,7 @@ def choose(
     Args:
         experiment: its training texts are shown, its validation texts decide.
         draws: sets of demonstrations to try; None means the recipe's number.
-        on_progress: called with the number of sets tried and of all.
+        on_progress: called with the number of validation prompts done and of all.
     """
     task = experiment.task
     section = task.section
@@ -46,6 +48,7 @@ def measure(
     experiment: Experiment,
     predictor: prediction.Predictor,
     on_progress: Progress | None = None,
+    ranks: Ranks | None = None,
 ) -> dict[str, Any]:
     """Methods of eval's JSON on the test rows.
 
@@ -53,15 +56,26 @@ def measure(
         experiment: its first ``evaluation.queries`` test rows are asked, once each.
         predictor: of the model as it is now.
         on_progress: called with the number of prompts done and of all.
+        ranks: the processes that measure together; each gets all.
 
     Returns:
         ``classifier``, what ``predict`` answers with, and ``vanilla``, without calibration.
+
+    Raises:
+        RunError: the model's probabilities are not finite, or a rank is gone.
     """
     section = experiment.recipe.evaluation
     pairs = experiment.splits.test.pairs()[: section.queries]
     gold = np.array([label for _, label in pairs])
     groups = np.arange(len(pairs))
-    raw = predictor.raw_probabilities(predictor.prompts_of(pairs), on_progress)
+    raw = predictor.raw_probabilities(predictor.prompts_of(pairs), on_progress, ranks)
+    broken = int((~np.isfinite(raw).all(axis=1)).sum())
+    if broken:
+        raise RunError(
+            f"{broken} of {len(raw)} test texts get no finite probabilities: weights of the model "
+            "are not finite, or too large for its number type; take another copy of it, or another "
+            "model"
+        )
     found = {"classifier": predictor.calibrated(raw), "vanilla": raw}
     return {name: evaluation.entry(one, gold, groups, section) for name, one in found.items()}
 
@@ -70,6 +84,7 @@ def measure_base(
     experiment: Experiment,
     predictor: prediction.Predictor,
     on_progress: Progress | None = None,
+    ranks: Ranks | None = None,
 ) -> dict[str, Any]:
     """As :func:`measure` without the adapter: the same demonstrations, its own calibration."""
     model, recipe, splits = experiment.loaded.model, experiment.recipe, experiment.splits
@@ -87,7 +102,7 @@ def measure_base(
             nearest=predictor.nearest,
         )
         base.calibrate(texts)
-        return measure(experiment, base, on_progress)
+        return measure(experiment, base, on_progress, ranks)
 
 
 def simple_baselines(experiment: Experiment) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def train(
     stop: Stop | None = None,
     ranks: Ranks | None = None,
 ) -> RunResult:
-    """Fine-tune the experiment's model with ABFT and write its run folder.
+    """Fine-tune the experiment's model and write its run folder.
 
     Args:
         experiment: from :func:`prepare`, without an adapter; its model is changed in place.
@@ -270,7 +270,7 @@ def finetune(
     stop: Stop | None = None,
     ranks: Ranks | None = None,
 ) -> RunResult:
-    """Run a recipe: open what it names, fine-tune with ABFT, write the run folder.
+    """Run a recipe: open what it names, fine-tune, write the run folder.
 
     Args:
         recipe: the run.

@@ -140,11 +140,6 @@ class Port:
     block_input: str = ""
     same_with_cache: bool = True
 
-    @property
-    def computes_softmax(self) -> bool:
-        """Whether mlx-lm's attention function is never called."""
-        return not self.calls
-
     def layers(self, model: nn.Module) -> list[Layer]:
         """The model's layers, in the order in which it runs them."""
         layers: list[Layer] = []

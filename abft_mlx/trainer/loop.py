@@ -13,7 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 
-from abft_mlx import adapters, limits, runtime
+from abft_mlx import adapters, runtime
 from abft_mlx.errors import RecipeError, StoppedError
 from abft_mlx.objective import PunishController
 from abft_mlx.prompts import Prompt
@@ -254,7 +254,6 @@ class Trainer:
         return plan.shared_micro_batches(chosen, m, self.rows, bucket_tokens=bucket)
 
     def _one_update(self) -> None:
-        limits.check_batch(mx.get_cache_memory())
         training, progress = self.recipe.training, self.progress
         start = time.perf_counter()
         m = training.together
