@@ -127,6 +127,7 @@ def test_transformers_opens_it_too(folder: Path, loaded) -> None:
     assert np.abs(found - expected).max() < 1e-3
 
 
+@pytest.mark.slow
 def test_the_script_gives_the_same_model_for_the_same_seed(tmp_path: Path, checkout: Path) -> None:
     script = checkout / "benchmarks" / "make_demo_model.py"
     weights = []

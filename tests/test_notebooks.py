@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 MISSING = [name for name in ("nbclient", "ipykernel", "matplotlib") if find_spec(name) is None]
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "docs" / "notebooks"
 NAMES = sorted(path.name for path in NOTEBOOKS.glob("*.ipynb"))

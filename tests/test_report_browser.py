@@ -20,6 +20,8 @@ from report_support import evaluation, hostile_run, made_heads, made_study, metr
 from abft_mlx.analysis.report import write_report
 from abft_mlx.induction import read_heads
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:

@@ -16,8 +16,9 @@ from cli_support import invoke
 
 from abft_mlx.trainer import checkpoint
 
+pytestmark = pytest.mark.slow
 
-@pytest.mark.slow
+
 @pytest.mark.skipif(sys.platform != "linux", reason="too slow where processes are not forked")
 def test_kills_lose_nothing(checkout: Path) -> None:
     done = subprocess.run(
