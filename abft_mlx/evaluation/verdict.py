@@ -77,21 +77,15 @@ def verdict(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _sentence(found: Mapping[str, Any]) -> str:
-    parts = []
-    if "before" in found:
-        words = {
-            BETTER: "better than prompting",
-            SAME: "not clearly different from prompting",
-            WORSE: "worse than prompting",
-        }
-        parts.append(f"{words[found['against_prompting']]} ({found['before']:.1%})")
-    if "bag_of_words" in found:
-        words = {
-            BETTER: "better than bag of words",
-            SAME: "not clearly different from bag of words",
-            WORSE: "worse than bag of words",
-        }
-        parts.append(f"{words[found['against_bag_of_words']]} ({found['bag_of_words']:.1%})")
+    words = {BETTER: "better than", SAME: "not clearly different from", WORSE: "worse than"}
+    parts = [
+        f"{words[found[against]]} {name} ({found[rate]:.1%})"
+        for rate, against, name in (
+            ("before", "against_prompting", "prompting"),
+            ("bag_of_words", "against_bag_of_words", "bag of words"),
+        )
+        if rate in found
+    ]
     what = "The fine-tuned classifier" if "before" in found else "The prompted classifier"
     joined = " and ".join(parts) or "measured without a comparison"
     return f"{what} ({found['accuracy']:.1%}) is {joined}."
