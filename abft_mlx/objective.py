@@ -1,4 +1,4 @@
-"""The losses: ABFT (arXiv 2505.14233, equation 1) with its PID law, and end-to-end fine-tuning.
+"""The losses: ABFT (arXiv 2505.14233, equation 1) with its PID law, and cross-entropies.
 
 Arrays in, scalars out; no model in sight. Letters: B prompts, H query heads, T tokens,
 K demonstrations, V vocabulary, W tokens of a label word.
@@ -19,7 +19,7 @@ class Terms(NamedTuple):
     """Sums over prompts and kept heads, all scalars; divide by the number of prompts.
 
     Attributes:
-        loss: A · punish + B · reward, or end-to-end fine-tuning's cross-entropy.
+        loss: A · punish + B · reward, or a cross-entropy.
         punish: attention on labels other than the gold one.
         reward: one minus the attention on labels equal to the gold one.
         induction_heads: kept heads.
@@ -135,6 +135,44 @@ def end_to_end_terms(
     if prompt_weights is not None:
         surprise = surprise * prompt_weights
     return heads._replace(loss=surprise.sum())
+
+
+def read_out_terms(
+    scores: mx.array,
+    rows: Sequence[mx.array | None],
+    label_positions: mx.array,
+    demonstration_labels: mx.array,
+    gold: mx.array,
+    last: mx.array,
+    *,
+    prompt_weights: mx.array | None = None,
+) -> Terms:
+    """Cross-entropy of the gold class by a read-out's scores, summed over prompts.
+
+    What the heads do meanwhile is measured as by :func:`end_to_end_terms`.
+
+    Args:
+        scores: (B, C) centred scores (:mod:`abft_mlx.read_out`).
+        rows: as :func:`abft_terms`.
+        label_positions: (B, K).
+        demonstration_labels: (B, K).
+        gold: (B,).
+        last: (B,).
+        prompt_weights: (B,) factor of each prompt, 0 for rows that only fill a batch; default 1.
+
+    Returns:
+        The loss, and the measured parts.
+    """
+    return end_to_end_terms(
+        scores[:, None, :],
+        gold[:, None],
+        rows,
+        label_positions,
+        demonstration_labels,
+        gold,
+        last,
+        prompt_weights=prompt_weights,
+    )
 
 
 @dataclass

@@ -19,10 +19,10 @@ from typing import Any
 import mlx.nn as nn
 import numpy as np
 
-from abft_mlx import adapters, data, evaluation, files, loading, prompts
+from abft_mlx import adapters, data, evaluation, files, loading, prompts, read_out
 from abft_mlx import recipe as recipes
 from abft_mlx.errors import DataError, OutputError, PromptError
-from abft_mlx.prefix import Prefix, common_prefix
+from abft_mlx.prefix import AttendedPrefix, Prefix, common_prefix
 from abft_mlx.ranks import Ranks
 from abft_mlx.task import demonstrations_that_fit, least_demonstrations, prompt_builder
 
@@ -53,6 +53,9 @@ class Prediction:
 class Predictor:
     """A model with fixed demonstrations.
 
+    A model with a read-out (:mod:`abft_mlx.read_out`) answers from the attention to the
+    demonstrations' labels, any other with its LM head.
+
     Attributes:
         model: as it was given.
         builder: makes the prompts; counts the texts that it shortened.
@@ -60,8 +63,10 @@ class Predictor:
         prefix: what is cached of them, computed anew if a text turns up whose first token takes in
             what stands before it; empty for models whose prompts must be computed whole.
         nearest: how many of the demonstrations each text is shown; None means all.
+        reads_attention: whether the answer is read from the attention.
         calibration: (C,) mean log-probability of each class over other texts behind the same
-            demonstrations, which is subtracted (batch calibration, arXiv 2309.17249); or None.
+            demonstrations, which is subtracted (batch calibration, arXiv 2309.17249; the
+            read-out's centring); or None.
     """
 
     def __init__(
@@ -95,7 +100,8 @@ class Predictor:
         shown = [text for text, _ in self.demonstrations]
         self._nearest = None if nearest is None else data.Nearest(shown)
         self._batch_tokens = batch_tokens
-        self.prefix = Prefix(model, self._shared())
+        self.reads_attention = read_out.of(model) is not None
+        self.prefix: Prefix | AttendedPrefix = self._computed(self._shared())
 
     def predict(self, arrivals: Iterable[Sequence[data.Query]]) -> Iterator[list[Prediction]]:
         """Answers in the order of the texts, a list as soon as it is there.
@@ -156,7 +162,7 @@ class Predictor:
         return self.calibrated(self.raw_probabilities(asked))
 
     def calibrated(self, raw: np.ndarray) -> np.ndarray:
-        """(N, C) probabilities of the LM head -> (N, C) calibrated ones."""
+        """(N, C) probabilities as the model gives them -> (N, C) calibrated ones."""
         if self.calibration is None:
             return raw
         return evaluation.softmax(_log(raw) - self.calibration)
@@ -167,7 +173,7 @@ class Predictor:
         on_progress: Callable[[int, int], None] | None = None,
         ranks: Ranks | None = None,
     ) -> np.ndarray:
-        """Label probabilities of the LM head, (N, C) float64.
+        """Label probabilities without calibration, (N, C) float64.
 
         Args:
             asked: N prompts.
@@ -175,6 +181,16 @@ class Predictor:
             ranks: the processes that compute together; each gets all.
         """
         self._shorten(asked)
+        if isinstance(self.prefix, AttendedPrefix):
+            return evaluation.read_out_probabilities(
+                self.model,
+                asked,
+                len(self.builder.space),
+                batch_tokens=self._batch_tokens,
+                prefix=self.prefix,
+                on_progress=on_progress,
+                ranks=ranks,
+            )
         return evaluation.label_probabilities(
             self.model,
             asked,
@@ -214,7 +230,10 @@ class Predictor:
         kept = self.prefix.token_ids
         shared = common_prefix([kept, *(one.token_ids for one in asked)])
         if len(shared) < len(kept):
-            self.prefix = Prefix(self.model, shared)
+            self.prefix = self._computed(shared)
+
+    def _computed(self, token_ids: Sequence[int]) -> Prefix | AttendedPrefix:
+        return (AttendedPrefix if self.reads_attention else Prefix)(self.model, token_ids)
 
     def _shared(self) -> tuple[int, ...]:
         """The tokens that prompts begin with, as far as a few texts can tell."""
@@ -253,7 +272,7 @@ def choose(
     shown the k nearest.
 
     Each is tried with calibration and without: it helps a base model, and can hurt a trained one
-    whose classes are not equally frequent.
+    whose classes are not equally frequent. A read-out is always centred, as it was trained.
 
     Args:
         model: as it is to predict.
@@ -287,7 +306,7 @@ def choose(
         raw = made.raw_probabilities(made.prompts_of(asked))
         quality = _quality(made.calibrated(raw), gold)
         without = _quality(raw, gold)
-        if without > quality:
+        if without > quality and not made.reads_attention:
             made.calibration, quality = None, without
         if best is None or quality > best[0]:
             best = quality, made

@@ -47,7 +47,8 @@ METHODS: dict[str, tuple[str, ...]] = {
         "--set=prompt.demonstrations=4",
     ),
     "abft": ("finetune", "--set=objective.kind=abft", "--set=training.learning_rate=1e-4"),
-    "end_to_end": ("finetune",),
+    "end_to_end": ("finetune", "--set=objective.kind=end_to_end"),
+    "read_out": ("finetune", "--set=objective.kind=read_out"),
     "paper": ("finetune", "--paper", "--set=evaluation.repeats=1"),
 }
 BASELINES = ("majority", "bag_of_words")
@@ -58,7 +59,8 @@ TITLES = {
     "balanced": "prompting, balanced demonstrations",
     "paper": "the paper's setting (`--paper`)",
     "abft": "ABFT, balanced demonstrations",
-    "end_to_end": "end to end, balanced demonstrations (default)",
+    "end_to_end": "end to end, balanced demonstrations",
+    "read_out": "label-attention read-out, balanced demonstrations",
 }
 FIVE = ("trec", "sst2", "subjective", "financial_phrasebank", "tweet_eval_emotion")
 TWO = FIVE[:2]
@@ -79,7 +81,7 @@ class Cell:
 
 def cells() -> Iterator[Cell]:
     """All of them, the most wanted first."""
-    for methods in (("balanced", "end_to_end"), ("random",), ("abft",), ("paper",)):
+    for methods in (("balanced", "end_to_end", "read_out"), ("random",), ("abft",), ("paper",)):
         for dataset in FIVE:
             yield from (Cell("smollm2", dataset, 42, method) for method in methods)
     for seed in (43, 44):

@@ -25,6 +25,7 @@ ROOMS = (
     "recompute",
     "prefix",
     "induction",
+    "read_out",
     "objective",
     "adapters",
     "loading",

@@ -10,6 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.tuner.lora import LoRALinear
 
+from abft_mlx import read_out
 from abft_mlx.adapters.layers import FullLinear, put_back, put_full, put_lora
 from abft_mlx.errors import AdapterError
 from abft_mlx.ports import Projection, base_linear, freeze, output_dims, port_for, resolve
@@ -192,7 +193,8 @@ def input_dims(module: nn.Module) -> int:
 
 
 def detach(model: nn.Module) -> None:
-    """Take the adapter off: the base's own weights are back, and everything is frozen."""
+    """Take the adapter off, a read-out too: the base's own weights are back, and frozen."""
+    read_out.detach(model)
     for path, module in adapted(model).items():
         put_back(model, path, module)
     freeze(model)

@@ -7,8 +7,8 @@ have the base's own type, which is what the forward pass used. No file holds a l
 Stock mlx-lm takes LoRA tensors or weights from a folder, never both, and no LoRA tensors of a layer
 with several outputs. LoRA with a trained LM head, or on such a layer, is therefore written as
 weights, LoRA merged in, and the LoRA tensors themselves lie beside them in
-``lora.safetensors``, which only this package reads. A quantized base has no place for such
-weights: there the LoRA tensors and the head share ``adapters.safetensors``, this package puts a
+``lora.safetensors``, which only this package reads, as it alone reads the head weights of a
+read-out. A quantized base has no place for such weights: there the LoRA tensors and the head share ``adapters.safetensors``, this package puts a
 full-precision head in the quantized one's place, and stock mlx-lm refuses the folder.
 """
 
@@ -22,6 +22,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.tuner.lora import LoRALinear
 
+from abft_mlx import read_out
 from abft_mlx.adapters.attach import adapted
 from abft_mlx.adapters.layers import SplitLoRALinear, is_quantized
 from abft_mlx.errors import AdapterError
@@ -133,6 +134,7 @@ def save(model: nn.Module, folder: str | Path, *, base_model: str | None = None)
             (folder / FACTORS).unlink(missing_ok=True)
         except OSError as error:
             raise write_failure(folder / FACTORS, error) from error
+    read_out.save(model, folder)
     write_json(folder / CONFIG, config(model, base_model))
 
 

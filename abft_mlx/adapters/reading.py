@@ -9,13 +9,14 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from abft_mlx import read_out
 from abft_mlx.adapters import peft_reading
 from abft_mlx.adapters.attach import detach, input_dims, train_mode
 from abft_mlx.adapters.files import CONFIG, FACTORS, WEIGHTS
 from abft_mlx.adapters.folder import Folder, is_peft, settings, shapes_of
 from abft_mlx.adapters.layers import put_full, put_lora
 from abft_mlx.errors import AdapterError
-from abft_mlx.ports import base_linear, has, output_dims, port_for, resolve
+from abft_mlx.ports import base_linear, has, head_counts, output_dims, port_for, resolve
 
 PROBLEMS_SHOWN = 5
 
@@ -108,6 +109,7 @@ def load(model: nn.Module, folder: str | Path) -> None:
     """
     adapter = fitting(model, folder)
     loaded = adapter.tensors()
+    head_weights = read_out.read(adapter.path, head_counts(model))
     head = port_for(model).head_path(model)
     detach(model)
     for path in adapter.modules:
@@ -119,6 +121,8 @@ def load(model: nn.Module, folder: str | Path) -> None:
             lora = put_lora(model, path, rank, adapter.scale, adapter.dropout)
             lora.lora_a = loaded[f"{path}.lora_a"].astype(mx.float32)
             lora.lora_b = loaded[f"{path}.lora_b"].astype(mx.float32)
+    if head_weights is not None:
+        read_out.attach(model, head_weights)
     train_mode(model, False)
 
 

@@ -16,6 +16,7 @@ FETCHED = (
     "adapter_model.safetensors",
     "adapter_config.json",
     "lora.safetensors",
+    "head_weights.safetensors",
     "recipe.yaml",
     "run.json",
     "demonstrations.jsonl",

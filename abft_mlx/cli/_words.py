@@ -53,7 +53,9 @@ def plan(experiment: Experiment, trainable: int | None, output: object = None) -
         what += " W_Q and W_K" + (", and the LM head" if adapter.head else "")
         chat = " in chat turns" if recipe.prompt.chat else ""
         shared = f", shared by {training.together} prompts" if training.together > 1 else ""
-        how = ", end to end" if recipe.objective.kind == "end_to_end" else ""
+        how = {"end_to_end": ", end to end", "read_out": ", label-attention read-out"}.get(
+            recipe.objective.kind, ""
+        )
         if experiment.mixture:
             how += f", on {', '.join(task.name for task in experiment.mixture)}"
         lines.append(

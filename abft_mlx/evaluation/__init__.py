@@ -8,6 +8,7 @@ from abft_mlx.evaluation.methods import entry, probabilities_of, report, zero_sh
 from abft_mlx.evaluation.metrics import softmax, summary
 from abft_mlx.evaluation.outputs import Outputs, hidden_states
 from abft_mlx.evaluation.probabilities import label_logits, label_probabilities, label_scores
+from abft_mlx.evaluation.read_out import read_out_probabilities
 from abft_mlx.evaluation.suite import measure
 from abft_mlx.evaluation.verdict import verdict
 
@@ -26,6 +27,7 @@ __all__ = [
     "mcnemar",
     "measure",
     "probabilities_of",
+    "read_out_probabilities",
     "report",
     "right_answers",
     "right_string",

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -25,6 +26,8 @@ from abft_mlx.ranks import Ranks
 
 # Prompts whose hidden states, gathered from all ranks, are handed on at a time.
 TOGETHER = 512
+
+Found = TypeVar("Found")
 
 
 class Outputs(NamedTuple):
@@ -107,8 +110,8 @@ def hidden_batches(
             for batch, which in (
                 [(whole, all_which)] if words is None else _of_one_length(whole, all_which)
             ):
-                forward = _Forward(model, behind.prefix, words, batch_tokens)
-                for rows, hidden, later in forward.evaluated(batch, which):
+                run = partial(_run, model, behind.prefix, words, batch_tokens)
+                for rows, hidden, later in in_halves(model, run, batch, which):
                     found = Outputs(share[rows], hidden, later)
                     if len(own) == len(prompts):
                         yield found
@@ -132,62 +135,64 @@ def _of_one_length(
         yield PromptBatch(**values), None if which is None else [which[row] for row in rows]
 
 
-class _Forward:
-    """Forward passes of batches that are made smaller where memory runs out."""
+def in_halves(
+    model: nn.Module,
+    run: Callable[[PromptBatch, list[int] | None], Found],
+    batch: PromptBatch,
+    which: list[int] | None = None,
+) -> Iterator[Found]:
+    """What a forward pass gives of a batch, or of its halves where memory runs out.
 
-    def __init__(
-        self,
-        model: nn.Module,
-        prefix: Prefixes | None,
-        words: Continuations | None,
-        batch_tokens: int,
-    ) -> None:
-        self.model = model
-        self.prefix = prefix
-        self.words = words
-        self.batch_tokens = batch_tokens
+    Args:
+        model: that runs.
+        run: evaluates a batch, given which beginning each of its prompts has.
+        batch: B prompts.
+        which: (B,) beginnings, or None.
 
-    def evaluated(self, batch: PromptBatch, which: list[int] | None) -> Iterator[Outputs]:
-        """What a batch gives, or its halves where memory runs out."""
-        waiting = [(batch, which)]
-        while waiting:
-            some, own = waiting.pop()
-            found = self._if_it_fits(some, own)
-            if found is not None:
-                yield found
-                continue
-            first, second = some.halves()
-            middle = len(first)
-            waiting.append((second, None if own is None else own[middle:]))
-            waiting.append((first, None if own is None else own[:middle]))
-
-    def _if_it_fits(self, batch: PromptBatch, which: list[int] | None) -> Outputs | None:
-        """What a batch gives, or None where memory ran out over several prompts."""
+    Raises:
+        RunError: a single prompt does not fit into memory.
+    """
+    waiting = [(batch, which)]
+    while waiting:
+        some, own = waiting.pop()
         try:
-            with activations.quickly(self.model):
-                return self._run(batch, which)
+            with activations.quickly(model):
+                found = run(some, own)
         except (RuntimeError, MemoryError) as error:
             if not runtime.out_of_memory(error):
                 raise
             said = str(error) or type(error).__name__
-        if len(batch) == 1:
+        else:
+            yield found
+            continue
+        if len(some) == 1:
             raise RunError(
-                f"a prompt of {len(batch.tokens[0])} tokens does not fit into memory ({said}); "
+                f"a prompt of {len(some.tokens[0])} tokens does not fit into memory ({said}); "
                 "take a 4-bit copy of the model, or fewer prompt.demonstrations"
             )
         runtime.release_memory()
-        return None
+        first, second = some.halves()
+        middle = len(first)
+        waiting.append((second, None if own is None else own[middle:]))
+        waiting.append((first, None if own is None else own[:middle]))
 
-    def _run(self, batch: PromptBatch, which: list[int] | None) -> Outputs:
-        tokens = mx.array(batch.tokens)
-        if self.words is None:
-            last = mx.array(batch.last)
-            hidden = hidden_at_last(self.model, tokens, last, self.prefix, which)
-            mx.eval(hidden)
-            return Outputs(batch.rows, hidden, None)
-        prefix = self.prefix if self.prefix is not None else Prefixes(self.model, [])
-        hidden, asked = prefix.extended(tokens, which)
-        return Outputs(batch.rows, hidden, self.words.scores(asked, self.batch_tokens))
+
+def _run(
+    model: nn.Module,
+    prefix: Prefixes | None,
+    words: Continuations | None,
+    batch_tokens: int,
+    batch: PromptBatch,
+    which: list[int] | None,
+) -> Outputs:
+    tokens = mx.array(batch.tokens)
+    if words is None:
+        hidden = hidden_at_last(model, tokens, mx.array(batch.last), prefix, which)
+        mx.eval(hidden)
+        return Outputs(batch.rows, hidden, None)
+    prefix = prefix if prefix is not None else Prefixes(model, [])
+    hidden, asked = prefix.extended(tokens, which)
+    return Outputs(batch.rows, hidden, words.scores(asked, batch_tokens))
 
 
 def _everybodys(mine: list[Outputs], n: int, ranks: Ranks) -> Iterator[Outputs]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from abft_mlx import documents, files, hub, loading
+from abft_mlx import documents, files, hub, loading, read_out
 from abft_mlx import recipe as recipes
 from abft_mlx.adapters import CONFIG, FACTORS, WEIGHTS
 from abft_mlx.errors import AbftError, OutputError, RunError, UsageError
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 CARD = "README.md"
 NEEDED = (WEIGHTS, CONFIG, "recipe.yaml", "run.json")
-ALLOWED = (*NEEDED, FACTORS, "metrics.jsonl", CARD)
+ALLOWED = (*NEEDED, FACTORS, read_out.FILE, "metrics.jsonl", CARD)
 PEFT_FOLDER = "peft"
 PEFT_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _TOKEN = re.compile(r"[\x21-\x7e]+")

@@ -8,7 +8,7 @@ from pathlib import Path
 from abft_mlx import adapters, data, loading, prefix
 from abft_mlx import recipe as recipes
 from abft_mlx.errors import RecipeError
-from abft_mlx.experiment import shipping
+from abft_mlx.experiment import head_weights, shipping
 from abft_mlx.experiment.opened import Experiment, fitted
 from abft_mlx.task import least_demonstrations, open_task
 from abft_mlx.trainer import Progress, Trainer, Update
@@ -63,6 +63,8 @@ def fit(
     experiment = experiment.with_layers(chosen)
     recipe, model = experiment.recipe, experiment.loaded.model
     adapters.attach(model, recipe.adapter, seed=recipe.training.seed)
+    if recipe.objective.kind == "read_out":
+        head_weights.fit(experiment, chosen)
 
     def validate() -> float:
         accuracy = shipping.choose(experiment, draws=1)[1]

@@ -11,7 +11,7 @@ from typing import Any
 from abft_mlx import adapters, facts, files, prediction, runtime
 from abft_mlx import recipe as recipes
 from abft_mlx.errors import OutputError
-from abft_mlx.experiment import runs, shipping
+from abft_mlx.experiment import head_weights, runs, shipping
 from abft_mlx.experiment.opened import Experiment, prepare
 from abft_mlx.induction import HEADS_FILE, Window, write_heads
 from abft_mlx.ranks import Ranks
@@ -130,9 +130,15 @@ def _train(
     validate, validation_count = _validation(experiment, ranks, tell, on_progress)
 
     adapters.attach(model, recipe.adapter, seed=recipe.training.seed)
+    goes_on = resume and folder.has_checkpoint()
+    if recipe.objective.kind == "read_out":
+        if goes_on:
+            head_weights.blank(experiment)
+        else:
+            tell("fitting head weights")
+            head_weights.fit(experiment, training_prompts, on_progress)
     made_with = facts.made_with(recipe, experiment.loaded, experiment.trained_tasks)
     fingerprint = facts.digest(made_with)
-    goes_on = resume and folder.has_checkpoint()
     trainer = Trainer(
         model,
         training_prompts,

@@ -11,7 +11,7 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_unflatten
 
-from abft_mlx import activations, adapters
+from abft_mlx import activations, adapters, ports, read_out
 from abft_mlx.errors import RecipeError
 from abft_mlx.evaluation.outputs import hidden_at_last
 from abft_mlx.footprint.graph import trace
@@ -97,6 +97,9 @@ def footprint(model: nn.Module, recipe: Recipe, length_tokens: int) -> Footprint
     if section.layers == "auto":
         section = section.model_copy(update={"layers": None})
     adapters.place(model, section)
+    if recipe.objective.kind == "read_out":
+        heads = ports.head_counts(model)
+        read_out.attach(model, {n: mx.zeros(count) for n, count in heads.items()})
     try:
         return _with_adapter(model, recipe, length_tokens, parameters, weights)
     finally:
@@ -114,6 +117,10 @@ def _with_adapter(
     if training.validate_every and training.keep_best:
         resident += trainable
     moments, gradients = 2 * trainable, trainable
+    k = recipe.prompt.demonstrations
+    # auto depends on texts, which are not read here.
+    k = LEAST_AUTO if k == "auto" else k
+    read = recipe.objective.kind == "read_out"
     step = Step(
         model,
         optim.Adam(1.0, bias_correction=True),
@@ -121,12 +128,13 @@ def _with_adapter(
         use_filter=recipe.objective.filter,
         only_trained=recipe.objective.layers == "trained",
         objective=recipe.objective.kind,
+        lm_head=recipe.objective.lm_head if read else 0.0,
+        together=training.together,
+        classes=k,
         gradient=training.gradient,
         compiled=False,
     )
-    k = recipe.prompt.demonstrations
-    # auto depends on texts, which are not read here.
-    one = _prompt(length_tokens, LEAST_AUTO if k == "auto" else k)
+    one = _prompt(length_tokens, k)
     batch = _training_batch(one, rows, training.together).arrays()
     adapters.train_mode(model)
     peak = resident + moments + _gradients_peak(step, batch)

@@ -8,6 +8,7 @@ from abft_mlx.ports.hooks import Around, Hook, hook_blocks, wrap_blocks
 from abft_mlx.ports.port import Block, HeadShape, Port, Projection
 from abft_mlx.ports.registry import (
     architecture,
+    head_counts,
     heads,
     port_for,
     supported,
@@ -31,6 +32,7 @@ __all__ = [
     "finding",
     "freeze",
     "has",
+    "head_counts",
     "head_rows",
     "heads",
     "hook_blocks",

@@ -48,6 +48,11 @@ def port_for(model: nn.Module) -> Port:
     )
 
 
+def head_counts(model: nn.Module) -> dict[int, int]:
+    """Layer number to its number of query heads, for layers with softmax attention."""
+    return {n: one.n_heads for n, one in enumerate(heads(model)) if one is not None}
+
+
 def heads(model: nn.Module) -> list[HeadShape | None]:
     """Heads of every layer, None for a layer without softmax attention."""
     port = port_for(model)

@@ -2,9 +2,10 @@
 
 from abft_mlx.prefix.beginnings import Group, common_prefix, groups
 from abft_mlx.prefix.cached import Prefix, Prefixes, cacheable
-from abft_mlx.prefix.shared import PrefixKeys, forward, prefix_caches, shareable
+from abft_mlx.prefix.shared import AttendedPrefix, PrefixKeys, forward, prefix_caches, shareable
 
 __all__ = [
+    "AttendedPrefix",
     "Group",
     "Prefix",
     "PrefixKeys",

@@ -6,6 +6,7 @@ prompt, B = G · m prompts, H query heads.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -67,6 +68,51 @@ class PrefixKeys(KVCache):
     def forget(self) -> None:
         """Be as before the prefix was run."""
         self.keys = self.values = None
+
+
+class AttendedPrefix:
+    """A beginning that all prompts share, computed once, behind which pattern rows are read.
+
+    Attributes:
+        token_ids: its P tokens; empty where this model's prompts must be computed whole.
+    """
+
+    def __init__(self, model: nn.Module, token_ids: Sequence[int]) -> None:
+        """Compute the beginning.
+
+        Args:
+            model: a loaded model, which is not to change from now on.
+            token_ids: P tokens, which every prompt goes on from.
+        """
+        self.model = model
+        self.token_ids: tuple[int, ...] = ()
+        self._caches: list[PrefixKeys] = []
+        if token_ids and shareable(model):
+            self.token_ids = tuple(token_ids)
+            self._caches = prefix_caches(model)
+            port_for(model).hidden(model, mx.array([self.token_ids]), self._caches)
+            mx.eval([(one.keys, one.values) for one in self._caches])
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    def rows(self, tokens: mx.array, last: mx.array) -> list[mx.array | None]:
+        """Pattern rows of whole prompts.
+
+        Args:
+            tokens: (B, T) right-padded tokens behind the beginning.
+            last: (B,) last position of each prompt among them.
+
+        Returns:
+            One (B, H, P + T) float32 row per layer, None for a layer without heads; lazy.
+        """
+        if not self._caches:
+            return attention.forward(self.model, tokens, last)[1]
+        caches = [PrefixKeys(one.keys, one.values) for one in self._caches]
+        with attention.instrument(self.model) as recorder:
+            recorder.last = last
+            port_for(self.model).hidden(self.model, tokens, caches)
+            return recorder.rows
 
 
 def prefix_caches(model: nn.Module) -> list[PrefixKeys]:

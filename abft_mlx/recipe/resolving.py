@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 
+from abft_mlx.errors import RecipeError
 from abft_mlx.recipe._training import FULL_LEARNING_RATE, LORA_LEARNING_RATE
 from abft_mlx.recipe.sections import Recipe, TaskSection
 
 # Of eight prompts that share demonstrations, those are a third of all tokens at k = 4.
 MOST_TOGETHER = 8
+# A read-out's queries centre each other, so their mean should be steady.
+MOST_CENTRED = 16
 
 
 def resolve(recipe: Recipe) -> Recipe:
@@ -33,9 +36,9 @@ def resolve(recipe: Recipe) -> Recipe:
 def share(recipe: Recipe, processes: int = 1, able: bool = True) -> Recipe:
     """Make ``training.shared_demonstrations`` auto into a number.
 
-    It is the largest one up to 8 that divides what it must, and leaves every process a group. It is
-    1 with gradient checkpointing, and where only some layers train: hidden states below them are
-    kept instead (``training.keep_hidden``).
+    It is the largest one up to 8 (16 for a read-out) that divides what it must, and leaves every
+    process a group. Without a read-out it is 1 with gradient checkpointing, and where only some
+    layers train: hidden states below them are kept instead (``training.keep_hidden``).
 
     Args:
         recipe: the run.
@@ -45,10 +48,18 @@ def share(recipe: Recipe, processes: int = 1, able: bool = True) -> Recipe:
     training = recipe.training
     if training.shared_demonstrations != "auto":
         return recipe
+    read = recipe.objective.kind == "read_out"
     alone = not able or recipe.adapter.layers is not None or training.gradient_checkpointing
+    most = MOST_CENTRED if read else 1 if alone else MOST_TOGETHER
     whole = math.gcd(training.examples, training.prompts_per_update)
-    sizes = [m for m in range(2, MOST_TOGETHER + 1) if whole % m == 0 and not alone]
+    sizes = [m for m in range(2, most + 1) if whole % m == 0]
     fitting = [m for m in sizes if training.prompts_per_update // m >= processes]
+    if read and not fitting:
+        raise RecipeError(
+            f"training.examples {training.examples} and training.prompts_per_update "
+            f"{training.prompts_per_update} have no groups of 2 to {most} prompts, which "
+            "objective.kind read_out needs; choose multiples of 16"
+        )
     training = training.model_copy(update={"shared_demonstrations": max(fitting, default=1)})
     return recipe.model_copy(update={"training": training})
 

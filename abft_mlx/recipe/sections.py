@@ -195,12 +195,24 @@ class AdapterSection(Section):
 
 
 class ObjectiveSection(Section):
-    """Equation 1 of the paper and its controller, or end-to-end fine-tuning to compare with."""
+    """What is trained for: the paper's equation 1, the label, or the label-attention read-out."""
 
-    kind: Literal["abft", "end_to_end"] = Field(
+    kind: Literal["abft", "end_to_end", "read_out"] = Field(
         default="abft",
-        description="abft, or end_to_end: cross-entropy of the label token at the last position; "
-        "the other settings of this section then do nothing.",
+        description="abft, the paper's; end_to_end: cross-entropy of the label word at the last "
+        "position; read_out: cross-entropy of the answer that is read from the attention to the "
+        "labels. The settings from punish on are for abft.",
+    )
+    lm_head: Number = Field(
+        default=0.0,
+        ge=0,
+        description="For read_out: weight of end_to_end's loss beside it, so that the adapter is "
+        "good in programs that only know the LM head, too.",
+    )
+    fit_prompts: Int = Field(
+        default=512,
+        ge=1,
+        description="For read_out: training prompts on which head weights are fitted first.",
     )
 
     punish: Number = Field(
@@ -317,6 +329,22 @@ class Recipe(Section):
     prediction: PredictionSection = Field(
         default_factory=PredictionSection, description="The classifier that a run ships."
     )
+
+    @model_validator(mode="after")
+    def _read_out_in_groups(self) -> Recipe:
+        if self.objective.kind != "read_out":
+            return self
+        if self.training.gradient != "exact" or self.training.gradient_checkpointing:
+            raise ValueError(
+                "objective.kind read_out needs exact gradients without checkpointing; set "
+                "training.gradient to exact and training.gradient_checkpointing to false"
+            )
+        if self.training.shared_demonstrations == 1:
+            raise ValueError(
+                "objective.kind read_out needs prompts that share demonstrations; set "
+                "training.shared_demonstrations to auto or 16"
+            )
+        return self
 
     @model_validator(mode="after")
     def _same_numbers_again(self) -> Recipe:

@@ -13,7 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 
-from abft_mlx import adapters, runtime
+from abft_mlx import adapters, prefix, runtime
 from abft_mlx.errors import RecipeError, StoppedError
 from abft_mlx.objective import PunishController
 from abft_mlx.prompts import Prompt
@@ -141,12 +141,16 @@ class Trainer:
             use_filter=objective.filter,
             only_trained=objective.layers == "trained",
             objective=objective.kind,
+            lm_head=objective.lm_head if objective.kind == "read_out" else 0.0,
+            together=training.together,
+            classes=1 + max(label for one in prompts for label in one.demonstration_labels),
             gradient=training.gradient,
             checkpointing=training.gradient_checkpointing,
             max_gradient_norm=training.max_gradient_norm,
             ranks=self.ranks,
             kept_bytes=memory.kept_bytes(model, recipe, self.ranks.size) if keeps else None,
         )
+        self._shareable = training.together == 1 or prefix.shareable(model)
         longest = max(len(one.token_ids) for one in prompts)
         self.backoff = backoff.Backoff(
             memory.micro_batch_rows(model, recipe, longest),
@@ -251,7 +255,9 @@ class Trainer:
         if m == 1:
             return plan.micro_batches(chosen, self.rows)
         bucket = plan.BUCKET_TOKENS if self.step.compiled else 1
-        return plan.shared_micro_batches(chosen, m, self.rows, bucket_tokens=bucket)
+        return plan.shared_micro_batches(
+            chosen, m, self.rows, bucket_tokens=bucket, whole=not self._shareable
+        )
 
     def _one_update(self) -> None:
         training, progress = self.recipe.training, self.progress

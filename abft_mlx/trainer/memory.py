@@ -65,7 +65,7 @@ def bytes_per_prompt(model: nn.Module, objective: str) -> int:
 
     Args:
         model: a loaded model.
-        objective: "abft" or "end_to_end".
+        objective: "end_to_end" where the LM head takes part.
     """
     if objective != "end_to_end":
         return 0
@@ -111,7 +111,7 @@ def micro_batch_tokens(
     Args:
         model: a loaded model, adapters attached.
         longest_tokens: longest prompt of the run.
-        objective: "abft" or "end_to_end".
+        objective: "end_to_end" where the LM head takes part.
         backward: from :func:`backward_of`.
     """
     on_gpu = mx.default_device() == mx.Device(mx.gpu)
@@ -171,7 +171,6 @@ def micro_batch_rows(model: nn.Module, recipe: Recipe, longest_tokens: int) -> i
     training = recipe.training
     budget = training.micro_batch_tokens
     if not isinstance(budget, int):
-        budget = micro_batch_tokens(
-            model, longest_tokens, recipe.objective.kind, backward_of(recipe)
-        )
+        objective = "end_to_end" if recipe.objective.lm_head else recipe.objective.kind
+        budget = micro_batch_tokens(model, longest_tokens, objective, backward_of(recipe))
     return plan.rows_within(budget, longest_tokens, training.prompts_per_update, plan.BUCKET_TOKENS)

@@ -114,7 +114,12 @@ def micro_batches(
 
 
 def shared_micro_batches(
-    prompts: Sequence[Prompt], together: int, rows: int, *, bucket_tokens: int = 1
+    prompts: Sequence[Prompt],
+    together: int,
+    rows: int,
+    *,
+    bucket_tokens: int = 1,
+    whole: bool = False,
 ) -> list[MicroBatch]:
     """Cut one update of prompts that share demonstrations into micro-batches.
 
@@ -128,13 +133,14 @@ def shared_micro_batches(
         together: prompts of a group (m).
         rows: prompts of a micro-batch, at most, but at least one group.
         bucket_tokens: what lengths are rounded to.
+        whole: compute prompts whole, for a model that cannot share.
     """
     groups: list[tuple[int, int, list[Prompt]]] = []
     for start in range(0, len(prompts), together):
         group = list(prompts[start : start + together])
         tokens = [one.token_ids for one in group]
         # Each prompt keeps a token of its own, its last.
-        shared = min(len(common_prefix(tokens)), min(map(len, tokens)) - 1)
+        shared = 0 if whole else min(len(common_prefix(tokens)), min(map(len, tokens)) - 1)
         groups.append((shared // bucket_tokens * bucket_tokens, max(map(len, tokens)), group))
     groups.sort(key=lambda one: one[:2])
     size = max(1, rows // together)

@@ -14,8 +14,8 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
-from abft_mlx import activations, adapters, attention, ports, prefix, recompute
-from abft_mlx.objective import Terms, abft_terms, end_to_end_terms
+from abft_mlx import activations, adapters, attention, ports, prefix, read_out, recompute
+from abft_mlx.objective import Terms, abft_terms, end_to_end_terms, read_out_terms
 from abft_mlx.ranks import Ranks
 from abft_mlx.trainer import backoff, below, finite, local
 from abft_mlx.trainer.checkpointing import Forward, checkpointed
@@ -25,7 +25,7 @@ from abft_mlx.trainer.plan import MicroBatch
 from abft_mlx.trainer.totals import Totals
 
 Tree = Any
-Objective = Literal["abft", "end_to_end"]
+Objective = Literal["abft", "end_to_end", "read_out"]
 Gradient = Literal["exact", "local"]
 
 
@@ -54,7 +54,7 @@ class Compilations:
 
 
 class Step:
-    """Computes gradients of equation 1, or of end-to-end fine-tuning's loss, and applies them.
+    """Computes gradients of the recipe's loss, and applies them.
 
     Args:
         model: a loaded model with adapters attached; everything else frozen.
@@ -67,8 +67,11 @@ class Step:
             (:mod:`abft_mlx.trainer.local`). End-to-end gradients are always exact.
         checkpointing: whether exact gradients run blocks again instead of keeping what they
             computed (:mod:`abft_mlx.trainer.checkpointing`).
-        objective: "abft", or "end_to_end", for which the punish weight, ``reward_weight`` and
-            ``use_filter`` do nothing.
+        objective: "abft"; or "end_to_end" or "read_out", for which the punish weight,
+            ``reward_weight`` and ``use_filter`` do nothing. A read-out must be on the model.
+        lm_head: weight of end-to-end fine-tuning's loss beside the read-out's.
+        together: prompts that share demonstrations, which centre each other in a read-out.
+        classes: C, for a read-out.
         max_gradient_norm: clip the averaged gradient to this L2 norm, or None.
         compiled: compile value and gradient into one graph; None compiles on a GPU only. Local
             gradients are never compiled.
@@ -95,6 +98,9 @@ class Step:
         use_filter: bool,
         only_trained: bool = False,
         objective: Objective = "abft",
+        lm_head: float = 0.0,
+        together: int = 1,
+        classes: int = 0,
         gradient: Gradient = "exact",
         checkpointing: bool = False,
         max_gradient_norm: float | None = None,
@@ -110,11 +116,11 @@ class Step:
         self.compilations = Compilations()
         self.seams = Seams()
         self.compiled = mx.default_device() == mx.Device(mx.gpu) if compiled is None else compiled
-        self.answered = objective == "end_to_end"
+        self.answered = objective == "end_to_end" or lm_head > 0
         first = None if kept_bytes is None else below.boundary(model)
         self.kept: Kept | None = None
         if first is not None and kept_bytes is not None:
-            supervised = not self.answered
+            supervised = objective == "abft"
             self.kept = Kept(
                 model,
                 first,
@@ -127,7 +133,14 @@ class Step:
             self.compiled = False
             built = self._build_local(reward_weight, use_filter)
         else:
-            built = self._build(objective, reward_weight, use_filter, only_trained, checkpointing)
+            built = self._build(
+                objective,
+                reward_weight,
+                use_filter,
+                only_trained,
+                checkpointing,
+                read=(lm_head, together, classes),
+            )
         self.value_and_grad = explained(model, built)
         optimizer.init(model.trainable_parameters())
 
@@ -138,11 +151,13 @@ class Step:
         use_filter: bool,
         only_trained: bool,
         checkpointing: bool,
+        read: tuple[float, int, int],
     ) -> Callable[..., tuple]:
         # MLX's functions hide what they hold from Python's collector: never let them hold the step.
         model, port, seams = self.model, ports.port_for(self.model), self.seams
         compilations, compiled = self.compilations, self.compiled
-        # End to end, rows are measured only: all of them.
+        lm_head, together, classes = read
+        # Of the other objectives rows are measured, or read: all of them.
         dropped = only_trained and objective == "abft"
         counting = set(adapters.trained_layers(model)) if dropped else None
         first = None if self.kept is None else self.kept.first
@@ -165,26 +180,34 @@ class Step:
                 hidden, rows = forward(model, batch["tokens"], last)
             if counting is not None:
                 rows = [one if n in counting else None for n, one in enumerate(rows)]
-            seen = (rows, batch["label_positions"], batch["demonstration_labels"], batch["gold"])
-            if objective == "end_to_end":
+            labelled = (batch["label_positions"], batch["demonstration_labels"])
+            seen = (rows, *labelled, batch["gold"], last)
+            weights = batch["weights"]
+
+            def answered() -> Terms:
                 # (B, W, V) logits: the head never sees the other positions.
                 places = behind[:, None] + mx.arange(batch["target"].shape[1])
                 answering = mx.take_along_axis(hidden, places[..., None], axis=1)
-                found = end_to_end_terms(
-                    port.logits(model, answering),
-                    batch["target"],
-                    *seen,
-                    last,
-                    prompt_weights=batch["weights"],
-                )
-                return _with_below(found, batch, 0.0, 0.0)
+                logits = port.logits(model, answering)
+                return end_to_end_terms(logits, batch["target"], *seen, prompt_weights=weights)
+
+            if objective == "end_to_end":
+                return _with_below(answered(), batch, 0.0, 0.0)
+            if objective == "read_out":
+                head_weights = read_out.of(model)
+                assert head_weights is not None
+                scores = head_weights.scores(rows, *labelled, classes)
+                scores = read_out.centred(scores, together)
+                found = read_out_terms(scores, *seen, prompt_weights=weights)
+                if lm_head:
+                    found = found._replace(loss=found.loss + lm_head * answered().loss)
+                return found
             found = abft_terms(
                 *seen,
-                last,
                 punish_weight=punish_weight,
                 reward_weight=reward_weight,
                 use_filter=use_filter,
-                prompt_weights=batch["weights"],
+                prompt_weights=weights,
             )
             return _with_below(found, batch, punish_weight, reward_weight)
 
