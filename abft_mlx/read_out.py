@@ -38,18 +38,20 @@ class ReadOut(nn.Module):
     """The head weights of a model, as trainable parameters of it.
 
     Attributes:
-        layers: (H,) weight of each head divided by SPEED, by the number of its layer.
+        heads: (H,) weight of each head divided by SPEED, under ``layerN``. A bare number would
+            come back from a checkpoint as the index of a list.
     """
 
     def __init__(self, weights: Mapping[int, np.ndarray | mx.array]) -> None:
         super().__init__()
-        self.layers = {
-            str(layer): mx.array(one).astype(mx.float32) / SPEED for layer, one in weights.items()
+        self.heads = {
+            f"layer{layer}": mx.array(one).astype(mx.float32) / SPEED
+            for layer, one in weights.items()
         }
 
     def weights(self) -> dict[int, np.ndarray]:
         """Layer number to the (H,) weights of its heads."""
-        return {int(layer): SPEED * np.array(one) for layer, one in self.layers.items()}
+        return {_number(name): SPEED * np.array(one) for name, one in self.heads.items()}
 
     def scores(
         self,
@@ -72,13 +74,17 @@ class ReadOut(nn.Module):
             (B, C) float32; NEVER for a class without demonstrations.
         """
         total = mx.zeros((len(label_positions), classes))
-        for layer, weights in self.layers.items():
-            pattern = rows[int(layer)]
+        for name, weights in self.heads.items():
+            pattern = rows[_number(name)]
             assert pattern is not None
             mass = log_mass(pattern, label_positions, demonstration_labels, classes)
             total = total + SPEED * (weights[:, None] * mass).sum(axis=1)
         shown = (demonstration_labels[:, :, None] == mx.arange(classes)).any(axis=1)
         return mx.where(shown, total, NEVER)
+
+
+def _number(name: str) -> int:
+    return int(name.removeprefix("layer"))
 
 
 def log_mass(
@@ -137,12 +143,12 @@ def detach(model: nn.Module) -> ReadOut | None:
 
 
 def save(model: nn.Module, folder: Path) -> None:
-    """Write the head weights, ``layers.N`` (H,) float32; without a read-out remove the file."""
+    """Write the head weights, ``layerN`` (H,) float32; without a read-out remove the file."""
     found, path = of(model), folder / FILE
     if found is None:
         path.unlink(missing_ok=True)
         return
-    arrays = {f"layers.{layer}": mx.array(one) for layer, one in found.weights().items()}
+    arrays = {f"layer{layer}": mx.array(one) for layer, one in found.weights().items()}
     with replacing(path) as temporary:
         try:
             mx.save_safetensors(str(temporary), arrays, {"format": "mlx"})
@@ -165,7 +171,7 @@ def read(folder: Path, heads: Mapping[int, int]) -> dict[int, mx.array] | None:
         return None
     try:
         arrays: Any = mx.load(str(path))
-        weights = {int(name.removeprefix("layers.")): one for name, one in arrays.items()}
+        weights = {_number(name): one for name, one in arrays.items()}
     except (RuntimeError, ValueError) as error:
         raise AdapterError(f"{path} is broken: {error}; train or copy it again") from error
     for layer, one in weights.items():

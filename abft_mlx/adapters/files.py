@@ -8,8 +8,9 @@ Stock mlx-lm takes LoRA tensors or weights from a folder, never both, and no LoR
 with several outputs. LoRA with a trained LM head, or on such a layer, is therefore written as
 weights, LoRA merged in, and the LoRA tensors themselves lie beside them in
 ``lora.safetensors``, which only this package reads, as it alone reads the head weights of a
-read-out. A quantized base has no place for such weights: there the LoRA tensors and the head share ``adapters.safetensors``, this package puts a
-full-precision head in the quantized one's place, and stock mlx-lm refuses the folder.
+read-out. A quantized base has no place for such weights: there the LoRA tensors and the head share
+``adapters.safetensors``, this package puts a full-precision head in the quantized one's place, and
+stock mlx-lm refuses the folder.
 """
 
 from __future__ import annotations
