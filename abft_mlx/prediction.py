@@ -29,6 +29,8 @@ from abft_mlx.task import demonstrations_that_fit, least_demonstrations, prompt_
 DEMONSTRATIONS_FILE = "demonstrations.jsonl"
 # With fewer texts, the mean of their log-probabilities is more noise than bias.
 LEAST_CALIBRATION_TEXTS = 8
+# Of texts to label that centre a read-out whose own centring is for other demonstrations.
+CENTRING_TEXTS = 64
 # Texts are sorted by length within as many as fill this many batches; their answers wait for it.
 LOOKAHEAD_BATCHES = 8
 # Queries that share no beginning, so that what their prompts have in common is mostly in every one.
@@ -67,6 +69,8 @@ class Predictor:
         calibration: (C,) mean log-probability of each class over other texts behind the same
             demonstrations, which is subtracted (batch calibration, arXiv 2309.17249; the
             read-out's centring); or None.
+        temperature: by which calibrated scores are divided, so that probabilities are as often
+            right as they say.
     """
 
     def __init__(
@@ -77,6 +81,7 @@ class Predictor:
         batch_tokens: int,
         calibration: np.ndarray | None = None,
         nearest: int | None = None,
+        temperature: float = 1.0,
     ) -> None:
         """Compute what all prompts share.
 
@@ -88,6 +93,7 @@ class Predictor:
             calibration: (C,) mean log-probabilities to subtract, or None.
             nearest: show so many demonstrations to each text, those most similar to it, instead of
                 all; prompts then share nothing.
+            temperature: as the attribute.
 
         Raises:
             PromptError: the demonstrations make no prompt.
@@ -96,6 +102,7 @@ class Predictor:
         self.demonstrations = tuple(demonstrations)
         self.model = model
         self.calibration = calibration
+        self.temperature = temperature
         self.nearest = nearest
         shown = [text for text, _ in self.demonstrations]
         self._nearest = None if nearest is None else data.Nearest(shown)
@@ -107,7 +114,8 @@ class Predictor:
         """Answers in the order of the texts, a list as soon as it is there.
 
         No more is read than is about to be answered, and never more than LOOKAHEAD_BATCHES batches
-        are kept, so that memory is bounded however many texts come.
+        are kept, so that memory is bounded however many texts come. A read-out that has not been
+        centred is centred by the first texts, if at least LEAST_CALIBRATION_TEXTS arrive at once.
 
         Args:
             arrivals: lists of texts, each of those that are there at once.
@@ -116,6 +124,8 @@ class Predictor:
             UsageError: a text cannot be used; those before it have been answered.
         """
         for arrived in arrivals:
+            if self.reads_attention and self.calibration is None:
+                self.calibrate([query.text for query in arrived[:CENTRING_TEXTS]])
             asked: list[tuple[data.Query, prompts.Prompt]] = []
             tokens = 0
             for query in arrived:
@@ -163,9 +173,10 @@ class Predictor:
 
     def calibrated(self, raw: np.ndarray) -> np.ndarray:
         """(N, C) probabilities as the model gives them -> (N, C) calibrated ones."""
-        if self.calibration is None:
+        if self.calibration is None and self.temperature == 1:
             return raw
-        return evaluation.softmax(_log(raw) - self.calibration)
+        offsets = 0 if self.calibration is None else self.calibration
+        return evaluation.softmax((_log(raw) - offsets) / self.temperature)
 
     def raw_probabilities(
         self,
@@ -308,6 +319,7 @@ def choose(
         without = _quality(raw, gold)
         if without > quality and not made.reads_attention:
             made.calibration, quality = None, without
+        made.temperature = evaluation.temperature(made.calibrated(raw), gold)
         if best is None or quality > best[0]:
             best = quality, made
         if on_progress is not None:
@@ -348,6 +360,7 @@ class Shipped:
         demonstrations: K pairs of text and class number.
         calibration: (C,) mean log-probabilities to subtract, or None.
         nearest: how many of the demonstrations each text is shown; None means all.
+        temperature: of the probabilities.
     """
 
     names: tuple[str, ...]
@@ -355,6 +368,7 @@ class Shipped:
     demonstrations: tuple[tuple[str, int], ...]
     calibration: np.ndarray | None
     nearest: int | None = None
+    temperature: float = 1.0
 
     @classmethod
     def read(cls, folder: Path) -> Shipped | None:
@@ -376,20 +390,27 @@ class Shipped:
             classifier = run.get("classifier") or {}
             nearest = int(classifier["k"]) if classifier.get("nearest") else None
             found = classifier.get("calibration")
+            temperature = float(classifier.get("temperature", 1))
             offsets = None if found is None else np.array([float(found[name]) for name in names])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise OutputError(
                 f"{path} and run.json do not fit together ({type(error).__name__}: {error}); give "
                 "--demonstrations FILE instead, or train again"
             ) from None
-        return cls(tuple(words), tuple(words.values()), shown, offsets, nearest)
+        return cls(tuple(words), tuple(words.values()), shown, offsets, nearest, temperature)
 
     def predictor(
         self, model: nn.Module, builder: prompts.PromptBuilder, batch_tokens: int
     ) -> Predictor:
         """The predictor that was stored, on an open model."""
         return Predictor(
-            model, builder, self.demonstrations, batch_tokens, self.calibration, self.nearest
+            model,
+            builder,
+            self.demonstrations,
+            batch_tokens,
+            self.calibration,
+            self.nearest,
+            self.temperature,
         )
 
 
@@ -411,14 +432,21 @@ def facts(predictor: Predictor) -> dict[str, Any]:
     """What ``run.json`` holds of a predictor as ``classifier``.
 
     Returns:
-        ``k``; ``nearest``, whether each text is shown its own k of the demonstrations; and
-        ``calibration``, label to mean log-probability, or None.
+        ``k``; ``nearest``, whether each text is shown its own k of the demonstrations;
+        ``answers``, attention or lm_head; ``calibration``, label to mean log-probability, or None;
+        and ``temperature``.
     """
     offsets = None
     if predictor.calibration is not None:
         names = predictor.builder.space.names
         offsets = dict(zip(names, predictor.calibration.tolist(), strict=True))
-    return {"k": predictor.k, "nearest": predictor.nearest is not None, "calibration": offsets}
+    return {
+        "k": predictor.k,
+        "nearest": predictor.nearest is not None,
+        "answers": "attention" if predictor.reads_attention else "lm_head",
+        "calibration": offsets,
+        "temperature": predictor.temperature,
+    }
 
 
 @dataclass(frozen=True)

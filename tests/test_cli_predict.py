@@ -353,3 +353,20 @@ def test_label_words_are_shown(model: Path, texts: Path) -> None:
     assert result.exit_code == 0, result.stderr
     assert "label: good" in result.stdout or "label: bad" in result.stdout
     assert "ham" not in result.stdout
+
+
+def test_a_threshold_leaves_doubtful_texts_unsure(run: Path, tmp_path: Path) -> None:
+    plain = answers(ask(lines(ASKED), run))
+    # The digits printed are rounded.
+    middle = sorted(max(one["probabilities"].values()) for one in plain)[2] - 1e-5
+    found = answers(ask(lines(ASKED), run, "--threshold", middle))
+    assert [one["probabilities"] for one in found] == [one["probabilities"] for one in plain]
+    for one, before in zip(found, plain, strict=True):
+        sure = max(one["probabilities"].values()) >= middle
+        assert one["label"] == (before["label"] if sure else "unsure")
+    assert {one["label"] for one in found} > {"unsure"}
+    table = tmp_path / "labels.csv"
+    assert ask(lines(ASKED), run, "--threshold", 1, "--output", table).exit_code == 0
+    with table.open(encoding="utf-8", newline="") as file:
+        assert {row["label"] for row in csv.DictReader(file)} == {"unsure"}
+    assert ask(lines(ASKED), run, "--threshold", 1.5).exit_code == 2

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax, softmax
 from sklearn import metrics as sk
 from sklearn.calibration import calibration_curve
 
@@ -193,3 +195,30 @@ def test_compat_adds_a_row_up_from_left_to_right():
     differing = rows[(rows.sum(axis=1) == 1.0) & (left_to_right != 1.0)]
     assert len(differing)
     assert not np.array_equal(metrics.as_staicc(differing), differing)
+
+
+def test_temperature_is_where_scipy_finds_the_labels_most_likely() -> None:
+    source = np.random.default_rng(3)
+    gold = source.integers(0, 3, 200)
+    scores = 3 * (source.normal(size=(200, 3)) + np.eye(3)[gold])
+
+    def loss(temperature: float) -> float:
+        return float(-log_softmax(scores / temperature, axis=1)[np.arange(200), gold].mean())
+
+    expected = minimize_scalar(loss, bounds=(0.2, 5), method="bounded").x
+    assert 0.5 < expected < 4.5
+    assert abs(expected - 1) > 0.2
+    assert metrics.temperature(softmax(scores), gold) == pytest.approx(expected, rel=1e-3)
+    # Too few texts to know.
+    assert metrics.temperature(softmax(scores[:20]), gold[:20]) == 1
+
+
+def test_coverage_counts_the_texts_above_each_threshold() -> None:
+    probabilities = np.array([[0.95, 0.05], [0.2, 0.8], [0.55, 0.45], [0.4, 0.6]])
+    found = {
+        one["threshold"]: one for one in metrics.coverage(probabilities, np.array([0, 0, 0, 1]))
+    }
+    assert (found[0.5]["coverage"], found[0.5]["accuracy"]) == (1, 0.75)
+    assert (found[0.7]["coverage"], found[0.7]["accuracy"]) == (0.5, 0.5)
+    assert (found[0.95]["coverage"], found[0.95]["accuracy"]) == (0.25, 1)
+    assert (found[0.99]["coverage"], found[0.99]["accuracy"]) == (0, None)

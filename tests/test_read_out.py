@@ -207,7 +207,8 @@ def test_predict_answers_with_centred_attention(trained: tuple[Path, dict[str, A
     predictor.calibrate(others)
     mean = log_softmax(np.stack([scores(one) for one in others])).mean(axis=0)
     asked = ["a lovely film", "what a dull and long film", "rain"]
-    expected = np.exp(log_softmax(np.stack([scores(one) for one in asked]) - mean))
+    moved = np.stack([scores(one) for one in asked]) - mean
+    expected = np.exp(log_softmax(moved / predictor.temperature))
     found = predictor.probabilities(predictor.prompts_of((one, 0) for one in asked))
     np.testing.assert_allclose(found, expected, atol=2e-5)
 

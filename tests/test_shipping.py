@@ -147,7 +147,7 @@ def test_calibration_subtracts_the_mean_log_probability(trained: tuple[Path, dic
     raw = np.log(predictor.raw_probabilities(predictor.prompts_of((t, 0) for t in others[:9])))
     predictor.calibrate(others[:9])
     np.testing.assert_allclose(predictor.calibration, raw.mean(axis=0), atol=1e-6)
-    moved = raw - raw.mean(axis=0)
+    moved = (raw - raw.mean(axis=0)) / predictor.temperature
     expected = np.exp(moved) / np.exp(moved).sum(axis=1, keepdims=True)
     found = predictor.probabilities(predictor.prompts_of((t, 0) for t in others[:9]))
     np.testing.assert_allclose(found, expected, atol=1e-6)

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from abft_mlx.prediction import Opened, Prediction, Predictor
 
 _STANDARD_INPUT = "-"
+# The label of texts that are answered with too little probability.
+UNSURE = "unsure"
 # Demonstrations that are listed.
 _SHOWN = 12
 _TABLES = {".csv": ",", ".tsv": "\t"}
@@ -124,6 +126,16 @@ def predict(
             "and leave its label empty in a .csv.",
         ),
     ] = OnError.stop,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Give the label unsure to texts whose most probable label is less probable. eval "
+            "prints what that gains.",
+            show_default="every text gets a label",
+        ),
+    ] = None,
     show_prompt: Annotated[
         str | None,
         typer.Option(
@@ -192,8 +204,16 @@ def predict(
             prompt = _prompt(opened.predictor, show_prompt)
             print(prompt, file=shell.stdout, end="" if prompt.endswith("\n") else "\n")
             return
+        names = opened.predictor.builder.space.names
+        if threshold is not None and UNSURE in names:
+            raise UsageError(
+                f"--threshold {threshold:g}: a class is named {UNSURE}, so an answer could mean "
+                "both; leave --threshold out, and look at the probabilities"
+            )
         _introduce(shell, opened)
-        document = _run(shell, opened, subject.adapter, queries, file, output, skip=skip)
+        document = _run(
+            shell, opened, subject.adapter, queries, file, output, skip=skip, threshold=threshold
+        )
     if output is not None:
         shell.document(document)
 
@@ -250,6 +270,7 @@ def _run(
     output: Path | None,
     *,
     skip: bool,
+    threshold: float | None,
 ) -> dict[str, Any]:
     piped = file == _STANDARD_INPUT
     if piped and sys.stdin.isatty():
@@ -257,18 +278,29 @@ def _run(
     start = time.perf_counter()
     # Lines of answers on the same terminal show how far it is.
     live = output is not None or not shell.stdout.isatty()
-    answers = _Answers(opened.predictor, skip=skip)
+    answers, unsure = _Answers(opened.predictor, skip=skip), 0
     with _opened(shell, output, file) as stream, _progress.board(shell, live=live) as board:
         board.stage("labelling", "texts")
         write = _writer(stream, output, queries, file)
         for some in answers.of(queries):
             for query, answer in some:
+                if answer is not None and threshold is not None:
+                    answer = _or_unsure(answer, threshold)
+                    unsure += answer.label == UNSURE
                 write(query, answer)
             stream.flush()
             board.count(answers.count, queries.known)
     seconds = time.perf_counter() - start
+    if threshold is not None:
+        shell.say(f"{unsure:,} of {answers.count:,} texts are {UNSURE}")
     _conclude(shell, opened, queries, answers, seconds)
-    return _document(opened, adapter, queries, answers, seconds, output)
+    return _document(opened, adapter, queries, answers, seconds, output) | {"unsure": unsure}
+
+
+def _or_unsure(answer: Prediction, threshold: float) -> Prediction:
+    """An answer, or the label unsure in its place."""
+    sure = answer.probabilities[answer.label] >= threshold
+    return answer if sure else replace(answer, label=UNSURE)
 
 
 class _Answers:
@@ -396,7 +428,7 @@ def _table(
             cells = [known.get(name) for name in columns]
         added = ["", ""]
         if answer is not None:
-            added = [answer.label, f"{answer.probabilities[answer.label]:.6f}"]
+            added = [answer.label, f"{max(answer.probabilities.values()):.6f}"]
         rows.writerow([*map(_cell, cells), *added])
 
     return write

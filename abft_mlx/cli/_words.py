@@ -175,6 +175,20 @@ def verdict(document: Mapping[str, Any]) -> list[str]:
     worst = sorted(known, key=known.__getitem__)[:_CLASSES_SHOWN]
     kinds = "recall of each class" if len(worst) == len(known) else "recall of the worst classes"
     lines.append(f"{kinds}: " + ", ".join(f"{name} {known[name]:.0%}" for name in worst))
+    useful = [
+        one
+        for one in document.get("probabilities", {}).get("coverage", [])
+        if one["coverage"] < 1
+        and one["accuracy"] is not None
+        and one["accuracy"] > found["accuracy"]
+    ]
+    if useful:
+        parts = (
+            f"{one['threshold']:g} answers {one['coverage']:.0%} of the texts, "
+            f"{one['accuracy']:.1%} of them rightly"
+            for one in useful[:: max(1, len(useful) // 2)][:3]
+        )
+        lines.append(f"predict --threshold {'; '.join(parts)}")
     lines.append(found["sentence"])
     # Without an adapter the command line says which command is next.
     return [*lines, f"next: {found['next']}"] if "before" in found else lines

@@ -5,7 +5,13 @@ from abft_mlx.evaluation.comparisons import against_base, right_answers, right_s
 from abft_mlx.evaluation.continuations import vocabulary_logits
 from abft_mlx.evaluation.intervals import bootstrap_interval, intervals, mcnemar
 from abft_mlx.evaluation.methods import entry, probabilities_of, report, zero_shot_prompts
-from abft_mlx.evaluation.metrics import softmax, summary
+from abft_mlx.evaluation.metrics import (
+    coverage,
+    expected_calibration_error,
+    softmax,
+    summary,
+    temperature,
+)
 from abft_mlx.evaluation.outputs import Outputs, hidden_states
 from abft_mlx.evaluation.probabilities import label_logits, label_probabilities, label_scores
 from abft_mlx.evaluation.read_out import read_out_probabilities
@@ -17,7 +23,9 @@ __all__ = [
     "against_base",
     "bag_of_words",
     "bootstrap_interval",
+    "coverage",
     "entry",
+    "expected_calibration_error",
     "hidden_states",
     "intervals",
     "label_logits",
@@ -33,6 +41,7 @@ __all__ = [
     "right_string",
     "softmax",
     "summary",
+    "temperature",
     "verdict",
     "vocabulary_logits",
     "zero_shot_prompts",

@@ -17,6 +17,10 @@ from typing import Any
 import numpy as np
 
 BINS = 10
+# A temperature outside says that validation texts are too few, or all answered rightly.
+TEMPERATURES = (0.2, 5.0)
+LEAST_TEMPERATURE_TEXTS = 50
+THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
 
 def softmax(values: np.ndarray) -> np.ndarray:
@@ -226,3 +230,63 @@ def summary(probabilities: np.ndarray, gold: np.ndarray, *, compat: bool = False
         "confusion": confusion(probabilities, gold).tolist(),
         "reliability": reliability(probabilities, gold, compat=compat),
     }
+
+
+def temperature(probabilities: np.ndarray, gold: np.ndarray) -> float:
+    """The temperature at which these labels are most likely (Guo et al., arXiv 1706.04599).
+
+    Args:
+        probabilities: (N, C), of texts that nothing was trained on.
+        gold: (N,) label indices.
+
+    Returns:
+        A number within TEMPERATURES, by golden-section search over its logarithm; 1 for fewer
+        than LEAST_TEMPERATURE_TEXTS texts.
+    """
+    if len(gold) < LEAST_TEMPERATURE_TEXTS:
+        return 1.0
+    scores = np.log(np.maximum(probabilities, 1e-300))
+
+    def loss(logarithm: float) -> float:
+        found = softmax(scores / np.exp(logarithm))[np.arange(len(gold)), gold]
+        return -float(np.log(np.maximum(found, 1e-300)).mean())
+
+    low, high = np.log(TEMPERATURES)
+    ratio = (np.sqrt(5) - 1) / 2
+    left, right = high - ratio * (high - low), low + ratio * (high - low)
+    at_left, at_right = loss(left), loss(right)
+    for _ in range(40):
+        if at_left < at_right:
+            high, right, at_right = right, left, at_left
+            left = high - ratio * (high - low)
+            at_left = loss(left)
+        else:
+            low, left, at_left = left, right, at_right
+            right = low + ratio * (high - low)
+            at_right = loss(right)
+    return float(np.exp((low + high) / 2))
+
+
+def coverage(probabilities: np.ndarray, gold: np.ndarray) -> list[dict[str, Any]]:
+    """What is gained by answering only where the highest probability reaches a threshold.
+
+    Args:
+        probabilities: (N, C).
+        gold: (N,) label indices.
+
+    Returns:
+        For each of THRESHOLDS ``threshold``, ``coverage`` (share of texts that are answered) and
+        ``accuracy`` of those, None where there are none.
+    """
+    right, confidence = predictions(probabilities) == gold, probabilities.max(axis=1)
+    found = []
+    for threshold in THRESHOLDS:
+        sure = confidence >= threshold
+        found.append(
+            {
+                "threshold": threshold,
+                "coverage": float(sure.mean()),
+                "accuracy": float(right[sure].mean()) if sure.any() else None,
+            }
+        )
+    return found

@@ -83,13 +83,12 @@ def evaluate_classifier(
     """
     tell = on_stage or _nothing
     tell("measuring the classifier")
-    methods = shipping.measure(experiment, predictor, on_progress, ranks)
+    parts = shipping.measure(experiment, predictor, on_progress, ranks)
     base = None
     if adapter is not None:
         tell("measuring without the adapter")
-        base = {"methods": shipping.measure_base(experiment, predictor, on_progress, ranks)}
-    parts = {"methods": methods, "comparisons": []}
-    made = document(experiment, parts, adapter=adapter, base=base)
+        base = shipping.measure_base(experiment, predictor, on_progress, ranks)
+    made = document(experiment, parts | {"comparisons": []}, adapter=adapter, base=base)
     made["k"] = predictor.k
     made["prompts"] = min(experiment.recipe.evaluation.queries, len(experiment.splits.test))
     tell("bag of words")

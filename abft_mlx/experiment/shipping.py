@@ -50,7 +50,7 @@ def measure(
     on_progress: Progress | None = None,
     ranks: Ranks | None = None,
 ) -> dict[str, Any]:
-    """Methods of eval's JSON on the test rows.
+    """``methods`` and ``probabilities`` of eval's JSON, on the test rows.
 
     Args:
         experiment: its first ``evaluation.queries`` test rows are asked, once each.
@@ -59,7 +59,9 @@ def measure(
         ranks: the processes that measure together; each gets all.
 
     Returns:
-        ``classifier``, what ``predict`` answers with, and ``vanilla``, without calibration.
+        Methods ``classifier``, what ``predict`` answers with, and ``vanilla``, without
+        calibration; and ``probabilities``: the temperature, the calibration error without it, and
+        the share and accuracy of texts above each threshold.
 
     Raises:
         RunError: the model's probabilities are not finite, or a rank is gone.
@@ -77,7 +79,20 @@ def measure(
             "model"
         )
     found = {"classifier": predictor.calibrated(raw), "vanilla": raw}
-    return {name: evaluation.entry(one, gold, groups, section) for name, one in found.items()}
+    # log p times the temperature is the scores again, up to a constant.
+    scores = predictor.temperature * np.log(np.maximum(found["classifier"], 1e-300))
+    return {
+        "methods": {
+            name: evaluation.entry(one, gold, groups, section) for name, one in found.items()
+        },
+        "probabilities": {
+            "temperature": predictor.temperature,
+            "expected_calibration_error_before": evaluation.expected_calibration_error(
+                evaluation.softmax(scores), gold
+            ),
+            "coverage": evaluation.coverage(found["classifier"], gold),
+        },
+    }
 
 
 def measure_base(
