@@ -222,7 +222,8 @@ def test_a_csv_byte_for_byte(tmp_path: Path) -> None:
     made = Heads({"x": small([0.5, 0.25], [1.0, 0.1])}, (), ("a",), 1)
     write_csv(tmp_path / "heads.csv", made)
     assert (tmp_path / "heads.csv").read_bytes() == (
-        b"state,layer,head,magnitude,correctness,share,sink,previous_token,duplicate_token,induction\n"
-        b"x,0,0,0.0,0.0,0.5,0.0,1.0,1.0,1.0\n"
-        b"x,0,1,1.0,1.0,0.25,1.0,0.1,0.1,0.1\n"
+        b"state,layer,head,magnitude,correctness,share,sink,previous_token,duplicate_token,"
+        b"induction,weight\n"
+        b"x,0,0,0.0,0.0,0.5,0.0,1.0,1.0,1.0,\n"
+        b"x,0,1,1.0,1.0,0.25,1.0,0.1,0.1,0.1,\n"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -230,6 +231,28 @@ def test_a_run_answers_alike_everywhere(
     (moved / read_out.FILE).unlink()
     without = document(invoke("eval", moved, "--json"))
     assert without["base"]["methods"]["vanilla"]["right"] == base
+
+
+def test_heads_plot_and_report_show_the_weights(
+    trained: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    folder, _ = trained
+    table = tmp_path / "heads.csv"
+    command = ("heads", folder, "--prompts", 8, "--no-detectors", "--output", table)
+    shown = invoke(*command)
+    assert shown.exit_code == 0, shown.stderr
+    assert "weight" in shown.stdout
+    weights: Any = mx.load(str(folder / read_out.FILE))
+    lines = table.read_text().splitlines()
+    rows = [row for row in csv.DictReader(lines) if row["state"] == "after"]
+    assert len(rows) == sum(one.size for one in weights.values())
+    for row in rows:
+        stored = weights[f"layer{row['layer']}"][int(row["head"])].item()
+        assert float(row["weight"]) == pytest.approx(stored, rel=1e-5)
+    # heads.npz of the run itself has them, for figures and the report.
+    assert invoke("plot", folder, "--only", "head_weights").exit_code == 0
+    assert invoke("report", folder, "--output", tmp_path / "report.html").exit_code == 0
+    assert "read-out" in (tmp_path / "report.html").read_text()
 
 
 def test_resuming_gives_the_same_run(model: Path, texts: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ PARTS = {
     "correctness": ("correctness (share of attention)", "attention on right minus wrong labels"),
     "share": ("prompts (share)", "share of prompts in which a head passes the filter"),
     "sink": ("attention (share)", "attention on the prompt's first token"),
+    "weight": ("weight", "weights of heads in the label-attention read-out"),
 }
 
 
@@ -56,13 +57,16 @@ def maps(run: RunFacts, _others: Sequence[RunFacts], *, part: str) -> list[Plot]
     if run.heads is None or not has_heads(run.heads):
         return no_heads(run)
     label, what = PARTS[part]
-    tables = {name: getattr(state, part) for name, state in run.heads.states.items()}
+    found = {name: getattr(state, part) for name, state in run.heads.states.items()}
+    tables = {name: table for name, table in found.items() if table is not None}
+    if not tables:
+        return f"{run.folder} has no head weights: its classifier answers with the LM head"
     draw = partial(
         head_maps.draw,
         states=list(tables.values()),
         names=list(tables),
         label=label,
-        diverging=part == "correctness",
+        diverging=part in ("correctness", "weight"),
         least=LEAST_SPAN,
     )
     return [

@@ -112,6 +112,7 @@ def _makers() -> dict[str, _Maker]:
         "correctness": partial(run_heads.maps, part="correctness"),
         "share": partial(run_heads.maps, part="share"),
         "sink": partial(run_heads.maps, part="sink"),
+        "head_weights": partial(run_heads.maps, part="weight"),
         "detectors": run_heads.detector_points,
         "shift": shifts,
         "confusion": confusion_matrices,

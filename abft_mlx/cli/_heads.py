@@ -192,7 +192,10 @@ def _show(shell: Shell, found: Heads, *, every: bool) -> None:
     table, left = _table(found, None if every else _SHOWN)
     shell.show(table)
     if left:
-        shell.tell(f"and {left:,} heads with less attention on labels; --all shows them")
+        less = "weight" if any(one.weight is not None for one in found.states.values()) else (
+            "attention on labels"
+        )  # fmt: skip
+        shell.tell(f"and {left:,} heads with less {less}; --all shows them")
     for name, state in found.states.items():
         compared = induction.agreement(state)
         if compared is not None:
@@ -206,17 +209,19 @@ def _show(shell: Shell, found: Heads, *, every: bool) -> None:
 
 
 def _table(found: Heads, shown: int | None) -> tuple[Table, int]:
-    """Heads by their attention on labels, most first, and how many are not shown."""
+    """Heads by their weight, or their attention on labels, and how many are not shown."""
     import numpy as np
     from rich.table import Table
 
     states = found.states.values()
-    magnitude = np.nanmax(np.stack([one.magnitude for one in states]), axis=0)
-    places = np.argwhere(~np.isnan(magnitude)).tolist()
-    places.sort(key=lambda at: (-magnitude[tuple(at)], at))
+    weights = [np.abs(one.weight) for one in states if one.weight is not None]
+    ranks = np.nanmax(np.stack(weights or [one.magnitude for one in states]), axis=0)
+    places = np.argwhere(~np.isnan(ranks)).tolist()
+    places.sort(key=lambda at: (-ranks[tuple(at)], at))
     classic = {key: _CLASSIC[key] for key in _CLASSIC if all(one.detected for one in states)}
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    for heading in ("layer", "head", "", *_SCORES.values(), *classic.values()):
+    weight = ("weight",) if weights else ()
+    for heading in ("layer", "head", "", *weight, *_SCORES.values(), *classic.values()):
         table.add_column(heading, justify="right")
     for layer, head in places[:shown]:
         where = [str(layer), str(head)]
@@ -225,6 +230,9 @@ def _table(found: Heads, shown: int | None) -> tuple[Table, int]:
             scores += [getattr(state.detected, key)[layer, head] for key in classic]
             signed = list(_SCORES).index("correctness")
             cells = [f"{one:{'+' if n == signed else ''}.0%}" for n, one in enumerate(scores)]
+            if weights:
+                own = "" if state.weight is None else f"{state.weight[layer, head]:+.2f}"
+                cells = [own, *cells]
             table.add_row(*where, name, *cells)
             where = ["", ""]
     return table, len(places) - len(places[:shown])
@@ -239,6 +247,8 @@ def _document(found: Heads, outputs: list[Path]) -> dict[str, Any]:
     for name, state in found.states.items():
         one: dict[str, Any] = {"heads_per_prompt": state.heads_per_prompt}
         one |= {key: getattr(state, key).tolist() for key in _SCORES}
+        if state.weight is not None:
+            one["weight"] = state.weight.tolist()
         compared = induction.agreement(state)
         if state.detected is not None and compared is not None:
             one["detected"] = {key: getattr(state.detected, key).tolist() for key in _CLASSIC}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from abft_mlx import adapters, attention, prompts, runtime
+from abft_mlx import adapters, attention, ports, prompts, read_out, runtime
 from abft_mlx.induction import (
     REPEATED_TOKENS,
     SEQUENCES,
@@ -108,7 +109,7 @@ def inspect(
         counted = census(model, chosen, max_tokens=max_tokens, on_progress=tell)
         begun += len(chosen)
         found = _detected(loaded, task, seed, tell) if detectors else None
-        states[name] = HeadState.of(counted, found)
+        states[name] = replace(HeadState.of(counted, found), weight=_weights(model))
         for n, prompt in enumerate(picked):
             rows[n][name] = _rows(model, prompt)
 
@@ -209,6 +210,18 @@ def _rows(model: nn.Module, prompt: prompts.Prompt) -> np.ndarray:
     for layer, one in enumerate(rows):
         if one is not None:
             table[layer, : one.shape[1]] = np.asarray(one[0])
+    return table
+
+
+def _weights(model: nn.Module) -> np.ndarray | None:
+    """(L, H) weights of the model's read-out, NaN where there is no head; None without one."""
+    found = read_out.of(model)
+    if found is None:
+        return None
+    counts = ports.head_counts(model)
+    table = np.full((len(ports.heads(model)), max(counts.values())), np.nan)
+    for layer, one in found.weights().items():
+        table[layer, : len(one)] = one
     return table
 
 

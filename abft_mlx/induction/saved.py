@@ -42,6 +42,7 @@ class HeadState:
         share: share of prompts in which the head passes the filter.
         sink: mean attention on the prompt's first token.
         detected: the classic detectors' scores, where they were asked for.
+        weight: of each head in the read-out, where the state answers from it.
     """
 
     magnitude: np.ndarray
@@ -49,6 +50,7 @@ class HeadState:
     share: np.ndarray
     sink: np.ndarray
     detected: Detected | None = None
+    weight: np.ndarray | None = None
 
     @classmethod
     def of(cls, census: HeadCensus, detected: Detected | None = None) -> HeadState:
@@ -124,6 +126,8 @@ def write_heads(path: Path, heads: Heads) -> None:
         states[name] = None
         for part in CENSUS:
             arrays[f"{name}.{part}"] = getattr(state, part)
+        if state.weight is not None:
+            arrays[f"{name}.weight"] = state.weight
         if state.detected is not None:
             found = asdict(state.detected)
             for part in DETECTED:
@@ -193,7 +197,9 @@ def _heads(about: dict[str, Any], arrays: dict[str, np.ndarray]) -> Heads:
                 previous, duplicate, induction, found["sequences"], found["repeated_tokens"]
             )
         states[name] = HeadState(
-            **{part: arrays[f"{name}.{part}"] for part in CENSUS}, detected=detected
+            **{part: arrays[f"{name}.{part}"] for part in CENSUS},
+            detected=detected,
+            weight=arrays.get(f"{name}.weight"),
         )
     examples = tuple(
         Example(
@@ -212,6 +218,8 @@ def _fits_together(heads: Heads) -> bool:
     """Whether all arrays are of one model and lie within their prompts and classes."""
     shapes = {
         getattr(state, part).shape for state in heads.states.values() for part in CENSUS
+    } | {
+        state.weight.shape for state in heads.states.values() if state.weight is not None
     } | {
         getattr(state.detected, part).shape
         for state in heads.states.values()

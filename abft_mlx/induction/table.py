@@ -14,7 +14,7 @@ import numpy as np
 from abft_mlx import files
 from abft_mlx.induction.saved import CENSUS, DETECTED, Heads, HeadState
 
-COLUMNS = ("state", "layer", "head", *CENSUS, *DETECTED)
+COLUMNS = ("state", "layer", "head", *CENSUS, *DETECTED, "weight")
 
 
 def rows(heads: Heads) -> list[dict[str, Any]]:
@@ -24,18 +24,21 @@ def rows(heads: Heads) -> list[dict[str, Any]]:
         heads: what was seen.
 
     Returns:
-        Dictionaries with the keys of ``COLUMNS``; None for detectors that were not asked for.
+        Dictionaries with the keys of ``COLUMNS``; None for detectors that were not asked for,
+            and for weights of a model that answers with its LM head.
     """
     made = []
     for name, state in heads.states.items():
         tables = {part: getattr(state, part) for part in CENSUS}
+        if state.weight is not None:
+            tables["weight"] = state.weight
         if state.detected is not None:
             tables |= {part: getattr(state.detected, part) for part in DETECTED}
         for layer, head in np.argwhere(~np.isnan(state.magnitude)).tolist():
             values = {part: float(table[layer, head]) for part, table in tables.items()}
             made.append(
                 {"state": name, "layer": layer, "head": head}
-                | dict.fromkeys(DETECTED)
+                | dict.fromkeys((*DETECTED, "weight"))
                 | values
             )  # fmt: skip
     return [{key: row[key] for key in COLUMNS} for row in made]

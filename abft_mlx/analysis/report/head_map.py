@@ -21,7 +21,8 @@ DETECTED = {
     "duplicate_token": ("duplicate token", "on random text: attention on the same token earlier"),
     "induction": ("repetition", "on random text: attention on what followed the same token"),
 }
-_SIGNED = ("correctness",)
+_WEIGHT = ("weight", "weight in the label-attention read-out, which gives the answer")
+_SIGNED = ("correctness", "weight")
 CHANGE = "change"
 
 
@@ -44,6 +45,10 @@ def measures(heads: Heads) -> dict[str, tuple[str, str, dict[str, np.ndarray]]]:
         key: (name, what, {state: getattr(one, key) for state, one in heads.states.items()})
         for key, (name, what) in MEASURES.items()
     }
+    weights = [one.weight for one in heads.states.values() if one.weight is not None]
+    if weights:
+        # The state before has none: there the LM head answers.
+        made["weight"] = (*_WEIGHT, dict.fromkeys(heads.states, weights[-1]))
     found = {state: one.detected for state, one in heads.states.items()}
     if all(one is not None for one in found.values()):
         for key, (name, what) in DETECTED.items():
