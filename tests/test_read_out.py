@@ -321,3 +321,23 @@ def test_settings_that_do_not_go_together(model: Path, texts: Path, tmp_path: Pa
         assert result.exit_code == 2
         assert "read_out" in result.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_no_updates_only_fit_head_weights(model: Path, texts: Path, tmp_path: Path) -> None:
+    small = [one for one in SMALL if "updates=" not in one]
+    command = ("finetune", "--model", model, "--data", texts, *small)
+    result = invoke(*command, "--updates", 0, "--output", tmp_path / "run", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert document(result)["verdict"]["n"] > 0
+    tensors: Any = mx.load(str(tmp_path / "run" / "adapters.safetensors"))
+    assert not any(mx.any(one) for name, one in tensors.items() if name.endswith("lora_b"))
+    weights: Any = mx.load(str(tmp_path / "run" / read_out.FILE))
+    assert any(mx.any(one) for one in weights.values())
+    lines = tmp_path / "asked.txt"
+    lines.write_text("a lovely film\n")
+    assert invoke("predict", tmp_path / "run", lines).exit_code == 0
+    refused = invoke(
+        *command, "--updates", 0, "--output", tmp_path / "other", "--set=objective.kind=abft"
+    )
+    assert refused.exit_code == 2
+    assert "updates" in refused.stderr

@@ -112,8 +112,8 @@ def test_overrides_come_after_the_file_and_in_order(tmp_path: Path) -> None:
         ("rank: 3", "unknown key rank (value 3); did you mean adapter.rank?"),
         ("zzz: 3", "unknown key zzz (value 3); known are name, description, model"),
         (
-            "training: {updates: 0}",
-            "training.updates is 0: input should be greater than or equal to 1",
+            "training: {updates: -1}",
+            "training.updates is -1: input should be greater than or equal to 0",
         ),
         (
             "training: {updates: many}",
@@ -146,7 +146,7 @@ def test_overrides_come_after_the_file_and_in_order(tmp_path: Path) -> None:
         ("data: !!python/name:os.system {}", "my.yaml line 1: could not determine a constructor"),
         ("\x00", "my.yaml: not YAML"),
         (
-            "training: {updates: 0, sed: 1}",
+            "training: {updates: -1, sed: 1}",
             "(and 1 more: unknown key training.sed (value 1); did you mean seed?)",
         ),
     ],
@@ -168,8 +168,8 @@ def test_overrides_are_merged_before_they_are_checked() -> None:
 
 
 def test_a_mistake_among_several_overrides_names_its_setting() -> None:
-    with pytest.raises(RecipeError, match=r"training\.updates is 0"):
-        recipe.default(["training.seed=7", "training.updates=0", "adapter.rank=2"])
+    with pytest.raises(RecipeError, match=r"training\.updates is -1"):
+        recipe.default(["training.seed=7", "training.updates=-1", "adapter.rank=2"])
 
 
 def test_the_split_of_a_mixture_is_not_changed_for_its_first_task_alone() -> None:

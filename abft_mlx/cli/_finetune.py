@@ -305,7 +305,9 @@ def _outcome(result: RunResult) -> list[str]:
             f"(update {validation['best_update']})"
         )
         if validation["best_update"] == 0 and result.experiment.recipe.training.keep_best:
-            lines.append("no update did better than none, so the adapter kept changes nothing")
+            read = result.experiment.recipe.objective.kind == "read_out"
+            what = "the fitted head weights are kept" if read else "the adapter changes nothing"
+            lines.append(f"no update did better on validation texts than none, so {what}")
     lines.append(f"adapter in {result.output}")
     if result.evaluation is not None:
         lines += ["", *_words.verdict(result.evaluation)]

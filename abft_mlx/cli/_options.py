@@ -87,7 +87,7 @@ LearningRate = Annotated[
 ]
 Updates = Annotated[
     int | None,
-    typer.Option(min=1, help="training.updates: optimizer steps.", show_default="the recipe's"),
+    typer.Option(min=0, help="training.updates: optimizer steps.", show_default="the recipe's"),
 ]
 Demonstrations = Annotated[
     str | None,

@@ -16,13 +16,23 @@ class TrainingSection(Section):
     """How long, how fast and in what pieces."""
 
     examples: Int = Field(default=512, ge=1, description="Distinct training prompts.")
-    updates: Int = Field(default=32, ge=1, description="Optimizer steps.")
+    updates: Int = Field(
+        default=32,
+        ge=0,
+        description="Optimizer steps. 0, for read_out, only fits head weights to the model as it "
+        "is.",
+    )
     prompts_per_update: Int = Field(default=32, ge=1, description="Prompts averaged in a step.")
     learning_rate: Number | None = Field(
         default=None,
         gt=0,
         description=f"Adam's learning rate; null means {LORA_LEARNING_RATE:g} for lora and "
         f"{FULL_LEARNING_RATE:g} for full.",
+    )
+    schedule: Literal["constant", "linear"] = Field(
+        default="constant",
+        description="The learning rate: constant, as in the paper; or linear: from a quarter up to "
+        "the whole within four updates, then down to a tenth.",
     )
     gradient: Literal["exact", "local"] = Field(
         default="exact",

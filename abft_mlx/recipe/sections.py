@@ -333,6 +333,12 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _read_out_in_groups(self) -> Recipe:
         if self.objective.kind != "read_out":
+            if not self.training.updates:
+                raise ValueError(
+                    f"training.updates 0 trains nothing, and objective.kind "
+                    f"{self.objective.kind} has nothing else; set updates to 1 or more, or kind to "
+                    "read_out"
+                )
             return self
         if self.training.gradient != "exact" or self.training.gradient_checkpointing:
             raise ValueError(
