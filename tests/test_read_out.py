@@ -11,6 +11,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.optimizers as optim
+import mlx_lm
 import numpy as np
 import pytest
 import tiny_models
@@ -341,3 +342,34 @@ def test_no_updates_only_fit_head_weights(model: Path, texts: Path, tmp_path: Pa
     )
     assert refused.exit_code == 2
     assert "updates" in refused.stderr
+
+
+@pytest.mark.parametrize("to", ["fused", "mlx", "peft"])
+def test_exports_load_elsewhere_and_say_what_they_lack(
+    to: str, trained: tuple[Path, dict[str, Any]], model: Path, tmp_path: Path
+) -> None:
+    """Stock mlx-lm gives what base + adapter gives; head weights stay behind."""
+    folder, _ = trained
+    target = tmp_path / "exported"
+    result = invoke("export", folder, "--to", to, "--output", target)
+    assert result.exit_code == 0, result.stderr
+    assert "LM head" in result.stderr + result.stdout
+    tokens = mx.array([[5, 9, 11, 3]])
+    expected = mlx_lm.load(str(model), adapter_path=str(folder))[0](tokens)
+    if to == "fused":
+        found = mlx_lm.load(str(target))[0](tokens)
+        np.testing.assert_allclose(np.array(found), np.array(expected), atol=1e-4)
+    if to == "mlx":
+        found = mlx_lm.load(str(model), adapter_path=str(target))[0](tokens)
+        np.testing.assert_allclose(np.array(found), np.array(expected), atol=1e-6)
+    names = {one.name for one in target.iterdir()}
+    assert (read_out.FILE in names) == (to == "mlx")
+
+
+def test_the_card_says_how_it_answers(trained: tuple[Path, dict[str, Any]]) -> None:
+    result = invoke("push", trained[0], "me/mails", "--dry-run")
+    assert result.exit_code == 0, result.stderr
+    shown = result.stdout + result.stderr
+    assert read_out.FILE in shown
+    assert "instead of the LM head" in shown
+    assert "Attention Behavior" not in shown

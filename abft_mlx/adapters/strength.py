@@ -6,6 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.tuner.lora import LoRALinear
 
+from abft_mlx import read_out
 from abft_mlx.adapters.attach import adapted
 from abft_mlx.adapters.layers import is_quantized, put
 from abft_mlx.errors import AdapterError
@@ -31,6 +32,8 @@ def scale(model: nn.Module, factor: float) -> None:
 def merge(model: nn.Module, *, dequantize: bool = False) -> None:
     """Put the adapter's change into the weights themselves; the model then carries no adapter.
 
+    A read-out is taken off, too: the LM head answers.
+
     The sum is rounded to the base's type. Re-quantizing it would lose a small adapter, so a
     quantized base is refused unless what the adapter trains may become full-precision layers.
 
@@ -50,6 +53,7 @@ def merge(model: nn.Module, *, dequantize: bool = False) -> None:
         )
     for path, module in modules.items():
         put(model, path, _merged(module))
+    read_out.detach(model)
     freeze(model)
     mx.eval(model.parameters())
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 import mlx.nn as nn
 
-from abft_mlx import adapters, data, experiment, loading, prediction, runtime
+from abft_mlx import adapters, data, experiment, loading, prediction, read_out, runtime
 from abft_mlx import recipe as recipes
 from abft_mlx.adapters.files import HUB_NAME
 from abft_mlx.adapters.layers import SplitLoRALinear, is_quantized
@@ -25,6 +25,12 @@ from abft_mlx.task import least_demonstrations, prompt_builder
 
 Format = Literal["mlx", "peft", "fused"]
 FORMATS: tuple[Format, ...] = ("mlx", "peft", "fused")
+
+
+LM_HEAD_ONLY = (
+    "the run answers from attention, and other programs only know the LM head, whose accuracy is "
+    "another: train with --set objective.lm_head=0.5 for them"
+)
 
 
 @dataclass(frozen=True)
@@ -118,6 +124,7 @@ def export(
     if scale != 1:
         adapters.scale(base, scale)
     layers = list(adapters.adapted(base))
+    reads_attention = read_out.of(base) is not None
     precision = precision or Precision()
     if to == "fused":
         precision.check(quantized)
@@ -158,7 +165,10 @@ def export(
         precision.in_words(quantized) if to == "fused" else None,
         comparison,
         measured_on,
-        tuple(_warnings(to, quantized, named, precision, comparison)),
+        tuple(
+            [LM_HEAD_ONLY] * reads_attention
+            + list(_warnings(to, quantized, named, precision, comparison))
+        ),
     )
 
 
