@@ -373,3 +373,22 @@ def test_the_card_says_how_it_answers(trained: tuple[Path, dict[str, Any]]) -> N
     assert read_out.FILE in shown
     assert "instead of the LM head" in shown
     assert "Attention Behavior" not in shown
+
+
+def test_other_demonstrations_are_centred_by_the_texts_that_are_asked(
+    trained: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    folder, _ = trained
+    shown = tmp_path / "shown.csv"
+    shown.write_text("text,label\nthe good tea,ham\nbuy it now,not spam\n")
+    asked = [f"the {word} was here" for word in "cat dog sun tea car man boy end toy".split()]
+    lines = tmp_path / "asked.txt"
+    lines.write_text("".join(f"{one}\n" for one in asked))
+    result = invoke("predict", folder, lines, "--demonstrations", shown)
+    assert result.exit_code == 0, result.stderr
+    opened = prediction.prepare(recipe.load(folder), folder, str(shown)).predictor
+    raw = np.log(opened.raw_probabilities(opened.prompts_of((one, 0) for one in asked)))
+    moved = raw - raw.mean(axis=0)
+    expected = np.exp(log_softmax(moved))[:, 0]
+    found = [json.loads(line)["probabilities"]["ham"] for line in result.stdout.splitlines()]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
