@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from abft_mlx import adapters, data, experiment, files, prediction
+from abft_mlx import adapters, data, evaluation, experiment, files, prediction
 from abft_mlx import recipe as recipes
 from abft_mlx.classifier.estimator import Estimator
 from abft_mlx.classifier.labels import classes_of
@@ -143,6 +143,7 @@ class Classifier(Estimator):
         Raises:
             NotFittedError: there is nothing to show and nothing was fitted.
             UsageError: a text cannot be used.
+            RunError: the model's probabilities are not finite.
         """
         ready = self._ready()
         asked = data.queries_of(data.listed(X, _TEXTS), _TEXTS)
@@ -150,7 +151,9 @@ class Classifier(Estimator):
         rows = [
             [one.probabilities[name] for name in ready.columns] for some in answers for one in some
         ]
-        return np.array(rows, dtype=np.float64).reshape(len(rows), len(ready.columns))
+        found = np.array(rows, dtype=np.float64).reshape(len(rows), len(ready.columns))
+        evaluation.check_finite(found)
+        return found
 
     def predict(self, X: Iterable[str]) -> np.ndarray:
         """The most probable class of each text, (N,) of the type of ``classes_``.
@@ -161,6 +164,7 @@ class Classifier(Estimator):
         Raises:
             NotFittedError: there is nothing to show and nothing was fitted.
             UsageError: a text cannot be used.
+            RunError: the model's probabilities are not finite.
         """
         return self.classes_[self.predict_proba(X).argmax(axis=1)]
 

@@ -7,7 +7,12 @@ from abft_mlx.evaluation.intervals import bootstrap_interval, intervals, mcnemar
 from abft_mlx.evaluation.methods import entry, probabilities_of, report, zero_shot_prompts
 from abft_mlx.evaluation.metrics import softmax, summary
 from abft_mlx.evaluation.outputs import Outputs, hidden_states
-from abft_mlx.evaluation.probabilities import label_logits, label_probabilities, label_scores
+from abft_mlx.evaluation.probabilities import (
+    check_finite,
+    label_logits,
+    label_probabilities,
+    label_scores,
+)
 from abft_mlx.evaluation.suite import measure
 from abft_mlx.evaluation.verdict import verdict
 
@@ -16,6 +21,7 @@ __all__ = [
     "against_base",
     "bag_of_words",
     "bootstrap_interval",
+    "check_finite",
     "entry",
     "hidden_states",
     "intervals",
