@@ -21,7 +21,7 @@ import numpy as np
 
 from abft_mlx import adapters, data, evaluation, files, loading, prompts
 from abft_mlx import recipe as recipes
-from abft_mlx.errors import DataError, OutputError, PromptError
+from abft_mlx.errors import DataError, OutputError, PromptError, first_few
 from abft_mlx.prefix import Prefix, common_prefix
 from abft_mlx.ranks import Ranks
 from abft_mlx.task import demonstrations_that_fit, least_demonstrations, prompt_builder
@@ -350,7 +350,8 @@ class Shipped:
         try:
             run = files.parse_json((folder / "run.json").read_text(encoding="utf-8"))
             words = {str(name): str(word) for name, word in run["labels"].items()}
-            lines = path.read_text(encoding="utf-8").splitlines()
+            # Texts may hold what splitlines takes for the end of a line.
+            lines = path.read_text(encoding="utf-8").split("\n")
             rows = [files.parse_json(line) for line in lines if line.strip()]
             names = list(words)
             shown = tuple((str(row["text"]), names.index(row["label"])) for row in rows)
@@ -517,7 +518,22 @@ def _texts_of(section: recipes.DataSection, source: adapters.Source | None) -> d
 
 
 def with_words(section: recipes.TaskSection, shipped: Shipped) -> recipes.TaskSection:
-    """A task with the classes and label words that a run stored."""
+    """A task with the classes and label words that a run stored.
+
+    Raises:
+        PromptError: the task names other classes or words, which the run was not trained with.
+    """
+    asked = section.data.labels or list(shipped.names), section.prompt.label_words
+    if asked[0] != list(shipped.names):
+        raise PromptError(
+            f"data.labels is {first_few(asked[0])}, and the labels of this run are "
+            f"{first_few(shipped.names)}: leave it (--labels) out"
+        )
+    if asked[1] is not None and prompts.words_of(shipped.names, asked[1]) != list(shipped.words):
+        raise PromptError(
+            "prompt.label_words is not what this run was trained with, "
+            f"{first_few(shipped.words)}: leave it (--label-words) out, or train again"
+        )
     words = dict(zip(shipped.names, shipped.words, strict=True))
     return section.model_copy(
         update={

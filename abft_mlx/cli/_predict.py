@@ -30,7 +30,7 @@ from abft_mlx.cli._options import (
     Set,
 )
 from abft_mlx.cli._shell import Shell, dump
-from abft_mlx.errors import OutputError, PromptError, UsageError
+from abft_mlx.errors import OutputError, PromptError, UsageError, first_few
 
 if TYPE_CHECKING:
     from abft_mlx.adapters import Source
@@ -292,6 +292,7 @@ class _Answers:
 
         Raises:
             PromptError: a text makes no prompt, and is not to be skipped.
+            RunError: the model's answers are not finite.
         """
         for arrived in queries:
             waiting = deque(arrived)
@@ -300,6 +301,7 @@ class _Answers:
                 done = 0
                 try:
                     for some in self._predictor.predict([usable] if usable else []):
+                        _check(some)
                         done += len(some)
                         yield self._taken(waiting, some)
                     yield [self._left_out(query) for query in waiting]
@@ -330,6 +332,16 @@ class _Answers:
         if len(self.skipped) < _SKIPPED_SHOWN:
             self.skipped.append(query.problem or "")
         return query, None
+
+
+def _check(answers: Sequence[Prediction]) -> None:
+    """See that the answers are finite."""
+    import numpy as np
+
+    from abft_mlx import evaluation
+
+    if answers:
+        evaluation.check_finite(np.array([list(one.probabilities.values()) for one in answers]))
 
 
 @contextlib.contextmanager
@@ -434,7 +446,7 @@ def _introduce(shell: Shell, opened: Opened) -> None:
     missing = opened.missing()
     if missing:
         shell.tell(
-            f"warning: no demonstration has label {', '.join(missing)}; texts of such a class are "
+            f"warning: no demonstration has label {first_few(missing)}; texts of such a class are "
             "rarely recognised"
         )
     cached = len(predictor.prefix)
