@@ -138,6 +138,13 @@ def test_other_labelled_texts_are_all_test_texts(
     measured = document(invoke("eval", "--adapter", folder, "--data", other, "--json"))
     assert measured["prompts"] == 30
     assert measured["baselines"] == {}
+    # The same for a run that does not know what it was trained on.
+    saved = tmp_path / "saved"
+    shutil.copytree(folder, saved)
+    facts = json.loads((saved / "run.json").read_text())
+    del facts["data"]
+    (saved / "run.json").write_text(json.dumps(facts))
+    assert document(invoke("eval", saved, "--data", other, "--json"))["prompts"] == 30
 
 
 @pytest.mark.parametrize("change", ["a row more", "a larger test part", "another seed"])

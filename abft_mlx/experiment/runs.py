@@ -164,9 +164,10 @@ def _evaluate_shipped(
                 f"{source}: no such file, so the test rows of this run are gone; give labelled "
                 "texts with --data FILE (predict needs none)"
             )
-    trained_on = run.get("data", {}).get("fingerprint")
+    # A classifier that Python saved does not know its texts: all others are test texts.
+    trained_on = None if shipped is None else run.get("data", {}).get("fingerprint", "")
     experiment = prepare(recipe, adapter, on_stage=on_stage, trained_on=trained_on)
-    if trained_on is not None:
+    if trained_on:
         _check_rows(experiment, run)
     _agree(experiment, adapter, ranks)
     if not len(experiment.splits.test):
