@@ -273,7 +273,7 @@ def test_nearest_shows_each_text_its_own_demonstrations(
     folder = tmp_path / "run"
     result = invoke(
         "finetune", "--model", model, "--data", mail, "--output", folder, *SMALL, "--json",
-        "--set=prompt.selection=nearest", "--set=training.shared_demonstrations=1",
+        "--set=prompt.selection=nearest",
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
     measured = document(invoke("eval", folder, "--json"))

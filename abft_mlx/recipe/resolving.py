@@ -34,8 +34,8 @@ def share(recipe: Recipe, processes: int = 1, able: bool = True) -> Recipe:
     """Make ``training.shared_demonstrations`` auto into a number.
 
     It is the largest one up to 8 that divides what it must, and leaves every process a group. It is
-    1 with gradient checkpointing, and where only some layers train: hidden states below them are
-    kept instead (``training.keep_hidden``).
+    1 with gradient checkpointing, with ``prompt.selection: nearest``, and where only some layers
+    train: hidden states below them are kept instead (``training.keep_hidden``).
 
     Args:
         recipe: the run.
@@ -45,9 +45,11 @@ def share(recipe: Recipe, processes: int = 1, able: bool = True) -> Recipe:
     training = recipe.training
     if training.shared_demonstrations != "auto":
         return recipe
+    prompts = [recipe.prompt, *(one.prompt for one in recipe.mixture)]
+    nearest = any(one.selection == "nearest" for one in prompts)
     alone = not able or recipe.adapter.layers is not None or training.gradient_checkpointing
     whole = math.gcd(training.examples, training.prompts_per_update)
-    sizes = [m for m in range(2, MOST_TOGETHER + 1) if whole % m == 0 and not alone]
+    sizes = [m for m in range(2, MOST_TOGETHER + 1) if whole % m == 0 and not (alone or nearest)]
     fitting = [m for m in sizes if training.prompts_per_update // m >= processes]
     training = training.model_copy(update={"shared_demonstrations": max(fitting, default=1)})
     return recipe.model_copy(update={"training": training})
