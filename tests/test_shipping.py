@@ -186,6 +186,8 @@ def test_what_a_run_was_trained_with_is_not_silently_something_else(
             refused = invoke(*command, option, value)
             assert refused.exit_code == 2, (command, option)
             assert option in refused.stderr
+    unused = invoke("predict", folder, "--data", "other.csv", "--quiet")
+    assert "other.csv is not used" in unused.output
     shown = invoke("eval", folder, "--demonstrations", "6")
     assert "changes nothing" in shown.output
     # Repeats are no more texts, nor fewer.

@@ -192,6 +192,8 @@ def predict(
             prompt = _prompt(opened.predictor, show_prompt)
             print(prompt, file=shell.stdout, end="" if prompt.endswith("\n") else "\n")
             return
+        if demonstrations is None and data not in (None, opened.source):
+            shell.tell(f"--data {data} is not used: demonstrations are in {opened.source}")
         _introduce(shell, opened)
         document = _run(shell, opened, subject.adapter, queries, file, output, skip=skip)
     if output is not None:

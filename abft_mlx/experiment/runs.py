@@ -161,8 +161,8 @@ def _evaluate_shipped(
         source = recipe.data.source
         if data.kind(source) == "file" and not Path(source).expanduser().exists():
             raise DataError(
-                f"{source}: no such file, so the test rows of this run are gone; give labelled "
-                "texts with --data FILE (predict needs none)"
+                f"{source}: no such file, and the test rows come from it; give labelled texts with "
+                "--data FILE (predict needs none)"
             )
     # A classifier that Python saved does not know its texts: all others are test texts.
     trained_on = None if shipped is None else run.get("data", {}).get("fingerprint", "")
