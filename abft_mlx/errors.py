@@ -25,6 +25,20 @@ import re
 import signal
 from collections.abc import Sequence
 
+# Parts of a list that a message shows.
+SHOWN = 5
+
+
+def first_few(parts: Sequence[str], between: str = ", ") -> str:
+    """A list for a message, cut at five.
+
+    Args:
+        parts: any number of texts.
+        between: what stands between two.
+    """
+    more = len(parts) - SHOWN
+    return between.join(parts[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+
 
 class AbftError(Exception):
     """Base of every error that abft-mlx raises on purpose."""
@@ -57,7 +71,7 @@ class DataError(UsageError):
         super().__init__(message)
         self.problems = tuple(problems)
 
-    def shown(self, limit: int = 5) -> list[str]:
+    def shown(self, limit: int = SHOWN) -> list[str]:
         """Lines for a person: the first problem of each kind, and how many more there are.
 
         Problems are of a kind if they differ only in numbers, such as those of rows.

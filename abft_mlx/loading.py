@@ -373,8 +373,9 @@ def _tokenizer(path: Path, config: dict[str, Any]) -> Any:
     try:
         return mlx_lm_utils.load_tokenizer(
             path,
-            # Unless told, transformers asks on standard input whether to run a tokenizer's code.
-            tokenizer_config_extra={"trust_remote_code": False},
+            # Unless told, transformers asks on standard input whether to run a tokenizer's code,
+            # and warns of texts that are longer than the context before they are shortened.
+            tokenizer_config_extra={"trust_remote_code": False, "model_max_length": 2**40},
             eos_token_ids=config.get("eos_token_id"),
         )
     except Exception as error:  # tokenizer libraries raise whatever they meet

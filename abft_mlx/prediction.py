@@ -21,7 +21,7 @@ import numpy as np
 
 from abft_mlx import adapters, data, evaluation, files, loading, prompts, read_out
 from abft_mlx import recipe as recipes
-from abft_mlx.errors import DataError, OutputError, PromptError
+from abft_mlx.errors import DataError, OutputError, PromptError, first_few
 from abft_mlx.prefix import AttendedPrefix, Prefix, common_prefix
 from abft_mlx.ranks import Ranks
 from abft_mlx.task import demonstrations_that_fit, least_demonstrations, prompt_builder
@@ -168,8 +168,14 @@ class Predictor:
             self.calibration = found if np.isfinite(found).all() else None
 
     def probabilities(self, asked: Sequence[prompts.Prompt]) -> np.ndarray:
-        """Calibrated label probabilities of prompts, (N, C) float64."""
-        return self.calibrated(self.raw_probabilities(asked))
+        """Calibrated label probabilities of prompts, (N, C) float64.
+
+        Raises:
+            RunError: they are not finite.
+        """
+        found = self.calibrated(self.raw_probabilities(asked))
+        evaluation.check_finite(found)
+        return found
 
     def calibrated(self, raw: np.ndarray) -> np.ndarray:
         """(N, C) probabilities as the model gives them -> (N, C) calibrated ones."""
@@ -282,9 +288,6 @@ def choose(
     With ``prompt.selection: nearest`` the demonstrations are all of the pool, of which each text is
     shown the k nearest.
 
-    Each is tried with calibration and without: it helps a base model, and can hurt a trained one
-    whose classes are not equally frequent. A read-out is always centred, as it was trained.
-
     Args:
         model: as it is to predict.
         builder: of the task's prompts.
@@ -300,7 +303,6 @@ def choose(
     """
     section, seed = recipe.prediction, recipe.evaluation.seed
     pairs, asked = pool.pairs(), validation.pairs()[: recipe.training.validation_prompts]
-    gold = np.array([label for _, label in asked])
     best: tuple[tuple[float, float], Predictor] | None = None
     nearest = recipe.prompt.selection == "nearest"
     count = (draws or section.draws) if asked and not nearest else 1
@@ -311,21 +313,46 @@ def choose(
         else:
             rows = data.balanced(pool.labels, k, random.Random(f"{seed}/{number}"))
             made = Predictor(model, builder, [pairs[row] for row in rows], tokens)
-        made.calibrate(calibration_texts(pool, made, section.calibration_texts, seed))
-        if not asked:
+        quality = settle(
+            made, calibration_texts(pool, made, section.calibration_texts, seed), asked
+        )
+        if quality is None:
             return made, None
-        raw = made.raw_probabilities(made.prompts_of(asked))
-        quality = _quality(made.calibrated(raw), gold)
-        without = _quality(raw, gold)
-        if without > quality and not made.reads_attention:
-            made.calibration, quality = None, without
-        made.temperature = evaluation.temperature(made.calibrated(raw), gold)
         if best is None or quality > best[0]:
             best = quality, made
         if on_progress is not None:
             on_progress((number + 1) * len(asked), count * len(asked))
     assert best is not None
     return best[1], best[0][0]
+
+
+def settle(
+    predictor: Predictor, texts: Sequence[str], asked: Sequence[tuple[str, int]]
+) -> tuple[float, float] | None:
+    """Set a predictor's calibration and temperature.
+
+    Calibration helps a base model, and can hurt a trained one whose classes are not equally
+    frequent, so it is kept only if labelled texts are better for it. A read-out is always centred,
+    as it was trained.
+
+    Args:
+        predictor: changed in place.
+        texts: to calibrate with.
+        asked: labelled validation texts; without any, calibration is kept.
+
+    Returns:
+        Accuracy, and mean log-likelihood to decide between equals, on the validation texts.
+    """
+    predictor.calibrate(texts)
+    if not asked:
+        return None
+    gold = np.array([label for _, label in asked])
+    raw = predictor.raw_probabilities(predictor.prompts_of(asked))
+    quality, without = _quality(predictor.calibrated(raw), gold), _quality(raw, gold)
+    if without > quality and not predictor.reads_attention:
+        predictor.calibration, quality = None, without
+    predictor.temperature = evaluation.temperature(predictor.calibrated(raw), gold)
+    return quality
 
 
 def _quality(probabilities: np.ndarray, gold: np.ndarray) -> tuple[float, float]:
@@ -383,7 +410,8 @@ class Shipped:
         try:
             run = files.parse_json((folder / "run.json").read_text(encoding="utf-8"))
             words = {str(name): str(word) for name, word in run["labels"].items()}
-            lines = path.read_text(encoding="utf-8").splitlines()
+            # Texts may hold what splitlines takes for the end of a line.
+            lines = path.read_text(encoding="utf-8").split("\n")
             rows = [files.parse_json(line) for line in lines if line.strip()]
             names = list(words)
             shown = tuple((str(row["text"]), names.index(row["label"])) for row in rows)
@@ -564,7 +592,22 @@ def _texts_of(section: recipes.DataSection, source: adapters.Source | None) -> d
 
 
 def with_words(section: recipes.TaskSection, shipped: Shipped) -> recipes.TaskSection:
-    """A task with the classes and label words that a run stored."""
+    """A task with the classes and label words that a run stored.
+
+    Raises:
+        PromptError: the task names other classes or words, which the run was not trained with.
+    """
+    asked = section.data.labels or list(shipped.names), section.prompt.label_words
+    if asked[0] != list(shipped.names):
+        raise PromptError(
+            f"data.labels is {first_few(asked[0])}, and the labels of this run are "
+            f"{first_few(shipped.names)}: leave it (--labels) out"
+        )
+    if asked[1] is not None and prompts.words_of(shipped.names, asked[1]) != list(shipped.words):
+        raise PromptError(
+            "prompt.label_words is not what this run was trained with, "
+            f"{first_few(shipped.words)}: leave it (--label-words) out, or train again"
+        )
     words = dict(zip(shipped.names, shipped.words, strict=True))
     return section.model_copy(
         update={

@@ -12,8 +12,6 @@ from abft_mlx.recipe import EvaluationSection, TaskSection, TrainingSection
 
 # The fewest demonstrations that auto takes; the paper's k.
 LEAST_AUTO = 4
-# Tokens of a label and what follows it, roughly.
-LABEL_TOKENS = 3
 
 
 @dataclass(frozen=True)
@@ -220,7 +218,8 @@ def demonstrations_that_fit(
     why = f"{len(pool)} training texts"
     if builder.context_tokens is not None:
         lengths = [len(builder.build([], text, 0).token_ids) for text in pool.texts[:_SAMPLE]]
-        mean = sum(lengths) / len(lengths) + LABEL_TOKENS
+        # Each has a label behind it, and what follows that.
+        mean = sum(lengths) / len(lengths) + builder.space.longest + 2
         inside = int((builder.context_tokens - 2 * max(lengths)) / (1.1 * mean))
         if inside < fitting:
             fitting, why = max(1, inside), f"a context of {builder.context_tokens:,} tokens"

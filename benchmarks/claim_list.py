@@ -15,8 +15,10 @@ def claims() -> list[Claim]:
         Claim("ABFT is more accurate than vanilla few-shot prompting", more, accuracy.over_vanilla),
         Claim("ABFT is at least as accurate as calibration", no_less, accuracy.over_calibration),
         Claim(
-            "In domain, ABFT is at least as accurate as end-to-end fine-tuning",
-            no_less, accuracy.in_domain,
+            "In domain, ABFT is as accurate as end-to-end fine-tuning up to 512 samples",
+            no_less + " The paper has the two equal up to 512 samples (figure 2), and end-to-end "
+            "fine-tuning ahead in domain, by 0.1 to 5.8 points (table 2).",
+            accuracy.in_domain,
         ),
         Claim(
             "Out of domain, ABFT is more accurate than end-to-end fine-tuning",

@@ -70,6 +70,12 @@ def test_set_has_the_last_word() -> None:
     assert opened(training=3, settings=["training.seed=9"]).training.seed == 9
 
 
+def test_an_unknown_setting_is_blamed_by_its_own_name() -> None:
+    # The settings of own data begin with name, which the message lists among those that are known.
+    with pytest.raises(UsageError, match="--set foo: unknown key foo"):
+        opened(settings=["foo=1"])
+
+
 @pytest.mark.parametrize("labels", ["one", "a,,b", ","])
 def test_labels_that_name_no_classes(labels: str) -> None:
     with pytest.raises(UsageError, match="does not name two classes or more"):

@@ -309,6 +309,17 @@ def test_duplicates_are_warnings_that_name_rows(tmp_path: Path) -> None:
     )
 
 
+def test_warnings_do_not_list_dozens_of_rows(tmp_path: Path) -> None:
+    content = "text,label\n" + "a,x\nb,y\nb,x\n" * 40 + "c,y\n"
+    section = write(tmp_path, "a.csv", content)
+    texts = load(section.model_copy(update={"labels": ["x", "y", *map(str, range(40))]}))
+    assert len(texts) == 121
+    assert len(texts.warnings) == 3
+    for warning in texts.warnings:
+        assert "more" in warning
+        assert len(warning) < 300
+
+
 def test_empty_texts_can_be_dropped_or_kept(tmp_path: Path) -> None:
     section = write(tmp_path, "a.csv", "text,label\na,x\n ,y\nb,y\n")
     dropped = load(section.model_copy(update={"empty_texts": "drop"}))

@@ -6,11 +6,14 @@ import unicodedata
 from typing import Any
 
 import pytest
+import small_task
 from made_tokenizers import KINDS, Letters, gpt2, llama3, qwen, tekken
 from test_prompts import QUERY, SHOWN, TEMPLATE
 
 from abft_mlx.errors import PromptError
 from abft_mlx.prompts import PromptBuilder, Template, label_space
+from abft_mlx.recipe import TaskSection, TrainingSection
+from abft_mlx.task import open_task
 
 # Of one token mostly; of several; one that begins the other; of bytes.
 PAIRS = [
@@ -129,6 +132,21 @@ def test_letters_stand_for_labels_on_request_alone(kind: str) -> None:
         assert label_space(KINDS[kind](), TEMPLATE, whole, asked).words == tuple(whole)
     with pytest.raises(PromptError, match="at most 702"):
         label_space(llama3(), TEMPLATE, [f"c{n}" for n in range(703)], "letters")
+
+
+def test_auto_leaves_room_for_long_label_words() -> None:
+    names = tuple(f"the class of {'good ' * 6}{n}" for n in range(12))
+    section = TaskSection.model_validate(
+        {
+            "name": "long",
+            "data": {"holdout": "stratified"},
+            "prompt": {"demonstrations": "auto", "selection": "balanced"},
+        }
+    )
+    task = open_task(section, small_task.texts(96, names), gpt2(), context_tokens=256)
+    assert 1 < task.demonstrations < 12
+    made = task.training_prompts(TrainingSection(examples=16))
+    assert max(len(one.token_ids) for one in made) > 128
 
 
 def test_a_word_that_ends_in_what_a_line_break_joins_is_refused() -> None:

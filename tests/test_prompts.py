@@ -192,7 +192,6 @@ def test_long_texts_are_shortened_between_words_and_counted_once() -> None:
 def test_words_are_found_in_their_place(kind: str) -> None:
     space = label_space(KINDS[kind](), TEMPLATE, ["positive", "negative"])
     assert space.words == space.names == ("positive", "negative")
-    assert space.chosen() is None
 
 
 def test_unknown_words_are_no_labels() -> None:
@@ -204,7 +203,6 @@ def test_unknown_words_are_no_labels() -> None:
 def test_a_map_may_leave_labels_as_they_are() -> None:
     space = label_space(gpt2(), TEMPLATE, ["not spam", "spam"], {"not spam": "ham"})
     assert space == LabelSpace(("not spam", "spam"), ("ham", "spam"), space.token_ids)
-    assert space.chosen() == "label words: not spam -> ham"
 
 
 def prompt(length: int, k: int = 2) -> Prompt:

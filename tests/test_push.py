@@ -217,6 +217,10 @@ def test_without_results_the_card_claims_nothing(run: Path) -> None:
     assert "better" not in card
     assert "subtracts" not in card
     assert "model-index" not in card
+    assert "the same" in card
+    facts["classifier"]["nearest"] = True
+    (run / "run.json").write_text(json.dumps(facts))
+    assert "the same" not in push(run, "--dry-run")["card"]
 
 
 def test_a_measurement_fits_the_classifier_of_the_run(run: Path, tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ from abft_mlx.trainer.plan import MicroBatch
 from abft_mlx.trainer.step import Step
 
 CLASSES = 3
+WORDS = ("cat", "dog", "sun", "tea", "car", "man", "boy", "end", "toy")
 SMALL = (
     "--set=objective.kind=read_out", "--set=training.updates=3", "--set=training.examples=32",
     "--set=training.prompts_per_update=16", "--set=training.validate_every=1",
@@ -317,7 +318,11 @@ def test_a_model_that_cannot_share_gives_the_same_gradients(benchmark: Any) -> N
 
 def test_settings_that_do_not_go_together(model: Path, texts: Path, tmp_path: Path) -> None:
     command = ("finetune", "--model", model, "--data", texts, "--output", tmp_path / "run")
-    for setting in ("training.gradient=local", "training.shared_demonstrations=1"):
+    for setting in (
+        "training.gradient=local",
+        "training.shared_demonstrations=1",
+        "prompt.selection=nearest",
+    ):
         result = invoke(*command, "--set=objective.kind=read_out", f"--set={setting}")
         assert result.exit_code == 2
         assert "read_out" in result.stderr
@@ -381,7 +386,7 @@ def test_other_demonstrations_are_centred_by_the_texts_that_are_asked(
     folder, _ = trained
     shown = tmp_path / "shown.csv"
     shown.write_text("text,label\nthe good tea,ham\nbuy it now,not spam\n")
-    asked = [f"the {word} was here" for word in "cat dog sun tea car man boy end toy".split()]
+    asked = [f"the {word} was here" for word in WORDS]
     lines = tmp_path / "asked.txt"
     lines.write_text("".join(f"{one}\n" for one in asked))
     result = invoke("predict", folder, lines, "--demonstrations", shown)

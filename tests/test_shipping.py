@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import random
+import shutil
 from pathlib import Path
 
+import mlx.core as mx
 import numpy as np
 import pytest
 from cli_support import document, invoke
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from abft_mlx import Classifier, data, experiment, prediction, recipe
+from abft_mlx.errors import RunError
 from abft_mlx.evaluation import verdict
 
 SMALL = (
@@ -134,6 +138,99 @@ def test_other_labelled_texts_are_all_test_texts(
     measured = document(invoke("eval", "--adapter", folder, "--data", other, "--json"))
     assert measured["prompts"] == 30
     assert measured["baselines"] == {}
+    # The same for a run that does not know what it was trained on.
+    saved = tmp_path / "saved"
+    shutil.copytree(folder, saved)
+    facts = json.loads((saved / "run.json").read_text())
+    del facts["data"]
+    (saved / "run.json").write_text(json.dumps(facts))
+    assert document(invoke("eval", saved, "--data", other, "--json"))["prompts"] == 30
+
+
+@pytest.mark.parametrize("change", ["a row more", "a larger test part", "another seed"])
+def test_rows_that_were_trained_on_are_not_measured(
+    change: str, model: Path, texts: Path, tmp_path: Path
+) -> None:
+    mail, folder = tmp_path / "mail.csv", tmp_path / "run"
+    mail.write_bytes(texts.read_bytes())
+    result = invoke(
+        "finetune", "--model", model, "--data", mail, "--output", folder, *SMALL,
+        "--set=data.test_rows=10",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    settings = []
+    if change == "a row more":
+        with mail.open("a", encoding="utf-8") as stream:
+            stream.write("a lovely evening,ham\n")
+    else:
+        settings = ["--set", "data.test_rows=12" if "test" in change else "data.seed=1"]
+    before = (folder / "eval.json").read_bytes()
+    refused = invoke("eval", folder, *settings)
+    assert refused.exit_code == 2
+    assert "--data" in refused.stderr
+    assert (folder / "eval.json").read_bytes() == before
+
+
+def test_what_a_run_was_trained_with_is_not_silently_something_else(
+    trained: tuple[Path, dict],
+) -> None:
+    folder, said = trained
+    assert said["labels"] == ["ham", "not spam"]
+    for command in (("eval", folder), ("predict", folder, "--show-prompt", "hello")):
+        assert invoke(*command, "--label-words", "ham=ham").exit_code == 0
+        for option, value in (
+            ("--label-words", "ham=good"),
+            ("--label-words", "letters"),
+            ("--labels", "not spam,ham"),
+        ):
+            refused = invoke(*command, option, value)
+            assert refused.exit_code == 2, (command, option)
+            assert option in refused.stderr
+    unused = invoke("predict", folder, "--data", "other.csv", "--quiet")
+    assert "other.csv is not used" in unused.output
+    shown = invoke("eval", folder, "--demonstrations", "6")
+    assert "changes nothing" in shown.output
+    # Repeats are no more texts, nor fewer.
+    assert "there are only" not in invoke(
+        "eval", folder, "--set=evaluation.repeats=2", "--set=evaluation.queries=10"
+    ).output  # fmt: skip
+
+
+def test_texts_may_hold_line_separators(model: Path, texts: Path, tmp_path: Path) -> None:
+    mail = tmp_path / "mail.csv"
+    mail.write_text(
+        texts.read_text(encoding="utf-8").replace(" film", "\u2028film\x85\u2029"), encoding="utf-8"
+    )
+    folder = tmp_path / "run"
+    made = invoke("finetune", "--model", model, "--data", mail, "--output", folder, *SMALL)
+    assert made.exit_code == 0, made.stderr
+    shown = prediction.Shipped.read(folder)
+    assert shown is not None
+    assert len(shown.demonstrations) == 4
+    assert all("\u2028film\x85\u2029" in text for text, _ in shown.demonstrations)
+
+
+def test_weights_that_are_not_finite_give_no_answers(
+    trained: tuple[Path, dict], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(trained[0], folder)
+    weights = folder / "adapters.safetensors"
+    broken = {name: mx.full(one.shape, math.nan) for name, one in mx.load(str(weights)).items()}
+    mx.save_safetensors(str(weights), broken)
+    asked = tmp_path / "asked.txt"
+    asked.write_text("a lovely film\na dull film\n")
+    for command in (
+        ("predict", folder, asked),
+        ("export", folder, "--to=mlx", "-o", tmp_path / "x"),
+    ):
+        result = invoke(*command)
+        assert result.exit_code == 1, command
+        assert "not finite" in result.stderr.splitlines()[-1]
+        assert "NaN" not in result.stdout
+    assert not (tmp_path / "x").exists()
+    with pytest.raises(RunError, match="not finite"):
+        Classifier(adapter=folder).predict(["a lovely film"])
 
 
 def test_calibration_subtracts_the_mean_log_probability(trained: tuple[Path, dict]) -> None:
@@ -178,7 +275,7 @@ def test_nearest_shows_each_text_its_own_demonstrations(
     folder = tmp_path / "run"
     result = invoke(
         "finetune", "--model", model, "--data", mail, "--output", folder, *SMALL, "--json",
-        "--set=prompt.selection=nearest", "--set=training.shared_demonstrations=1",
+        "--set=prompt.selection=nearest",
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
     measured = document(invoke("eval", folder, "--json"))
@@ -218,8 +315,7 @@ def test_paper_means_random_demonstrations_and_whole_weights(
 ) -> None:
     result = invoke(
         "finetune", "--model", model, "--data", mail, "--output", tmp_path / "run", "--paper",
-        "--set=training.updates=1", "--set=training.examples=8",
-        "--set=training.prompts_per_update=4",
+        "--updates=1", "--set=training.examples=8", "--set=training.prompts_per_update=4",
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
     made = recipe.load(tmp_path / "run")
@@ -227,6 +323,8 @@ def test_paper_means_random_demonstrations_and_whole_weights(
     assert made.prompt.demonstrations == 4
     assert (made.adapter.kind, made.training.learning_rate) == ("full", 2e-5)
     assert made.objective.kind == "abft"
+    # What a user asks for beside it has the last word.
+    assert made.training.updates == 1
     assert made.training.shared_demonstrations == 1
 
 

@@ -243,7 +243,7 @@ def test_a_small_file_is_told_in_one_line_and_twenty_rows_work() -> None:
     # Validation gives way before there are too few rows to train.
     parts = split(texts(20, 4), own(validation_rows=128), 12)
     assert [len(parts.training), len(parts.validation), len(parts.test)] == [13, 2, 5]
-    with pytest.raises(DataError, match="20 rows are too few"):
+    with pytest.raises(DataError, match=r"20 rows are too few.*prompt\.demonstrations.*--final"):
         split(texts(20, 4), own(), 19)
     assert not split(texts(400), own(training_rows=200, validation_rows=20, test_rows=50)).warnings
 

@@ -133,10 +133,9 @@ def test_unknown_words_say_why_and_the_way_out() -> None:
     )
 
 
-def test_words_are_stripped_and_named_where_they_differ() -> None:
+def test_words_are_stripped() -> None:
     names = ["not spam", "spam", "good film"]
     chosen = {"not spam": " ham ", "good film": "good"}
     space = label_space(llama3(), TEMPLATE, names, chosen)
     assert space.words == ("ham", "spam", "good")
-    assert space.chosen() == "label words: not spam -> ham, good film -> good"
     assert len(space) == 3

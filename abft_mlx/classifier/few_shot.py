@@ -143,6 +143,7 @@ class Classifier(Estimator):
         Raises:
             NotFittedError: there is nothing to show and nothing was fitted.
             UsageError: a text cannot be used.
+            RunError: the model's probabilities are not finite.
         """
         ready = self._ready()
         asked = data.queries_of(data.listed(X, _TEXTS), _TEXTS)
@@ -161,6 +162,7 @@ class Classifier(Estimator):
         Raises:
             NotFittedError: there is nothing to show and nothing was fitted.
             UsageError: a text cannot be used.
+            RunError: the model's probabilities are not finite.
         """
         return self.classes_[self.predict_proba(X).argmax(axis=1)]
 

@@ -165,9 +165,14 @@ def _measure(
             on_stage=board.stage,
             ranks=ranks,
         )
-    asked, measured = opened.evaluation.queries, document["prompts"] // opened.evaluation.repeats
+    asked, measured = opened.evaluation.queries, document["prompts"]
+    if "verdict" not in document:
+        measured //= opened.evaluation.repeats
     if measured < asked and any(one.startswith("evaluation.queries=") for one in changes):
         shell.say(f"evaluation.queries is {asked:,}, but there are only {measured:,} test rows")
+    k = [one for one in changes if one.startswith("prompt.demonstrations=")]
+    if k and "verdict" in document and subject.adapter is not None:
+        shell.say(f"{k[-1]} changes nothing: a run shows its own {document['k']} demonstrations")
     return document
 
 

@@ -139,13 +139,13 @@ def finetune(
         updates=updates,
         learning_rate=learning_rate,
         demonstrations=demonstrations,
-        settings=[
-            *(_PAPER if paper else ()),
-            *(("data.holdout=none",) if final else ()),
-            *(settings or ()),
-        ],
+        settings=settings,
         training=seed,
     )
+    if final:
+        changes = ["data.holdout=none", *changes]
+    if paper:
+        changes = [*_PAPER, *changes]
     if resume is not None:
         if recipe or changes or output or overwrite:
             raise UsageError(

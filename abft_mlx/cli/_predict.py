@@ -30,7 +30,7 @@ from abft_mlx.cli._options import (
     Set,
 )
 from abft_mlx.cli._shell import Shell, dump
-from abft_mlx.errors import OutputError, PromptError, UsageError
+from abft_mlx.errors import OutputError, PromptError, UsageError, first_few
 
 if TYPE_CHECKING:
     from abft_mlx.adapters import Source
@@ -210,6 +210,8 @@ def predict(
                 f"--threshold {threshold:g}: a class is named {UNSURE}, so an answer could mean "
                 "both; leave --threshold out, and look at the probabilities"
             )
+        if demonstrations is None and data not in (None, opened.source):
+            shell.tell(f"--data {data} is not used: demonstrations are in {opened.source}")
         _introduce(shell, opened)
         document = _run(
             shell, opened, subject.adapter, queries, file, output, skip=skip, threshold=threshold
@@ -324,6 +326,7 @@ class _Answers:
 
         Raises:
             PromptError: a text makes no prompt, and is not to be skipped.
+            RunError: the model's answers are not finite.
         """
         for arrived in queries:
             waiting = deque(arrived)
@@ -466,7 +469,7 @@ def _introduce(shell: Shell, opened: Opened) -> None:
     missing = opened.missing()
     if missing:
         shell.tell(
-            f"warning: no demonstration has label {', '.join(missing)}; texts of such a class are "
+            f"warning: no demonstration has label {first_few(missing)}; texts of such a class are "
             "rarely recognised"
         )
     cached = len(predictor.prefix)

@@ -169,7 +169,9 @@ def verdict(document: Mapping[str, Any]) -> list[str]:
         rows.append(("bag of words", found["bag_of_words"], "logistic regression, no model"))
         rows.append((f"always {common!r}", found["majority"], ""))
     width = max(len(name) for name, _, _ in rows)
-    lines = [f"accuracy on {found['n']:,} test texts that were not trained on:"]
+    # Of other texts than a run's own nobody knows.
+    unseen = " that were not trained on" if "bag_of_words" in found else ""
+    lines = [f"accuracy on {found['n']:,} test texts{unseen}:"]
     lines += [f"  {name:<{width}}  {rate:6.1%}  {note}".rstrip() for name, rate, note in rows]
     known = {name: one for name, one in found["recall"].items() if one is not None}
     worst = sorted(known, key=known.__getitem__)[:_CLASSES_SHOWN]

@@ -11,11 +11,10 @@ from typing import Any
 
 from abft_mlx.data._rows import MISSING, Table
 from abft_mlx.data.texts import LabelledTexts
-from abft_mlx.errors import DataError
+from abft_mlx.errors import SHOWN, DataError, first_few
 
 MOST_CLASSES, MANY_CLASSES = 150, 50
 NO_LABEL = "there is no label"
-_SHOWN_PLACES = 5
 
 
 @dataclass(frozen=True)
@@ -98,11 +97,13 @@ def check(
     if empty and empty_texts == "drop":
         warnings.append(f"rows left out because their text is empty: {empty}")
     if padded:
-        warnings.append(f"labels with spaces around them were read without: {_places(padded)}")
+        warnings.append(f"labels with spaces around them were read without: {first_few(padded)}")
     counts = {name: sum(index == i for _, index, _ in good) for i, name in enumerate(space.names)}
     if not problems:
         problems += _few_classes(counts)
-    warnings += [f"no row has label {name!r}" for name, count in counts.items() if not count]
+    absent = [repr(name) for name, count in counts.items() if not count]
+    if absent:
+        warnings.append(f"no row has label {first_few(absent)}")
     warnings += _unlikely(space.names)
     warnings += _repeated(good, space.names)
     problems.sort(key=lambda problem: problem[0])
@@ -246,7 +247,7 @@ def _unlikely(names: Sequence[str]) -> list[str]:
     warnings = []
     if groups:
         warnings.append(
-            f"labels {_places(groups)} differ only in case or spaces: are they one class? If so, "
+            f"labels {first_few(groups)} differ only in case or spaces: are they one class? If so, "
             "write them alike; they are separate classes now"
         )
     if len(names) > MANY_CLASSES:
@@ -265,14 +266,9 @@ def _repeated(good: Sequence[tuple[str, int, str]], names: Sequence[str]) -> lis
     again = [rows for rows in seen.values() if len(rows) > 1]
     if again:
         extra = sum(len(rows) - 1 for rows in again)
-        groups = _places(["=".join(place for _, place in rows) for rows in again])
+        groups = first_few([first_few([place for _, place in rows], "=") for rows in again])
         warnings.append(f"{extra} rows repeat an earlier text exactly: {groups}")
-    for rows in [rows for rows in again if len({index for index, _ in rows}) > 1][:_SHOWN_PLACES]:
-        listed = ", ".join(f"{place} {names[index]!r}" for index, place in rows)
+    for rows in [rows for rows in again if len({index for index, _ in rows}) > 1][:SHOWN]:
+        listed = first_few([f"{place} {names[index]!r}" for index, place in rows])
         warnings.append(f"the same text has different labels: {listed}")
     return warnings
-
-
-def _places(places: Sequence[str]) -> str:
-    more = len(places) - _SHOWN_PLACES
-    return ", ".join(places[:_SHOWN_PLACES]) + (f" and {more} more" if more > 0 else "")

@@ -9,12 +9,10 @@ from dataclasses import dataclass
 
 from abft_mlx.data.generator import Generator
 from abft_mlx.data.texts import LabelledTexts, fold
-from abft_mlx.errors import DataError
+from abft_mlx.errors import DataError, first_few
 from abft_mlx.recipe import DataSection
 
 PARTS = ("training", "validation", "demonstrations", "test")
-# Classes that a warning lists.
-_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -160,9 +158,10 @@ def _by_class(texts: LabelledTexts, section: DataSection, demonstrations: int) -
     if section.holdout == "stratified":
         test = min(section.test_rows, len(copies) // 4, spare)
         if not test:
+            fewer = ", lower prompt.demonstrations" if demonstrations > 1 else ""
             raise DataError(
-                f"{texts.source}: {len(texts)} rows are too few to hold out test rows and to train "
-                f"with {demonstrations} demonstrations; add rows, or lower prompt.demonstrations"
+                f"{texts.source}: {len(texts)} rows are too few to hold out test rows; add rows"
+                f"{fewer}, or train on all of them (--final, data.holdout none)"
             )
     validation = min(section.validation_rows, (len(copies) - test) // 4, spare - test)
     chosen = {"test": _take(left, test), "validation": _take(left, validation)}
@@ -223,9 +222,9 @@ def _changes(
     counts = parts["test"].class_counts()
     lacking = [name for name, count in texts.class_counts().items() if count and not counts[name]]
     if len(parts["test"]) and lacking:
-        more = f" and {len(lacking) - _SHOWN} more" if len(lacking) > _SHOWN else ""
+        named = first_few([repr(name) for name in lacking])
         warnings.append(
-            f"no test rows have label {', '.join(map(repr, lacking[:_SHOWN]))}{more}, so these "
-            "classes are not measured; add rows with them"
+            f"no test rows have label {named}, so these classes are not measured; add rows with "
+            "them"
         )
     return tuple(warnings)

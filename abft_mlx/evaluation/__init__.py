@@ -13,7 +13,12 @@ from abft_mlx.evaluation.metrics import (
     temperature,
 )
 from abft_mlx.evaluation.outputs import Outputs, hidden_states
-from abft_mlx.evaluation.probabilities import label_logits, label_probabilities, label_scores
+from abft_mlx.evaluation.probabilities import (
+    check_finite,
+    label_logits,
+    label_probabilities,
+    label_scores,
+)
 from abft_mlx.evaluation.read_out import read_out_probabilities
 from abft_mlx.evaluation.suite import measure
 from abft_mlx.evaluation.verdict import verdict
@@ -23,6 +28,7 @@ __all__ = [
     "against_base",
     "bag_of_words",
     "bootstrap_interval",
+    "check_finite",
     "coverage",
     "entry",
     "expected_calibration_error",

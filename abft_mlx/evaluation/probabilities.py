@@ -12,6 +12,7 @@ import mlx.nn as nn
 import numpy as np
 
 from abft_mlx import ports
+from abft_mlx.errors import RunError
 from abft_mlx.evaluation.metrics import softmax
 from abft_mlx.evaluation.outputs import Outputs, hidden_at_last, hidden_batches
 from abft_mlx.prefix import Prefix
@@ -75,6 +76,24 @@ def label_probabilities(
     ):
         probabilities[one.rows] = softmax(label_scores(model, one, space))
     return probabilities
+
+
+def check_finite(values: np.ndarray) -> None:
+    """See that a model's answers are numbers.
+
+    Args:
+        values: (N, C) probabilities or scores of N texts.
+
+    Raises:
+        RunError: some are not finite.
+    """
+    broken = int((~np.isfinite(values).all(axis=1)).sum())
+    if broken:
+        raise RunError(
+            f"{broken} of {len(values)} texts get no finite probabilities: weights of the model "
+            "are not finite, or too large for its number type; take another copy of it, or another "
+            "model"
+        )
 
 
 def label_scores(model: nn.Module, outputs: Outputs, space: LabelSpace) -> np.ndarray:

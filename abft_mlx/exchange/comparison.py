@@ -12,7 +12,7 @@ from typing import Any
 import mlx.nn as nn
 import numpy as np
 
-from abft_mlx.evaluation import hidden_states, vocabulary_logits
+from abft_mlx.evaluation import check_finite, hidden_states, vocabulary_logits
 from abft_mlx.evaluation.outputs import Outputs
 from abft_mlx.prompts import LabelSpace, Prompt
 
@@ -48,6 +48,9 @@ def answers(
         space: the labels.
         batch_tokens: tokens in one forward pass.
         on_progress: told how many prompts of how many are asked.
+
+    Raises:
+        RunError: scores are not finite.
     """
     later = np.zeros((len(prompts), len(space)))
 
@@ -60,7 +63,9 @@ def answers(
     )
     logits = np.concatenate([np.array(one) for one in vocabulary_logits(model, states)])
     first = logits[:, list(space.first_ids)]
-    return Answers(logits, first if space.single else first + later)
+    labels = first if space.single else first + later
+    check_finite(labels)
+    return Answers(logits, labels)
 
 
 @dataclass(frozen=True)

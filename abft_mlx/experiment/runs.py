@@ -152,19 +152,22 @@ def _evaluate_shipped(
     ranks: Ranks,
 ) -> dict[str, Any]:
     """Measure what predict uses: a run's own demonstrations, or ones chosen as finetune does."""
-    trained_on = None
+    run: dict[str, Any] = {}
     if adapter is not None and shipped is not None:
-        known = RunFolder(adapter.folder).read_run().get("data", {})
-        trained_on = known.get("fingerprint")
+        run = RunFolder(adapter.folder).read_run()
         section = prediction.with_words(recipes.task(recipe), shipped)
         recipe = recipe.model_copy(update={"data": section.data, "prompt": section.prompt})
         source = recipe.data.source
         if data.kind(source) == "file" and not Path(source).expanduser().exists():
             raise DataError(
-                f"{source}: no such file, so the test rows of this run are gone; give labelled "
-                "texts with --data FILE (predict needs none)"
+                f"{source}: no such file, and the test rows come from it; give labelled texts with "
+                "--data FILE (predict needs none)"
             )
+    # A classifier that Python saved does not know its texts: all others are test texts.
+    trained_on = None if shipped is None else run.get("data", {}).get("fingerprint", "")
     experiment = prepare(recipe, adapter, on_stage=on_stage, trained_on=trained_on)
+    if trained_on:
+        _check_rows(experiment, run)
     _agree(experiment, adapter, ranks)
     if not len(experiment.splits.test):
         raise DataError(
@@ -181,6 +184,22 @@ def _evaluate_shipped(
     return evaluate_classifier(
         experiment, predictor, adapter, on_progress=on_progress, on_stage=on_stage, ranks=ranks
     )
+
+
+def _check_rows(experiment: Experiment, run: dict[str, Any]) -> None:
+    """See that no row that a run was trained on is measured, as far as its facts tell."""
+    known, section = run["data"], experiment.recipe.data
+    if known["fingerprint"] == experiment.texts.fingerprint():
+        rows = {name: len(some) for name, some in experiment.splits.rows.items()}
+        same = (known.get("rows", rows), run["seeds"]["data"]) == (rows, section.seed)
+    else:
+        same = Path(section.source).resolve() != Path(known["source"]).resolve()
+    if not same:
+        raise DataError(
+            f"{section.source}, or how it is divided, is not what it was when this run was "
+            "trained, so rows that it was trained on would be measured; put that back, or give "
+            "other labelled texts with --data"
+        )
 
 
 def heads(

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from abft_mlx import adapters, evaluation, prediction
-from abft_mlx.errors import RunError
 from abft_mlx.evaluation.baselines import bag_of_words, majority
 from abft_mlx.experiment.opened import Experiment
 from abft_mlx.ranks import Ranks
@@ -71,13 +70,7 @@ def measure(
     gold = np.array([label for _, label in pairs])
     groups = np.arange(len(pairs))
     raw = predictor.raw_probabilities(predictor.prompts_of(pairs), on_progress, ranks)
-    broken = int((~np.isfinite(raw).all(axis=1)).sum())
-    if broken:
-        raise RunError(
-            f"{broken} of {len(raw)} test texts get no finite probabilities: weights of the model "
-            "are not finite, or too large for its number type; take another copy of it, or another "
-            "model"
-        )
+    evaluation.check_finite(raw)
     found = {"classifier": predictor.calibrated(raw), "vanilla": raw}
     # log p times the temperature is the scores again, up to a constant.
     scores = predictor.temperature * np.log(np.maximum(found["classifier"], 1e-300))
@@ -116,7 +109,8 @@ def measure_base(
             recipe.evaluation.batch_tokens,
             nearest=predictor.nearest,
         )
-        base.calibrate(texts)
+        asked = splits.validation.pairs()[: recipe.training.validation_prompts]
+        prediction.settle(base, texts, asked)
         return measure(experiment, base, on_progress, ranks)
 
 

@@ -11,7 +11,7 @@ from abft_mlx.prompts.batching import (
 )
 from abft_mlx.prompts.builder import Prompt, PromptBuilder
 from abft_mlx.prompts.chat import ChatTemplate
-from abft_mlx.prompts.template import LabelSpace, Template, Wording, label_space
+from abft_mlx.prompts.template import LabelSpace, Template, Wording, label_space, words_of
 
 __all__ = [
     "NO_TOKEN",
@@ -28,4 +28,5 @@ __all__ = [
     "label_space",
     "pad",
     "training_prompts",
+    "words_of",
 ]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from abft_mlx.errors import PromptError
+from abft_mlx.errors import PromptError, first_few
 from abft_mlx.recipe import PromptSection
 
 LabelWords = Mapping[str, str] | Literal["auto", "letters"] | None
@@ -207,12 +207,6 @@ class LabelSpace:
         """
         return len(self.token_ids[label]) - 1
 
-    def chosen(self) -> str | None:
-        """One line naming the words that differ from their labels, or None."""
-        pairs = zip(self.names, self.words, strict=True)
-        differing = [f"{name} -> {word}" for name, word in pairs if name != word]
-        return "label words: " + ", ".join(differing) if differing else None
-
 
 def label_space(
     tokenizer: Any, template: Wording, names: Sequence[str], label_words: LabelWords = None
@@ -232,10 +226,7 @@ def label_space(
             with what stands around it.
     """
     context = _Context(tokenizer, template)
-    if label_words == "letters":
-        words = _letters(len(names))
-    else:
-        words = _mapped(names, label_words if isinstance(label_words, Mapping) else {})
+    words = words_of(names, label_words)
     tokens = [tuple(context.tokens(word)) for word in words]
     for name, word, ids in zip(names, words, tokens, strict=True):
         if not ids or context.unknown in ids:
@@ -257,6 +248,21 @@ def label_space(
         for name, word, ids in zip(names, words, tokens, strict=True)
     ]
     return LabelSpace(tuple(names), tuple(words), tuple(tokens), tuple(targets))
+
+
+def words_of(names: Sequence[str], label_words: LabelWords) -> list[str]:
+    """The word that stands for each label.
+
+    Args:
+        names: the classes.
+        label_words: as for `label_space`.
+
+    Raises:
+        PromptError: a word is empty or for no label, or there are too many labels for letters.
+    """
+    if label_words == "letters":
+        return _letters(len(names))
+    return _mapped(names, label_words if isinstance(label_words, Mapping) else {})
 
 
 class _Context:
@@ -306,7 +312,7 @@ def _mapped(names: Sequence[str], words: Mapping[str, str]) -> list[str]:
     for name in words:
         if name not in names:
             near = difflib.get_close_matches(name, list(names), n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"labels are {', '.join(names)}"
+            hint = f"did you mean {near[0]!r}?" if near else f"labels are {first_few(names)}"
             raise PromptError(f"prompt.label_words has {name!r}, which is no label; {hint}")
     chosen = [words.get(name, name).strip() for name in names]
     for name, word in zip(names, chosen, strict=True):

@@ -78,7 +78,7 @@ def find(name_or_path: str | Path) -> Path:
     hint = f"did you mean {near}? " if near else ""
     raise RecipeError(
         f"no recipe is called {name!r}: {hint}Shipped are {', '.join(recipes) or 'none'}; "
-        "your own is named by its path, ending in .yaml"
+        "your own is named by its path, ending in .yaml; there is no folder of this name either"
     )
 
 
@@ -234,7 +234,8 @@ def change(recipe: Recipe, overrides: Sequence[str], where: str = "--set") -> Re
     except RecipeError as error:
         said = str(error).removeprefix(f"{where}: ")
         keys = [".".join(path) for path in paths]
-        guilty = [key for key in keys if key in said] if len(keys) > 1 else keys
+        guilty = sorted((key for key in keys if key in said), key=said.index)
+        guilty = guilty if len(keys) > 1 else keys
         raise RecipeError(f"{' '.join([where, *guilty[:1]])}: {said}") from None
     _check_splits(changed, paths, where)
     return changed

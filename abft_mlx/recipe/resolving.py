@@ -37,8 +37,9 @@ def share(recipe: Recipe, processes: int = 1, able: bool = True) -> Recipe:
     """Make ``training.shared_demonstrations`` auto into a number.
 
     It is the largest one up to 8 (16 for a read-out) that divides what it must, and leaves every
-    process a group. Without a read-out it is 1 with gradient checkpointing, and where only some
-    layers train: hidden states below them are kept instead (``training.keep_hidden``).
+    process a group. Without a read-out it is 1 with gradient checkpointing, with
+    ``prompt.selection: nearest``, and where only some layers train: hidden states below them are
+    kept instead (``training.keep_hidden``).
 
     Args:
         recipe: the run.
@@ -49,8 +50,10 @@ def share(recipe: Recipe, processes: int = 1, able: bool = True) -> Recipe:
     if training.shared_demonstrations != "auto":
         return recipe
     read = recipe.objective.kind == "read_out"
+    prompts = [recipe.prompt, *(one.prompt for one in recipe.mixture)]
+    nearest = any(one.selection == "nearest" for one in prompts)
     alone = not able or recipe.adapter.layers is not None or training.gradient_checkpointing
-    most = MOST_CENTRED if read else 1 if alone else MOST_TOGETHER
+    most = MOST_CENTRED if read else 1 if alone or nearest else MOST_TOGETHER
     whole = math.gcd(training.examples, training.prompts_per_update)
     sizes = [m for m in range(2, most + 1) if whole % m == 0]
     fitting = [m for m in sizes if training.prompts_per_update // m >= processes]

@@ -345,6 +345,12 @@ class Recipe(Section):
                 "objective.kind read_out needs exact gradients without checkpointing; set "
                 "training.gradient to exact and training.gradient_checkpointing to false"
             )
+        if self.prompt.selection == "nearest":
+            raise ValueError(
+                "objective.kind read_out needs prompts that share demonstrations, and with "
+                "prompt.selection nearest none do; set objective.kind to end_to_end, or selection "
+                "to balanced"
+            )
         if self.training.shared_demonstrations == 1:
             raise ValueError(
                 "objective.kind read_out needs prompts that share demonstrations; set "
