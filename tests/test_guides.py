@@ -31,7 +31,6 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
 SIZES = {
     "finetune": ("training.updates=2", "training.examples=16", "training.prompts_per_update=8"),
     "eval": (
-        "data.test_rows=12",
         "evaluation.queries=8",
         "evaluation.calibration_prompts=8",
         "evaluation.bootstrap_samples=50",

@@ -312,7 +312,7 @@ def test_a_model_that_cannot_share_gives_the_same_gradients(benchmark: Any) -> N
     behind, _ = step.gradients(shared_micro_batches(prompts(), 3, 6), 0.5)
     wanted = dict(tree_flatten(whole))
     for key, value in tree_flatten(behind):
-        np.testing.assert_allclose(np.array(value), np.array(wanted[key]), atol=1e-5)
+        np.testing.assert_allclose(np.array(value), np.array(wanted[key]), rtol=1e-4, atol=1e-5)
     assert np.abs(np.array(wanted["read_out.heads.layer0"])).max() > 1e-3
 
 

@@ -275,7 +275,7 @@ def test_nearest_shows_each_text_its_own_demonstrations(
     folder = tmp_path / "run"
     result = invoke(
         "finetune", "--model", model, "--data", mail, "--output", folder, *SMALL, "--json",
-        "--set=prompt.selection=nearest",
+        "--set=prompt.selection=nearest", "--set=objective.kind=end_to_end",
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
     measured = document(invoke("eval", folder, "--json"))

@@ -9,12 +9,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from abft_mlx import files
+from abft_mlx import files, read_out
 from abft_mlx.errors import OutputError
 from abft_mlx.induction import HEADS_FILE
 from abft_mlx.trainer import checkpoint, lock
 
-ADAPTER_FILES = ("adapters.safetensors", "adapter_config.json", "lora.safetensors")
+ADAPTER_FILES = (
+    "adapters.safetensors", "adapter_config.json", "lora.safetensors", read_out.FILE,
+)  # fmt: skip
 # A recipe is written last and removed first: a run has begun where there is one.
 RECIPE_FILE = "recipe.yaml"
 RUN_FILE = "run.json"
