@@ -29,11 +29,6 @@ class TrainingSection(Section):
         description=f"Adam's learning rate; null means {LORA_LEARNING_RATE:g} for lora and "
         f"{FULL_LEARNING_RATE:g} for full.",
     )
-    schedule: Literal["constant", "linear"] = Field(
-        default="constant",
-        description="The learning rate: constant, as in the paper; or linear: from a quarter up to "
-        "the whole within four updates, then down to a tenth.",
-    )
     gradient: Literal["exact", "local"] = Field(
         default="exact",
         description="exact, or local: each layer's loss trains that layer alone, in the time and "

@@ -18,14 +18,11 @@ from abft_mlx.errors import RecipeError, StoppedError
 from abft_mlx.objective import PunishController
 from abft_mlx.prompts import Prompt
 from abft_mlx.ranks import Ranks
-from abft_mlx.recipe import Recipe, TrainingSection
+from abft_mlx.recipe import Recipe
 from abft_mlx.stopping import Stop
 from abft_mlx.trainer import backoff, finite, memory, plan, state
 from abft_mlx.trainer.run_folder import MEASURES, RunFolder, Update
 from abft_mlx.trainer.step import Step
-
-# Updates of a linear schedule's way up.
-WARM_UP = 4
 
 
 @dataclass
@@ -135,7 +132,7 @@ class Trainer:
             cd=objective.cd,
         )
         # The paper's Adam corrects its bias; MLX's does so only when asked.
-        self.optimizer = optim.Adam(_rate(training, training.learning_rate), bias_correction=True)
+        self.optimizer = optim.Adam(training.learning_rate, bias_correction=True)
         keeps = training.keep_hidden and training.together == 1
         self.step = Step(
             model,
@@ -372,17 +369,6 @@ class Trainer:
             if self.recipe.training.keep_best:
                 self.best = self.model.trainable_parameters()
         return accuracy
-
-
-def _rate(training: TrainingSection, rate: float) -> Any:
-    """The learning rate, or its schedule over the optimizer's steps."""
-    if training.schedule == "constant":
-        return rate
-    up = min(WARM_UP, training.updates // 2)
-    down = optim.linear_schedule(rate, rate / 10, max(1, training.updates - up))
-    if not up:
-        return down
-    return optim.join_schedules([optim.linear_schedule(rate / 4, rate, up), down], [up])
 
 
 def _warn(line: str) -> None:
