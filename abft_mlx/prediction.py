@@ -106,6 +106,7 @@ class Predictor:
         self.nearest = nearest
         shown = [text for text, _ in self.demonstrations]
         self._nearest = None if nearest is None else data.Nearest(shown)
+        self._folded = [] if nearest is None else [data.fold(text) for text in shown]
         self._batch_tokens = batch_tokens
         self.reads_attention = read_out.of(model) is not None
         self.prefix: Prefix | AttendedPrefix = self._computed(self._shared())
@@ -148,10 +149,11 @@ class Predictor:
         return self.nearest or len(self.demonstrations)
 
     def shown(self, text: str) -> list[tuple[str, int]]:
-        """The demonstrations of a text's prompt; never the text itself."""
+        """The demonstrations of a text's prompt; never the text itself, whatever its case."""
         if self._nearest is None or self.nearest is None:
             return list(self.demonstrations)
-        same = [row for row, (other, _) in enumerate(self.demonstrations) if other == text]
+        folded = data.fold(text)
+        same = [row for row, other in enumerate(self._folded) if other == folded]
         return [self.demonstrations[row] for row in self._nearest.rows(text, self.nearest, same)]
 
     def calibrate(self, texts: Sequence[str]) -> None:

@@ -290,6 +290,7 @@ def test_nearest_shows_each_text_its_own_demonstrations(
     assert similarity[found].tolist() == pytest.approx(np.sort(similarity)[-4:].tolist())
     # A text that is among the demonstrations is not shown to itself.
     assert pool[3] not in [text for text, _ in predictor.shown(pool[3])]
+    assert pool[3] not in [text for text, _ in predictor.shown(f"{pool[3].upper()}!")]
     prompt = invoke("predict", folder, "--show-prompt", query).stdout
     assert all(pool[row] in prompt for row in found)
 

@@ -292,13 +292,17 @@ class Follow(contextlib.ExitStack):
 
 def _outcome(result: RunResult) -> list[str]:
     progress = result.progress
-    lines = [
-        f"done: {progress.updates} updates in {_progress.duration(progress.seconds)}, "
-        f"peak memory {_progress.size(progress.peak_memory_bytes)}, "
-        f"adapter {_progress.size(result.adapter_bytes)}"
-    ]
+    lines = []
+    if progress.updates:
+        lines.append(
+            f"done: {progress.updates} updates in {_progress.duration(progress.seconds)}, "
+            f"peak memory {_progress.size(progress.peak_memory_bytes)}, "
+            f"adapter {_progress.size(result.adapter_bytes)}"
+        )
     validation = _validation(result)
-    if validation:
+    if validation and not progress.updates:
+        lines.append(f"validation accuracy: {validation['after']:.1%}")
+    elif validation:
         lines.append(
             f"validation accuracy: {validation['before']:.1%} before, "
             f"{validation['after']:.1%} after, {validation['best']:.1%} at best "

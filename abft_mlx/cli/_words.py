@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 PROGRAM = "abft-mlx"
 _CLASSES_SHOWN = 12
+# Of eval's table of thresholds, where at least so many texts are answered.
+_THRESHOLDS_SHOWN = (0.7, 0.9)
+_LEAST_COVERAGE = 0.1
 _MEASURES = {
     "accuracy": "accuracy",
     "macro_f1": "macro-F1",
@@ -58,12 +61,15 @@ def plan(experiment: Experiment, trainable: int | None, output: object = None) -
         )
         if experiment.mixture:
             how += f", on {', '.join(task.name for task in experiment.mixture)}"
-        lines.append(
-            f"training  {trainable:,} parameters, {what}: {training.updates} updates "
-            f"of {training.prompts_per_update} prompts with {recipe.prompt.demonstrations} "
-            f"demonstrations{chat}{shared}{how}"
-        )
-        lines.append(f"layers    {_layers(experiment)}")
+        if training.updates:
+            lines.append(
+                f"training  {trainable:,} parameters, {what}: {training.updates} updates "
+                f"of {training.prompts_per_update} prompts with {recipe.prompt.demonstrations} "
+                f"demonstrations{chat}{shared}{how}"
+            )
+            lines.append(f"layers    {_layers(experiment)}")
+        else:
+            lines.append("training  none: only head weights are fitted, to the model as it is")
     if experiment.builder.shortened:
         lines.append(
             f"warning   {experiment.builder.shortened:,} texts shortened to "
@@ -178,19 +184,15 @@ def verdict(document: Mapping[str, Any]) -> list[str]:
     kinds = "recall of each class" if len(worst) == len(known) else "recall of the worst classes"
     lines.append(f"{kinds}: " + ", ".join(f"{name} {known[name]:.0%}" for name in worst))
     useful = [
-        one
+        f"{one['threshold']:g} answers {one['coverage']:.0%} of the texts, {one['accuracy']:.1%} "
+        "of them rightly"
         for one in document.get("probabilities", {}).get("coverage", [])
-        if one["coverage"] < 1
-        and one["accuracy"] is not None
+        if one["threshold"] in _THRESHOLDS_SHOWN
+        and one["coverage"] >= _LEAST_COVERAGE
         and one["accuracy"] > found["accuracy"]
     ]
     if useful:
-        parts = (
-            f"{one['threshold']:g} answers {one['coverage']:.0%} of the texts, "
-            f"{one['accuracy']:.1%} of them rightly"
-            for one in useful[:: max(1, len(useful) // 2)][:3]
-        )
-        lines.append(f"predict --threshold {'; '.join(parts)}")
+        lines.append(f"predict --threshold {'; '.join(useful)}")
     lines.append(found["sentence"])
     # Without an adapter the command line says which command is next.
     return [*lines, f"next: {found['next']}"] if "before" in found else lines
