@@ -19,6 +19,7 @@ from cli_support import document, invoke
 from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model
 from scipy.optimize import minimize
+from test_shared import prompts
 from test_step_oracle import RANK, SCALE, batch_for, randomize_lora, relative, torch_name
 from test_trainer import same
 
@@ -37,7 +38,7 @@ from abft_mlx.prompts import PromptBatch
 from abft_mlx.recipe import AdapterSection
 from abft_mlx.stopping import Stop
 from abft_mlx.trainer import Update
-from abft_mlx.trainer.plan import MicroBatch
+from abft_mlx.trainer.plan import MicroBatch, shared_micro_batches
 from abft_mlx.trainer.step import Step
 
 CLASSES = 3
@@ -296,10 +297,6 @@ def test_head_weights_of_another_model_are_refused(
 
 def test_a_model_that_cannot_share_gives_the_same_gradients(benchmark: Any) -> None:
     tiny: ModuleType = benchmark("tiny_configs")
-    from test_shared import prompts
-
-    from abft_mlx.trainer.plan import shared_micro_batches
-
     model = tiny.build("llama")
     adapters.attach(model, AdapterSection(rank=RANK, scale=SCALE), seed=3)
     counts = ports.head_counts(model)
@@ -397,3 +394,26 @@ def test_other_demonstrations_are_centred_by_the_texts_that_are_asked(
     expected = np.exp(log_softmax(moved))[:, 0]
     found = [json.loads(line)["probabilities"]["ham"] for line in result.stdout.splitlines()]
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_compiled_step_makes_the_same_updates(benchmark: Any) -> None:
+    tiny: ModuleType = benchmark("tiny_configs")
+    found = []
+    for compiled in (False, True):
+        model = tiny.build("gemma3_text")
+        adapters.attach(model, AdapterSection(rank=RANK, scale=SCALE), seed=3)
+        counts = ports.head_counts(model)
+        read_out.attach(model, {n: np.linspace(-1, 1, count) for n, count in counts.items()})
+        step = Step(
+            model, optim.Adam(1e-2, bias_correction=True), reward_weight=1.0, use_filter=True,
+            objective="read_out", together=3, classes=2, compiled=compiled,
+        )  # fmt: skip
+        losses = [
+            step.update(shared_micro_batches(prompts(), 3, 6, bucket_tokens=8), 0.5).loss
+            for _ in range(3)
+        ]
+        assert losses[2] < losses[0] / 2
+        found.append(dict(tree_flatten(model.trainable_parameters())))
+    for key, value in found[0].items():
+        np.testing.assert_allclose(np.array(found[1][key]), np.array(value), atol=1e-6)
