@@ -13,7 +13,8 @@ from abft_mlx import adapters, hub
 from abft_mlx.errors import AdapterError, RunError
 
 FILES = ("adapters.safetensors", "adapter_model.safetensors", "adapter_config.json",
-         "lora.safetensors", "recipe.yaml", "run.json", "demonstrations.jsonl")  # fmt: skip
+         "lora.safetensors", "head_weights.safetensors",
+         "recipe.yaml", "run.json", "demonstrations.jsonl")  # fmt: skip
 
 
 class Hub:

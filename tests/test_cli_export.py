@@ -29,7 +29,7 @@ def train(folder: Path, model: Path, texts: Path) -> Path:
         "--set=objective.filter=false", "--set=training.learning_rate=0.05",
         "--set=training.updates=2", "--set=training.examples=8", "--set=adapter.rank=4",
         "--set=training.prompts_per_update=4", "--set=prompt.demonstrations=4",
-        "--set=training.keep_best=false",
+        "--set=training.keep_best=false", "--set=objective.kind=end_to_end",
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
     return folder

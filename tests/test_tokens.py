@@ -76,9 +76,9 @@ def test_no_error_holds_the_token_and_none_of_the_hubs_own_hangs_on_it(
     if status == "cut":
         hub.cut(part)
     elif status == "no name":
-        hub.fail(method, part, 200, times=9)
+        hub.fail(method, part, 200, times=99)
     else:
-        hub.fail(method, part, int(status), times=9, **{"X-Error-Message": said})
+        hub.fail(method, part, int(status), times=99, **{"X-Error-Message": said})
     parcel = push.pack(run, NAME)
     with pytest.raises(AbftError) as caught:
         push.send(parcel)
@@ -185,7 +185,7 @@ def test_a_process_that_pushes_leaves_its_token_nowhere(
             environment["HF_DEBUG"] = "1"  # every request, but not its token
         if status is not None:
             said = {"X-Error-Message": f"Bearer {OWNER} is not accepted"}
-            hub.fail("POST", "/commit/", status, times=9, **said)
+            hub.fail("POST", "/commit/", status, times=99, **said)
         process = subprocess.Popen(
             [sys.executable, checkout / "cli.py", "push", run, NAME, "--json"],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, cwd=tmp_path,

@@ -16,6 +16,7 @@ from abft_mlx.files import write_failure
 OWN_FILES = (
     "adapters.safetensors",
     "lora.safetensors",
+    "head_weights.safetensors",
     "adapter_config.json",
     "adapter_model.safetensors",
     "model*.safetensors",
