@@ -66,6 +66,7 @@ def test_what_a_dry_run_shows_is_what_is_sent(run: Path, hub: LoopbackHub) -> No
         "README.md",
         "adapter_config.json",
         "adapters.safetensors",
+        "head_weights.safetensors",
         "metrics.jsonl",
         "recipe.yaml",
         "run.json",
@@ -145,7 +146,8 @@ def test_an_interrupted_push_is_repeated(run: Path, hub: LoopbackHub) -> None:
     assert list(hub.repositories["model", NAME].files()) == [".gitattributes"]
     push(run)
     assert "run.json" in hub.repositories["model", NAME].files()
-    assert len(hub.sent("PUT", "/large/")) == 1, "the large file was stored already"
+    stored = [request[1] for request in hub.sent("PUT", "/large/")]
+    assert len(stored) == len(set(stored)) == 2, "adapter and head weights were stored already"
 
 
 def texts(made: Path) -> list[str]:
