@@ -42,8 +42,8 @@ class TrainingSection(Section):
     shared_demonstrations: Annotated[Int, Field(ge=1)] | Literal["auto"] = Field(
         default="auto",
         description="Training prompts that share one set of demonstrations, which is computed once "
-        "for them all; divides examples and prompts_per_update. auto is up to 8 where it can be (16 "
-        "for read_out), 1 is the paper's.",
+        "for them all; divides examples and prompts_per_update. auto is up to 8 where it can be "
+        "(16 for read_out), 1 is the paper's.",
     )
     micro_batch_tokens: Annotated[Int, Field(ge=1)] | Literal["auto"] | None = Field(
         default="auto",
