@@ -60,7 +60,9 @@ def test_what_comes_back_measures_the_same(made: Path, server: LoopbackHub, tmp_
     assert (after["model"], after["adapter"]) == (BASE, NAME)
     for key in ("labels", "label_words", "prompts", "methods", "base"):
         assert after[key] == before[key], key
-    found = [one["methods"]["vanilla"]["true_label_probability"] for one in (after, after["base"])]
+    found = [
+        one["methods"]["classifier"]["true_label_probability"] for one in (after, after["base"])
+    ]
     assert abs(found[0] - found[1]) > 1e-4, "the adapter changes something"
     first = server.repositories["model", NAME].refs["main"]
     server.repositories["model", NAME].commit("main", {"README.md": b"taken back"})
@@ -127,7 +129,7 @@ def test_the_cards_commands_run(name: str, made: Path, server: LoopbackHub, tmp_
         timeout=600,
     )
     assert done.returncode == 0, done.stderr
-    for word in ('"label": ', "Generation: 1 tokens"):
+    for word in ('"label": ', "Generation: "):
         assert word in done.stdout
     assert OWNER not in done.stdout + done.stderr
 

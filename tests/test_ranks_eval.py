@@ -75,6 +75,7 @@ def test_ranks_give_the_document_of_one_process(
     trained = invoke(
         "finetune", "--model", model, "--data", texts, "--output", run, "--quiet",
         "--set=training.shared_demonstrations=1", "--set=prompt.selection=random",
+        "--set=objective.kind=end_to_end",
         *(f"--set={one}" for one in (*SETTINGS, *sizes)),
     )  # fmt: skip
     assert trained.exit_code == 0, trained.stderr
