@@ -294,8 +294,8 @@ class PredictionSection(Section):
     calibration_texts: Int = Field(
         default=32,
         ge=0,
-        description="Training texts whose mean log-probability of each class is subtracted (batch "
-        "calibration); 0 switches it off.",
+        description="Training texts whose mean log-probability of each class is subtracted, with "
+        "that of the validation texts (batch calibration); 0 switches it off.",
     )
 
 
