@@ -173,6 +173,7 @@ class Predictor:
             self.calibration = found if np.isfinite(found).all() else None
 
     def raw_of(self, texts: Sequence[str]) -> np.ndarray:
+        """Label probabilities of N texts without calibration, (N, C) float64."""
         if not texts:
             return np.zeros((0, len(self.builder.space)))
         return self.raw_probabilities(
