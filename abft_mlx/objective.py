@@ -107,8 +107,9 @@ def end_to_end_terms(
 
     Args:
         logits: (B, W, V) float32, those that predict each token of the target, given the ones
-            before it.
-        target: (B, W) tokens of each query's gold label, -1 behind shorter ones.
+            before it. For a read-out (B, 1, C) centred scores of the classes.
+        target: (B, W) tokens of each query's gold label, -1 behind shorter ones. For a read-out
+            (B, 1) gold classes.
         rows: as :func:`abft_terms`.
         label_positions: (B, K).
         demonstration_labels: (B, K).
@@ -135,44 +136,6 @@ def end_to_end_terms(
     if prompt_weights is not None:
         surprise = surprise * prompt_weights
     return heads._replace(loss=surprise.sum())
-
-
-def read_out_terms(
-    scores: mx.array,
-    rows: Sequence[mx.array | None],
-    label_positions: mx.array,
-    demonstration_labels: mx.array,
-    gold: mx.array,
-    last: mx.array,
-    *,
-    prompt_weights: mx.array | None = None,
-) -> Terms:
-    """Cross-entropy of the gold class by a read-out's scores, summed over prompts.
-
-    What the heads do meanwhile is measured as by :func:`end_to_end_terms`.
-
-    Args:
-        scores: (B, C) centred scores (:mod:`abft_mlx.read_out`).
-        rows: as :func:`abft_terms`.
-        label_positions: (B, K).
-        demonstration_labels: (B, K).
-        gold: (B,).
-        last: (B,).
-        prompt_weights: (B,) factor of each prompt, 0 for rows that only fill a batch; default 1.
-
-    Returns:
-        The loss, and the measured parts.
-    """
-    return end_to_end_terms(
-        scores[:, None, :],
-        gold[:, None],
-        rows,
-        label_positions,
-        demonstration_labels,
-        gold,
-        last,
-        prompt_weights=prompt_weights,
-    )
 
 
 @dataclass

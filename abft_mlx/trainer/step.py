@@ -15,7 +15,7 @@ import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from abft_mlx import activations, adapters, attention, ports, prefix, read_out, recompute
-from abft_mlx.objective import Terms, abft_terms, end_to_end_terms, read_out_terms
+from abft_mlx.objective import Terms, abft_terms, end_to_end_terms
 from abft_mlx.ranks import Ranks
 from abft_mlx.trainer import backoff, below, finite, local
 from abft_mlx.trainer.checkpointing import Forward, checkpointed
@@ -197,8 +197,9 @@ class Step:
                 head_weights = read_out.of(model)
                 assert head_weights is not None
                 scores = head_weights.scores(rows, *labelled, classes)
-                scores = read_out.centred(scores, together)
-                found = read_out_terms(scores, *seen, prompt_weights=weights)
+                scores = read_out.centred(scores, together)[:, None, :]
+                gold = batch["gold"][:, None]
+                found = end_to_end_terms(scores, gold, *seen, prompt_weights=weights)
                 if lm_head:
                     found = found._replace(loss=found.loss + lm_head * answered().loss)
                 return found
