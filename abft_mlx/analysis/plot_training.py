@@ -11,7 +11,7 @@ from abft_mlx.analysis.figures import training_curves
 from abft_mlx.analysis.measurements import Measurement, rows
 from abft_mlx.analysis.paper import Paper
 from abft_mlx.analysis.plotting import Plot, by_model, caption, stem
-from abft_mlx.analysis.run_facts import ABFT_ONLY, CURVES, END_TO_END
+from abft_mlx.analysis.run_facts import ABFT, ABFT_ONLY, CURVES
 
 LINES = 8
 
@@ -37,8 +37,8 @@ def training(_document: dict[str, Any], found: list[Measurement], _paper: Paper)
         more = "bands are one standard deviation over tasks and seeds"
         if len(every) > LINES:
             more += f"; the first {LINES} of {len(every)} settings"
-        if any(_end_to_end(group[0]) for group in grouped):
-            more += "; the loss of end-to-end methods is the cross-entropy of the label"
+        if any(_label_loss(group[0]) for group in grouped):
+            more += "; the loss of methods other than ABFT is the cross-entropy of the label"
         height = partial(_height, curves=means)
         made.append(Plot(stem("training", model), draw, caption(model, some, more), height))
     return made
@@ -57,7 +57,7 @@ def _curves(
     seen = np.array([step["seen_examples"] for step in runs[0][:length]], dtype=np.float64)
     middle, around = {}, {}
     for name in CURVES:
-        if name in ABFT_ONLY and _end_to_end(group[0]):
+        if name in ABFT_ONLY and _label_loss(group[0]):
             continue
         if not all(name in step for run in runs for step in run[:length]):
             continue
@@ -67,5 +67,5 @@ def _curves(
     return seen, middle, around
 
 
-def _end_to_end(one: Measurement) -> bool:
-    return (one.cell.get("settings") or {}).get("objective") == END_TO_END
+def _label_loss(one: Measurement) -> bool:
+    return (one.cell.get("settings") or {}).get("objective") not in (None, ABFT)

@@ -15,9 +15,9 @@ from abft_mlx.documents import section, short
 from abft_mlx.induction import Heads, read_heads
 
 CURVES = ("loss", "punish", "reward", "induction_heads", "A", "validation_accuracy")
-# End to end, nothing of ABFT's objective is computed and these are written as 0.
+# With another objective these are no part of the loss.
 ABFT_ONLY = ("punish", "reward", "induction_heads", "A")
-END_TO_END = "end_to_end"
+ABFT = "abft"
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class RunFacts:
 
     @property
     def objective(self) -> str:
-        """Abft or end_to_end."""
+        """The recipe's objective.kind."""
         return str(section(self.recipe, "objective").get("kind", "abft"))
 
     def method(self, part: str, name: str = "vanilla") -> Method | None:
@@ -122,7 +122,7 @@ def read_run(folder: Path) -> RunFacts:
     curves = {
         key: _column(updates, key, folder / "metrics.jsonl")
         for key in CURVES
-        if kind != END_TO_END or key not in ABFT_ONLY
+        if kind == ABFT or key not in ABFT_ONLY
     }
     seen = _column(updates, "seen_examples", folder / "metrics.jsonl")
     if np.isnan(seen).any():

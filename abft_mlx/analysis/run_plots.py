@@ -17,7 +17,7 @@ from abft_mlx.analysis.figures import (
     training_curves,
 )
 from abft_mlx.analysis.plotting import Plot, caption_line
-from abft_mlx.analysis.run_facts import END_TO_END, Method, RunFacts
+from abft_mlx.analysis.run_facts import ABFT, Method, RunFacts
 from abft_mlx.documents import section
 
 
@@ -130,10 +130,12 @@ def training(run: RunFacts, others: Sequence[RunFacts]) -> list[Plot] | str:
     how = f"{len(run.seen)} updates" + (f" of {per_update} prompts" if per_update else "")
     more = [how]
     kinds = {one.objective for one in runs}
-    if len(kinds) > 1 and END_TO_END in kinds:
-        more.append(f"the loss of {END_TO_END} is the cross-entropy of the label, not ABFT's")
-    elif END_TO_END in kinds:
-        more.append("end to end: the loss is the cross-entropy of the label")
+    label_losses = sorted(kinds - {ABFT})
+    if label_losses:
+        mixed = ABFT in kinds
+        of = f"of {' and '.join(label_losses)} " if mixed else ""
+        rest = ", not ABFT's" if mixed else ""
+        more.append(f"the loss {of}is the cross-entropy of the label{rest}")
     draw = partial(
         training_curves.draw,
         seen=[one.seen for one in runs],

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 LONGEST_MESSAGE = 3000
 WAYS_OUT = (
-    "lower training.micro_batch_tokens, set training.gradient_checkpointing to true, "
-    "or take a 4-bit copy of the model"
+    "lower training.micro_batch_tokens and training.shared_demonstrations, or take a 4-bit copy of "
+    "the model"
 )
 _AS_JSON = "abft_mlx.as_json"
 # Of a list of more than eight numbers, all but the first three and the last.

@@ -84,11 +84,12 @@ class Backoff:
     def fail(self, said: str) -> NoReturn:
         """End a run that fits in no pieces."""
         what = "a prompt" if self.smallest == 1 else f"{self.smallest} prompts"
+        fewer = "" if self.smallest == 1 else "lower training.shared_demonstrations, "
         raise RunError(
             f"{what} of {self.longest_tokens} tokens cannot be trained on in the memory there is "
-            f"({said}); set training.gradient_checkpointing to true or training.gradient to local, "
-            "take a 4-bit copy of the model, or fewer prompt.demonstrations; the last checkpoint "
-            "stays"
+            f"({said}); {fewer}set training.gradient_checkpointing to true or training.gradient to "
+            "local, take a 4-bit copy of the model, or fewer prompt.demonstrations; the last "
+            "checkpoint stays"
         )
 
     def _change(self, rows: int, why: str) -> None:

@@ -7,7 +7,11 @@ from abft_mlx.analysis.report.results import headline, interval, measured, rate
 from abft_mlx.analysis.run_files import RunFiles
 from abft_mlx.documents import find, number, short, text
 
-_OBJECTIVES = {"abft": "ABFT", "end_to_end": "End-to-end fine-tuning"}
+_OBJECTIVES = {
+    "abft": "ABFT",
+    "end_to_end": "End-to-end fine-tuning",
+    "read_out": "The label-attention read-out",
+}
 
 
 def title(run: RunFiles) -> str:
@@ -15,7 +19,7 @@ def title(run: RunFiles) -> str:
     kind = text(run.recipe, "objective", "kind") or "abft"
     model = text(run.run, "model", "source") or text(run.recipe, "model") or "a model"
     data = text(run.run, "data", "source") or text(run.recipe, "data", "source") or "its data"
-    name = {"abft": "ABFT", "end_to_end": "End to end"}.get(kind, kind)
+    name = {"abft": "ABFT", "end_to_end": "End to end", "read_out": "Read-out"}.get(kind, kind)
     return f"{name}: {short(model)} on {short(data)}"
 
 

@@ -21,18 +21,18 @@ def curves(run: RunFiles) -> list[Chart]:
     def known(key: str) -> bool:
         return any(number(one, key) is not None for one in lines)
 
-    end_to_end = find(run.recipe, "objective", "kind") == "end_to_end"
+    abft = find(run.recipe, "objective", "kind") in (None, "abft")
     made = []
     if known("loss"):
-        what = "cross-entropy of the label, nats" if end_to_end else "equation 1, mean of an update"
+        what = "equation 1, mean of an update" if abft else "cross-entropy of the label, nats"
         made.append(_over_updates("Loss", what, [series("loss", "loss")]))
-    if not end_to_end and known("punish") and known("reward"):
+    if abft and known("punish") and known("reward"):
         two = [series("punish", "punish"), series("reward", "reward")]
         made.append(_over_updates("The loss's two terms", "mean of an update, before A and B", two))
     if known("induction_heads"):
         one = [series("induction heads", "induction_heads")]
         made.append(_over_updates("Induction heads", "heads above the filter, per prompt", one))
-    if not end_to_end and known("A"):
+    if abft and known("A"):
         one = [series("A", "A")]
         made.append(_over_updates("Punish weight A", "as the controller set it", one))
     validated = [one for one in lines if number(one, "validation_accuracy") is not None]
