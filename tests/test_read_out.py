@@ -420,3 +420,22 @@ def test_a_compiled_step_makes_the_same_updates(benchmark: Any) -> None:
         found.append(dict(tree_flatten(model.trainable_parameters())))
     for key, value in found[0].items():
         np.testing.assert_allclose(np.array(found[1][key]), np.array(value), atol=1e-6)
+
+
+def test_a_read_out_stays_centred_by_training_and_validation_texts(
+    trained: tuple[Path, dict[str, Any]],
+) -> None:
+    folder, _ = trained
+    predictor = prediction.prepare(recipe.load(folder), folder).predictor
+    asked = [f"the {word} was here" for word in WORDS]
+    texts = [f"a {word} again" for word in WORDS]
+    raw = predictor.raw_of(asked)
+    # By these labels nothing is better than no centring.
+    labelled = list(zip(asked, raw.argmax(axis=1).tolist(), strict=True))
+    prediction.settle(predictor, texts, labelled)
+    expected = np.log(np.concatenate([raw, predictor.raw_of(texts)])).mean(axis=0)
+    assert predictor.calibration is not None
+    np.testing.assert_allclose(predictor.calibration, expected, atol=1e-5)
+    with adapters.without(predictor.model):
+        assert read_out.of(predictor.model) is None
+    assert read_out.of(predictor.model) is not None
