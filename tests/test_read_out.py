@@ -326,6 +326,7 @@ def test_settings_that_do_not_go_together(model: Path, texts: Path, tmp_path: Pa
         result = invoke(*command, "--set=objective.kind=read_out", f"--set={setting}")
         assert result.exit_code == 2
         assert "read_out" in result.stderr
+        assert ": :" not in result.stderr
     assert not (tmp_path / "run").exists()
 
 

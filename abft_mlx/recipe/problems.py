@@ -100,7 +100,8 @@ def _line(path: str, model: type[BaseModel], root: type[BaseModel], detail: Erro
     if path == "adapter.layers" and detail["type"] in ("list_type", "literal_error"):
         message = "a list of layer numbers such as [4, 5], auto, or null for all is needed"
     if detail["type"] == "value_error" and isinstance(detail["input"], dict):
-        return f"{path}: {message}"  # settings that do not fit each other: the message names them
+        # Settings that do not fit each other: the message names them. A whole recipe has no path.
+        return f"{path}: {message}" if path else message
     return f"{path} is {short(detail['input'])}: {message}"
 
 
