@@ -25,11 +25,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import rivals
 
 ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / "build/real"
@@ -52,12 +54,30 @@ METHODS: dict[str, tuple[str, ...]] = {
     "abft": ("finetune", "--set=objective.kind=abft", "--set=training.learning_rate=1e-4"),
     "end_to_end": ("finetune", "--set=objective.kind=end_to_end"),
     "read_out": ("finetune", "--set=objective.kind=read_out"),
+    "both": ("finetune", "--set=objective.kind=read_out", "--set=objective.lm_head=0.5"),
+    "fitted": ("finetune", "--set=objective.kind=read_out", "--updates=0"),
+    "nearest": (
+        "eval",
+        "--set=evaluation.demonstrations=per_query",
+        "--set=evaluation.repeats=1",
+        "--set=prompt.selection=nearest",
+    ),
+    "batch": (
+        "eval",
+        "--set=evaluation.demonstrations=per_query",
+        "--set=evaluation.repeats=1",
+        "--set=prompt.selection=random",
+        "--set=prompt.demonstrations=4",
+        "--set=evaluation.methods=[batch,hidden,knn]",
+    ),
     "paper": ("finetune", "--paper", "--set=evaluation.repeats=1"),
 }
 BASELINES = ("majority", "bag_of_words")
+CALIBRATED = ("batch", "hidden", "knn")
 EMBEDDINGS = "minilm"
-# Inverse penalties of the regression on embeddings, of which validation rows choose.
-PENALTIES = (0.1, 1.0, 10.0, 100.0)
+# Methods of rivals.py, on a language model; lora trains for as long as read_out took, or so long.
+RIVALS = ("probe", "lora")
+LORA_SECONDS = 600.0
 TITLES = {
     "majority": "largest class",
     "bag_of_words": "bag of words, logistic regression",
@@ -68,9 +88,19 @@ TITLES = {
     "abft": "ABFT, balanced demonstrations",
     "end_to_end": "end to end, balanced demonstrations",
     "read_out": "label-attention read-out, balanced demonstrations (default)",
+    "fitted": "read-out, head weights fitted only (`--updates 0`)",
+    "both": "read-out and 0.5 times the LM head's loss",
+    "probe": "hidden states, logistic regression",
+    "lora": "mlx-lm's LoRA at equal seconds",
+    "nearest": "prompting, nearest demonstrations",
+    "batch": "random demonstrations, batch calibration",
+    "hidden": "random demonstrations, hidden-state calibration",
+    "knn": "random demonstrations, kNN prompting",
 }
 FIVE = ("trec", "sst2", "subjective", "financial_phrasebank", "tweet_eval_emotion")
-TWO = FIVE[:2]
+EIGHT = (*FIVE, "rotten_tomatoes", "sst5", "tweet_eval_hate")
+# What every model and seed is measured with.
+MAIN = ("balanced", "end_to_end", "read_out", "abft", "paper", "random")
 
 
 @dataclass(frozen=True)
@@ -88,17 +118,21 @@ class Cell:
 
 def cells() -> Iterator[Cell]:
     """All of them, the most wanted first."""
-    for methods in (("balanced", "end_to_end", "read_out"), ("abft",), ("paper", "random")):
+    for methods in (MAIN[:3], MAIN[3:4], MAIN[4:]):
         for dataset in FIVE:
             yield from (Cell("smollm2", dataset, 42, method) for method in methods)
     for seed in (42, 43, 44):
-        yield from (Cell(EMBEDDINGS, dataset, seed, "embeddings") for dataset in FIVE)
+        yield from (Cell(EMBEDDINGS, dataset, seed, "embeddings") for dataset in EIGHT)
     for seed in (43, 44):
         for dataset in FIVE:
-            yield from (Cell("smollm2", dataset, seed, method) for method in METHODS)
+            yield from (Cell("smollm2", dataset, seed, method) for method in MAIN)
     for model in ("gemma3", "qwen"):
-        for dataset in TWO:
-            yield from (Cell(model, dataset, 42, method) for method in METHODS)
+        for dataset in FIVE[:3]:
+            yield from (Cell(model, dataset, 42, method) for method in MAIN)
+    for dataset in EIGHT:
+        for method in (*METHODS, *RIVALS):
+            if dataset not in FIVE or method not in MAIN:
+                yield Cell("smollm2", dataset, 42, method)
 
 
 def write_texts(folder: Path, dataset: str) -> Path:
@@ -132,10 +166,16 @@ def run(*arguments: object) -> dict[str, Any]:
 
 def measure(cell: Cell, model: Path, texts: Path) -> Iterator[dict[str, Any]]:
     """The lines of a cell: its own, and those of the baselines that came with it."""
-    if cell.method == "embeddings":
+    if cell.method == "embeddings" or cell.method in RIVALS:
+        rows = rivals.Rows.read(texts, LABELS, cell.seed)
         began = time.perf_counter()
-        values, n = embeddings(texts, cell.seed, model)
-        yield _row(cell, cell.method, values, n, time.perf_counter() - began)
+        if cell.method == "lora":
+            peer = finished().get(replace(cell, method="read_out"), {})
+            work = WORK / "lora" / str(cell).replace("/", "-")
+            values = rivals.mlx_lm_lora(rows, model, work, peer.get("seconds") or LORA_SECONDS)
+        else:
+            values = getattr(rivals, cell.method)(rows, model)
+        yield _row(cell, cell.method, values, len(rows.test), time.perf_counter() - began)
         return
     command, *settings = METHODS[cell.method]
     named: list[object] = ["--model", model, "--data", texts, *settings]
@@ -158,6 +198,8 @@ def measure(cell: Cell, model: Path, texts: Path) -> Iterator[dict[str, Any]]:
     found = {cell.method: methods.get("classifier") or methods["vanilla"]}
     if cell.method == "balanced":
         found = {name: document["baselines"][name] for name in BASELINES} | found
+    if cell.method == "batch":
+        found = {name: methods[name] for name in CALIBRATED}
     if cell.method == "paper":
         found = {"random": document["base"]["methods"]["vanilla"]} | found
     for method, values in found.items():
@@ -187,53 +229,6 @@ def _row(
     }
 
 
-def embeddings(texts: Path, seed: int, folder: Path) -> tuple[dict[str, Any], int]:
-    """Logistic regression on sentence embeddings, on the rows that the other methods get.
-
-    Returns:
-        An entry of eval's JSON, and the number of test texts.
-    """
-    import numpy as np
-    import torch
-    import transformers
-    from sklearn.linear_model import LogisticRegression
-
-    import abft_mlx.evaluation as evaluation
-    from abft_mlx import data, recipe
-
-    made = recipe.own_data(
-        [f"data.source={texts}", f"data.training_rows={LABELS}", f"data.seed={seed}"]
-    )
-    splits = data.split(data.load(made.data), made.data)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    model = transformers.AutoModel.from_pretrained(folder).eval()
-
-    def embedded(rows: data.LabelledTexts) -> Any:
-        parts = []
-        for start in range(0, len(rows), 64):
-            given = list(rows.texts[start : start + 64])
-            batch = tokenizer(given, padding=True, truncation=True, return_tensors="pt")
-            with torch.no_grad():
-                states = model(**batch).last_hidden_state
-            mask = batch["attention_mask"][..., None]
-            mean = (states * mask).sum(1) / mask.sum(1)
-            parts.append(torch.nn.functional.normalize(mean).numpy())
-        return np.concatenate(parts)
-
-    training, validation, test = map(embedded, (splits.training, splits.validation, splits.test))
-    fits = [
-        LogisticRegression(C=one, max_iter=2000).fit(training, splits.training.labels)
-        for one in PENALTIES
-    ]
-    best = max(fits, key=lambda one: one.score(validation, splits.validation.labels))
-    count = made.evaluation.queries
-    gold = np.array(splits.test.labels[:count])
-    probabilities = np.zeros((len(gold), len(splits.test.names)))
-    probabilities[:, best.classes_] = best.predict_proba(test[:count])
-    entry = evaluation.entry(probabilities, gold, np.arange(len(gold)), made.evaluation)
-    return entry, len(gold)
-
-
 def commit() -> str:
     """The checkout's commit, marked where files differ from it."""
     done = subprocess.run(
@@ -258,7 +253,7 @@ def table() -> str:
         # Sentence embeddings are of no language model: every table has them.
         mine = {cell: row for cell, row in done.items() if cell.model in (model, EMBEDDINGS)}
         sets = [
-            one for one in FIVE if any((cell.model, cell.dataset) == (model, one) for cell in mine)
+            one for one in EIGHT if any((cell.model, cell.dataset) == (model, one) for cell in mine)
         ]
         sizes = sorted({row["n"] for row in mine.values()})
         parts += [
