@@ -136,7 +136,7 @@ def cells() -> Iterator[Cell]:
 
 
 def write_texts(folder: Path, dataset: str) -> Path:
-    """A CSV of a data set with label names, as a user would have it."""
+    """A CSV of a data set with label names and without empty texts, as a user would have it."""
     target = WORK / f"{dataset}.csv"
     if not target.exists():
         names = json.loads((folder / "datasets.json").read_text())[dataset]["labels_paper"]
@@ -149,7 +149,8 @@ def write_texts(folder: Path, dataset: str) -> Path:
             writer = csv.writer(out)
             writer.writerow(["text", "label"])
             for row in map(json.loads, lines):
-                writer.writerow([row["text"], names[row["label"]]])
+                if row["text"].strip():
+                    writer.writerow([row["text"], names[row["label"]]])
         unfinished.rename(target)
     return target
 
