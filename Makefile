@@ -31,7 +31,7 @@ INSTALL = $(BIN)/python -m pip install -qq
 EAGER = --upgrade-strategy eager
 endif
 
-.PHONY: help setup setup-dev demo test test-real real real-model lint format docs notebooks torture lowest lock \
+.PHONY: help setup setup-dev demo test test-real real real-model lint format docs notebooks lowest lock \
 	check clean
 
 help:  ## say what there is
@@ -70,9 +70,6 @@ docs: $(VENV)/.installed-lock  ## build the site into build/docs; a warning is a
 
 notebooks: $(VENV)/.installed-dev  ## run the notebooks of the docs and keep what they print and draw
 	@$(BIN)/python benchmarks/notebooks.py $(ARGS)
-
-torture: $(VENV)/.installed-dev  ## kill runs, fill disks, feed readers damaged files (ten minutes)
-	@OPENBLAS_NUM_THREADS=$${OPENBLAS_NUM_THREADS:-1} $(BIN)/python benchmarks/torture.py $(ARGS)
 
 lowest:  ## run the tests with the lowest versions that pyproject.toml allows, in ./.venv-lowest
 	@$(MAKE) --no-print-directory VENV=.venv-lowest UV_PYTHON='>=3.10,<3.12' PYTHON='$(LOWEST_PYTHON)' \
