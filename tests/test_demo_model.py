@@ -129,7 +129,7 @@ def test_transformers_opens_it_too(folder: Path, loaded) -> None:
 
 @pytest.mark.slow
 def test_the_script_gives_the_same_model_for_the_same_seed(tmp_path: Path, checkout: Path) -> None:
-    script = checkout / "benchmarks" / "make_demo_model.py"
+    script = checkout / "tools" / "make_demo_model.py"
     weights = []
     for name, seed in (("first", "3"), ("second", "3"), ("third", "4")):
         subprocess.run(
@@ -155,7 +155,7 @@ def test_the_script_gives_the_same_model_for_the_same_seed(tmp_path: Path, check
 def test_held_out_labels_stand_in_no_training_sequence(
     checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.syspath_prepend(str(checkout / "benchmarks"))
+    monkeypatch.syspath_prepend(str(checkout / "tools"))
     demo_corpus = pytest.importorskip("demo_corpus")
     made = demo_corpus.tokenizer(merges=8)
     held_out = {made.get_vocab()["Ġ" + w] for name in HELD_OUT for w in TASKS[name].labels}

@@ -1,7 +1,4 @@
-"""Rows and logits of every architecture that transformers has, against its eager attention.
-
-The tiny configurations and the comparison are those of the support table (benchmarks/).
-"""
+"""Rows and logits of every architecture that transformers has, against its eager attention."""
 
 from __future__ import annotations
 

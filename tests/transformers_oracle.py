@@ -1,10 +1,71 @@
-"""Where transformers and mlx-lm read a configuration or a checkpoint in different ways."""
+"""Rows and logits of an architecture against transformers' eager attention, on the same weights.
+
+A random transformers model is made from the tiny configuration, its weights are written as its
+hub checkpoints have them, and mlx-lm's own loading code reads them.
+"""
 
 from __future__ import annotations
 
+import copy
+import importlib
+import re
+import tempfile
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from transformers_difference import Difference
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import tiny_configs
+from mlx.utils import tree_flatten
+
+from abft_mlx import attention, ports
+from abft_mlx.adapters import peft_names
+from abft_mlx.adapters.peft_reading import linear_paths
+
+ABSENT = "transformers does not have it"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What one architecture needs to be the same model in both.
+
+    Attributes:
+        both: settings that replace the tiny configuration's, in both.
+            A wrapper's both, theirs, ours and without are its text model's.
+        theirs: settings that transformers alone gets.
+        ours: settings that mlx-lm alone gets.
+        without: settings of the tiny configuration that neither gets.
+        wrapper: what transformers' wrapper gets beside its text model's settings; without it the
+            transformers model is the text model alone.
+        model_type: transformers' name, where it is another.
+        model_class: the transformers class that makes the model.
+        original: whether to write the checkpoint's first format, with one weight for each expert.
+        drop: beginnings of weights' names that mlx-lm is not given, such as a vision tower's.
+        names: patterns in weights' names and what replaces them, as hub checkpoints have them.
+        zero: ends of the names of parameters that stay 0, since mlx-lm does not use them.
+        swap: ends of weights' names whose last two axes to swap.
+        unused: beginnings of names of mlx-lm's parameters that transformers does without.
+        why_not: why the two cannot be compared.
+    """
+
+    both: dict[str, Any] = field(default_factory=dict)
+    theirs: dict[str, Any] = field(default_factory=dict)
+    ours: dict[str, Any] = field(default_factory=dict)
+    without: tuple[str, ...] = ()
+    wrapper: dict[str, Any] = field(default_factory=dict)
+    model_type: str | None = None
+    model_class: str = "AutoModelForCausalLM"
+    original: bool = True
+    drop: tuple[str, ...] = ()
+    names: tuple[tuple[str, str], ...] = ()
+    zero: tuple[str, ...] = ()
+    swap: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+    why_not: str | None = None
+
 
 _ROPE = {"rope_type": "default", "rope_theta": 5000.0}
 _YARN = {
@@ -39,14 +100,8 @@ _IMAGES: dict[str, Any] = {
     "wrapper": {"vision_config": _VISION},
 }
 
-_ONE_WINDOW = (
-    "transformers has one window for all layers, mlx-lm needs a layer without: compared without"
-)
-
 DIFFERENCES: dict[str, Difference] = {
     "bailing_hybrid": Difference(
-        note="transformers' bailing_hybrid is another model, which mlx-lm calls bailing_moe_v3: "
-        "compared with transformers' DeepSeek V3, which this is without linear layers",
         both={"num_key_value_heads": 4, "layer_group_size": 1, "rms_norm_eps": 1e-6},
         theirs={
             "head_dim": 8,
@@ -95,21 +150,16 @@ DIFFERENCES: dict[str, Difference] = {
     # With two heads many keys' scores are 0, and each of the two chooses among them as it likes.
     "deepseek_v32": Difference(both={"num_key_value_heads": 4, "index_n_heads": 16}),
     "ernie4_5_moe": Difference(
-        note="transformers adds a bias to the scores that choose experts (moe_statics), mlx-lm "
-        "does not read it: compared with a bias of 0",
         both={"moe_k": 2, "moe_num_shared_experts": 1, "moe_layer_start_index": 1},
         zero=("e_score_correction_bias",),
     ),
     "exaone4": Difference(theirs={"layer_types": ["sliding_attention"] * 2 + ["full_attention"]}),
     "gear": Difference(
-        note="compared with transformers' Gemma 3, which it is but for layers that do not attend",
         both={"rope_local_base_freq": 1000.0, "query_pre_attn_scalar": 16},
         theirs={"rope_parameters": _LOCAL_ROPE},
         model_type="gemma3_text",
     ),
     "gemma": Difference(
-        note="mlx-lm has the exact GELU, transformers its approximation with tanh: compared with "
-        "the exact one",
         theirs={"hidden_act": "gelu_python"},
     ),
     "gemma3": Difference(
@@ -136,8 +186,6 @@ DIFFERENCES: dict[str, Difference] = {
         | {"wrapper": {"vision_config": _VISION | {"head_dim": 16}, "audio_config": None}},
     ),
     "glm": Difference(
-        note="transformers rotates half of the channels by default (partial_rotary_factor), "
-        "mlx-lm always all: compared with all",
         theirs={"rope_parameters": _ROPE | {"partial_rotary_factor": 1.0}},
     ),
     "glm4": Difference(ours={"rope_traditional": True}),
@@ -145,14 +193,10 @@ DIFFERENCES: dict[str, Difference] = {
     "glm_moe_dsa": Difference(both={"num_key_value_heads": 4, "index_n_heads": 16}),
     "gpt2": Difference(names=(("transformer.", ""),)),
     "gpt_bigcode": Difference(
-        note="mlx-lm has the exact GELU, transformers its approximation with tanh by default: "
-        "compared with the exact one",
         without=("attention_bias", "mlp_bias"),
         theirs={"activation_function": "gelu"},
     ),
     "gpt_neox": Difference(
-        note="mlx-lm always has the approximate GELU and an MLP of four times the width: compared "
-        "so",
         theirs={"intermediate_size": 256, "hidden_act": "gelu_fast"},
     ),
     # mlx-lm reads experts as quantized checkpoints have them: (experts, out, in).
@@ -162,9 +206,6 @@ DIFFERENCES: dict[str, Difference] = {
     ),
     "granitemoehybrid": Difference(both={"position_embedding_type": "rope"}),
     "hunyuan": Difference(
-        note="transformers norms the weights of the chosen experts, mlx-lm does not, and "
-        "transformers shares no keys between layers: compared with all experts chosen and without "
-        "sharing",
         both={
             "moe_topk": 4,
             "moe_intermediate_size": None,
@@ -180,8 +221,6 @@ DIFFERENCES: dict[str, Difference] = {
     "internlm3": Difference(theirs={"head_dim": 16}),
     "jamba": Difference(
         both={"num_experts_per_tok": 4},
-        note="mlx-lm's router norms the weights of the chosen experts, transformers' does not: "
-        "compared with all experts chosen",
     ),
     # save_pretrained writes the vision tower's word for layers.
     "kimi_k25": Difference(
@@ -225,23 +264,17 @@ DIFFERENCES: dict[str, Difference] = {
     ),
     # mlx-lm has neither experts nor chunks here.
     "llama4_text": Difference(
-        note="mlx-lm norms queries and keys of layers without RoPE, too, transformers does not: "
-        "compared with RoPE in all layers",
         both={"no_rope_layers": [1, 1, 1], "tie_word_embeddings": True},
         theirs={"moe_layers": [], "attention_chunk_size": 256},
     ),
     # transformers writes experts that give back what they get; the hub has none.
     "longcat_flash": Difference(
-        note="mlx-lm norms the chosen experts' weights where norm_topk_prob is set, transformers "
-        "never does: compared without",
         both={"norm_topk_prob": False},
         theirs={"head_dim": 8},
         drop=tuple(f"model.layers.{layer}.mlp.experts.4." for layer in range(3)),
     ),
     "mimo": Difference(model_type="qwen2"),
     "mimo_v2_flash": Difference(
-        note="transformers' windows hold one position more than mlx-lm's: compared with "
-        "sliding_window_size lowered by one in transformers",
         both={
             "num_key_value_heads": 1,
             "n_shared_experts": None,
@@ -265,16 +298,13 @@ DIFFERENCES: dict[str, Difference] = {
         model_type="granite",
     ),
     "minicpm3": Difference(
-        note="mlx-lm always has the factors of long prompts (long_factor): compared with the same "
-        "factors for short ones",
         both={"num_key_value_heads": 4, "rope_scaling": _LONG_ROPE},
         theirs={"rope_parameters": _ROPE | _LONG_ROPE},
     ),
     "minimax": Difference(model_type="minimax_m2"),
     "minimax_m3_vl": Difference(**_IMAGES),
-    "ministral3": Difference(without=("layer_types", "sliding_window"), note=_ONE_WINDOW),
+    "ministral3": Difference(without=("layer_types", "sliding_window")),
     "mistral3": Difference(
-        note=_ONE_WINDOW,
         without=("layer_types", "sliding_window"),
         theirs={"model_type": "ministral3"},
         **_IMAGES,
@@ -289,9 +319,7 @@ DIFFERENCES: dict[str, Difference] = {
         model_class="Mistral4ForCausalLM",
     ),
     "muse_glimmer": Difference(drop=("model.vision_",), **_IMAGES),
-    "nanbeige": Difference(
-        model_type="llama", note="compared with transformers' Llama, which it is without loops"
-    ),
+    "nanbeige": Difference(model_type="llama"),
     "nanochat": Difference(
         theirs={"rms_norm_eps": 1e-5},
         names=(
@@ -307,7 +335,6 @@ DIFFERENCES: dict[str, Difference] = {
     ),
     "nemotron": Difference(without=("layer_types",), theirs={"hidden_act": "relu2"}),
     "nemotron-nas": Difference(
-        note="compared with transformers' Llama, which it is where a layer has attention and MLP",
         theirs={"num_key_value_heads": 2, "intermediate_size": 256},
         model_type="llama",
     ),
@@ -333,7 +360,6 @@ DIFFERENCES: dict[str, Difference] = {
     # save_pretrained leaves the experts' axes as they are in memory, the hub has them swapped.
     "qwen3_vl_moe": Difference(swap=("experts.gate_up_proj", "experts.down_proj"), **_IMAGES),
     "recurrent_gemma": Difference(
-        note="mlx-lm rotates with a base of 10000 whatever rope_theta is: compared with that",
         both={"rope_theta": 10000.0, "partial_rotary_factor": 0.5},
     ),
     "solar_open": Difference(both={"first_k_dense_replace": 0, "partial_rotary_factor": 1.0}),
@@ -355,3 +381,137 @@ DIFFERENCES: dict[str, Difference] = {
         both={"num_key_value_heads": 4}, ours={"rope_traditional": True}, model_type="youtu"
     ),
 }
+
+
+def why_not(name: str) -> str | None:
+    """Why an architecture cannot be compared with transformers, or None where it can."""
+    import transformers
+
+    difference = DIFFERENCES.get(name, Difference())
+    kind = difference.model_type or tiny_configs.settings(name)["model_type"]
+    if difference.why_not is None and kind not in transformers.CONFIG_MAPPING:
+        return ABSENT
+    return difference.why_not
+
+
+def reference(name: str) -> tuple[Any, dict[str, Any]]:
+    """A random transformers model in float32, and its configuration as mlx-lm reads it."""
+    import torch
+    import transformers
+
+    difference = DIFFERENCES.get(name, Difference())
+    tiny = tiny_configs.settings(name)
+    flat = {**tiny.get("text_config", tiny), **difference.both}
+    for one in difference.without:
+        flat.pop(one, None)
+    given = {key: value for key, value in flat.items() if key != "rope_scaling"}
+    theta = given.pop("rope_theta", None)
+    if theta is not None and "rope_parameters" not in given:
+        rope = {"rope_type": "default", "rope_theta": theta}
+        if "partial_rotary_factor" in given:
+            rope["partial_rotary_factor"] = given["partial_rotary_factor"]
+        given["rope_parameters"] = rope
+    given |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 0)
+    del given["model_type"]
+    given |= difference.theirs
+    kind = difference.model_type or tiny["model_type"]
+    if difference.wrapper:
+        tied = {"tie_word_embeddings": flat.get("tie_word_embeddings", False)}
+        given = {"text_config": given, **tied, **difference.wrapper}
+    # transformers changes what it is given.
+    given = copy.deepcopy(given)
+    config = transformers.AutoConfig.for_model(kind, attn_implementation="eager", **given)
+    made = getattr(transformers, difference.model_class)
+    if hasattr(made, "from_config"):
+        model = made.from_config(config, dtype=torch.float32).eval()
+    else:
+        model = made(config).to(torch.float32).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for key, value in model.named_parameters():
+            noise = torch.randn(value.shape, generator=generator)
+            value.copy_(0.1 * noise + 1 if value.ndim == 1 else noise / value.shape[-1] ** 0.5)
+            if difference.zero and key.endswith(difference.zero):
+                value.zero_()
+    text = {**config.get_text_config().to_dict(), **flat, **difference.ours}
+    if "text_config" in tiny:
+        return model, {**config.to_dict(), **tiny, "text_config": text}
+    return model, text
+
+
+def load(name: str, oracle: Any, settings: dict[str, Any], folder: Path) -> nn.Module:
+    """The mlx-lm model of a transformers model's checkpoint."""
+    difference = DIFFERENCES.get(name, Difference())
+    oracle.save_pretrained(folder, save_original_format=difference.original)
+    weights: dict[str, mx.array] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        weights |= dict(mx.load(str(file)).items())
+    weights = {key: value for key, value in weights.items() if not key.startswith(difference.drop)}
+    for old, new in difference.names:
+        weights = {re.sub(old, new, key): value for key, value in weights.items()}
+    for key in weights:
+        if difference.swap and key.endswith(difference.swap):
+            weights[key] = weights[key].swapaxes(-1, -2)
+    module = importlib.import_module(f"mlx_lm.models.{name}")
+    model = module.Model(module.ModelArgs.from_dict(settings))
+    weights = model.sanitize(weights) if hasattr(model, "sanitize") else weights
+    if difference.unused:
+        own = dict(tree_flatten(model.parameters()))
+        weights |= {key: one for key, one in own.items() if key.startswith(difference.unused)}
+    model.load_weights(list(weights.items()), strict=True)
+    model.eval()
+    mx.eval(model.parameters())
+    return model
+
+
+def misnamed(oracle: Any, model: nn.Module) -> list[str]:
+    """Layers whose name in transformers, as exports to PEFT have it, is another layer's or none."""
+    paths = [*linear_paths(model), ports.port_for(model).head_path(model)]
+    wrong = []
+    modules = dict(oracle.named_modules())
+    for path, theirs in peft_names.named(model, paths).items():
+        weight = getattr(modules.get(theirs), "weight", None)
+        other = None if weight is None else weight.detach().numpy()
+        if other is not None and other.ndim == 2 and peft_names.transposed(model):
+            other = other if "wte" in theirs else other.T
+        if other is None or not np.array_equal(np.array(ports.resolve(model, path).weight), other):
+            wrong.append(path)
+    return wrong
+
+
+def compare(name: str) -> dict[str, Any]:
+    """Largest differences of rows and logits: a right-padded batch, and its prompts one by one."""
+    import torch
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+        warnings.simplefilter("ignore")
+        oracle, settings = reference(name)
+        model = load(name, oracle, settings, Path(folder))
+    names = misnamed(oracle, model)
+    tokens, last = tiny_configs.tokens()
+    ends = np.array(last)
+    batches = [(tokens, ends)]
+    batches += [(tokens[n : n + 1, : end + 1], np.array([end])) for n, end in enumerate(ends)]
+    patterns, logits, largest = 0.0, 0.0, 0.0
+    for batch, at in batches:
+        ids = torch.tensor(np.array(batch).astype(np.int64))
+        mask = (torch.arange(ids.shape[1]) <= torch.tensor(at)[:, None]).long()
+        with torch.no_grad():
+            output = oracle(
+                input_ids=ids, attention_mask=mask, output_attentions=True, use_cache=False
+            )
+        every = np.arange(len(ids))
+        expected = [one[every, :, at].numpy() for one in output.attentions if one is not None]
+        rows = [one for one in attention.capture(model, batch, mx.array(at)) if one is not None]
+        if len(rows) != len(expected):
+            raise ValueError(f"{len(rows)} layers have rows, {len(expected)} in transformers")
+        for row, one in zip(rows, expected, strict=True):
+            # gpt-oss appends its sink as a column.
+            patterns = max(patterns, float(np.abs(np.array(row) - one[..., : row.shape[-1]]).max()))
+            largest = max(largest, float(one.max()))
+        ours = tiny_configs.logits(model, batch)[every, at]
+        logits = max(logits, float(np.abs(ours - output.logits[every, at].numpy()).max()))
+    return {"pattern": patterns, "logits": logits, "largest": largest, "misnamed": names}
