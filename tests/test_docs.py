@@ -14,7 +14,7 @@ from test_imports import ROOMS
 from abft_mlx.cli import app
 
 # Pages whose commands are not run by test_guides.py.
-WITH_COMMANDS = ("README.md", "docs/reference.md", "docs/prediction.md", "docs/publish.md")
+WITH_COMMANDS = ("README.md", "docs/reference.md", "docs/prediction.md", "docs/sharing.md")
 
 
 def pages(checkout: Path) -> list[Path]:
@@ -69,15 +69,3 @@ def test_commands_and_flags_exist(name: str, checkout: Path) -> None:
         page = invoke(command, "--help").stdout
         for flag in re.findall(r"--[a-z][a-z-]*", rest):
             assert flag in page, f"{name}: abft-mlx {command} has no {flag}"
-
-
-def test_the_ports_example_runs(checkout: Path) -> None:
-    page = (checkout / "docs" / "ports.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 1
-    names: dict[str, Any] = {}
-    exec(compile(blocks[0], "docs/ports.md", "exec"), names)
-    layers = len(names["shapes"])
-    assert len(names["rows"]) == len(names["inputs"]) == layers
-    assert names["logits"].shape == (1, 2)
-    assert len(names["slices"]) == 2 * layers
