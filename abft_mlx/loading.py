@@ -123,10 +123,10 @@ def parameter_count(model: nn.Module) -> int:
     """Numbers in a model's weights; those packed by quantization count as what they stand for."""
     total = 0
     for _, module in model.named_modules():
+        packed = hasattr(module, "bits")
         for name, array in module.items():
-            if isinstance(array, mx.array):
-                packed = name == "weight" and hasattr(module, "bits")
-                total += array.size * (32 // module.bits if packed else 1)
+            if isinstance(array, mx.array) and not (packed and name in ("scales", "biases")):
+                total += array.size * (32 // module.bits if packed and name == "weight" else 1)
     return total
 
 

@@ -32,7 +32,7 @@ ROOMS = (
     "trainer",
     "tracking",
     "evaluation",
-    "footprint",
+    "memory_estimate",
     "bench",
     "facts",
     "prediction",

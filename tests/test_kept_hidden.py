@@ -20,7 +20,7 @@ from mlx.utils import tree_flatten
 from test_local import autodiff, prompts, step_of, stopped
 from test_trainer import make_prompts, make_recipe, make_trainer, same, trained
 
-from abft_mlx import adapters, attention, experiment, footprint, loading, ports
+from abft_mlx import adapters, attention, experiment, loading, memory_estimate, ports
 from abft_mlx import recipe as recipes
 from abft_mlx.errors import RecipeError
 from abft_mlx.prompts import Prompt
@@ -341,19 +341,19 @@ def estimate(*changes: str) -> Any:
         )
     )
     model = loading.describe(tiny_models.config("llama"), "model")
-    return footprint.footprint(model, recipe, 64)
+    return memory_estimate.estimate(model, recipe, 64)
 
 
 def test_an_estimate_counts_what_is_kept() -> None:
     window = "adapter.layers=[2]"
     plain = estimate(window, "training.keep_hidden=false")
-    assert plain.kept_hidden_bytes == estimate().kept_hidden_bytes == 0
-    assert estimate(window).kept_hidden_bytes == 48 * 64 * 64 * 4
+    assert plain["kept_hidden_bytes"] == estimate()["kept_hidden_bytes"] == 0
+    assert estimate(window)["kept_hidden_bytes"] == 48 * 64 * 64 * 4
     few = estimate(window, "training.updates=1", "training.prompts_per_update=8")
-    assert few.kept_hidden_bytes == 8 * 64 * 64 * 4
-    assert estimate(window, "training.keep_hidden_bytes=999").kept_hidden_bytes == 999
-    assert estimate(window, "training.shared_demonstrations=2").kept_hidden_bytes == 0
-    assert estimate(window).training_bytes == plain.training_bytes + 48 * 64 * 64 * 4
+    assert few["kept_hidden_bytes"] == 8 * 64 * 64 * 4
+    assert estimate(window, "training.keep_hidden_bytes=999")["kept_hidden_bytes"] == 999
+    assert estimate(window, "training.shared_demonstrations=2")["kept_hidden_bytes"] == 0
+    assert estimate(window)["training_bytes"] == plain["training_bytes"] + 48 * 64 * 64 * 4
 
 
 def test_bytes_that_nobody_uses_are_refused() -> None:

@@ -10,9 +10,8 @@ import mlx.core as mx
 import pytest
 from paper_models import PAPER_MODELS, PaperModel
 
-from abft_mlx import adapters, loading, ports, runtime
+from abft_mlx import adapters, loading, memory_estimate, ports, runtime
 from abft_mlx import recipe as recipes
-from abft_mlx.footprint import footprint, parameter_count
 from abft_mlx.recipe import AdapterSection
 
 ALLOWED_BYTES = 2**20
@@ -52,7 +51,7 @@ def test_heads_and_totals(paper: PaperModel) -> None:
     for projection in port.projections:
         parts = port.part_outputs(port.layers(model)[-1], projection)
         assert {part: len(s) for part, s in parts.items()} == {p: sizes[p] for p in parts}
-    assert parameter_count(model) == paper.total
+    assert loading.parameter_count(model) == paper.total
     assert as_printed(paper.total + paper.buffers, paper.paper_total) == paper.paper_total
 
 
@@ -75,7 +74,7 @@ def test_the_lm_head_trains_as_table_2_says(name: str) -> None:
     paper = PAPER_MODELS[name]
     assert paper.paper_end_to_end is not None
     model = loading.describe(paper.config | {"quantization": {"group_size": 64, "bits": 4}}, "")
-    assert parameter_count(model) == paper.total
+    assert loading.parameter_count(model) == paper.total
     adapters.place(model, AdapterSection(rank=16, head=True))
     trained = adapters.trainable_parameters(model)
     assert as_printed(trained, paper.paper_end_to_end) == paper.paper_end_to_end
@@ -84,14 +83,13 @@ def test_the_lm_head_trains_as_table_2_says(name: str) -> None:
 def test_llama_3_8b_in_4_bits_takes_what_its_parts_say() -> None:
     config = PAPER_MODELS["Llama3-8B"].config | {"quantization": {"group_size": 64, "bits": 4}}
     recipe = recipes.resolve(recipes.default(["training.micro_batch_tokens=512"]))
-    found = footprint(loading.describe(json.loads(json.dumps(config)), "x"), recipe, 250)
+    model = loading.describe(json.loads(json.dumps(config)), "x")
+    found = memory_estimate.estimate(model, recipe, 250)
     # 4 bits and, for 64 numbers, a scale and a bias of 2 bytes each; norms in bfloat16.
     matrices = 8_030_261_248 - 65 * 4096
-    assert found.weights_bytes == matrices * 4 // 8 + matrices // 64 * 4 + 65 * 4096 * 2
-    assert found.adapter_bytes == 4 * 6_815_744
-    assert found.moments_bytes // 8 == pytest.approx(6_815_744, rel=1e-6)
-    assert (found.rows, found.tokens, found.micro_batches) == (2, 256, 16)
-    assert found.training_bytes == sum((
-        found.weights_bytes, found.adapter_bytes, found.moments_bytes, found.gradients_bytes,
-        found.activations_bytes,
-    ))  # fmt: skip
+    assert found["weights_bytes"] == matrices * 4 // 8 + matrices // 64 * 4 + 65 * 4096 * 2
+    assert found["adapter_bytes"] == 4 * 6_815_744
+    assert found["moments_bytes"] // 8 == pytest.approx(6_815_744, rel=1e-6)
+    assert (found["rows"], found["tokens"], found["micro_batches"]) == (2, 256, 16)
+    parts = ("weights", "adapter", "moments", "gradients", "activations")
+    assert found["training_bytes"] == sum(found[f"{part}_bytes"] for part in parts)

@@ -18,10 +18,6 @@ from test_local import prompts, step_of
 
 from abft_mlx import recompute, runtime
 from abft_mlx.bench import limit, measure, sizes
-from abft_mlx.errors import ModelError
-from abft_mlx.footprint.graph import Graph, Operation, Value, trace
-from abft_mlx.footprint.peak import peak_bytes
-from abft_mlx.footprint.recomputed import marked, spelled_out
 from abft_mlx.trainer.plan import micro_batches
 
 SCALE = 0.3
@@ -168,72 +164,6 @@ def test_memory_is_linear_in_the_prompt() -> None:
     ]
     exponent = np.polyfit(np.log(lengths), np.log(peaks), 1)[0]
     assert exponent < 1.15, peaks
-
-
-class TestSpelledOut:
-    """Graphs whose peak can be told by hand; one array is 4 MiB, and nothing runs ahead."""
-
-    @staticmethod
-    def peak(again: Any, depth: int) -> float:
-        weights = mx.zeros((1024, 1024))
-
-        def run(x: mx.array) -> list[mx.array]:
-            def loss(x: mx.array) -> mx.array:
-                for _ in range(depth):
-                    x = again(lambda y: mx.exp(mx.sin(y)))(x @ weights)
-                return x.sum()
-
-            return [mx.grad(loss)(x)]
-
-        graph = spelled_out(trace(run, [mx.zeros((1024, 1024))]))
-        return peak_bytes(graph, ahead=0) / (4 * 2**20)
-
-    def test_every_function_keeps_one_array(self) -> None:
-        """Plain: argument and exponential; again: the argument alone."""
-        assert self.peak(same, 9) - self.peak(same, 5) == 8
-        assert self.peak(marked, 9) - self.peak(marked, 5) == 4
-
-    @pytest.mark.parametrize("function", [nn.gelu_approx, nn.gelu])
-    def test_it_takes_what_mlx_measures(self, function: Callable[[mx.array], mx.array]) -> None:
-        """A chain whose every link is an activation function, the quick ones included."""
-        weights = mx.random.normal((512, 512)) / 20
-        mx.eval(weights)
-
-        def gradient(again: Any) -> Callable[[mx.array], list[mx.array]]:
-            def loss(x: mx.array) -> mx.array:
-                for _ in range(24):
-                    x = again(function)(x @ weights)
-                return x.sum()
-
-            return lambda x: list(mx.value_and_grad(loss)(x))
-
-        estimate = peak_bytes(spelled_out(trace(gradient(marked), [mx.zeros((512, 512))])))
-        peaks = []
-        for _ in range(3):
-            mx.clear_cache()
-            runtime.reset_peak_memory()
-            before = mx.get_active_memory()
-            mx.eval(gradient(recompute.again)(weights))
-            peaks.append(runtime.peak_memory_bytes() - before)
-        assert estimate == pytest.approx(max(peaks), rel=0.12)
-
-    def test_nothing_marked_is_nothing_changed(self) -> None:
-        graph = trace(lambda x: [mx.exp(x @ x)], [mx.zeros((4, 4))])
-        assert spelled_out(graph) == graph
-
-    def test_what_is_not_differentiated_is_not_computed_again(self) -> None:
-        graph = trace(lambda x: [marked(mx.exp)(x)], [mx.zeros((4, 4))])
-        assert [one.name for one in spelled_out(graph).operations].count("Exp") == 1
-
-    def test_a_graph_it_cannot_read_is_refused(self) -> None:
-        graph = trace(
-            lambda x: [marked(lambda y: mx.exp(y) * 2)(x), mx.zeros((4, 4))], [mx.zeros((4, 4))]
-        )
-        (exponential,) = [one for one in graph.operations if one.name == "Exp"]
-        stray = Operation("Negative", [], (exponential.outputs[0].name,), (Value("z", (4, 4), 4),))
-        broken = Graph((*graph.operations, stray), graph.given, ("z",))
-        with pytest.raises(ModelError, match="does not come through"):
-            spelled_out(broken)
 
 
 def test_a_step_lets_go_of_its_model(tiny: ModuleType) -> None:

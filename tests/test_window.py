@@ -15,15 +15,14 @@ import numpy as np
 import pytest
 import tiny_models
 from cli_support import document, invoke, write_model, write_texts
+from graph_support import kept, primitives
 from mlx.utils import tree_flatten, tree_unflatten
 from study_support import SETTINGS
 from test_local import autodiff, prompts, step_of
 
-from abft_mlx import adapters, attention, experiment, footprint, loading, ports, study
+from abft_mlx import adapters, attention, experiment, loading, memory_estimate, ports, study
 from abft_mlx import recipe as recipes
 from abft_mlx.errors import AdapterError, RecipeError
-from abft_mlx.footprint.graph import Graph, trace
-from abft_mlx.footprint.recomputed import marked
 from abft_mlx.induction import window
 from abft_mlx.recipe import AdapterSection
 from abft_mlx.trainer.plan import micro_batches, shared_micro_batches
@@ -105,29 +104,28 @@ def test_local_gradients_are_the_same_either_way(tiny: ModuleType) -> None:
         assert mx.array_equal(dict(tree_flatten(others))[path], gradient), path
 
 
-def graph(layers: list[int] | None, only_trained: bool, depth: int) -> Graph:
-    """What an exact step computes."""
+def graph(layers: list[int] | None, only_trained: bool, depth: int) -> list[str]:
+    """Names of the primitives of an exact step."""
     model = tiny_models.build("llama", num_hidden_layers=depth)
     step = step_of(model, "exact", layers)
     step = only(step) if only_trained else step
-    step.seams.again = marked
+    step.seams.again = kept
     (batch,) = micro_batches(prompts(), 4)
-    kept = model.trainable_parameters()
-    names = [path for path, _ in tree_flatten(kept)]
+    names, parameters = zip(*tree_flatten(model.trainable_parameters()), strict=True)
 
-    def train(*parameters: mx.array) -> Sequence[mx.array]:
-        tree = tree_unflatten(list(zip(names, parameters, strict=True)))
+    def train(*given: mx.array) -> Sequence[mx.array]:
+        tree = tree_unflatten(list(zip(names, given, strict=True)))
         terms, gradients = step.value_and_grad(tree, batch.arrays(), mx.array(0.5))
         return [terms, *(one for _, one in tree_flatten(gradients))]
 
-    return trace(train, [one for _, one in tree_flatten(kept)])
+    return sorted(name for name, _ in primitives(train, parameters))
 
 
 def test_nothing_above_the_window_is_computed() -> None:
     """A model of five layers of which two train costs what one of two layers does."""
-    kinds = [one.name for one in graph([0, 1], True, 5).operations]
-    assert sorted(kinds) == sorted(one.name for one in graph(None, False, 2).operations)
-    assert len(graph([0, 1], False, 5).operations) > len(kinds)
+    kinds = graph([0, 1], True, 5)
+    assert kinds == graph(None, False, 2)
+    assert len(graph([0, 1], False, 5)) > len(kinds)
 
 
 AUTO = "adapter.layers=auto"
@@ -259,11 +257,12 @@ def test_an_estimate_counts_all_layers() -> None:
 
     def estimate(*changes: str) -> Any:
         recipe = recipes.resolve(recipes.default(["training.micro_batch_tokens=256", *changes]))
-        return footprint.footprint(loading.describe(config, "model"), recipe, 64)
+        return memory_estimate.estimate(loading.describe(config, "model"), recipe, 64)
 
     assert estimate(AUTO) == estimate()
     first = estimate("adapter.layers=[0]", "objective.layers=trained")
-    assert first.activations_bytes < estimate("adapter.layers=[0]").activations_bytes
+    every = estimate("adapter.layers=[0]")
+    assert first["activations_bytes"] < every["activations_bytes"]
 
 
 def test_the_doctor_takes_it() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
@@ -11,24 +12,32 @@ from mlx.utils import tree_flatten, tree_unflatten
 from abft_mlx.bench.contenders import batch_of, our_step
 from abft_mlx.bench.models import PUNISH
 from abft_mlx.bench.sizes import Size
-from abft_mlx.footprint.graph import Graph, trace
 
 PRODUCTS = ("Matmul", "AddMM", "QuantizedMatmul")
 
 
-def product_flops(graph: Graph) -> int:
-    """Floating-point operations of a graph's matrix products, two for each multiply-add.
+def product_flops(
+    function: Callable[..., Sequence[mx.array]], arguments: Sequence[mx.array]
+) -> int:
+    """Floating-point operations of a function's matrix products, two for each multiply-add.
 
     Norms, activations, softmaxes and sums are not counted: a matrix product's rate says nothing
-    of them.
+    of them. Nothing is computed: MLX's export names the primitives of the CPU backend's graph.
+
+    Args:
+        function: takes arrays and returns a list of arrays.
+        arguments: of the right shapes and types; they are not evaluated.
     """
-    shapes = {one.name: one.shape for one in graph.given}
     total = 0
-    for operation in graph.operations:
-        shapes |= {one.name: one.shape for one in operation.outputs}
-        if operation.name in PRODUCTS:
-            inner = shapes[operation.inputs[0]][-1]
-            total += 2 * inner * math.prod(operation.outputs[0].shape)
+
+    def count(event: dict[str, Any]) -> None:
+        nonlocal total
+        if event["type"] == "primitive" and event["name"] in PRODUCTS:
+            # Inputs and outputs are triples of name, shape and type.
+            total += 2 * event["inputs"][0][1][-1] * math.prod(event["outputs"][0][1])
+
+    with mx.stream(mx.cpu):
+        mx.export_function(count, function, *arguments)
     return total
 
 
@@ -46,7 +55,7 @@ def step_flops(size: Size, dtype: mx.Dtype = mx.float32) -> int:
         return [terms, *(one for _, one in tree_flatten(gradients))]
 
     try:
-        return product_flops(trace(function, [one for _, one in tree_flatten(kept)]))
+        return product_flops(function, [one for _, one in tree_flatten(kept)])
     finally:
         step.model.update(kept)
 

@@ -66,7 +66,7 @@ def _estimate(
     batch: int | None,
     settings: list[str] | None,
 ) -> dict[str, Any]:
-    from abft_mlx import footprint, runtime
+    from abft_mlx import memory_estimate, runtime
     from abft_mlx import recipe as recipes
     from abft_mlx.trainer import plan
 
@@ -79,7 +79,7 @@ def _estimate(
     memory = runtime.memory_facts()
     limit = memory["recommended_bytes"] or memory["machine_bytes"]
     assert limit is not None
-    return footprint.examine(chosen, length, limit).as_dict()
+    return memory_estimate.examine(chosen, length, limit)
 
 
 def examine() -> dict[str, Any]:
