@@ -63,7 +63,7 @@ def outcome(reader: Reader, sample: Any, seed: int, number: int, folder: Path) -
 
 def judged(reader: Reader, sample: Any, folder: Path) -> str | None:
     """Read what lies in a folder; None, or what was wrong with how that ended."""
-    from abft_mlx.cli._shell import one_line
+    from abft_mlx.cli.shell import one_line
     from abft_mlx.errors import UsageError
 
     before = set(folder.rglob("*"))
