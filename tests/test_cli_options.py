@@ -9,12 +9,12 @@ import pytest
 from cli_support import invoke
 
 from abft_mlx import api, recipe
-from abft_mlx.cli import _options, _words
+from abft_mlx.cli import options, words
 from abft_mlx.errors import UsageError
 
 
 def opened(**flags: object) -> recipe.Recipe:
-    return _options.open_recipe(None, _options.overrides(**flags))  # type: ignore[arg-type]
+    return options.open_recipe(None, options.overrides(**flags))  # type: ignore[arg-type]
 
 
 def test_every_flag_reaches_its_field() -> None:
@@ -50,7 +50,7 @@ def test_label_words_and_the_names_that_mlx_lm_has() -> None:
 @pytest.mark.parametrize("words", ["bug", "bug=", "=x", "a=b,,c=d"])
 def test_label_words_that_are_no_pairs(words: str) -> None:
     with pytest.raises(UsageError, match="label=word"):
-        _options.overrides(label_words=words)
+        options.overrides(label_words=words)
 
 
 def test_an_empty_output_is_one_line() -> None:
@@ -79,11 +79,11 @@ def test_an_unknown_setting_is_blamed_by_its_own_name() -> None:
 @pytest.mark.parametrize("labels", ["one", "a,,b", ","])
 def test_labels_that_name_no_classes(labels: str) -> None:
     with pytest.raises(UsageError, match="does not name two classes or more"):
-        _options.overrides(labels=labels)
+        options.overrides(labels=labels)
 
 
 def test_flags_override_a_named_recipe() -> None:
-    changed = _options.open_recipe("demo", _options.overrides(training=9))
+    changed = options.open_recipe("demo", options.overrides(training=9))
     assert changed.training.seed == 9
     assert changed.prompt == recipe.load("demo").prompt
 
@@ -106,15 +106,15 @@ def test_run_folders_are_named_by_recipe_or_data_and_time(
 
 
 def test_commands_to_copy_are_quoted() -> None:
-    assert _words.command("eval", "--adapter", Path("a b")) == "abft-mlx eval --adapter 'a b'"
+    assert words.command("eval", "--adapter", Path("a b")) == "abft-mlx eval --adapter 'a b'"
 
 
 @pytest.mark.parametrize(("rate", "filled"), [(0.0, 0), (0.5, 15), (1.0, 30), (1.5, 30)])
 def test_bars(rate: float, filled: int) -> None:
-    assert _words.bar(rate) == "█" * filled + "░" * (30 - filled)
+    assert words.bar(rate) == "█" * filled + "░" * (30 - filled)
 
 
 def test_confusion_of_many_labels_is_left_out() -> None:
     names = [f"label{index}" for index in range(13)]
-    assert _words.confusion(names, [[0] * 13] * 13) is None
-    assert _words.confusion(names[:12], [[0] * 12] * 12) is not None
+    assert words.confusion(names, [[0] * 13] * 13) is None
+    assert words.confusion(names[:12], [[0] * 12] * 12) is not None

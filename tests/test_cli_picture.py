@@ -15,8 +15,8 @@ from picture_support import LABELS, made_heads, made_prompt
 from rich.cells import cell_len
 from rich.console import Console
 
-from abft_mlx.cli import _picture, _picture_map, _picture_prompt
-from abft_mlx.cli._picture import Picture
+from abft_mlx.cli import picture, picture_map, picture_prompt
+from abft_mlx.cli.picture import Picture
 from abft_mlx.induction import Heads
 
 SGR = re.compile(r"\x1b\[[0-9;]*m")
@@ -54,7 +54,7 @@ def test_the_head_is_the_induction_head_that_changed_most(
     seed: int, none_in: tuple[int, ...]
 ) -> None:
     heads = made_heads(5, 4, seed=seed, none_in=none_in)
-    chosen = _picture_prompt.choose(heads)
+    chosen = picture_prompt.choose(heads)
     assert chosen is not None
     assert (chosen.layer, chosen.head) == changed_most(heads)
     expected = [one.correctness[chosen.layer, chosen.head] for one in heads.states.values()]
@@ -63,7 +63,7 @@ def test_the_head_is_the_induction_head_that_changed_most(
 
 def test_of_one_state_it_is_the_strongest_head() -> None:
     heads = made_heads(states=("before",))
-    chosen = _picture_prompt.choose(heads)
+    chosen = picture_prompt.choose(heads)
     magnitude = heads.states["before"].magnitude
     assert chosen is not None
     assert magnitude[chosen.layer, chosen.head] == magnitude.max()
@@ -77,7 +77,7 @@ def test_without_induction_heads_every_head_counts() -> None:
     states = {
         name: replace(one, share=np.zeros_like(one.share)) for name, one in heads.states.items()
     }
-    chosen = _picture_prompt.choose(replace(heads, states=states))
+    chosen = picture_prompt.choose(replace(heads, states=states))
     moved = abs(heads.states["after"].correctness - heads.states["before"].correctness)
     assert chosen is not None
     assert moved[chosen.layer, chosen.head] == moved.max()
@@ -85,7 +85,7 @@ def test_without_induction_heads_every_head_counts() -> None:
 
 def test_the_example_is_the_one_nearest_the_mean() -> None:
     heads = made_heads(examples=6, seed=3)
-    chosen = _picture_prompt.choose(heads)
+    chosen = picture_prompt.choose(heads)
     assert chosen is not None
     away = []
     for example in heads.examples:
@@ -99,13 +99,13 @@ def test_the_example_is_the_one_nearest_the_mean() -> None:
                 mass += row[place] if label == example.gold else -row[place]
             total += abs(mass - mean)
         away.append(total)
-    assert _picture_prompt.typical(heads, chosen) is heads.examples[int(np.argmin(away))]
+    assert picture_prompt.typical(heads, chosen) is heads.examples[int(np.argmin(away))]
 
 
 def test_pieces_are_the_tokens_with_their_weights() -> None:
     heads = made_heads()
     example = heads.examples[1]
-    shown = _picture_prompt.pieces(example, ("before", "after"), 1, 2, 10_000)
+    shown = picture_prompt.pieces(example, ("before", "after"), 1, 2, 10_000)
     assert [one.text.replace("⏎ ", "\n") for one in shown] == list(example.tokens)
     for place, piece in enumerate(shown):
         assert piece.weights == tuple(
@@ -124,7 +124,7 @@ def test_a_cut_prompt_keeps_ends_labels_and_all_attention(limit: int, demonstrat
     tokens, places = made_prompt(demonstrations, 30)
     heads = made_heads(tokens=tokens, label_positions=places)
     example = heads.examples[0]
-    shown = _picture_prompt.pieces(example, ("before", "after"), 0, 0, limit)
+    shown = picture_prompt.pieces(example, ("before", "after"), 0, 0, limit)
     assert sum(cell_len(one.text) for one in shown) <= max(limit, 40) * 1.2
     for state, name in enumerate(("before", "after")):
         row = example.rows[name][0, 0]
@@ -144,7 +144,7 @@ def test_half_a_character_counts_with_the_whole_and_a_start_token_is_named() -> 
     tokens = ["", "a", "", "", "é", " ham", "\n", "b"]
     heads = made_heads(tokens=tokens, label_positions=[5])
     row = heads.examples[0].rows["before"][0, 0]
-    shown = _picture_prompt.pieces(heads.examples[0], ("before",), 0, 0, 1000)
+    shown = picture_prompt.pieces(heads.examples[0], ("before",), 0, 0, 1000)
     assert [one.text for one in shown] == ["⟨start⟩", "a", "é", " ham", "⏎ ", "b"]
     assert shown[0].weights[0] == pytest.approx(row[0])
     assert shown[2].weights[0] == pytest.approx(row[2] + row[3] + row[4])
@@ -152,7 +152,7 @@ def test_half_a_character_counts_with_the_whole_and_a_start_token_is_named() -> 
 
 @given(st.text())
 def test_nothing_that_a_terminal_obeys_is_left(text: str) -> None:
-    cleaned = _picture_prompt.clean(text)
+    cleaned = picture_prompt.clean(text)
     kinds = {unicodedata.category(one) for one in cleaned}
     assert not kinds & {"Cc", "Cf", "Cs", "Zl", "Zp"}
     assert bool(cleaned) == bool(text)
@@ -179,9 +179,9 @@ def test_hostile_tokens_are_shown_and_not_obeyed(width: int, colour: bool) -> No
 
 def test_without_colour_every_label_has_its_figures() -> None:
     heads = made_heads(seed=2)
-    chosen = _picture_prompt.choose(heads)
+    chosen = picture_prompt.choose(heads)
     assert chosen is not None
-    example = _picture_prompt.typical(heads, chosen)
+    example = picture_prompt.typical(heads, chosen)
     assert example is not None
     shown = printed(heads, 200)
     assert "\x1b" not in shown
@@ -201,9 +201,9 @@ def test_without_colour_every_label_has_its_figures() -> None:
 
 def test_with_colour_every_token_has_its_step() -> None:
     heads = made_heads(seed=4)
-    chosen = _picture_prompt.choose(heads)
+    chosen = picture_prompt.choose(heads)
     assert chosen is not None
-    example = _picture_prompt.typical(heads, chosen)
+    example = picture_prompt.typical(heads, chosen)
     assert example is not None
     console = Console(
         file=io.StringIO(), force_terminal=True, color_system="truecolor", width=200, _environ={}
@@ -236,8 +236,8 @@ def test_with_colour_every_token_has_its_step() -> None:
 def test_a_cell_of_the_map_has_its_block(value: float) -> None:
     step = int(np.digitize(abs(value), [0.05, 0.1, 0.2, 0.4]))
     expected = "·" if step == 0 else ("░▒▓█" if value > 0 else "-=≡#")[step - 1]
-    assert _picture_map.glyph(value) == expected
-    assert _picture_map.glyph(value, ascii_only=True).isascii()
+    assert picture_map.glyph(value) == expected
+    assert picture_map.glyph(value, ascii_only=True).isascii()
 
 
 def map_lines(shown: str) -> list[str]:
@@ -256,7 +256,7 @@ def test_the_map_is_the_correctness_of_every_head() -> None:
         cells = line[2 + len("layer ") :].ljust(27)
         for start, name in ((0, "before"), (15, "after")):
             values = heads.states[name].correctness[layer]
-            assert cells[start : start + 12] == "".join(map(_picture_map.glyph, values))
+            assert cells[start : start + 12] == "".join(map(picture_map.glyph, values))
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])
@@ -265,7 +265,7 @@ def test_large_maps_are_cut_to_fit(layers: int, count: int, width: int) -> None:
     heads = made_heads(layers, count, none_in=(0,) if layers > 1 else ())
     values = {name: one.correctness for name, one in heads.states.items()}
     share = {name: one.share for name, one in heads.states.items()}
-    cut = _picture_map.fit(values, share, width)
+    cut = picture_map.fit(values, share, width)
     assert cut is not None
     present = layers - (layers > 1)
     assert len(cut.layers) == min(16, present)
@@ -294,7 +294,7 @@ def test_the_layers_kept_are_those_that_moved_most() -> None:
         state.share[quiet] = 0.0
     values = {name: one.correctness for name, one in heads.states.items()}
     share = {name: one.share for name, one in heads.states.items()}
-    cut = _picture_map.fit(values, share, 80)
+    cut = picture_map.fit(values, share, 80)
     assert cut is not None
     moved = np.abs(values["after"] - values["before"]).max(axis=1)
     inducing = [n for n in range(40) if max(one[n].max() for one in share.values()) > 0]
@@ -328,4 +328,4 @@ def test_no_colour_is_asked_for_by_the_environment() -> None:
     assert "[✓" in shown
     assert not re.search(r"\x1b\[[0-9;]*[34]8;", shown)
     assert LABELS[0] in shown
-    assert _picture.shade(0.019) == ""
+    assert picture.shade(0.019) == ""

@@ -1,26 +1,21 @@
-"""Progress: what a log, a terminal and a quiet command show of a run's updates."""
+"""Progress: what a log, a terminal and a quiet command show of the work."""
 
 from __future__ import annotations
 
-import io
 import re
 import sys
 from dataclasses import replace
 
 import pytest
-from rich.cells import cell_len
-from rich.console import Console
 
-from abft_mlx.cli import _progress
-from abft_mlx.cli._progress.lines import Lines
-from abft_mlx.cli._progress.live import LiveBoard, fitted
-from abft_mlx.cli._progress.rates import CountRate, Stage
-from abft_mlx.cli._shell import Shell
+from abft_mlx.cli import progress
+from abft_mlx.cli.progress import Board
+from abft_mlx.cli.shell import Shell
 from abft_mlx.trainer import Update
 
 
 class Time:
-    """A clock that stands still until it is told to go on."""
+    """A clock that stands still until it is set forward."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -47,62 +42,113 @@ def update(step: int, accuracy: float | None = None) -> Update:
     )
 
 
-def shown(shell: Shell, total: int, *updates: Update) -> None:
-    with _progress.board(shell) as board:
-        board.training(total)
-        for one in updates:
-            board.update(one)
+def on_terminal(monkeypatch: pytest.MonkeyPatch, term: str = "xterm") -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", term)
+    monkeypatch.setenv("COLUMNS", "120")
 
 
-def test_a_log_gets_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    shown(Shell(as_json=False), 64, *(update(step) for step in range(1, 65)))
+def test_a_log_gets_a_line_for_every_few_updates(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Time()
+    lines = Board("lines", clock)
+    lines.training(64)
+    for step in range(1, 65):
+        clock.now += 0.5
+        lines.update(update(step, accuracy=0.5 if step == 3 else None))
     captured = capsys.readouterr()
-    lines = captured.err.splitlines()
+    found = captured.err.splitlines()
     assert captured.out == ""
-    assert len(lines) == 17
-    assert lines[0] == (
-        "update  1/64  loss 1.500  induction heads 3.2  A 0.500  4,000 tokens/s  212 MB  0:32 left"
+    steps = [int(one) for one in re.findall(r"update +(\d+)/64  loss 1.500", captured.err)]
+    assert steps == sorted({3, *range(4, 65, 4)})
+    assert found[0].endswith("validation 50.0%")
+    assert found[1] == (
+        "update  4/64  loss 1.500  induction heads 3.2  A 0.500  4,000 tokens/s  212 MB  0:30 left"
     )
-    assert lines[-2].endswith("0:02 left")
-    assert lines[-1].startswith("update 64/64  ")
-    assert "left" not in lines[-1]
-
-
-def test_a_log_gets_every_validation(capsys: pytest.CaptureFixture[str]) -> None:
-    shown(Shell(as_json=False), 64, update(1), update(2), update(3, accuracy=0.5))
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 2
-    assert lines[1].endswith("validation 50.0%")
+    assert "left" not in found[-1]
 
 
 def test_a_slow_run_is_not_silent_for_long(capsys: pytest.CaptureFixture[str]) -> None:
-    slow = [replace(update(step), seconds=25.0) for step in range(1, 10)]
-    shown(Shell(as_json=False), 1600, *slow)
-    steps = [line.split()[1] for line in capsys.readouterr().err.splitlines()]
-    assert steps == ["1/1600", "4/1600", "7/1600"]
-
-
-def test_the_time_left_counts_validations(capsys: pytest.CaptureFixture[str]) -> None:
     clock = Time()
-    lines = Lines(clock)
-    lines.training(16, validate_every=4)
-    for step in range(1, 17):
-        clock.now += 0.5 + (30 if step % 4 == 0 else 0)
-        lines.update(update(step, accuracy=0.5 if step % 4 == 0 else None))
-    found = dict(re.findall(r"update +(\d+)/16 .* (\d:\d\d) left", capsys.readouterr().err))
-    # Before the first validation nobody knows what one takes: 15 updates of half a second.
-    assert found["1"] == "0:08"
-    # Three more validations of 30 s and twelve updates; then two, and seven updates.
-    assert found["4"] == "1:36"
-    assert found["9"] == "1:04"
-    assert "16" not in found
+    lines = Board("lines", clock)
+    lines.training(1600)
+    for step in range(1, 10):
+        clock.now += 25
+        lines.update(replace(update(step), note="out of memory" if step == 2 else ""))
+    err = capsys.readouterr().err
+    assert re.findall(r"update +(\d)/1600", err) == ["3", "6", "9"]
+    assert "update 2: out of memory\n" in err
+
+
+def test_a_log_gets_counts_ever_farther_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Time()
+    lines = Board("lines", clock)
+    lines.stage("base model, test")
+    for done in range(1, 1025):
+        clock.now += 0.5
+        lines.count(done, 1024)
+    found = capsys.readouterr().err.splitlines()
+    assert found[0] == "base model, test: 6/1,024 prompts  8:29 left"
+    assert found[-1] == "base model, test: 1,024/1,024 prompts"
+    assert 10 < len(found) < 25
+    lines.stage("quick")
+    for done in (1, 2):
+        lines.count(done, 2)
+    lines.clear()
+    assert capsys.readouterr().err == ""
+
+
+def test_inside_a_cell_only_a_long_silence_is_broken(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Time()
+    lines = Board("lines", clock)
+    lines.cell("demo--vanilla", 2, 12, 59.2)
+    lines.stage("base model")
+    for done in range(1, 13):
+        clock.now += 10
+        lines.count(done, 12)
+    lines.clear()
+    assert capsys.readouterr().err.splitlines() == [
+        "cell 2/12  demo--vanilla  about 1:00 left",
+        "base model: 6/12 prompts  1:00 left",
+        "base model: 12/12 prompts",
+    ]
+
+
+def test_a_stage_without_a_count_is_named_after_a_while(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "_FIRST_LINE_SECONDS", 0.0)
+    lines = Board("lines")
+    lines.stage("reading mails.csv")
+    assert lines._timer is not None
+    lines._timer.join(5)
+    assert capsys.readouterr().err == "reading mails.csv …\n"
+    monkeypatch.setattr(progress, "_FIRST_LINE_SECONDS", 3600.0)
+    lines.stage("reading again")
+    timer = lines._timer
+    lines.clear()
+    assert timer.finished.is_set()
+
+
+def test_a_log_hears_of_downloads(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Time()
+    lines = Board("lines", clock)
+    lines.stage("opening owner/large")
+    for second in range(400):
+        lines.download("owner/large", second * 10**6, 400 * 10**6)
+        clock.now += 1
+    lines.stage("making prompts")
+    lines.clear()
+    found = capsys.readouterr().err.splitlines()
+    assert found[0] == "downloading owner/large: 3.0 MB of 400 MB  6:37 left"
+    assert found[-1] == "downloaded owner/large: 399 MB"
+    assert 10 < len(found) < 25
 
 
 def test_quiet_gets_nothing(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    with _progress.board(Shell(as_json=False, quiet=True)) as board:
+    on_terminal(monkeypatch)
+    with progress.board(Shell(as_json=False, quiet=True)) as board:
         board.cell("name", 1, 2, 3.0)
         board.training(4)
         board.update(update(1))
@@ -113,262 +159,43 @@ def test_quiet_gets_nothing(
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_terminal_gets_a_bar(
+def test_a_terminal_gets_rows_of_bars(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "120")
-    shown(Shell(as_json=True), 4, update(1), update(2, accuracy=0.5), update(4))
+    on_terminal(monkeypatch)
+    with progress.board(Shell(as_json=True)) as board:
+        board.cell("trec--abft", 2, 4, 90.0)
+        board.training(4)
+        board.update(update(1))
+        board.update(update(2, accuracy=0.5))
+        board.stage("validation [bold]")
+        board.count(16, 64)
+        board._progress.refresh()
+        board.stage("")
+        board.update(update(4))
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert "update 2: validation 50.0%" in captured.err
-    assert re.search(r"░ 2/4  loss 1.500  induction heads 3.2  A 0.500 .* 0:01 left", captured.err)
+    for part in ("cell 2/4  trec--abft", "about 1:30 left", "validation [bold]", "16/64 prompts"):
+        assert part in captured.err, part
+    assert "update 2: validation 50.0%\n" in captured.err
     assert "update 4/4  loss 1.500  induction heads 3.2" in captured.err
 
 
 def test_a_dumb_terminal_gets_lines(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    monkeypatch.setenv("TERM", "dumb")
-    shown(Shell(as_json=False), 4, update(1))
+    on_terminal(monkeypatch, "dumb")
+    with progress.board(Shell(as_json=False)) as board:
+        board.training(4)
+        board.update(update(1))
     assert capsys.readouterr().err.startswith("update 1/4  loss ")
-
-
-def test_a_log_gets_the_first_count_the_last_and_some_between(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    clock = Time()
-    lines = Lines(clock)
-    lines.stage("base model, test")
-    for done in range(1, 1025):
-        clock.now += 0.5
-        lines.count(done, 1024)
-    found = capsys.readouterr().err.splitlines()
-    assert len(found) == 17
-    assert found[0] == "base model, test: 1/1,024 prompts  8:32 left"
-    assert found[1] == "base model, test: 65/1,024 prompts  8:00 left"
-    assert found[-1] == "base model, test: 1,024/1,024 prompts"
-    assert all("left" in line for line in found[:-1])
-
-
-def test_quick_counts_are_two_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    clock = Time()
-    lines = Lines(clock)
-    lines.stage("test")
-    for done in (10, 20, 30, 40):
-        clock.now += 0.1
-        lines.count(done, 40)
-    assert capsys.readouterr().err == "test: 10/40 prompts  0:01 left\ntest: 40/40 prompts\n"
-
-
-def test_slow_counts_break_a_silence_of_a_minute(capsys: pytest.CaptureFixture[str]) -> None:
-    clock = Time()
-    lines = Lines(clock)
-    lines.stage("test")
-    for done in range(1, 8):
-        clock.now += 25
-        lines.count(done, 10_000)
-    counts = re.findall(r"test: (\d)/", capsys.readouterr().err)
-    assert counts == ["1", "4", "7"]
-
-
-def test_inside_a_cell_only_a_long_silence_is_broken(capsys: pytest.CaptureFixture[str]) -> None:
-    clock = Time()
-    lines = Lines(clock)
-    lines.cell("demo--vanilla", 2, 12, 59.2)
-    lines.stage("base model")
-    for done in range(1, 13):
-        clock.now += 10
-        lines.count(done, 12)
-    lines.training(4)
-    lines.stage("validation")
-    lines.count(1, 2)
-    lines.count(2, 2)
-    assert capsys.readouterr().err.splitlines() == [
-        "cell 2/12  demo--vanilla  about 1:00 left",
-        "base model: 6/12 prompts  1:00 left",
-        "base model: 12/12 prompts",
-    ]
-
-
-def test_texts_without_an_end_are_counted_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
-    clock = Time()
-    lines = Lines(clock)
-    lines.stage("labelling", "texts")
-    for done in range(1, 100):
-        clock.now += 1
-        lines.count(done, None)
-    assert capsys.readouterr().err == "labelling: 60 texts\n"
-
-
-def test_what_is_not_counted_is_named_after_a_while(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = Lines(worth_seconds=0.0)
-    lines.stage("reading mails.csv")
-    assert lines._timer is not None
-    lines._timer.join()
-    assert capsys.readouterr().err == "reading mails.csv …\n"
-    quick = Lines(worth_seconds=3600.0)
-    quick.stage("reading mails.csv")
-    timer = quick._timer
-    quick.clear()
-    assert timer is not None
-    assert timer.finished.is_set()
-    assert capsys.readouterr().err == ""
-
-
-def test_a_log_hears_of_downloads_ever_more_rarely(capsys: pytest.CaptureFixture[str]) -> None:
-    clock = Time()
-    lines = Lines(clock)
-    lines.stage("opening owner/large")
-    timer = lines._timer
-    for second in range(400):
-        lines.download("owner/large", second * 10**6, 400 * 10**6)
-        clock.now += 1
-    lines.stage("making prompts")
-    lines.clear()
-    found = capsys.readouterr().err.splitlines()
-    assert timer is not None
-    assert timer.finished.is_set()
-    assert found[0] == "downloading owner/large: 3.0 MB of 400 MB  6:37 left"
-    assert found[-1] == "downloaded owner/large: 399 MB"
-    assert 12 < len(found) < 25
-    quick = Lines(clock)
-    quick.download("owner/small", 10, 10)
-    quick.clear()
-    assert capsys.readouterr().err == ""
-
-
-@pytest.mark.parametrize("total", [10, 1000])
-def test_the_rate_is_of_late(total: int) -> None:
-    clock = Time()
-    rate = CountRate(clock, clock.now)
-    assert rate.seconds_left is None
-    for done in range(1, 5):
-        clock.now += 100
-        rate.add(done, total)
-    for done in range(5, 30):
-        clock.now += 1
-        rate.add(done, total)
-    assert rate.seconds_left == pytest.approx(max(total - 29, 0) * 1.0)
-    clock.now += 3  # nothing came meanwhile
-    assert rate.seconds_left == pytest.approx(max(total - 29 - 3, 0))
-    clock.now += 10_000
-    assert rate.seconds_left == 0
-    assert _progress.left(rate.seconds_left) == "0:01 left"
-
-
-def test_counts_that_go_on_from_stage_to_stage_share_a_rate() -> None:
-    clock = Time()
-    stage = Stage(clock)
-    stage.begin("contextual", "prompts")
-    clock.now += 10
-    assert stage.count(10, 110)
-    assert not stage.count(10, 110)
-    stage.begin("test", "prompts")
-    clock.now += 1
-    assert stage.count(11, 110)
-    assert stage.rate is not None
-    assert stage.rate.seconds_left == pytest.approx(99)
-    stage.begin("bias", "prompts")
-    clock.now += 2
-    assert stage.count(20, 40)
-    assert stage.rate.seconds_left == pytest.approx(2)
-    clock.now += 7
-    assert stage.count(5, 40)  # fewer than before: another measurement
-    assert stage.rate.seconds_left == pytest.approx(49)
-    assert stage.rate.done == 5
-
-
-def board_of(width: int) -> tuple[LiveBoard, Time]:
-    clock = Time()
-    console = Console(file=io.StringIO(), width=width, force_terminal=True, _environ={})
-    return LiveBoard(console, clock), clock
-
-
-def test_a_terminal_shows_cell_updates_and_validation_at_once() -> None:
-    board, clock = board_of(120)
-    board.cell("demo--trec--abft--42", 2, 4, 90.0)
-    board.training(10, validate_every=2)
-    assert board.lines()[1][1:] == " training  10 updates"
-    clock.now += 0.5
-    board.update(update(1))
-    board.stage("validation")
-    clock.now += 2
-    board.count(16, 64)
-    cell, updates, validation = board.lines()
-    assert cell == "cell 2/4  demo--trec--abft--42  about 1:28 left"
-    assert updates == (
-        "█░░░░░░░░░░░░░░░ 1/10  loss 1.500  induction heads 3.2  A 0.500  4,000 tokens/s  "
-        "212 MB  0:03 left"
-    )
-    assert validation[1:] == " validation  ████░░░░░░░░░░░░  16/64 prompts  0:06 left"
-    board.stage("")
-    assert board.lines() == [cell, updates]
-    board.update(update(10))
-    assert len(board.lines()) == 1
-    board.training(10)
-    board.stage("looking at heads")  # of a run that had no update left
-    assert [line.split()[1] for line in board.lines()] == ["2/4", "looking"]
-    board.clear()
-    assert board.lines() == []
-
-
-@pytest.mark.parametrize("width", [10, 20, 40, 80, 200])
-def test_live_lines_fit_and_keep_the_figures(width: int) -> None:
-    board, clock = board_of(width)
-    board.cell("a-very-long-name-of-a-model--and-task--and-method--42", 3, 12, 5000.0)
-    board.training(32)
-    clock.now += 0.5
-    board.update(update(12))
-    board.stage("looking for layers with induction heads, 你好")
-    clock.now += 1
-    board.count(12, 64)
-    board.download("mlx-community/A-Long-Name-Of-A-Model-4bit", 10**6, 10**9)
-    lines = board.lines()
-    assert len(lines) == 4
-    assert max(map(cell_len, lines)) <= width - 1
-    if width >= 40:
-        assert "about 1:23:19 left" in lines[0]
-        assert "12/32  0:09 left" in lines[1] if width < 100 else lines[1].endswith("0:09 left")
-        assert "12/64 prompts  0:05 left" in lines[2]
-        assert "1.0 MB of 1.0 GB" in lines[3]
-    board.clear()
-
-
-@pytest.mark.parametrize(
-    ("width", "line"),
-    [
-        (20, "a name  ████  1/2"),
-        (17, "a name  ████  1/2"),
-        (16, "a name  1/2"),
-        (11, "a name  1/2"),
-        (10, "a na…  1/2"),
-        (7, "a…  1/2"),
-        (6, "1/2   "),
-        (2, "1/"),
-    ],
-)
-def test_a_line_first_loses_its_bar_then_its_name(width: int, line: str) -> None:
-    assert fitted("a name", "████", "1/2", width) == line
-
-
-def test_live_lines_say_how_long_something_without_a_count_has_gone_on() -> None:
-    board, clock = board_of(80)
-    board.stage("opening mlx-community/model")
-    clock.now += 1
-    assert board.lines()[0][1:] == " opening mlx-community/model"
-    clock.now += 64
-    assert board.lines()[0][1:] == " opening mlx-community/model  1:05"
-    board.clear()
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.4, "0:00"), (59.6, "1:00"), (65, "1:05"), (7207, "2:00:07")]
 )
 def test_durations(seconds: float, text: str) -> None:
-    assert _progress.duration(seconds) == text
+    assert progress.duration(seconds) == text
 
 
 @pytest.mark.parametrize(
@@ -376,4 +203,4 @@ def test_durations(seconds: float, text: str) -> None:
     [(12, "12 B"), (3_400, "3.4 kB"), (812_345, "812 kB"), (1.25e9, "1.2 GB"), (99.96e6, "100 MB")],
 )
 def test_sizes(count: float, text: str) -> None:
-    assert _progress.size(count) == text
+    assert progress.size(count) == text

@@ -9,7 +9,7 @@ import pytest
 from cli_support import document, invoke
 
 from abft_mlx import recipe, runtime
-from abft_mlx.cli import _doctor
+from abft_mlx.cli import doctor
 
 
 def test_list_names_every_recipe() -> None:
@@ -122,27 +122,27 @@ EVEN = {"float32": 50e9, "bfloat16": 49e9}
 class TestAdvice:
     def test_without_blas(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sys, "platform", "linux")
-        monkeypatch.setattr(_doctor.platform, "machine", lambda: "x86_64")
-        (advice,) = _doctor.advice(None, EVEN)
+        monkeypatch.setattr(doctor.platform, "machine", lambda: "x86_64")
+        (advice,) = doctor.advice(None, EVEN)
         assert "libopenblas0-pthread" in advice
         assert "pip install mkl" in advice
 
     def test_no_mkl_where_there_is_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sys, "platform", "linux")
-        monkeypatch.setattr(_doctor.platform, "machine", lambda: "aarch64")
-        (advice,) = _doctor.advice(None, EVEN)
+        monkeypatch.setattr(doctor.platform, "machine", lambda: "aarch64")
+        (advice,) = doctor.advice(None, EVEN)
         assert "libopenblas0-pthread" in advice
         assert "mkl" not in advice
 
     def test_slow_blas_and_slow_half_precision(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sys, "platform", "linux")
-        busy, half = _doctor.advice("/lib/blas.so", {"float32": 9e9, "bfloat16": 1e9})
+        busy, half = doctor.advice("/lib/blas.so", {"float32": 9e9, "bfloat16": 1e9})
         assert "/lib/blas.so is loaded but slow" in busy
         assert "float32 models" in half
 
     def test_nothing_on_a_mac(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sys, "platform", "darwin")
-        assert _doctor.advice(None, {"float32": 1.0, "bfloat16": 0.1}) == []
+        assert doctor.advice(None, {"float32": 1.0, "bfloat16": 0.1}) == []
         facts = {
             "versions": {"mlx": "1"},
             "platform": "Darwin",
@@ -152,6 +152,6 @@ class TestAdvice:
             "matrix_product_flops_per_second": EVEN,
             "advice": [],
         }
-        lines = "\n".join(_doctor.describe(facts))
+        lines = "\n".join(doctor.describe(facts))
         assert "up to 8.0 GiB" in lines
         assert "BLAS" not in lines

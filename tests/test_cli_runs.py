@@ -10,7 +10,7 @@ import pytest
 from cli_support import document, invoke
 
 from abft_mlx import recipe, trainer
-from abft_mlx.cli import _options
+from abft_mlx.cli import options
 
 # Random weights have no induction heads, so every head counts; and few steps must show.
 SMALL = [
@@ -268,7 +268,7 @@ def test_demo_tells_before_and_after(
         asked.append(name)
         return recipe.default([*tiny_recipe(model, texts), *changes])
 
-    monkeypatch.setattr(_options, "open_recipe", tiny)
+    monkeypatch.setattr(options, "open_recipe", tiny)
     spoken = invoke("demo", "--output", tmp_path / "one", "--seed", 1)
     assert spoken.exit_code == 0, spoken.stderr
     assert asked == ["demo"]

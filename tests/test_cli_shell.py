@@ -12,7 +12,7 @@ import pytest
 from cli_support import document, invoke
 
 from abft_mlx import __version__, recipe
-from abft_mlx.cli import _shell, _words
+from abft_mlx.cli import shell, words
 from abft_mlx.errors import DataError, OutputError, RecipeError, RunError
 
 HEAVY = ("mlx", "mlx_lm", "numpy", "yaml", "huggingface_hub", "transformers", "torch")
@@ -96,11 +96,11 @@ FAILURES = [
     (RecipeError("no such key"), 2, "error: no such key\n"),
     (OutputError("x exists"), 2, "error: x exists\n"),
     (KeyboardInterrupt(), 130, "error: interrupted\n"),
-    (MemoryError(), 1, f"error: out of memory: the machine has no more; {_shell.WAYS_OUT}\n"),
+    (MemoryError(), 1, f"error: out of memory: the machine has no more; {shell.WAYS_OUT}\n"),
     (
         RuntimeError("[malloc] Unable to allocate 9 bytes."),
         1,
-        f"error: out of memory: [malloc] Unable to allocate 9 bytes.; {_shell.WAYS_OUT}\n",
+        f"error: out of memory: [malloc] Unable to allocate 9 bytes.; {shell.WAYS_OUT}\n",
     ),
     (OSError(errno.ENOSPC, "No space left on device"), 1, "error: No space left on device\n"),
     (
@@ -161,21 +161,21 @@ def test_a_reader_that_stops_reading_is_no_error(failing) -> None:
 
 
 def test_stray_prints_do_not_reach_the_document(capsys: pytest.CaptureFixture[str]) -> None:
-    shell = _shell.Shell(as_json=True)
-    with shell.speaking():
+    said = shell.Shell(as_json=True)
+    with said.speaking():
         print("a library talks")
-        shell.say("so do we")
-    shell.document({"rate": float("nan"), "name": "é", "rows": (1, 2)})
+        said.say("so do we")
+    said.document({"rate": float("nan"), "name": "é", "rows": (1, 2)})
     captured = capsys.readouterr()
     assert json.loads(captured.out) == {"rate": None, "name": "é", "rows": [1, 2]}
     assert captured.err == "a library talks\nso do we\n"
 
 
 def test_quiet_keeps_the_result(capsys: pytest.CaptureFixture[str]) -> None:
-    shell = _shell.Shell(as_json=False, quiet=True)
-    shell.say("on the way")
-    shell.tell("there: [not markup]")
-    shell.document({"never": "printed"})
+    said = shell.Shell(as_json=False, quiet=True)
+    said.say("on the way")
+    said.tell("there: [not markup]")
+    said.document({"never": "printed"})
     assert capsys.readouterr().out == "there: [not markup]\n"
 
 
@@ -198,4 +198,4 @@ def test_the_next_command_can_be_copied(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", [started.format(here=tmp_path)])
     monkeypatch.setattr("shutil.which", lambda _name: on_path)
-    assert _words.command("eval", "a run") == shown
+    assert words.command("eval", "a run") == shown

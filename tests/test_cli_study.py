@@ -15,7 +15,7 @@ from study_support import text
 
 from abft_mlx import experiment
 from abft_mlx import study as studies
-from abft_mlx.cli import _study
+from abft_mlx.cli import study
 from abft_mlx.errors import UsageError
 
 UNTRAINED = ["demo--generated-emotion--untrained", "demo--generated-purpose--untrained"]
@@ -239,12 +239,12 @@ def test_under_mlx_launch_the_rank_is_the_part(monkeypatch: pytest.MonkeyPatch) 
         def size(self) -> int:
             return 3
 
-    assert _study._part(None) == (1, 1)
-    assert _study._part((2, 5)) == (2, 5)
+    assert study._part(None) == (1, 1)
+    assert study._part((2, 5)) == (2, 5)
     monkeypatch.setattr("mlx.core.distributed.init", Group)
-    assert _study._part(None) == (3, 3)
+    assert study._part(None) == (3, 3)
     with pytest.raises(UsageError, match=r"mlx\.launch runs 3 processes"):
-        _study._part((1, 2))
+        study._part((1, 2))
 
 
 @pytest.mark.slow

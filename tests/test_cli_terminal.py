@@ -52,13 +52,12 @@ def test_a_study_shows_the_cell_and_its_updates(tmp_path: Path, columns: int) ->
     path.write_text(one_task.replace("updates=2", "updates=30"), encoding="utf-8")
     shown = run("study", path, "--output", tmp_path / "out", columns=columns)
     assert shown.status == 0, shown.terminal
-    frames = shown.text.split("cell 2/2  ")
+    frames = shown.text.split("cell 2/2")
     assert len(frames) > 2
     # The line below the cell's, in the same frame, is that of its updates.
     below = [line for frame in frames[1:] for line in frame.split("\n")[1:2]]
-    assert any("1/30  " in line and "left" in line for line in below), below
-    assert any("opening model and data" in line for line in below)
-    assert any("about 0:" in frame.split("\n")[0] for frame in frames[1:])
+    assert any("update " in line for line in below), below
+    assert any("opening model" in line for line in below)
     kept = "\n".join(shown.screen)
     assert "2 cells: 2 to run now" in kept
     assert "update 30/30  loss " in kept.replace("\n", "")
@@ -84,7 +83,7 @@ def test_training_keeps_its_validations_and_last_update(tmp_path: Path) -> None:
     again = run("finetune", "--resume", tmp_path / "run")
     assert again.status == 0, again.terminal
     assert "looking at heads" in again.text
-    assert "1/4" not in again.text
+    assert "update 1/4" not in again.text
 
 
 def test_labels_streamed_to_a_pipe_are_counted_on_the_terminal(tmp_path: Path) -> None:
@@ -94,5 +93,5 @@ def test_labels_streamed_to_a_pipe_are_counted_on_the_terminal(tmp_path: Path) -
     shown = run("predict", "demo", asked, "--set", "evaluation.batch_tokens=256")
     assert shown.status == 0, shown.terminal
     assert len(shown.stdout.splitlines()) == 200
-    assert re.search(r"labelling  [█░]+  \d+/200 texts", shown.text)
+    assert re.search(r"labelling [━╸╺ ]+ \d+/200 texts", shown.text)
     assert not [line for line in shown.screen if "labelling" in line]

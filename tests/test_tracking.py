@@ -12,7 +12,7 @@ from mlx_lm.tuner import callbacks
 from typer.testing import Result
 
 from abft_mlx import loading, recipe, tracking
-from abft_mlx.cli import _ranks
+from abft_mlx.cli import finetune as cli_finetune
 from abft_mlx.ranks import Ranks
 
 SHORT = (
@@ -194,7 +194,7 @@ def test_only_the_first_rank_reports(
             super().__init__()
             self.rank = 1
 
-    monkeypatch.setattr(_ranks, "join", lambda **_: Second())
+    monkeypatch.setattr(cli_finetune, "join_ranks", lambda **_: Second())
     result = run(tmp_path / "run", "--report-to", "wandb")
     assert result.exit_code == 0, result.stderr
     assert trackers["wandb"].started == trackers["wandb"].logged == []

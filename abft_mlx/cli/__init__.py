@@ -11,21 +11,21 @@ from typing import Annotated
 import typer
 
 from abft_mlx.cli import (
-    _bench,
-    _demo,
-    _doctor,
-    _eval,
-    _export,
-    _finetune,
-    _heads,
-    _plot,
-    _predict,
-    _push,
-    _recipes,
-    _report,
-    _study,
+    bench,
+    demo,
+    doctor,
+    eval,
+    export,
+    finetune,
+    heads,
+    plot,
+    predict,
+    push,
+    recipes,
+    report,
+    study,
 )
-from abft_mlx.cli._shell import Command, Commands
+from abft_mlx.cli.shell import Command, Commands
 
 __all__ = ["app"]
 
@@ -39,39 +39,39 @@ app = typer.Typer(
 )
 # Each with what somebody would type first.
 COMMANDS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
-    "demo": (_demo.demo, ("demo",)),
+    "demo": (demo.demo, ("demo",)),
     "finetune": (
-        _finetune.finetune,
+        finetune.finetune,
         (
             "finetune --model Qwen/Qwen2.5-0.5B-Instruct --data mails.csv --output runs/mails",
             "finetune trec",
         ),
     ),
-    "eval": (_eval.evaluate, ("eval runs/mails", "eval sst2 --model models/smollm2")),
+    "eval": (eval.evaluate, ("eval runs/mails", "eval sst2 --model models/smollm2")),
     "predict": (
-        _predict.predict,
+        predict.predict,
         (
             "predict runs/mails new.csv --output labels.csv",
             "cat new.txt | abft-mlx predict runs/mails",
         ),
     ),
     "heads": (
-        _heads.heads,
+        heads.heads,
         ("heads runs/mails", "heads models/smollm2 --data mails.csv --output heads.csv"),
     ),
-    "plot": (_plot.plot, ("plot runs/mails", "plot runs/mails --list")),
-    "study": (_study.study, ("study small --output studies/small",)),
-    "report": (_report.report, ("report runs/mails",)),
+    "plot": (plot.plot, ("plot runs/mails", "plot runs/mails --list")),
+    "study": (study.study, ("study small --output studies/small",)),
+    "report": (report.report, ("report runs/mails",)),
     "export": (
-        _export.export,
+        export.export,
         (
             "export runs/mails --to fused --output models/mails",
             "export runs/mails --to peft --output peft/mails",
         ),
     ),
-    "push": (_push.push, ("push runs/mails me/mails --dry-run",)),
-    "bench": (_bench.bench, ("bench --quick",)),
-    "doctor": (_doctor.doctor, ("doctor", "doctor --model models/smollm2")),
+    "push": (push.push, ("push runs/mails me/mails --dry-run",)),
+    "bench": (bench.bench, ("bench --quick",)),
+    "doctor": (doctor.doctor, ("doctor", "doctor --model models/smollm2")),
 }
 
 
@@ -83,7 +83,7 @@ def _examples(lines: Sequence[str]) -> str:
 
 for _name, (_function, _lines) in COMMANDS.items():
     app.command(_name, cls=Command, epilog=_examples(_lines))(_function)
-app.add_typer(_recipes.app, name="recipes")
+app.add_typer(recipes.app, name="recipes")
 
 
 def _print_version(wanted: bool) -> None:

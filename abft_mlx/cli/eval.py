@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from abft_mlx.cli import _options, _progress, _protocols, _ranks, _resolve, _words
-from abft_mlx.cli._options import (
+from abft_mlx.cli import options, progress, protocols, resolve, words
+from abft_mlx.cli.options import (
     Adapter,
     Data,
     Demonstrations,
@@ -23,8 +23,8 @@ from abft_mlx.cli._options import (
     Set,
     TextColumn,
 )
-from abft_mlx.cli._protocols import Compat, Methods, Protocols, Transfer
-from abft_mlx.cli._shell import Shell, plain
+from abft_mlx.cli.protocols import Compat, Methods, Protocols, Transfer
+from abft_mlx.cli.shell import Shell, join_ranks, plain
 from abft_mlx.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def evaluate(
         typer.Option(
             "--output",
             "-o",
-            parser=_options.path,
+            parser=options.path,
             metavar="FILE",
             help="Also write the JSON document there.",
             show_default="eval.json of a run folder that its own recipe measures",
@@ -74,8 +74,8 @@ def evaluate(
 
     Name a run or a recipe, or give --model and --data.
     """
-    asked = _protocols.changes(protocol, methods, transfer, compat)
-    changes = _options.overrides(
+    asked = protocols.changes(protocol, methods, transfer, compat)
+    changes = options.overrides(
         model=model,
         data=data,
         text_column=text_column,
@@ -86,7 +86,7 @@ def evaluate(
         settings=[*asked, *(settings or ())],
         evaluation=seed,
     )
-    subject = _resolve.subject(Shell(as_json=as_json, quiet=quiet), run_or_recipe, adapter)
+    subject = resolve.subject(Shell(as_json=as_json, quiet=quiet), run_or_recipe, adapter)
     if subject.recipe is None and (model is None or data is None):
         missing = "--model" if model is None else "--data"
         raise UsageError(
@@ -94,7 +94,7 @@ def evaluate(
             "--model and --data are needed"
         )
     file, wanted = _file(None if changes else subject.run, output, overwrite=overwrite)
-    ranks = _ranks.join(resumable=False)
+    ranks = join_ranks(resumable=False)
     if not ranks.first:  # the first rank speaks for all
         as_json, quiet = False, True
     shell = Shell(as_json=as_json, quiet=quiet)
@@ -108,7 +108,7 @@ def evaluate(
         if not as_json and subject.adapter is None:
             named = subject.recipe
             what = [named] if named else ["--model", model, "--data", data]
-            shell.say("", f"next: {_words.command('finetune', *what)}")
+            shell.say("", f"next: {words.command('finetune', *what)}")
     shell.document(document)
 
 
@@ -124,7 +124,7 @@ def _file(run: Path | None, output: Path | None, *, overwrite: bool) -> tuple[Pa
         OutputError: it was asked for and cannot go there.
     """
     if output is not None:
-        _options.check_file(output, overwrite=overwrite)
+        options.check_file(output, overwrite=overwrite)
         return output, True
     from abft_mlx.trainer import EVALUATION_FILE
 
@@ -149,15 +149,15 @@ def _write(shell: Shell, document: dict[str, Any], file: Path | None, *, wanted:
 def _measure(
     shell: Shell,
     ranks: Ranks,
-    subject: _resolve.Subject,
+    subject: resolve.Subject,
     changes: list[str],
 ) -> dict[str, Any]:
     from abft_mlx import experiment, runtime
 
     runtime.use_wired_memory()
-    opened = _options.open_recipe(subject.recipe, changes)
+    opened = options.open_recipe(subject.recipe, changes)
     shell.say(f"measuring {opened.model} on {opened.data.source} …")
-    with _progress.board(shell) as board:
+    with progress.board(shell) as board:
         document = experiment.evaluate(
             opened,
             subject.adapter,
@@ -183,12 +183,12 @@ def _show(shell: Shell, document: dict[str, Any]) -> None:
     if renamed:
         shell.say(f"labels in prompts: {', '.join(renamed)}")
     if "verdict" in document:
-        for line in _words.verdict(document):
+        for line in words.verdict(document):
             shell.tell(line)
         return
     if "methods" in document:
         _accuracy(shell, document)
-    _protocols.show(shell, document)
+    protocols.show(shell, document)
 
 
 def _accuracy(shell: Shell, document: dict[str, Any]) -> None:
@@ -201,9 +201,9 @@ def _accuracy(shell: Shell, document: dict[str, Any]) -> None:
     chat = " in chat turns" if document["chat_template"] else ""
     kept = " fixed" if document["demonstrations"] == "fixed" else ""
     shell.tell(f"{document['prompts']:,} prompts with {document['k']}{kept} demonstrations{chat}")
-    shell.show(_words.measures(rows))
+    shell.show(words.measures(rows))
     for name, method in rows.items():
-        table = None if len(rows) > 2 else _words.confusion(names, method["confusion"])
+        table = None if len(rows) > 2 else words.confusion(names, method["confusion"])
         if table is not None:
             shell.tell("", f"{name}, prompts:")
             shell.show(table)

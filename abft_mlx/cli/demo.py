@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from abft_mlx.cli import _options, _progress, _ranks, _words
-from abft_mlx.cli._finetune import Follow
-from abft_mlx.cli._options import Json, Overwrite, Quiet
-from abft_mlx.cli._shell import Shell, plain
+from abft_mlx.cli import options, progress, words
+from abft_mlx.cli.finetune import Follow
+from abft_mlx.cli.options import Json, Overwrite, Quiet
+from abft_mlx.cli.shell import Shell, alone, plain
 
 if TYPE_CHECKING:
     from abft_mlx.experiment import Experiment, RunResult
@@ -42,11 +42,11 @@ def demo(
     """Measure the bundled model, fine-tune its attention, measure again."""
     shell = Shell(as_json=as_json, quiet=quiet)
     with shell.speaking():
-        document, heads = _run(shell, _options.overrides(training=seed), output, overwrite)
+        document, heads = _run(shell, options.overrides(training=seed), output, overwrite)
         for line in _story(document, heads.states["before"], heads.states["after"]):
             shell.tell(line)
         if not (quiet or as_json):
-            from abft_mlx.cli._picture import Picture
+            from abft_mlx.cli.picture import Picture
 
             shell.tell("")
             shell.show(Picture(heads))
@@ -58,16 +58,16 @@ def demo(
 def _run(
     shell: Shell, changes: list[str], output: Path | None, overwrite: bool
 ) -> tuple[dict[str, Any], Heads]:
-    _ranks.alone("demo")
+    alone("demo")
     from abft_mlx import api, experiment, files, runtime, trainer
     from abft_mlx.induction import HEADS_FILE, read_heads
 
     runtime.use_wired_memory()
     start = time.perf_counter()
-    recipe = _options.open_recipe("demo", changes)
+    recipe = options.open_recipe("demo", changes)
     folder = output or api.default_output(recipe)
     trainer.RunFolder(folder).check(overwrite=overwrite)
-    with _progress.board(shell) as board:
+    with progress.board(shell) as board:
         opened = experiment.prepare(recipe, on_stage=board.stage)
         board.stage("making test prompts")
         chosen = opened.test_prompts()
@@ -102,7 +102,7 @@ def _run(
 
 
 def _train(
-    shell: Shell, board: _progress.Board, opened: Experiment, folder: Path, overwrite: bool
+    shell: Shell, board: progress.Board, opened: Experiment, folder: Path, overwrite: bool
 ) -> RunResult:
     """Fine-tune; a signal ends it after the update that goes on, as it ends ``finetune``."""
     from abft_mlx import experiment, trainer
@@ -125,12 +125,12 @@ def _train(
         except KeyboardInterrupt:
             board.clear()
             if follow.begun:
-                shell.tell(f"to go on: {_words.command('finetune', '--resume', folder)}")
+                shell.tell(f"to go on: {words.command('finetune', '--resume', folder)}")
             raise
 
 
 def _measure(output: str | Path) -> str:
-    return _words.command("eval", "--adapter", output)
+    return words.command("eval", "--adapter", output)
 
 
 def _story(document: dict[str, Any], before: HeadState, after: HeadState) -> list[str]:
@@ -142,8 +142,8 @@ def _story(document: dict[str, Any], before: HeadState, after: HeadState) -> lis
     layer, head = (int(index) for index in strongest)
     return [
         "",
-        f"  before  {_words.bar(was)}  {was:.1%}",
-        f"  after   {_words.bar(now)}  {now:.1%}   {100 * (now - was):+.1f} points, "
+        f"  before  {words.bar(was)}  {was:.1%}",
+        f"  after   {words.bar(now)}  {now:.1%}   {100 * (now - was):+.1f} points, "
         f"n = {document['prompts']:,}",
         "",
         f"  induction heads  {before.heads_per_prompt:.1f} in a prompt before, "
@@ -155,8 +155,8 @@ def _story(document: dict[str, Any], before: HeadState, after: HeadState) -> lis
         f"{before.correctness[layer, head]:+.0%} before, "
         f"{after.correctness[layer, head]:+.0%} after",
         f"  cost             {document['seconds']:.0f} s in all, "
-        f"{_progress.size(document['peak_memory_bytes'])} at the peak",
-        f"  adapter          {_progress.size(document['adapter_bytes'])} in {document['output']}",
+        f"{progress.size(document['peak_memory_bytes'])} at the peak",
+        f"  adapter          {progress.size(document['adapter_bytes'])} in {document['output']}",
     ]
 
 
@@ -164,5 +164,5 @@ def _next(output: str) -> list[str]:
     return [
         "",
         f"next: {_measure(output)}",
-        f"or:   {_words.command('recipes', 'copy', 'your-data')}",
+        f"or:   {words.command('recipes', 'copy', 'your-data')}",
     ]

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from abft_mlx.cli import _progress, _words
-from abft_mlx.cli._options import Json, Quiet
-from abft_mlx.cli._shell import Shell
+from abft_mlx.cli import progress, words
+from abft_mlx.cli.options import Json, Quiet
+from abft_mlx.cli.shell import Shell
 from abft_mlx.errors import UsageError
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def _run(
     part = _part(part)
     begun = time.perf_counter()
     try:
-        with _progress.board(shell) as board:
+        with progress.board(shell) as board:
             follow = Follow(board)
             outcome = study.run(
                 opened,
@@ -156,10 +156,10 @@ def _run(
                 watcher=follow,
             )
     except KeyboardInterrupt:
-        words = ["--output", folder] if output else []
+        rest = ["--output", folder] if output else []
         if part != (1, 1) and not _launched():
-            words += ["--shard", f"{part[0]}/{part[1]}"]
-        shell.tell(f"to go on: {_words.command('study', name, *words)}")
+            rest += ["--shard", f"{part[0]}/{part[1]}"]
+        shell.tell(f"to go on: {words.command('study', name, *rest)}")
         raise
     document = {
         "schema": 1,
@@ -232,7 +232,7 @@ def _tell(shell: Shell, outcome: Outcome) -> None:
 class Follow:
     """Shows which cell of how many runs, and inside it updates and prompts."""
 
-    def __init__(self, board: _progress.Board) -> None:
+    def __init__(self, board: progress.Board) -> None:
         self._board = board
         self._begun = time.perf_counter()
         self._measured = ""
@@ -273,7 +273,7 @@ class Follow:
         """Say what the cell came to."""
         del cell
         self._board.clear()
-        took = _progress.duration(document["seconds"])
+        took = progress.duration(document["seconds"])
         if document["error"]:
             self._board.note(f"  failed after {took}: {document['error']}")
             return

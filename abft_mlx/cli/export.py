@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from abft_mlx.cli import _options, _progress, _ranks, _resolve, _words
-from abft_mlx.cli._options import (
+from abft_mlx.cli import options, progress, resolve, words
+from abft_mlx.cli.options import (
     Data,
     Json,
     LabelColumn,
@@ -20,7 +20,7 @@ from abft_mlx.cli._options import (
     Set,
     TextColumn,
 )
-from abft_mlx.cli._shell import Shell
+from abft_mlx.cli.shell import Shell, alone
 from abft_mlx.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def export(
         typer.Option(
             "--output",
             "-o",
-            parser=_options.path,
+            parser=options.path,
             metavar="DIR",
             help="The folder to write.",
             show_default=False,
@@ -127,17 +127,17 @@ def export(
     demonstrations. Another adapter needs --model, unless its configuration names the base, and
     --data or --recipe to be measured.
     """
-    _ranks.alone("export")
+    alone("export")
     shell = Shell(as_json=as_json, quiet=quiet)
     with shell.speaking():
         from abft_mlx import exchange, prediction, runtime
 
         runtime.use_wired_memory()
-        folder = _resolve.find_adapter(shell, run).folder
+        folder = resolve.find_adapter(shell, run).folder
         revision = None
         if model is None and (recipe is not None or not _has_recipe(folder)):
             model, revision = _named_base(folder)
-        changes = _options.overrides(
+        changes = options.overrides(
             model=model,
             data=data,
             text_column=text_column,
@@ -147,11 +147,11 @@ def export(
         )
         if model is not None:
             # What a recipe says of its own base's history is not true of another.
-            changes = [_options.override("revision", revision), *changes]
+            changes = [options.override("revision", revision), *changes]
         opened = _recipe(folder, recipe, model, data, changes, measure)
         precision = exchange.Precision(dequantize, float_merged, quantize)
         try:
-            with _progress.board(shell) as board:
+            with progress.board(shell) as board:
                 made = exchange.export(
                     folder,
                     to.value,
@@ -172,7 +172,7 @@ def export(
             raise DataError(f"{error}; or export with --no-measure", error.problems) from error
         _show(shell, made)
         if (folder / prediction.DEMONSTRATIONS_FILE).is_file():
-            shell.say(f"prompt    {_words.command('predict', run, '--show-prompt', 'TEXT')}")
+            shell.say(f"prompt    {words.command('predict', run, '--show-prompt', 'TEXT')}")
     shell.document(_document(made, run, to.value, opened.model, scale))
 
 
@@ -185,7 +185,7 @@ def _named_base(run: Path) -> tuple[str | None, str | None]:
     from abft_mlx import adapters
 
     if _has_recipe(run):
-        own = _options.open_recipe(str(run / "recipe.yaml"), [])
+        own = options.open_recipe(str(run / "recipe.yaml"), [])
         return own.model, own.revision
     return adapters.base_model(run), None
 
@@ -201,7 +201,7 @@ def _recipe(
     """The recipe that names base and prompts; where nothing is measured the base is enough."""
     named = recipe or (str(run / "recipe.yaml") if _has_recipe(run) else None)
     if named is not None:
-        return _options.open_recipe(named, changes)
+        return options.open_recipe(named, changes)
     if model is None:
         raise UsageError(f"{run} does not name its base model; give --model")
     if data is None and measure:
@@ -209,7 +209,7 @@ def _recipe(
             f"{run} has no recipe.yaml to take prompts from: give --data or --recipe to measure "
             "the result on, or --no-measure"
         )
-    return _options.open_recipe(None, changes)
+    return options.open_recipe(None, changes)
 
 
 def _show(shell: Shell, made: Exported) -> None:

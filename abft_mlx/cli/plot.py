@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from abft_mlx.cli._options import Json, Quiet
-from abft_mlx.cli._shell import Shell
+from abft_mlx.cli.options import Json, Quiet
+from abft_mlx.cli.shell import Shell
 from abft_mlx.errors import UsageError
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from typing import Annotated
 
 import typer
 
-from abft_mlx.cli import _options, _progress
-from abft_mlx.cli._options import Json, Overwrite, Quiet
-from abft_mlx.cli._shell import Shell, dump
+from abft_mlx.cli import options, progress
+from abft_mlx.cli.options import Json, Overwrite, Quiet
+from abft_mlx.cli.shell import Shell, dump
 
 
 class Dtype(str, Enum):
@@ -60,7 +60,7 @@ def bench(
     shell = Shell(as_json=as_json, quiet=quiet)
     # Minutes of measuring must not end in a folder that is not there.
     if output is not None:
-        _options.check_file(output, overwrite=overwrite)
+        options.check_file(output, overwrite=overwrite)
     with shell.speaking():
         import mlx.core as mx
 
@@ -74,7 +74,7 @@ def bench(
         names = measure.reference_names(skipped)
         found = {}
         for number, one in enumerate(chosen, 1):
-            with _progress.board(shell) as board:
+            with progress.board(shell) as board:
                 found[one] = measure.compare(
                     one,
                     names,
@@ -95,5 +95,5 @@ def bench(
     shell.document(content)
 
 
-def _telling(board: _progress.Board, which: str) -> Callable[[str], None]:
+def _telling(board: progress.Board, which: str) -> Callable[[str], None]:
     return lambda what: board.stage(f"{which}, {what}", "updates")

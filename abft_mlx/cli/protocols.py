@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from abft_mlx.cli._options import override
+from abft_mlx.cli.options import override
 from abft_mlx.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from abft_mlx.cli._shell import Shell
+    from abft_mlx.cli.shell import Shell
 
 Protocols = Annotated[
     str | None,

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from abft_mlx.cli import _options, _progress, _ranks, _resolve
-from abft_mlx.cli._options import (
+from abft_mlx.cli import options, progress, resolve
+from abft_mlx.cli.options import (
     Adapter,
     Data,
     EvaluationSeed,
@@ -21,7 +21,7 @@ from abft_mlx.cli._options import (
     Set,
     TextColumn,
 )
-from abft_mlx.cli._shell import Shell
+from abft_mlx.cli.shell import Shell, alone
 from abft_mlx.errors import UsageError
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def heads(
         typer.Option(
             "--output",
             "-o",
-            parser=_options.path,
+            parser=options.path,
             metavar="FILE",
             help="Where to write: a .csv with a row for each head, or a .npz for plot and report. "
             "May be given twice.",
@@ -97,12 +97,12 @@ def heads(
     For each head: its attention on label tokens, on right labels minus wrong ones, how often that
     is above the paper's filter, and its attention on the first token; before and after an adapter.
     """
-    from abft_mlx.cli._picture import Picture
+    from abft_mlx.cli.picture import Picture
 
     shell = Shell(as_json=as_json, quiet=quiet)
     with shell.speaking():
-        _ranks.alone("heads")
-        subject = _resolve.subject(shell, model, adapter, models=True, data=data)
+        alone("heads")
+        subject = resolve.subject(shell, model, adapter, models=True, data=data)
         if subject.recipe is None and (subject.model is None or data is None):
             raise UsageError(
                 f"--data is missing: nothing says what the prompts of {model} are made of"
@@ -110,7 +110,7 @@ def heads(
                 else f"{model} is an adapter without a recipe; name its base model first, and give "
                 f"--adapter {model}"
             )
-        changes = _options.overrides(
+        changes = options.overrides(
             model=subject.model,
             data=data,
             text_column=text_column,
@@ -142,13 +142,13 @@ def _outputs(run: Path | None, given: list[Path] | None, *, overwrite: bool) -> 
     for path in given:
         if path.suffix not in _SUFFIXES:
             raise UsageError(f"--output {path}: write a name that ends in .npz or .csv")
-        _options.check_file(path, overwrite=overwrite)
+        options.check_file(path, overwrite=overwrite)
     return given
 
 
 def _see(
     shell: Shell,
-    subject: _resolve.Subject,
+    subject: resolve.Subject,
     changes: list[str],
     prompts: int | None,
     *,
@@ -157,9 +157,9 @@ def _see(
     from abft_mlx import experiment, runtime
 
     runtime.use_wired_memory()
-    opened = _options.open_recipe(subject.recipe, changes)
+    opened = options.open_recipe(subject.recipe, changes)
     shell.say(f"looking at the heads of {opened.model} on {opened.data.source} …")
-    with _progress.board(shell) as board:
+    with progress.board(shell) as board:
         return experiment.heads(
             opened,
             subject.adapter,

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from abft_mlx.cli._options import Json, Overwrite
-from abft_mlx.cli._shell import Command, Shell
+from abft_mlx.cli.options import Json, Overwrite
+from abft_mlx.cli.shell import Command, Shell
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -19,11 +19,13 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from abft_mlx import runtime
-from abft_mlx.errors import AbftError, DataError, RunError, StoppedError
+from abft_mlx.errors import AbftError, DataError, RunError, StoppedError, UsageError
 from abft_mlx.stopping import Stop
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+
+    from abft_mlx.ranks import Ranks
 
 LONGEST_MESSAGE = 3000
 WAYS_OUT = (
@@ -216,3 +218,28 @@ class Commands(TyperGroup):
             if as_json and hasattr(error, "format_message") and hasattr(error, "exit_code"):
                 _print_error("UsageError", error.format_message())
             raise
+
+
+def join_ranks(*, resumable: bool) -> Ranks:
+    """The processes that a command was started among.
+
+    Args:
+        resumable: a command that ends early can go on; says what to do when a rank is gone.
+    """
+    from abft_mlx import ranks
+
+    return ranks.join(ranks.RESUME if resumable else ranks.AGAIN)
+
+
+def alone(command: str) -> None:
+    """Refuse to run a command that several processes would each do whole.
+
+    Raises:
+        UsageError: there are others.
+    """
+    size = join_ranks(resumable=False).size
+    if size > 1:
+        raise UsageError(
+            f"mlx.launch runs {size} processes and {command} is for one; start it without "
+            "mlx.launch (finetune, eval and study share their work)"
+        )

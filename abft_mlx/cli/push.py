@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from abft_mlx.cli import _progress
-from abft_mlx.cli._options import Json, Quiet
-from abft_mlx.cli._shell import Shell
+from abft_mlx.cli import progress
+from abft_mlx.cli.options import Json, Quiet
+from abft_mlx.cli.shell import Shell
 
 if TYPE_CHECKING:
     from abft_mlx.exchange.push import Outcome, Upload
@@ -89,7 +89,7 @@ def push(
         options = card.Options(
             license, tuple(language or ()), sending.read_results(results) if results else None
         )
-        with _progress.board(shell) as board:
+        with progress.board(shell) as board:
             board.stage("packing")
             upload = sending.pack(
                 run,
@@ -110,8 +110,8 @@ def push(
             _show(shell, upload)
         else:
             shell.say(f"sending {len(upload.files)} files to {name} …")
-            with _progress.board(shell) as board:
-                board.stage(f"sending {_progress.size(sum(upload.sizes().values()))}")
+            with progress.board(shell) as board:
+                board.stage(f"sending {progress.size(sum(upload.sizes().values()))}")
                 outcome = sending.send(
                     upload, private=private, create_pr=create_pr, revision=revision
                 )
@@ -130,7 +130,7 @@ def push(
 def _show(shell: Shell, upload: Upload) -> None:
     shell.tell(f"would be sent to {upload.name} (nothing was):")
     for path, size in upload.sizes().items():
-        shell.tell(f"  {path}  {_progress.size(size)}")
+        shell.tell(f"  {path}  {progress.size(size)}")
     shell.tell("", "README.md:", "", upload.card)
 
 

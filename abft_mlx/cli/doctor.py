@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from abft_mlx.cli import _options, _resolve
-from abft_mlx.cli._options import Json
-from abft_mlx.cli._shell import Shell
+from abft_mlx.cli import options, resolve
+from abft_mlx.cli.options import Json
+from abft_mlx.cli.shell import Shell
 
 # An optimised BLAS is tens of times above this on one core, the reference BLAS below it.
 _SLOW_FLOPS_PER_SECOND = 15e9
@@ -20,8 +20,8 @@ _LENGTH_TOKENS = 256
 
 
 def doctor(
-    recipe: _options.RecipeName = None,
-    model: _options.Model = None,
+    recipe: options.RecipeName = None,
+    model: options.Model = None,
     length: Annotated[
         int | None,
         typer.Option(
@@ -37,7 +37,7 @@ def doctor(
             show_default=False,
         ),
     ] = None,
-    settings: _options.Set = None,
+    settings: options.Set = None,
     as_json: Json = False,
 ) -> None:
     """Say what is in use and how fast it is; with a model, what training it takes of memory.
@@ -49,7 +49,7 @@ def doctor(
     with shell.speaking():
         estimate = None
         if recipe or model or length or batch or settings:
-            named = _resolve.subject(shell, recipe).recipe if recipe else None
+            named = resolve.subject(shell, recipe).recipe if recipe else None
             estimate = _estimate(named, model, length or _LENGTH_TOKENS, batch, settings)
         facts = examine()
         if estimate is not None:
@@ -71,11 +71,11 @@ def _estimate(
     from abft_mlx.trainer import plan
 
     base = model if recipe or model else "demo"
-    changes = _options.overrides(model=base, settings=settings)
+    changes = options.overrides(model=base, settings=settings)
     if batch is not None:
         tokens = batch * plan.padded_tokens(length)
-        changes.append(_options.override("training.micro_batch_tokens", tokens))
-    chosen = recipes.resolve(_options.open_recipe(recipe, changes))
+        changes.append(options.override("training.micro_batch_tokens", tokens))
+    chosen = recipes.resolve(options.open_recipe(recipe, changes))
     memory = runtime.memory_facts()
     limit = memory["recommended_bytes"] or memory["machine_bytes"]
     assert limit is not None

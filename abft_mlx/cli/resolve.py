@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from abft_mlx.cli import _progress
+from abft_mlx.cli import progress
 from abft_mlx.errors import AdapterError, RecipeError, UsageError
 
 if TYPE_CHECKING:
     from abft_mlx.adapters import Source
-    from abft_mlx.cli._shell import Shell
+    from abft_mlx.cli.shell import Shell
 
 _RECIPE, _RUN, _ADAPTER, _MODEL = "recipe.yaml", "run.json", "adapter_config.json", "config.json"
 
@@ -98,7 +98,7 @@ def find_adapter(shell: Shell, name: str) -> Source:
     """
     from abft_mlx import adapters
 
-    with _progress.board(shell):
+    with progress.board(shell):
         found = adapters.find(name)
     if not _holds(found.folder, _ADAPTER):
         if _holds(found.folder, _RUN):

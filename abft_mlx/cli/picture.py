@@ -13,9 +13,9 @@ from rich.console import Console, ConsoleOptions
 from rich.style import Style
 from rich.text import Text
 
-from abft_mlx.cli import _picture_map, _picture_prompt
-from abft_mlx.cli._picture_map import STEPS, HeadMap, glyph
-from abft_mlx.cli._picture_prompt import Chosen, Piece
+from abft_mlx.cli import picture_map, picture_prompt
+from abft_mlx.cli.picture_map import STEPS, HeadMap, glyph
+from abft_mlx.cli.picture_prompt import Chosen, Piece
 from abft_mlx.induction import Example, Heads
 
 # Okabe and Ito's, as the figures have: from cold to hot, each with a letter colour of its own, so
@@ -80,19 +80,19 @@ class _Drawing:
             self.right, self.wrong, self.arrow = "right ", "wrong ", "->"
 
     def lines(self) -> Iterator[Text]:
-        chosen = _picture_prompt.choose(self.heads)
+        chosen = picture_prompt.choose(self.heads)
         if chosen is None:
             return
-        example = _picture_prompt.typical(self.heads, chosen)
+        example = picture_prompt.typical(self.heads, chosen)
         yield self._headline(chosen, example)
         if example is not None:
             limit = min(_PROMPT_LINES * self.width, _MOST_CELLS)
-            shown = _picture_prompt.pieces(
+            shown = picture_prompt.pieces(
                 example, self.names, chosen.layer, chosen.head, max(limit, 1)
             )
             yield from (self._written(shown) if self.plain else self._coloured(shown))
         states = self.heads.states
-        cut = _picture_map.fit(
+        cut = picture_map.fit(
             {name: state.correctness for name, state in states.items()},
             {name: state.share for name, state in states.items()},
             self.width,
@@ -110,7 +110,7 @@ class _Drawing:
             f"wrong ones {f' {self.arrow} '.join(changes)} on average"
         )
         if example is not None:
-            gold = _picture_prompt.clean(self.heads.labels[example.gold])
+            gold = picture_prompt.clean(self.heads.labels[example.gold])
             line += f"; at the end of this prompt, whose answer is {gold}, it looks at"
         return Text(line + ("" if example is None else ":"), overflow="fold")
 
@@ -173,7 +173,7 @@ class _Drawing:
             else f"the one farthest from 0 of {cut.heads_per_cell} heads"
         )
         yield Text(title, overflow="fold")
-        label = _picture_map.label_width(cut.layers)
+        label = picture_map.label_width(cut.layers)
         columns = next(iter(cut.cells.values())).shape[1]
         # A name may be wider than its map.
         step = columns

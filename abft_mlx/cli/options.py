@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from abft_mlx.cli import _resolve
+from abft_mlx.cli import resolve
 from abft_mlx.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -223,7 +223,7 @@ def open_recipe(name: str | None, changes: Sequence[str]) -> Recipe:
 
     if name is None:
         return recipe.own_data(changes)
-    return recipe.load(_resolve.recipe_file(name), changes)
+    return recipe.load(resolve.recipe_file(name), changes)
 
 
 def check_file(path: Path, *, overwrite: bool) -> None:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from abft_mlx.cli import _options, _progress, _ranks, _resolve
-from abft_mlx.cli._options import (
+from abft_mlx.cli import options, progress, resolve
+from abft_mlx.cli.options import (
     Adapter,
     Data,
     EvaluationSeed,
@@ -29,7 +29,7 @@ from abft_mlx.cli._options import (
     Quiet,
     Set,
 )
-from abft_mlx.cli._shell import Shell, dump
+from abft_mlx.cli.shell import Shell, alone, dump
 from abft_mlx.errors import OutputError, PromptError, UsageError, first_few
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def predict(
         typer.Option(
             "--output",
             "-o",
-            parser=_options.path,
+            parser=options.path,
             metavar="FILE",
             help="Where the answers go. A .csv or .tsv keeps all columns of FILE and adds label "
             "and probability; any other file gets JSON Lines.",
@@ -164,9 +164,9 @@ def predict(
     """
     first, file = _arguments(run_or_recipe, file)
     shell = Shell(as_json=as_json or output is None, quiet=quiet)
-    subject = _resolve.subject(shell, first, adapter)
+    subject = resolve.subject(shell, first, adapter)
     named = subject.recipe
-    changes = _options.overrides(
+    changes = options.overrides(
         model=model,
         data=data or (demonstrations if named is None else None),
         text_column=text_column if data is not None or named is None else None,
@@ -177,7 +177,7 @@ def predict(
         evaluation=seed,
     )
     if batch_tokens is not None:
-        changes.append(_options.override("evaluation.batch_tokens", batch_tokens))
+        changes.append(options.override("evaluation.batch_tokens", batch_tokens))
     if named is None and (model is None or (data is None and demonstrations is None)):
         missing = "--model" if model is None else "--data or --demonstrations"
         raise UsageError(
@@ -185,11 +185,11 @@ def predict(
             "--data or --demonstrations to show labelled texts"
         )
     with shell.speaking():
-        _ranks.alone("predict")
+        alone("predict")
         from abft_mlx import prediction, runtime
 
         runtime.use_wired_memory()
-        recipe = _options.open_recipe(named, changes)
+        recipe = options.open_recipe(named, changes)
         skip = on_error is OnError.skip
         if show_prompt is None:
             # Before the model is opened: a wrong file shall not cost a download.
@@ -197,7 +197,7 @@ def predict(
             queries = _queries(file, section, skip=skip)
             if output is not None:
                 _check_output(output, file, overwrite=overwrite)
-        with _progress.board(shell) as board:
+        with progress.board(shell) as board:
             board.stage(f"opening {recipe.model}")
             opened = prediction.prepare(recipe, subject.adapter, demonstrations)
         if show_prompt is not None:
@@ -252,7 +252,7 @@ def _check_output(output: Path, file: str, *, overwrite: bool) -> None:
     source = Path(file).expanduser()
     if source.exists() and output.exists() and output.samefile(source):
         raise OutputError(f"--output {output} is the file of texts itself; name another file")
-    _options.check_file(output, overwrite=overwrite)
+    options.check_file(output, overwrite=overwrite)
 
 
 def _prompt(predictor: Predictor, text: str) -> str:
@@ -281,7 +281,7 @@ def _run(
     # Lines of answers on the same terminal show how far it is.
     live = output is not None or not shell.stdout.isatty()
     answers, unsure = _Answers(opened.predictor, skip=skip), 0
-    with _opened(shell, output, file) as stream, _progress.board(shell, live=live) as board:
+    with _opened(shell, output, file) as stream, progress.board(shell, live=live) as board:
         board.stage("labelling", "texts")
         write = _writer(stream, output, queries, file)
         for some in answers.of(queries):
@@ -493,7 +493,7 @@ def _conclude(
     if opened.predictor.builder.shortened:
         limit = opened.recipe.prompt.max_text_tokens
         shell.say(f"texts shortened to {limit} tokens: {opened.predictor.builder.shortened}")
-    shell.say(f"{answers.count:,} texts in {_progress.duration(seconds)}")
+    shell.say(f"{answers.count:,} texts in {progress.duration(seconds)}")
 
 
 def _document(

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from abft_mlx.cli import _options, _progress, _ranks, _words
-from abft_mlx.cli._options import (
+from abft_mlx.cli import options, words
+from abft_mlx.cli.options import (
     Data,
     Demonstrations,
     Json,
@@ -25,7 +25,9 @@ from abft_mlx.cli._options import (
     TextColumn,
     Updates,
 )
-from abft_mlx.cli._shell import Shell
+from abft_mlx.cli.progress import Board, duration, size
+from abft_mlx.cli.progress import board as board_of
+from abft_mlx.cli.shell import Shell, join_ranks
 from abft_mlx.errors import RunError, UsageError
 
 if TYPE_CHECKING:
@@ -64,7 +66,7 @@ def finetune(
         typer.Option(
             "--output",
             "-o",
-            parser=_options.path,
+            parser=options.path,
             metavar="DIR",
             help="The run folder.",
             show_default="runs/NAME-DATE-TIME",
@@ -129,7 +131,7 @@ def finetune(
 
     Example: abft-mlx finetune --model M --data mails.csv --output runs/mails
     """
-    changes = _options.overrides(
+    changes = options.overrides(
         model=model,
         data=data,
         text_column=text_column,
@@ -160,7 +162,7 @@ def finetune(
         )
     if project_name is not None and report_to is None:
         raise UsageError(f"--project-name {project_name!r} is for --report-to, which is not given")
-    ranks = _ranks.join(resumable=True)
+    ranks = join_ranks(resumable=True)
     if not ranks.first:  # the first rank speaks for all
         as_json, quiet = False, True
     shell = Shell(as_json=as_json, quiet=quiet)
@@ -207,10 +209,10 @@ def _run(
     if resume is not None:
         folder = resume
     else:
-        opened = _options.open_recipe(recipe, changes)
+        opened = options.open_recipe(recipe, changes)
         folder = output or api.default_output(opened)
     with (
-        _progress.board(shell) as board,
+        board_of(shell) as board,
         trainer.Stop(board.note).watching() as stop,
         Follow(shell, board, folder, tracking) as follow,
     ):
@@ -229,7 +231,7 @@ def _run(
         except KeyboardInterrupt:
             board.clear()
             if ranks.first and (resume is not None or follow.begun):
-                shell.tell(f"to go on: {_words.command('finetune', '--resume', folder)}")
+                shell.tell(f"to go on: {words.command('finetune', '--resume', folder)}")
             raise
 
 
@@ -243,7 +245,7 @@ class Follow(contextlib.ExitStack):
     def __init__(
         self,
         shell: Shell,
-        board: _progress.Board,
+        board: Board,
         output: Path,
         tracking: Tracking | None = None,
     ) -> None:
@@ -259,7 +261,7 @@ class Follow(contextlib.ExitStack):
         from abft_mlx.trainer import RunFolder
 
         self._board.clear()
-        self._shell.say(*_words.plan(experiment, trainable, self._output))
+        self._shell.say(*words.plan(experiment, trainable, self._output))
         if self._tracking is not None:
             try:
                 self._tracking.start(experiment.recipe, self._output)
@@ -271,7 +273,7 @@ class Follow(contextlib.ExitStack):
             self.push(self._close)
         self.begun = True
         training = experiment.recipe.training
-        self._board.training(training.updates, training.validate_every)
+        self._board.training(training.updates)
 
     def noticed(self, line: str) -> None:
         """Say what even a quiet command must."""
@@ -295,9 +297,9 @@ def _outcome(result: RunResult) -> list[str]:
     lines = []
     if progress.updates:
         lines.append(
-            f"done: {progress.updates} updates in {_progress.duration(progress.seconds)}, "
-            f"peak memory {_progress.size(progress.peak_memory_bytes)}, "
-            f"adapter {_progress.size(result.adapter_bytes)}"
+            f"done: {progress.updates} updates in {duration(progress.seconds)}, "
+            f"peak memory {size(progress.peak_memory_bytes)}, "
+            f"adapter {size(result.adapter_bytes)}"
         )
     validation = _validation(result)
     if validation and not progress.updates:
@@ -314,11 +316,11 @@ def _outcome(result: RunResult) -> list[str]:
             lines.append(f"no update did better on validation texts than none, so {what}")
     lines.append(f"adapter in {result.output}")
     if result.evaluation is not None:
-        lines += ["", *_words.verdict(result.evaluation)]
+        lines += ["", *words.verdict(result.evaluation)]
     elif result.experiment.recipe.data.holdout == "none":
-        lines.append(f"next: {_words.command('predict', result.output, 'FILE')}")
+        lines.append(f"next: {words.command('predict', result.output, 'FILE')}")
     else:
-        lines.append(f"next: {_words.command('eval', result.output)}")
+        lines.append(f"next: {words.command('eval', result.output)}")
     return lines
 
 
@@ -343,7 +345,7 @@ def _document(result: RunResult) -> dict[str, Any]:
         "data": experiment.recipe.data.source,
         "labels": list(experiment.space.names),
         "label_words": list(experiment.space.words),
-        "warnings": _words.warnings(experiment),
+        "warnings": words.warnings(experiment),
         "trainable_parameters": result.trainable_parameters,
         "adapter_bytes": result.adapter_bytes,
         "updates": progress.updates,

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from abft_mlx.cli._options import Json, Quiet
-from abft_mlx.cli._shell import Shell
+from abft_mlx.cli.options import Json, Quiet
+from abft_mlx.cli.shell import Shell
 
 
 def report(
@@ -41,7 +41,7 @@ def report(
     It holds the example prompts' texts and the recipe: look before you pass it on.
     """
     from abft_mlx.analysis.report import write_report
-    from abft_mlx.cli._progress import size
+    from abft_mlx.cli.progress import size
 
     shell = Shell(as_json=as_json, quiet=quiet)
     with shell.speaking():
