@@ -125,7 +125,7 @@ def _json(rng: Random, path: Path) -> None:
 
 def _read_adapter(sample: Any, folder: Path) -> None:
     from abft_mlx import adapters
-    from abft_mlx.adapters.folder import base_model
+    from abft_mlx.adapters import base_model
 
     path = folder / "adapter"
     try:

@@ -19,7 +19,7 @@ import numpy as np
 from mlx_lm.tuner.trainer import iterate_batches
 
 from abft_mlx import adapters, experiment, ports, recipe
-from abft_mlx.adapters.attach import targets
+from abft_mlx.adapters.lora import targets
 from abft_mlx.bench import contenders as bench
 from abft_mlx.bench import torch_way
 from abft_mlx.errors import UsageError

@@ -19,7 +19,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from abft_mlx import data, recipe, study
-from abft_mlx.adapters.headers import read_header
 from abft_mlx.errors import UsageError
 from abft_mlx.recipe import DataSection
 
@@ -181,14 +180,3 @@ class TestHypothesis:
         path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
         with suppress(UsageError):
             data.report(DataSection(source=str(path))).require()
-
-    @_BOUNDED
-    @given(st.dictionaries(st.text(), _JSON), st.binary(max_size=40))
-    def test_headers_of_any_values(
-        self, tmp_path_factory: Any, header: dict[str, Any], body: bytes
-    ) -> None:
-        path = tmp_path_factory.mktemp("any") / "a.safetensors"
-        text = json.dumps(header).encode()
-        path.write_bytes(len(text).to_bytes(8, "little") + text + body)
-        with suppress(ValueError):
-            read_header(path)
