@@ -8,17 +8,11 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from abft_mlx.errors import OutputError, RunError
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
 
 _LEFTOVER = re.compile(r"\..+\.\d+\.tmp(\.\w+)?")
 
@@ -54,7 +48,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         sync(temporary)
         temporary.replace(path)
-        sync_folder(path.parent)
+        sync(path.parent)
     except OSError as error:
         raise write_failure(path, error) from error
     finally:
@@ -67,31 +61,15 @@ def is_leftover(name: str) -> bool:
 
 
 def sync(path: Path) -> None:
-    """Have a file's bytes on the disk, whatever happens to the power."""
-    with path.open("rb") as written:
-        sync_open(written.fileno())
-
-
-def sync_open(descriptor: int) -> None:
-    """As :func:`sync`, of an open file."""
-    # On a Mac fsync stops at the drive's own cache.
-    full = getattr(fcntl, "F_FULLFSYNC", None)
-    if full is not None:
-        with suppress(OSError):  # not every file system has it
-            fcntl.fcntl(descriptor, full)
-            return
-    os.fsync(descriptor)
-
-
-def sync_folder(folder: Path) -> None:
-    """Have a folder's names on the disk, where the system can say so of folders."""
-    if not hasattr(os, "O_DIRECTORY"):
-        return
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    """Have a file's bytes on the disk, or the names in a folder, whatever happens to the power."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+sync_folder = sync
 
 
 def array_failure(path: Path, error: RuntimeError) -> RunError:
@@ -145,6 +123,23 @@ def read_bytes(path: Path, most_bytes: int) -> bytes:
     if len(content) > most_bytes:
         raise ValueError(f"it has more than {most_bytes / 1e6:,.0f} MB")
     return content
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Name to shape of a safetensors file's tensors, which are not read.
+
+    Raises:
+        ValueError: it is no whole safetensors file; the message says why.
+        OSError: it cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np") as file:
+            names = file.keys()
+            return {name: tuple(file.get_slice(name).get_shape()) for name in names}
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
 
 
 def schema_problem(found: Any, reads: int, again: str) -> str | None:

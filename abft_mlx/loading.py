@@ -21,9 +21,8 @@ import mlx.nn as nn
 from mlx_lm import utils as mlx_lm_utils
 
 from abft_mlx import adapters, hub
-from abft_mlx.adapters.headers import read_header
 from abft_mlx.errors import AbftError, ModelError, UnsupportedArchitectureError
-from abft_mlx.files import is_path, parse_json
+from abft_mlx.files import is_path, parse_json, tensor_shapes
 from abft_mlx.ports import Port, freeze, port_for, supported_in_words
 
 DEMO = "demo"
@@ -202,7 +201,7 @@ def _weight_files(path: Path) -> list[Path]:
             )
     for file in found:
         try:
-            read_header(file)
+            tensor_shapes(file)
         except (OSError, ValueError) as error:
             raise ModelError(f"{file} is broken: {error}; fetch it again") from error
     return found

@@ -17,7 +17,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.tuner.utils import load_adapters
 
 from abft_mlx import adapters, attention, ports
-from abft_mlx.adapters.attach import targets
+from abft_mlx.adapters.lora import targets
 from abft_mlx.errors import UnsupportedArchitectureError
 from abft_mlx.recipe import AdapterSection
 

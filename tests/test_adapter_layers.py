@@ -16,7 +16,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.tuner.lora import LoRALinear
 
 from abft_mlx import adapters
-from abft_mlx.adapters.layers import SplitLoRALinear, is_quantized, put, put_full, put_lora
+from abft_mlx.adapters.lora import SplitLoRALinear, is_quantized, put, put_full, put_lora
 from abft_mlx.ports import resolve
 from abft_mlx.recipe import AdapterSection
 

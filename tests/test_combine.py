@@ -17,7 +17,7 @@ from mlx_lm.utils import load_model
 from test_adapter_head import train
 
 from abft_mlx import adapters, ports
-from abft_mlx.adapters.layers import put_lora
+from abft_mlx.adapters.lora import put_lora
 from abft_mlx.errors import AdapterError
 from abft_mlx.recipe import AdapterSection
 

@@ -1,10 +1,8 @@
-"""heads.npz from elsewhere: what the archive may hold, and what its arrays must agree in."""
+"""heads.npz from elsewhere: what its arrays must agree in."""
 
 from __future__ import annotations
 
-import io
 import json
-import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,117 +14,10 @@ from test_heads_saved import TOKENS, heads
 from test_window_choice import census
 
 from abft_mlx.errors import OutputError
-from abft_mlx.induction import Detected, HeadState, archives, read_heads, write_heads
+from abft_mlx.induction import Detected, HeadState, read_heads, write_heads
 
 Change = Callable[[dict[str, Any]], Any]
 """Changes the arrays of a file, by name, or what ``about`` says of them."""
-
-
-def npy(array: Any, version: tuple[int, int] = (1, 0)) -> bytes:
-    """An array as the bytes of a .npy file."""
-    stream = io.BytesIO()
-    np.lib.format.write_array(stream, np.asarray(array), version)
-    return stream.getvalue()
-
-
-def packed(*members: tuple[str, bytes], kind: int = zipfile.ZIP_STORED) -> zipfile.ZipFile:
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", kind) as archive:
-        for name, content in members:
-            archive.writestr(name, content)
-    return zipfile.ZipFile(stream)
-
-
-def header(text: str) -> bytes:
-    """A .npy header of our own, and nothing behind it."""
-    line = text.encode() + b" " * (117 - len(text)) + b"\n"
-    return b"\x93NUMPY\x01\x00" + len(line).to_bytes(2, "little") + line
-
-
-@pytest.mark.parametrize("kind", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-@pytest.mark.parametrize(
-    "array",
-    [
-        np.arange(6.0).reshape(2, 3),
-        np.asfortranarray(np.arange(6.0).reshape(2, 3)),
-        np.array(3, dtype=np.uint8),
-        np.zeros((0, 4), dtype=np.float16),
-        np.array([True, False]),
-    ],
-)
-def test_numbers_come_back_as_they_were(array: np.ndarray, kind: int) -> None:
-    for version in ((1, 0), (2, 0)):
-        found = archives.arrays(
-            packed(("a.npy", npy(array, version)), ("b.npy", npy(1)), kind=kind)
-        )
-        assert list(found) == ["a", "b"]
-        assert found["a"].dtype == array.dtype
-        assert found["a"].shape == array.shape
-        np.testing.assert_array_equal(found["a"], array)
-
-
-SHAPE = "{'descr': '<f8', 'fortran_order': False, 'shape': (%s), }"
-
-
-@pytest.mark.parametrize(
-    ("members", "line"),
-    [
-        ([("a.txt", b"")], "member 'a.txt' is no array, or is there twice"),
-        ([("a", npy(1))], "member 'a' is no array, or is there twice"),
-        (
-            [("a.npy", npy(np.array(["x", "y"])))],
-            "a.npy holds <U1, not numbers",
-        ),
-        ([("a.npy", npy(1j))], "a.npy holds complex128, not numbers"),
-        ([("a.npy", header(SHAPE % "-1,"))], "a.npy has the shape (-1,)"),
-        (
-            [("a.npy", header(SHAPE % "99999, 5"))],
-            "a.npy promises 3,999,960 bytes and does not hold them",
-        ),
-        (
-            [("a.npy", header(SHAPE % "3,") + b"\0" * 23)],
-            "a.npy holds 23 bytes and promises 24",
-        ),
-        (
-            [("a.npy", header(SHAPE % "3,") + b"\0" * 30)],
-            "a.npy holds 25 bytes and promises 24",
-        ),
-    ],
-)
-def test_other_members_are_refused(members: list[tuple[str, bytes]], line: str) -> None:
-    with pytest.raises(ValueError, match="a") as caught:
-        archives.arrays(packed(("first.npy", npy(1)), *members))
-    assert str(caught.value) == line
-
-
-def test_members_of_one_name_are_refused() -> None:
-    with pytest.warns(UserWarning, match="Duplicate name"):
-        archive = packed(("a.npy", npy(1)), ("a.npy", npy(2)))
-    with pytest.raises(ValueError, match=r"^member 'a\.npy' is no array, or is there twice$"):
-        archives.arrays(archive)
-
-
-def test_other_compressions_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"^member 'a\.npy' is no array, or is there twice$"):
-        archives.arrays(packed(("a.npy", npy(1)), kind=zipfile.ZIP_BZIP2))
-
-
-def test_a_broken_member_is_named() -> None:
-    with pytest.raises(ValueError, match=r"^a\.npy: "):
-        archives.arrays(packed(("a.npy", header("{'descr': "))))
-
-
-def test_an_archive_is_measured_before_it_is_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
-    members = [("a.npy", npy(np.zeros(4))), ("b.npy", npy(np.zeros(4)))]
-    size = sum(len(content) for _, content in members)
-    monkeypatch.setattr(archives, "MOST_BYTES", size)
-    assert set(archives.arrays(packed(*members))) == {"a", "b"}
-    monkeypatch.setattr(archives, "MOST_BYTES", size - 1)
-    with pytest.raises(ValueError, match=f"^it unpacks to {size} bytes, more than {size - 1}$"):
-        archives.arrays(packed(*members))
-    monkeypatch.setattr(archives, "MOST_BYTES", 0)
-    with pytest.raises(ValueError, match=r"more than 0$"):
-        archives.arrays(packed(("a.npy", npy(np.zeros(1000)))))
 
 
 def rewritten(path: Path, change: Change) -> None:
@@ -179,11 +70,9 @@ def test_lines_of_files_that_cannot_be_read(tmp_path: Path) -> None:
     path = tmp_path / "heads.npz"
     assert refused(path) == f"{path}: there is no such file; abft-mlx heads makes it"
     path.write_text("x")
-    line = f"{path}: is no file of heads (File is not a zip file); abft-mlx heads makes one"
-    assert refused(path) == line
+    assert refused(path).startswith(f"{path}: is no file of heads (")
     rewritten(path, lambda made: made["about"].update(facts=[1]))
-    line = f"{path}: is no file of heads (its facts are no table); abft-mlx heads makes one"
-    assert refused(path) == line
+    assert refused(path).startswith(f"{path}: is no file of heads (")
     rewritten(path, lambda made: made["about"].update(schema=7))
     assert refused(path) == (
         f"{path}: is of schema 7 and this abft-mlx reads 1; update abft-mlx (pip install --upgrade "
@@ -240,9 +129,7 @@ def of_example(**changes: Any) -> Change:
 def test_arrays_that_do_not_fit_together(change: Change, tmp_path: Path) -> None:
     path = tmp_path / "heads.npz"
     rewritten(path, change)
-    assert refused(path) == (
-        f"{path}: its arrays do not fit together; make it again with: abft-mlx heads"
-    )
+    assert "(its arrays do not fit together)" in refused(path)
 
 
 @pytest.mark.parametrize(

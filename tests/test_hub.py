@@ -154,7 +154,7 @@ def test_only_files_of_an_adapter_are_fetched(server: LoopbackHub) -> None:
     files |= {"evil.py": b"raise SystemExit", "checkpoint/adapters.safetensors": b"x"}
     server.repositories["model", NAME].commit("main", files)
     folder = adapters.local_folder(NAME)
-    assert {one.name for one in folder.iterdir()} <= set(adapters.source.FETCHED)
+    assert {one.name for one in folder.iterdir()} <= set(adapters.files.FETCHED)
 
 
 @pytest.mark.usefixtures("server")

@@ -17,7 +17,6 @@ from mlx.utils import tree_flatten
 from abft_mlx import activations, adapters, loading, memory_estimate, ports, read_out, runtime
 from abft_mlx import recipe as recipes
 from abft_mlx.errors import ModelError, UsageError
-from abft_mlx.evaluation.outputs import hidden_at_last
 from abft_mlx.prompts import Prompt
 from abft_mlx.trainer import Trainer, plan
 
@@ -92,7 +91,8 @@ def measured(
 
     def evaluate() -> None:
         with activations.quickly(model):
-            mx.eval(hidden_at_last(model, arrays["tokens"], arrays["last"]))
+            hidden = ports.port_for(model).hidden(model, arrays["tokens"])
+            mx.eval(mx.take_along_axis(hidden, arrays["last"][:, None, None], axis=1))
 
     return training, peak(evaluate) - optimizer
 

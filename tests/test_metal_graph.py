@@ -12,7 +12,7 @@ from graph_support import kept, primitives
 from mlx.utils import tree_flatten, tree_unflatten
 from test_local import prompts, step_of
 
-from abft_mlx.evaluation.outputs import hidden_at_last
+from abft_mlx.ports import port_for
 from abft_mlx.trainer.plan import micro_batches
 
 # MLX's primitives that have no Metal kernel (its mlx/backend/metal/primitives.cpp says NYI), as its
@@ -51,10 +51,7 @@ def test_training_and_evaluation(tiny: ModuleType, name: str) -> None:
 
     check(train, [one for _, one in tree_flatten(parameters)])
     step.model.update(parameters)
-    check(
-        lambda tokens, last: [hidden_at_last(step.model, tokens, last)],
-        [arrays["tokens"], arrays["last"]],
-    )
+    check(lambda tokens: [port_for(step.model).hidden(step.model, tokens)], [arrays["tokens"]])
 
 
 def test_the_check_notices() -> None:

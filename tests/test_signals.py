@@ -140,35 +140,3 @@ def test_predict_leaves_whole_lines(
     command.until(lambda: output.exists() and output.stat().st_size > 0)
     command.ends(signal.SIGTERM)
     assert all("label" in json.loads(line) for line in output.read_text().splitlines())
-
-
-def test_the_second_signal_ends_any_command_at_once(checkout: Path) -> None:
-    # A long call that runs no handler of Python's, as MLX may: in a command of ours.
-    program = (
-        "import hashlib, sys\n"
-        "from abft_mlx import recipe\n"
-        "from abft_mlx.cli import app\n"
-        "def busy(name):\n"
-        "    print('busy', flush=True)\n"
-        "    hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)\n"
-        "recipe.find = busy\n"
-        "app(['recipes', 'show', 'x'])\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=checkout,
-        stderr=subprocess.PIPE, preexec_fn=heard,
-    )  # fmt: skip
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "busy\n"
-        time.sleep(0.5)  # until it is in the call
-        process.send_signal(signal.SIGTERM)
-        # Said at once, though the call goes on.
-        assert process.stderr is not None
-        assert "stopping after this batch" in process.stderr.readline()
-        assert process.poll() is None
-        process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert (process.returncode, said.count("\n")) == (143, 1)

@@ -11,7 +11,7 @@ import pytest
 import tiny_models
 
 from abft_mlx import attention, ports
-from abft_mlx.adapters import peft_names
+from abft_mlx.adapters import peft
 
 ROWS = 1e-4
 LOGITS = 1e-3
@@ -30,7 +30,7 @@ def test_rows_equal_transformers(
     if name not in benchmark("tiny_configs").architectures():
         pytest.skip(f"the installed mlx-lm has no {name}")
     if oracle.why_not(name):
-        assert name not in peft_names.SAME | peft_names.SAME_ATTENTION | set(peft_names.BEGINNINGS)
+        assert name not in peft.SAME | peft.SAME_ATTENTION | set(peft.BEGINNINGS)
         pytest.skip(f"{name}: {oracle.why_not(name)}")
     found = oracle.compare(name)
     assert found["pattern"] <= ROWS

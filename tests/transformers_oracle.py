@@ -22,8 +22,8 @@ import tiny_configs
 from mlx.utils import tree_flatten
 
 from abft_mlx import attention, ports
-from abft_mlx.adapters import peft_names
-from abft_mlx.adapters.peft_reading import linear_paths
+from abft_mlx.adapters import peft
+from abft_mlx.adapters.peft import linear_paths
 
 ABSENT = "transformers does not have it"
 
@@ -469,10 +469,10 @@ def misnamed(oracle: Any, model: nn.Module) -> list[str]:
     paths = [*linear_paths(model), ports.port_for(model).head_path(model)]
     wrong = []
     modules = dict(oracle.named_modules())
-    for path, theirs in peft_names.named(model, paths).items():
+    for path, theirs in peft.named(model, paths).items():
         weight = getattr(modules.get(theirs), "weight", None)
         other = None if weight is None else weight.detach().numpy()
-        if other is not None and other.ndim == 2 and peft_names.transposed(model):
+        if other is not None and other.ndim == 2 and peft.transposed(model):
             other = other if "wte" in theirs else other.T
         if other is None or not np.array_equal(np.array(ports.resolve(model, path).weight), other):
             wrong.append(path)

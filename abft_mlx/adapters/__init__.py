@@ -7,17 +7,36 @@ a factor. Trainers pass their gradients through :func:`mask_gradients`, so that 
 fused projection never moves.
 """
 
-from abft_mlx.adapters.aside import without
-from abft_mlx.adapters.attach import adapted, attach, detach, place, train_mode, trained_layers
-from abft_mlx.adapters.combine import combine
-from abft_mlx.adapters.files import CONFIG, FACTORS, WEIGHTS, save, tensors
-from abft_mlx.adapters.folder import base_model
-from abft_mlx.adapters.layers import FullLinear
-from abft_mlx.adapters.masks import gradient_mask, mask_gradients, trainable_parameters
-from abft_mlx.adapters.reading import load
-from abft_mlx.adapters.shift import shift_norms
-from abft_mlx.adapters.source import Named, Source, find, local_folder
-from abft_mlx.adapters.strength import merge, scale
+from abft_mlx.adapters.files import (
+    CONFIG,
+    FACTORS,
+    WEIGHTS,
+    Named,
+    Source,
+    base_model,
+    combine,
+    find,
+    load,
+    local_folder,
+    save,
+    tensors,
+)
+from abft_mlx.adapters.lora import (
+    FullLinear,
+    adapted,
+    attach,
+    detach,
+    gradient_mask,
+    mask_gradients,
+    merge,
+    place,
+    scale,
+    shift_norms,
+    train_mode,
+    trainable_parameters,
+    trained_layers,
+    without,
+)
 
 __all__ = [
     "CONFIG",

@@ -158,12 +158,6 @@ def _print_error(kind: str, message: str, problems: Sequence[str] = ()) -> None:
     print(dump({"error": error}), flush=True)
 
 
-def _note(line: str) -> None:
-    """Print a line on standard error, over the progress that a terminal shows there."""
-    clear = "\r\x1b[K" if sys.stderr.isatty() else ""
-    print(f"{clear}{line}", file=sys.stderr, flush=True)
-
-
 class Command(TyperCommand):
     """A command whose usage line shows arguments as they are typed, without braces."""
 
@@ -185,7 +179,7 @@ class Commands(TyperGroup):
         as_json: bool = ctx.meta[_AS_JSON]
 
         try:
-            with Stop(on_busy=_note).watching():
+            with Stop().watching():
                 return super().invoke(ctx)
         except (typer.Exit, typer.Abort, BrokenPipeError):
             raise

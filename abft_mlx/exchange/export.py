@@ -14,7 +14,7 @@ import mlx.nn as nn
 from abft_mlx import adapters, data, experiment, loading, prediction, read_out, runtime
 from abft_mlx import recipe as recipes
 from abft_mlx.adapters.files import HUB_NAME
-from abft_mlx.adapters.layers import SplitLoRALinear, is_quantized
+from abft_mlx.adapters.lora import SplitLoRALinear, is_quantized
 from abft_mlx.errors import AdapterError, DataError, RunError, UsageError
 from abft_mlx.exchange import fused, output, peft
 from abft_mlx.exchange.comparison import Answers, Comparison, answers, compare

@@ -23,7 +23,7 @@ from mlx_lm.tuner.lora import LoRALinear
 
 from abft_mlx import adapters
 from abft_mlx.adapters.files import HUB_NAME
-from abft_mlx.adapters.layers import is_quantized, put
+from abft_mlx.adapters.lora import is_quantized, put
 from abft_mlx.errors import AdapterError, ModelError, OutputError, UsageError
 from abft_mlx.exchange.output import TOKENIZER_FILES
 from abft_mlx.files import write_json

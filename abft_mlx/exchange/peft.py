@@ -18,8 +18,7 @@ import mlx.nn as nn
 from mlx_lm.tuner.lora import LoRALinear
 
 from abft_mlx import adapters
-from abft_mlx.adapters.peft_names import named, transposed, wraps
-from abft_mlx.adapters.peft_reading import PREFIX, WEIGHTS, linear_paths
+from abft_mlx.adapters.peft import PREFIX, WEIGHTS, linear_paths, named, transposed, wraps
 from abft_mlx.errors import AdapterError, OutputError
 from abft_mlx.files import replacing, write_json
 from abft_mlx.ports import architecture, port_for

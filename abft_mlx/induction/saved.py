@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ import numpy as np
 
 from abft_mlx import files
 from abft_mlx.errors import OutputError
-from abft_mlx.induction import archives
 from abft_mlx.induction.census import HeadCensus
 from abft_mlx.induction.detectors import Detected
 
@@ -26,8 +26,8 @@ HEADS_FILE = "heads.npz"
 CENSUS = ("magnitude", "correctness", "share", "sink")
 DETECTED = ("previous_token", "duplicate_token", "induction")
 _BROKEN = (
-    OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError,
-    zipfile.BadZipFile, EOFError,
+    OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, EOFError,
+    zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 """What reading a file of another kind ends in."""
 
@@ -56,6 +56,14 @@ class HeadState:
     def of(cls, census: HeadCensus, detected: Detected | None = None) -> HeadState:
         """What a census came to."""
         return cls(census.magnitude, census.correctness, census.share, census.sink, detected)
+
+    @property
+    def tables(self) -> dict[str, np.ndarray]:
+        """Name to array of all that is known: the census, detectors' scores, head weights."""
+        found = {part: getattr(self, part) for part in CENSUS}
+        if self.detected is not None:
+            found |= {part: getattr(self.detected, part) for part in DETECTED}
+        return found if self.weight is None else found | {"weight": self.weight}
 
     @property
     def on_gold(self) -> np.ndarray:
@@ -123,24 +131,19 @@ def write_heads(path: Path, heads: Heads) -> None:
     arrays: dict[str, np.ndarray] = {}
     states: dict[str, Any] = {}
     for name, state in heads.states.items():
+        for part, table in state.tables.items():
+            arrays[f"{name}.detected.{part}" if part in DETECTED else f"{name}.{part}"] = table
         states[name] = None
-        for part in CENSUS:
-            arrays[f"{name}.{part}"] = getattr(state, part)
-        if state.weight is not None:
-            arrays[f"{name}.weight"] = state.weight
         if state.detected is not None:
-            found = asdict(state.detected)
-            for part in DETECTED:
-                arrays[f"{name}.detected.{part}"] = found.pop(part)
-            states[name] = found
+            sizes = ("sequences", "repeated_tokens")
+            states[name] = {size: getattr(state.detected, size) for size in sizes}
     examples = []
-    for n, one in enumerate(heads.examples):
-        examples.append({"tokens": list(one.tokens), "gold": one.gold, "states": list(one.rows)})
-        arrays[f"example{n}.label_positions"] = np.asarray(one.label_positions, dtype=np.int32)
-        arrays[f"example{n}.demonstration_labels"] = np.asarray(
-            one.demonstration_labels, dtype=np.int32
-        )
-        for name, rows in one.rows.items():
+    for n, example in enumerate(heads.examples):
+        tokens, names = list(example.tokens), list(example.rows)
+        examples.append({"tokens": tokens, "gold": example.gold, "states": names})
+        for part in ("label_positions", "demonstration_labels"):
+            arrays[f"example{n}.{part}"] = np.asarray(getattr(example, part), dtype=np.int32)
+        for name, rows in example.rows.items():
             arrays[f"example{n}.{name}"] = rows.astype(np.float16)
     about = {
         "schema": SCHEMA,
@@ -165,19 +168,15 @@ def read_heads(path: str | Path) -> Heads:
     """
     path = Path(path)
     try:
-        with path.open("rb") as stream, zipfile.ZipFile(stream) as archive:
-            arrays = archives.arrays(archive)
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
         about = files.parse_json(arrays["about"].tobytes())
         problem = files.schema_problem(about["schema"], SCHEMA, "make it again: abft-mlx heads")
         if problem:
             raise OutputError(f"{path}: {problem}")
-        if not isinstance(about["facts"], dict):
-            raise ValueError("its facts are no table")
         heads = _heads(about, arrays)
         if not _fits_together(heads):
-            raise OutputError(
-                f"{path}: its arrays do not fit together; make it again with: abft-mlx heads"
-            )
+            raise ValueError("its arrays do not fit together")
         return heads
     except FileNotFoundError:
         raise OutputError(f"{path}: there is no such file; abft-mlx heads makes it") from None
@@ -188,19 +187,16 @@ def read_heads(path: str | Path) -> Heads:
 
 
 def _heads(about: dict[str, Any], arrays: dict[str, np.ndarray]) -> Heads:
+    """The contents of a file."""
     states = {}
-    for name, found in about["states"].items():
+    for name, sizes in about["states"].items():
         detected = None
-        if found is not None:
+        if sizes is not None:
             previous, duplicate, induction = (arrays[f"{name}.detected.{one}"] for one in DETECTED)
-            detected = Detected(
-                previous, duplicate, induction, found["sequences"], found["repeated_tokens"]
-            )
-        states[name] = HeadState(
-            **{part: arrays[f"{name}.{part}"] for part in CENSUS},
-            detected=detected,
-            weight=arrays.get(f"{name}.weight"),
-        )
+            counts = (sizes["sequences"], sizes["repeated_tokens"])
+            detected = Detected(previous, duplicate, induction, *counts)
+        census = {part: arrays[f"{name}.{part}"] for part in CENSUS}
+        states[name] = HeadState(**census, detected=detected, weight=arrays.get(f"{name}.weight"))
     examples = tuple(
         Example(
             tokens=tuple(one["tokens"]),
@@ -211,33 +207,27 @@ def _heads(about: dict[str, Any], arrays: dict[str, np.ndarray]) -> Heads:
         )
         for n, one in enumerate(about["examples"])
     )
-    return Heads(states, examples, tuple(about["labels"]), int(about["prompts"]), about["facts"])
+    facts = dict(about["facts"])
+    return Heads(states, examples, tuple(about["labels"]), int(about["prompts"]), facts)
 
 
 def _fits_together(heads: Heads) -> bool:
     """Whether all arrays are of one model and lie within their prompts and classes."""
-    shapes = {
-        getattr(state, part).shape for state in heads.states.values() for part in CENSUS
-    } | {
-        state.weight.shape for state in heads.states.values() if state.weight is not None
-    } | {
-        getattr(state.detected, part).shape
-        for state in heads.states.values()
-        if state.detected is not None
-        for part in DETECTED
-    }  # fmt: skip
+    shapes = {table.shape for state in heads.states.values() for table in state.tables.values()}
     if len(shapes) != 1 or len(next(iter(shapes))) != 2:
         return False
     (shape,) = shapes
-    labels = len(heads.labels)
-    return all(isinstance(label, str) for label in heads.labels) and all(
-        set(one.rows) <= set(heads.states)
-        and {rows.shape for rows in one.rows.values()} == {(*shape, len(one.tokens))}
-        and one.label_positions.shape == one.demonstration_labels.shape
-        and one.label_positions.ndim == 1
-        and {one.label_positions.dtype.kind, one.demonstration_labels.dtype.kind} <= set("iu")
-        and all(isinstance(token, str) for token in one.tokens)
-        and all(0 <= position < len(one.tokens) for position in one.label_positions)
-        and all(0 <= label < labels for label in (*one.demonstration_labels, one.gold))
-        for one in heads.examples
+    for example in heads.examples:
+        positions, labels = example.label_positions, example.demonstration_labels
+        if not (
+            set(example.rows) <= set(heads.states)
+            and {rows.shape for rows in example.rows.values()} == {(*shape, len(example.tokens))}
+            and positions.shape == labels.shape == (len(positions),)
+            and positions.dtype.kind + labels.dtype.kind in ("ii", "uu", "iu", "ui")
+            and all(0 <= position < len(example.tokens) for position in positions)
+            and all(0 <= label < len(heads.labels) for label in (*labels, example.gold))
+        ):
+            return False
+    return all(isinstance(text, str) for one in heads.examples for text in one.tokens) and all(
+        isinstance(label, str) for label in heads.labels
     )

@@ -27,21 +27,13 @@ def rows(heads: Heads) -> list[dict[str, Any]]:
         Dictionaries with the keys of ``COLUMNS``; None for detectors that were not asked for,
             and for weights of a model that answers with its LM head.
     """
-    made = []
+    table = []
     for name, state in heads.states.items():
-        tables = {part: getattr(state, part) for part in CENSUS}
-        if state.weight is not None:
-            tables["weight"] = state.weight
-        if state.detected is not None:
-            tables |= {part: getattr(state.detected, part) for part in DETECTED}
         for layer, head in np.argwhere(~np.isnan(state.magnitude)).tolist():
-            values = {part: float(table[layer, head]) for part, table in tables.items()}
-            made.append(
-                {"state": name, "layer": layer, "head": head}
-                | dict.fromkeys((*DETECTED, "weight"))
-                | values
-            )  # fmt: skip
-    return [{key: row[key] for key in COLUMNS} for row in made]
+            values = {part: float(array[layer, head]) for part, array in state.tables.items()}
+            row = {"state": name, "layer": layer, "head": head} | values
+            table.append({column: row.get(column) for column in COLUMNS})
+    return table
 
 
 def write_csv(path: Path, heads: Heads) -> None:
@@ -95,6 +87,7 @@ def agreement(state: HeadState) -> Agreement | None:
 
 
 def _spearman(first: np.ndarray, second: np.ndarray) -> float:
+    """Spearman's rank correlation, NaN where one of the two is constant."""
     ranks = [_ranks(one) for one in (first, second)]
     if any(np.ptp(one) == 0 for one in ranks):
         return math.nan
