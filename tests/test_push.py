@@ -13,7 +13,7 @@ from loopback_hub import OWNER, READER, LoopbackHub
 from push_support import MODEL, TEXTS, make_run
 
 from abft_mlx import recipe as recipes
-from abft_mlx.exchange import cleaning
+from abft_mlx.exchange.push import clean
 
 NAME = "owner/mails"
 
@@ -379,34 +379,34 @@ def test_what_is_on_the_hub_is_named_and_what_is_here_is_not() -> None:
         [recipes.override("mixture", [task, {"name": "trec", "data": {"source": "made/trec"}}])],
     )
     run = {"mixture": {"/home/anna/spam.yaml": {"classes": {"ham": 3}}}}
-    found = cleaning.clean(recipe, run)
+    found, _ = clean(recipe, run)
     assert (found.base_model, found.datasets) == ("made/base", ("made/plain", "made/trec"))
     assert [one.name for one in found.recipe.mixture] == ["spam", "trec"]
     assert found.recipe.mixture[0].data.source == "(a local file)"
-    assert found.run == {"mixture": {"spam": {"classes": {"ham": 3}}}}
+    assert found.facts == {"mixture": {"spam": {"classes": {"ham": 3}}}}
     # A relative folder looks like a hub id from anywhere but where the run was made.
-    local = cleaning.clean(recipe, {"model": {"kind": "folder"}, "data": {"kind": "file"}})
+    local, _ = clean(recipe, {"model": {"kind": "folder"}, "data": {"kind": "file"}})
     assert (local.base_model, local.datasets) == (None, ("made/trec",))
     assert (local.recipe.model, local.recipe.data.source) == ("(a local folder)", "(a local file)")
-    assert cleaning.clean(recipes.default(["model=demo"]), {}).base_model is None
+    assert clean(recipes.default(["model=demo"]), {})[0].base_model is None
 
 
 @pytest.mark.parametrize(
-    ("name", "change", "words"),
+    ("name", "change"),
     [
-        ("run.json", {"labels": 3}, "run.json: holds a part that cannot be read"),
-        ("run.json", {"data": []}, "run.json: holds a part that cannot be read"),
-        ("run.json", {"note": float("inf")}, "run.json: holds a part that cannot be read"),
-        ("run.json", {"totals": {"seconds": "x"}}, "holds a part that cannot be read"),
-        ("run.json", {"validation": {"best": 1}}, "holds a part that cannot be read"),
-        ("adapter_config.json", None, "adapter_config.json"),
+        ("run.json", {"labels": 3}),
+        ("run.json", {"data": []}),
+        ("run.json", {"note": float("inf")}),
+        ("run.json", {"totals": {"seconds": "x"}}),
+        ("run.json", {"validation": {"best": 1}}),
+        ("adapter_config.json", None),
     ],
 )
-def test_a_broken_run_is_one_line(run: Path, name: str, change: dict | None, words: str) -> None:
+def test_a_broken_run_is_one_line(run: Path, name: str, change: dict | None) -> None:
     facts = json.loads((run / name).read_text())
     (run / name).write_text("[" * 30_000 if change is None else json.dumps(facts | change))
     done = invoke("push", run, NAME, "--dry-run")
     assert done.exit_code == 2, done.output
-    assert words in done.stderr
+    assert name in done.stderr
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""

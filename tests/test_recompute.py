@@ -17,7 +17,7 @@ from mlx.utils import tree_flatten
 from test_local import prompts, step_of
 
 from abft_mlx import recompute, runtime
-from abft_mlx.bench import limit, measure, sizes
+from abft_mlx.bench import measure, sizes
 from abft_mlx.trainer.plan import micro_batches
 
 SCALE = 0.3
@@ -149,17 +149,17 @@ def test_no_array_of_all_scores_and_no_logits(monkeypatch: pytest.MonkeyPatch) -
     def peak() -> int:
         return measure.peak_here(size, "ours-exact", "float32")
 
-    ours = peak() - limit.weight_bytes(size, mx.float32)
+    ours = peak() - sizes.weight_bytes(size, mx.float32)
     assert ours < 125 * 2**20
     monkeypatch.setattr(recompute, "CPU_QUERIES", size.tokens)
-    assert peak() - limit.weight_bytes(size, mx.float32) - ours > 128 * 2**20
+    assert peak() - sizes.weight_bytes(size, mx.float32) - ours > 128 * 2**20
 
 
 def test_memory_is_linear_in_the_prompt() -> None:
     lengths = (512, 1024, 2048)
     chosen = [sizes.parse(f"2x128x96:1x{one}k4") for one in lengths]
     peaks = [
-        measure.peak_here(one, "ours-exact", "float32") - limit.weight_bytes(one, mx.float32)
+        measure.peak_here(one, "ours-exact", "float32") - sizes.weight_bytes(one, mx.float32)
         for one in chosen
     ]
     exponent = np.polyfit(np.log(lengths), np.log(peaks), 1)[0]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import html
-import json
 import re
 import subprocess
 import sys
@@ -60,19 +58,6 @@ def test_links_of_pages_lead_to_pages(site: Path) -> None:
                 assert (page.parent / target).exists(), f"{page.name} -> {target}"
 
 
-def test_notebooks_are_shown_with_what_they_hold(site: Path, checkout: Path) -> None:
-    for notebook in (checkout / "docs" / "notebooks").glob("*.ipynb"):
-        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-        outputs = [output for cell in cells for output in cell.get("outputs", ())]
-        page = (site / "notebooks" / f"{notebook.stem}.html").read_text(encoding="utf-8")
-        pictures = re.findall(r'<img[^>]* src="([^"]+)"', page)
-        assert len(pictures) == sum("image/png" in output.get("data", {}) for output in outputs)
-        printed = ["".join(output["text"]) for output in outputs if "text" in output]
-        shown = html.unescape(re.sub(r"<[^>]+>", "", page))
-        assert printed
-        assert all(text.strip() in shown for text in printed)
-
-
 def test_the_reference_has_what_the_package_offers(site: Path) -> None:
     page = (site / "api.html").read_text(encoding="utf-8")
     for name in set(abft_mlx.__all__) - {"__version__"}:
@@ -85,22 +70,3 @@ def test_the_reference_has_what_the_package_offers(site: Path) -> None:
     ):
         assert f'id="abft_mlx.{name}"' in page
     assert "Probabilities of the classes, (N, C) float64" in page
-
-
-def test_the_reference_has_every_figure(site: Path, checkout: Path) -> None:
-    page = (site / "api.html").read_text(encoding="utf-8")
-    package = checkout / "abft_mlx" / "analysis" / "figures"
-    drawing = [one for one in package.glob("*.py") if "\ndef draw(" in one.read_text("utf-8")]
-    assert drawing
-    for path in drawing:
-        assert f'id="abft_mlx.analysis.figures.{path.stem}.draw"' in page
-
-
-def test_a_warning_stops_the_build(checkout: Path, tmp_path: Path) -> None:
-    docs = tmp_path / "docs"
-    docs.mkdir()
-    (docs / "conf.py").write_bytes((checkout / "docs" / "conf.py").read_bytes())
-    (docs / "index.md").write_text("# A page\n\n[nowhere](nowhere.md)\n", encoding="utf-8")
-    done = build(docs, tmp_path, checkout)
-    assert done.returncode == 1
-    assert "nowhere.md" in done.stderr

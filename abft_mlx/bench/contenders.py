@@ -14,15 +14,12 @@ from mlx_lm.tuner.trainer import default_loss
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from abft_mlx import activations, adapters, attention
-from abft_mlx.bench import torch_way
-from abft_mlx.bench.models import PUNISH, REWARD, random_model, random_prompts
-from abft_mlx.bench.sizes import Size
+from abft_mlx.bench.sizes import PUNISH, RANK, REWARD, SCALE, Size, random_model, random_prompts
+from abft_mlx.bench.torch_way import paper_update
 from abft_mlx.recipe import AdapterSection
 from abft_mlx.trainer.plan import MicroBatch, micro_batches, shared_micro_batches
 from abft_mlx.trainer.step import Gradient, Step
 
-RANK = 16
-SCALE = 2.0
 LEARNING_RATE = 1e-4
 # Prompts that share demonstrations, where they do.
 SHARED = 8
@@ -33,7 +30,7 @@ Update = Callable[[], float]
 
 def batch_of(size: Size) -> MicroBatch:
     """The prompts of one update, unpadded."""
-    (batch,) = micro_batches(random_prompts(size, size.prompts), size.prompts, bucket_tokens=1)
+    (batch,) = micro_batches(random_prompts(size), size.prompts, bucket_tokens=1)
     return batch
 
 
@@ -50,22 +47,14 @@ def our_step(size: Size, dtype: mx.Dtype, gradient: Gradient = "exact") -> Step:
     )
 
 
-def ours(size: Size, dtype: mx.Dtype, gradient: Gradient, together: int = 1) -> Update:
-    """Equation 1 by :class:`abft_mlx.trainer.step.Step`.
-
-    Args:
-        size: of the model and the batch.
-        dtype: of the base.
-        gradient: "exact" or "local".
-        together: so many prompts share their demonstrations.
-    """
+def ours(size: Size, dtype: mx.Dtype, *, gradient: Gradient, together: int = 1) -> Update:
+    """Equation 1 by our step, with so many prompts that share their demonstrations."""
     step = our_step(size, dtype, gradient)
     if together == 1:
         batches = [batch_of(size)]
     else:
         together = math.gcd(together, size.prompts)
-        prompts = random_prompts(size, size.prompts, together=together)
-        batches = shared_micro_batches(prompts, together, size.prompts)
+        batches = shared_micro_batches(random_prompts(size, together), together, size.prompts)
     return lambda: step.update(batches, PUNISH).loss
 
 
@@ -82,8 +71,8 @@ def forward_only(size: Size, dtype: mx.Dtype) -> Update:
     return run
 
 
-def mlx_lm_step(size: Size, dtype: mx.Dtype, keys: list[str] | None) -> Update:
-    """The step of mlx-lm's LoRA trainer: cross-entropy of the label token.
+def mlx_lm(size: Size, dtype: mx.Dtype, *, keys: list[str] | None = None) -> Update:
+    """mlx-lm's LoRA trainer on the cross-entropy of the label token.
 
     Its loss, its LoRA layers, and value, gradient and update compiled as one, as its loop has it.
 
@@ -92,46 +81,29 @@ def mlx_lm_step(size: Size, dtype: mx.Dtype, keys: list[str] | None) -> Update:
         dtype: of the base.
         keys: which linear layers of a block get LoRA; None for mlx-lm's default.
     """
-    step = mlx_lm_updates(random_model(size, dtype), LEARNING_RATE, keys)
-    batch = batch_of(size).batch
-    tokens = mx.concatenate([mx.array(batch.tokens), mx.array(batch.target)], axis=1)
-    lengths = mx.array([[size.tokens, size.tokens + 1]] * size.prompts)
-    return lambda: step(tokens, lengths)
-
-
-def mlx_lm_updates(
-    model: nn.Module, learning_rate: float, keys: list[str] | None = None
-) -> Callable[[mx.array, mx.array], float]:
-    """What makes updates of a model as mlx-lm's LoRA trainer does.
-
-    Args:
-        model: gets LoRA layers of the same rank and scale as ours, from MLX's random state.
-        learning_rate: Adam's.
-        keys: which linear layers of a block get LoRA; None for mlx-lm's default.
-
-    Returns:
-        From tokens (B, T) and, of each row, the first and last counted position (B, 2), as
-        mlx-lm's batches have them, to the loss; waits for the update.
-    """
+    model = random_model(size, dtype)
     model.freeze()
     settings = {"rank": RANK, "scale": SCALE, "dropout": 0.0}
-    layers = len(model.layers)
-    linear_to_lora_layers(model, layers, settings | ({"keys": keys} if keys else {}))
-    optimizer = optim.Adam(learning_rate)
+    linear_to_lora_layers(model, size.layers, settings | ({"keys": keys} if keys else {}))
+    optimizer = optim.Adam(LEARNING_RATE)
     optimizer.init(model.trainable_parameters())
     value_and_grad = nn.value_and_grad(model, default_loss)
     state = [model.state, optimizer.state, mx.random.state]
+    batch = batch_of(size).batch
+    tokens = mx.concatenate([mx.array(batch.tokens), mx.array(batch.target)], axis=1)
+    # The first and the last counted position of each row, as mlx-lm's batches have them.
+    counted = mx.array([[size.tokens, size.tokens + 1]] * size.prompts)
 
     @partial(mx.compile, inputs=state, outputs=state)
-    def step(tokens: mx.array, lengths: mx.array) -> Any:
-        (value, _), gradients = value_and_grad(model, tokens, lengths)
+    def step(tokens: mx.array, counted: mx.array) -> Any:
+        (value, _), gradients = value_and_grad(model, tokens, counted)
         optimizer.update(model, gradients)
         return value
 
     model.train()
 
-    def run(tokens: mx.array, lengths: mx.array) -> float:
-        value = step(tokens, lengths)
+    def run() -> float:
+        value = step(tokens, counted)
         mx.eval(state, value)
         return float(value.item())
 
@@ -139,14 +111,12 @@ def mlx_lm_updates(
 
 
 CONTENDERS: dict[str, Callable[[Size, mx.Dtype], Update]] = {
-    "ours-exact": lambda size, dtype: ours(size, dtype, "exact"),
-    "ours-local": lambda size, dtype: ours(size, dtype, "local"),
-    "ours-shared": lambda size, dtype: ours(size, dtype, "exact", SHARED),
-    "ours-local-shared": lambda size, dtype: ours(size, dtype, "local", SHARED),
+    "ours-exact": partial(ours, gradient="exact"),
+    "ours-local": partial(ours, gradient="local"),
+    "ours-shared": partial(ours, gradient="exact", together=SHARED),
+    "ours-local-shared": partial(ours, gradient="local", together=SHARED),
     "forward": forward_only,
-    "mlx-lm-qk": lambda size, dtype: mlx_lm_step(
-        size, dtype, ["self_attn.q_proj", "self_attn.k_proj"]
-    ),
-    "mlx-lm-default": lambda size, dtype: mlx_lm_step(size, dtype, None),
-    "pytorch-paper": torch_way.paper_update,
+    "mlx-lm-qk": partial(mlx_lm, keys=["self_attn.q_proj", "self_attn.k_proj"]),
+    "mlx-lm-default": mlx_lm,
+    "pytorch-paper": paper_update,
 }

@@ -1,53 +1,49 @@
-"""Measuring: seconds interleaved in one process, and what each contender takes of memory."""
+"""Measuring: seconds in turns in one process, and the memory of each contender."""
 
 from __future__ import annotations
 
-import json
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import mlx.core as mx
+from rich.table import Table
 
 from abft_mlx import runtime
-from abft_mlx.bench import contenders, limit, sizes
+from abft_mlx.bench import sizes
+from abft_mlx.bench.contenders import CONTENDERS
 from abft_mlx.bench.sizes import Size
-from abft_mlx.errors import RunError
+from abft_mlx.errors import RunError, UsageError
 
 REPEATS = 5
 # A quick look leaves out mlx-lm's step on the keys that are not its default.
 QUICK_WITHOUT = ("mlx-lm-qk",)
-# PyTorch's memory on a CPU is what its process grows by, so it needs one of its own.
-APART = ("pytorch-paper",)
+TORCH, OURS, LIMIT = "pytorch-paper", "ours-exact", "limit"
 
 
 @dataclass(frozen=True)
 class Row:
-    """What one contender needs for one update of a size's prompts.
-
-    Attributes:
-        name: of the contender.
-        seconds: median of the repeats.
-        fastest_seconds: the least of them.
-        slowest_seconds: the most of them.
-        examples_per_second: prompts / seconds.
-        peak_memory_bytes: of its model and its second update; MLX's own count, beside what the
-            other contenders hold. For PyTorch that of a process of its own: PyTorch's count on a
-            GPU, and what the process grew by on a CPU.
-        flops: counted operations, where they are.
-    """
+    """What one contender needs for one update of a size's prompts."""
 
     name: str
-    seconds: float
+    seconds: float  # median of the repeats
     fastest_seconds: float
     slowest_seconds: float
-    examples_per_second: float
-    peak_memory_bytes: int | None
-    flops: int | None = None
+    examples_per_second: float  # prompts / seconds
+    peak_memory_bytes: int | None  # of model and second update, without the other contenders
+    flops: int | None = None  # of our exact update and of the limit
+
+
+def names_without(without: Sequence[str]) -> list[str]:
+    """All contenders but some; UsageError if one of those is not known."""
+    for name in without:
+        if name not in CONTENDERS:
+            raise UsageError(f"contender {name!r} is not known; there are {', '.join(CONTENDERS)}")
+    return [name for name in CONTENDERS if name not in without]
 
 
 def compare(
@@ -57,10 +53,12 @@ def compare(
     dtype: str = "float32",
     repeats: int = REPEATS,
     memory: bool = True,
-    tell: Callable[[str], None] = lambda _: None,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_stage: Callable[[str], None] = lambda _: None,
+    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> list[Row]:
     """Measure contenders side by side, and the limit of the same run.
+
+    The limit is the same matrix products at the rate of one large product.
 
     Args:
         size: of the model and its prompts.
@@ -68,87 +66,60 @@ def compare(
         dtype: of the base.
         repeats: rounds after warm-up; in each, every contender makes one update.
         memory: whether to measure peak memory, too.
-        tell: hears what is being done.
-        on_progress: told how many updates of how many are made, of the rounds after warm-up.
+        on_stage: called with what is being done.
+        on_progress: called with the number of updates made and of all, without warm-up.
     """
     kind = getattr(mx, dtype)
     updates = {}
     peaks: dict[str, int | None] = dict.fromkeys(names)
     for name in names:
-        tell(f"{size}: {name}, warming up")
+        on_stage(f"{size}: {name}, warming up")
         runtime.release_memory()
         held = mx.get_active_memory()
-        updates[name] = contenders.CONTENDERS[name](size, kind)
+        updates[name] = CONTENDERS[name](size, kind)
         updates[name]()
-        if memory and name not in APART:
-            peaks[name] = second_peak(updates[name]) - held
-    rate = limit.product_rate(kind)
-    made = on_progress or (lambda _done, _total: None)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    rates = []
+        if memory and name != TORCH:
+            peaks[name] = _second_peak(updates[name]) - held
+    rows_of_product = 4096 if mx.default_device() == mx.Device(mx.gpu) else 2048
+    left, right = (mx.random.normal((rows_of_product,) * 2).astype(kind) for _ in range(2))
+    mx.eval(left, right)
+    mx.eval(left @ right)
+    flops = sizes.step_flops(size)
+    seconds: dict[str, list[float]] = {name: [] for name in (*names, LIMIT)}
     for number in range(repeats):
-        tell(f"{size}: round {number + 1} of {repeats}")
-        rates.append(rate())
-        for name, update in updates.items():
+        on_stage(f"{size}: round {number + 1} of {repeats}")
+        start = time.perf_counter()
+        mx.eval(left @ right)
+        product = time.perf_counter() - start
+        seconds[LIMIT].append(product * flops / (2.0 * rows_of_product**3))
+        for place, (name, update) in enumerate(updates.items(), 1):
             start = time.perf_counter()
             update()
             seconds[name].append(time.perf_counter() - start)
-            made(sum(map(len, seconds.values())), repeats * len(names))
-    del updates
+            on_progress(number * len(names) + place, repeats * len(names))
+    updates.clear()
     mx.clear_cache()
-    flops = limit.step_flops(size, kind)
-    for name in names if memory else ():
-        if name in APART:
-            tell(f"{size}: {name}, memory")
-            peaks[name] = peak_apart(size, name, dtype)
-    rows = [
-        _row(name, size, seconds[name], peaks[name], flops if name == "ours-exact" else None)
-        for name in names
-    ]
-    at_best = [flops / one for one in rates]
-    return [*rows, _row("limit", size, at_best, limit.weight_bytes(size, kind), flops)]
-
-
-def _row(name: str, size: Size, seconds: list[float], peak: int | None, flops: int | None) -> Row:
-    middle = statistics.median(seconds)
-    return Row(name, middle, min(seconds), max(seconds), size.prompts / middle, peak, flops)
-
-
-def peak_apart(size: Size, name: str, dtype: str) -> int:
-    """Peak memory of one contender alone, in bytes.
-
-    Raises:
-        RunError: the process failed, for lack of memory perhaps.
-    """
-    command = [sys.executable, "-m", "abft_mlx.bench", str(size), name, dtype]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise RunError(f"{name} at {size} ended with {done.returncode}: {last}")
-    return int(json.loads(done.stdout.splitlines()[-1])["peak_memory_bytes"])
+    if memory and TORCH in names:
+        on_stage(f"{size}: {TORCH}, memory")
+        peaks[TORCH] = _torch_peak(size, dtype)
+    peaks[LIMIT] = sizes.weight_bytes(size, kind)
+    rows = []
+    for name, some in seconds.items():
+        middle = statistics.median(some)
+        counted = flops if name in (OURS, LIMIT) else None
+        rate = size.prompts / middle
+        rows.append(Row(name, middle, min(some), max(some), rate, peaks[name], counted))
+    return rows
 
 
 def peak_here(size: Size, name: str, dtype: str) -> int:
-    """Peak memory of two updates in this process, which must have done nothing else."""
-    if name == "pytorch-paper":
-        import torch
-        import transformers  # noqa: F401  (its own bytes are not the update's)
-
-        before = runtime.process_peak_bytes()
-        update = contenders.CONTENDERS[name](size, getattr(mx, dtype))
-        mx.clear_cache()
-        runtime.reset_process_peak()
-        for _ in range(2):
-            update()
-        if torch.cuda.is_available():
-            return int(torch.cuda.max_memory_allocated())
-        return runtime.process_peak_bytes() - before
-    update = contenders.CONTENDERS[name](size, getattr(mx, dtype))
+    """MLX's peak memory, in bytes, of an update in this process, which holds nothing else."""
+    update = CONTENDERS[name](size, getattr(mx, dtype))
     update()
-    return second_peak(update)
+    return _second_peak(update)
 
 
-def second_peak(update: Callable[[], float]) -> int:
+def _second_peak(update: Callable[[], float]) -> int:
     """MLX's peak while an update is made that has been made before."""
     runtime.release_memory()
     runtime.reset_peak_memory()
@@ -156,37 +127,82 @@ def second_peak(update: Callable[[], float]) -> int:
     return runtime.peak_memory_bytes()
 
 
-def document(found: dict[Size, list[Row]], dtype: str) -> dict[str, Any]:
+def _torch_peak(size: Size, dtype: str) -> int:
+    """As :func:`print_torch_peak`, in a process of its own."""
+    program = (
+        "import sys; from abft_mlx.bench import measure; measure.print_torch_peak(*sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", program, str(size), dtype]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise RunError(f"{TORCH} at {size} ended with {done.returncode}: {last}")
+    return int(done.stdout.splitlines()[-1])
+
+
+def print_torch_peak(size: str, dtype: str) -> None:
+    """Print the bytes that two updates take; on a CPU, what this process grows by."""
+    import torch
+    import transformers  # noqa: F401  (its own bytes are not the update's)
+
+    before = runtime.process_peak_bytes()
+    update = CONTENDERS[TORCH](sizes.parse(size), getattr(mx, dtype))
+    mx.clear_cache()
+    runtime.reset_process_peak()
+    update()
+    update()
+    if torch.cuda.is_available():
+        print(torch.cuda.max_memory_allocated())
+    else:
+        print(runtime.process_peak_bytes() - before)
+
+
+def document(measured: Mapping[Size, Sequence[Row]], dtype: str) -> dict[str, Any]:
     """The bench JSON."""
-    reference = next(iter(found.values()))
-    rate = next(one for one in reference if one.name == "limit")
-    assert rate.flops is not None
+    limit = next(row for row in next(iter(measured.values())) if row.name == LIMIT)
+    assert limit.flops is not None
     return {
         "schema": 1,
         "device": runtime.device_description(),
         "versions": runtime.versions(),
         "dtype": dtype,
-        "limit": {"flops_per_second": rate.flops / rate.seconds},
+        "limit": {"flops_per_second": limit.flops / limit.seconds},
         "sizes": [
-            {
-                "layers": size.layers,
-                "width": size.width,
-                "vocabulary": size.vocabulary,
-                "prompts": size.prompts,
-                "tokens": size.tokens,
-                "demonstrations": size.demonstrations,
-                "rows": [asdict(row) for row in rows],
-            }
-            for size, rows in found.items()
+            asdict(size) | {"rows": [asdict(row) for row in rows]}
+            for size, rows in measured.items()
         ],
     }
 
 
-def reference_names(without: Sequence[str]) -> list[str]:
-    """All contenders but some.
+def table(size: Size, rows: Sequence[Row]) -> Table:
+    """Seconds, prompts per second and memory, each also as a multiple of our exact update's."""
+    drawn = Table(
+        box=None,
+        pad_edge=False,
+        title=(
+            f"{size.layers} layers x {size.width}, {size.vocabulary:,} tokens of vocabulary, "
+            f"{size.prompts} prompts of {size.tokens} tokens, k = {size.demonstrations}"
+        ),
+        title_justify="left",
+    )
+    for heading in ("", "seconds", "range", "prompts/s", "of exact", "peak", "of exact"):
+        drawn.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    seconds, peak = next(
+        ((row.seconds, row.peak_memory_bytes) for row in rows if row.name == OURS), (None, None)
+    )
 
-    Raises:
-        UsageError: one of those is not known.
-    """
-    sizes.known(without, contenders.CONTENDERS)
-    return [name for name in contenders.CONTENDERS if name not in without]
+    def multiple(value: float | None, of: float | None) -> str:
+        return f"{value / of:.2f}x" if value and of else "–"
+
+    for row in rows:
+        own = row.peak_memory_bytes
+        drawn.add_row(
+            row.name,
+            f"{row.seconds:.3f}",
+            f"{row.fastest_seconds:.2f}–{row.slowest_seconds:.2f}",
+            f"{row.examples_per_second:.2f}",
+            multiple(row.seconds, seconds),
+            "–" if own is None else f"{own / 2**20:,.0f} MiB",
+            multiple(own, peak),
+        )
+    return drawn

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -28,7 +27,7 @@ def bench(
         bool,
         typer.Option(
             "--quick",
-            help="The reference size alone (on a CPU a third of its layers), without mlx-lm-qk.",
+            help="Leave out mlx-lm-qk.",
         ),
     ] = False,
     size: Annotated[
@@ -36,8 +35,8 @@ def bench(
         typer.Option(
             metavar="SIZE",
             help="Layers x width x vocabulary : prompts x tokens k demonstrations, such as "
-            "12x768x32000:8x160k4; may be given several times. Without it, a sweep.",
-            show_default=False,
+            "12x768x32000:8x160k4; may be given several times.",
+            show_default="12x768x32000:8x160k4; on a CPU 4 layers",
         ),
     ] = None,
     without: Annotated[
@@ -62,16 +61,11 @@ def bench(
     if output is not None:
         options.check_file(output, overwrite=overwrite)
     with shell.speaking():
-        import mlx.core as mx
+        from abft_mlx.bench import measure, sizes
 
-        from abft_mlx.bench import exponents, measure, sizes, table
-
-        chosen = [sizes.parse(one) for one in size or []]
-        if not chosen:
-            on_gpu = mx.default_device() == mx.Device(mx.gpu)
-            chosen = [sizes.quick(on_gpu)] if quick else sizes.sweep()
+        chosen = [sizes.parse(one) for one in size or []] or [sizes.default()]
         skipped = [*(without or []), *(measure.QUICK_WITHOUT if quick else [])]
-        names = measure.reference_names(skipped)
+        names = measure.names_without(skipped)
         found = {}
         for number, one in enumerate(chosen, 1):
             with progress.board(shell) as board:
@@ -80,15 +74,11 @@ def bench(
                     names,
                     dtype=dtype.value,
                     repeats=repeats,
-                    tell=_telling(board, f"size {number} of {len(chosen)}"),
+                    on_stage=_telling(board, f"size {number} of {len(chosen)}"),
                     on_progress=board.count,
                 )
-            shell.show(table.table(one, found[one]))
+            shell.show(measure.table(one, found[one]))
         content = measure.document(found, dtype.value)
-        grown = exponents.fitted(found)
-        content["exponents"] = [asdict(one) for one in grown]
-        if grown:
-            shell.show(table.growth(grown))
         if output is not None:
             output.write_text(dump(content) + "\n", encoding="utf-8")
             shell.say(f"wrote {output}")

@@ -1,7 +1,6 @@
 """Adapters for other programs and the hub: mlx-lm, PEFT, merged into a model, with a card."""
 
-from abft_mlx.exchange.comparison import Answers, Comparison, answers, compare
-from abft_mlx.exchange.export import FORMATS, Exported, export
+from abft_mlx.exchange.export import FORMATS, Answers, Comparison, Exported, answers, export
 from abft_mlx.exchange.fused import BITS, Precision
 
 __all__ = [
@@ -12,6 +11,5 @@ __all__ = [
     "Exported",
     "Precision",
     "answers",
-    "compare",
     "export",
 ]

@@ -11,12 +11,12 @@ from typing import Any
 import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from abft_mlx.exchange.cleaning import LOCAL_DATA, LOCAL_MODEL, Cleaned
 from abft_mlx.recipe import Recipe
 
+# Neither a hub id nor a file's name, so that whoever runs the recipe is asked for their own.
+LOCAL_MODEL, LOCAL_DATA = "(a local folder)", "(a local file)"
 TASK = "text-classification"
-_METRICS = {"accuracy": ("accuracy", "Accuracy"), "macro_f1": ("f1", "Macro-F1")}
-_BUNDLED_LICENSE, _BUNDLED_LANGUAGE = "mit", "en"
+METRICS = {"accuracy": ("accuracy", "Accuracy"), "macro_f1": ("f1", "Macro-F1")}
 
 
 @dataclass(frozen=True)
@@ -34,19 +34,36 @@ class Options:
     results: Mapping[str, Any] | None = None
 
 
+@dataclass(frozen=True)
+class Run:
+    """A run as others may see it.
+
+    Attributes:
+        recipe: with placeholders for what is on this machine only.
+        facts: the content of run.json, likewise.
+        base_model: the base's hub id, None where it has none.
+        datasets: hub ids of the data it was trained and measured on.
+    """
+
+    recipe: Recipe
+    facts: dict[str, Any]
+    base_model: str | None
+    datasets: tuple[str, ...]
+
+
 def write(
-    cleaned: Cleaned,
+    run: Run,
     name: str,
-    *,
     options: Options,
+    *,
     demonstrations: bool,
     peft: Mapping[str, Any] | None,
     stock: bool,
-) -> ModelCard:
+) -> str:
     """Write the card.
 
     Args:
-        cleaned: the run, without local names; nothing else of it is used.
+        run: without local names.
         name: the repository's id.
         options: licence, language and results.
         demonstrations: whether the run's demonstrations are sent, too.
@@ -54,68 +71,47 @@ def write(
         stock: whether stock mlx-lm can load the adapter.
 
     Raises:
-        KeyError, TypeError, ValueError, AttributeError: a part of the run or of the results is
-            missing or of another kind.
+        KeyError, TypeError, ValueError, AttributeError, jinja2.UndefinedError: a part of the run
+            or of the results is missing or of another kind.
     """
-    bundled = cleaned.recipe.model == "demo"
-    results = [*_validated(cleaned), *_measured(cleaned, options.results)]
+    recipe, results = run.recipe, options.results
+    bundled = recipe.model == "demo"
+    metrics = [*_validated(run), *_measured(run, results)]
     head = ModelCardData(
-        base_model=cleaned.base_model,
-        base_model_relation="adapter" if cleaned.base_model else None,
-        datasets=list(cleaned.datasets) or None,
-        eval_results=results or None,
-        language=list(options.language) or (_BUNDLED_LANGUAGE if bundled else None),
+        base_model=run.base_model,
+        base_model_relation="adapter" if run.base_model else None,
+        datasets=list(run.datasets) or None,
+        eval_results=metrics or None,
+        language=list(options.language) or ("en" if bundled else None),
         library_name="mlx",
-        license=options.license or (_BUNDLED_LICENSE if bundled else None),
-        metrics=sorted({one.metric_type for one in results}) or None,
-        model_name=name.partition("/")[2] if results else None,
+        license=options.license or ("mit" if bundled else None),
+        metrics=sorted({metric.metric_type for metric in metrics}) or None,
+        model_name=name.partition("/")[2] if metrics else None,
         pipeline_tag=TASK,
         tags=["abft", "lora", "mlx", "mlx-lm", *(["peft"] if peft is not None else [])],
     )
-    text = _text(cleaned, name, options.results, demonstrations, peft, stock)
-    return ModelCard(f"---\n{head.to_yaml()}\n---\n\n{text}")
-
-
-def _text(
-    cleaned: Cleaned,
-    name: str,
-    results: Mapping[str, Any] | None,
-    demonstrations: bool,
-    peft: Mapping[str, Any] | None,
-    stock: bool,
-) -> str:
     environment = jinja2.Environment(
         trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters |= {"cell": _cell, "repr": repr}
+    environment.filters |= {"cell": _cell, "repr": repr, "quote": shlex.quote}
     source = resources.files(__package__).joinpath("card.md.j2").read_text(encoding="utf-8")
-    recipe, run = cleaned.recipe, cleaned.run
-    nameless = recipe.model == LOCAL_MODEL
-    base = "THE-BASE-MODEL" if nameless else shlex.quote(cleaned.base_model or recipe.model)
-    if recipe.model == "demo":
-        base = '"$(python -c \'from abft_mlx import loading; print(loading.find("demo"))\')"'
-    try:
-        return environment.from_string(source).render(
-            base=_base(cleaned),
-            base_option=base,
-            data=_texts(cleaned)[1],
-            demonstrations=demonstrations,
-            folder=name.partition("/")[2],
-            local_data=recipe.data.source == LOCAL_DATA,
-            name=name,
-            nameless=nameless,
-            peft=peft,
-            recipe=recipe,
-            results=results,
-            run=_Part(run),
-            stock=stock,
-            table=[] if results is None else _table(results),
-            trained_on=_trained_on(cleaned),
-            validation=run.get("validation"),
-            verdict=_Part((results or {}).get("verdict", {})),
-        )
-    except jinja2.UndefinedError as error:
-        raise KeyError(str(error)) from None
+    text = environment.from_string(source).render(
+        base_model=run.base_model,
+        data=_texts(run)[1],
+        demonstrations=demonstrations,
+        folder=name.partition("/")[2],
+        local_data=recipe.data.source == LOCAL_DATA,
+        metrics=METRICS,
+        name=name,
+        nameless=recipe.model == LOCAL_MODEL,
+        peft=peft,
+        recipe=recipe,
+        results=results,
+        run=_Part(run.facts),
+        stock=stock,
+        verdict=_Part((results or {}).get("verdict", {})),
+    )
+    return str(ModelCard(f"---\n{head.to_yaml()}\n---\n\n{text}"))
 
 
 class _Part(dict[str, Any]):
@@ -125,67 +121,58 @@ class _Part(dict[str, Any]):
         return None
 
 
-def _base(cleaned: Cleaned) -> str:
-    if cleaned.base_model:
-        return f"[{cleaned.base_model}](https://huggingface.co/{cleaned.base_model})"
-    if cleaned.recipe.model == "demo":
-        return "the small teaching model that abft-mlx brings along"
-    if cleaned.recipe.model == LOCAL_MODEL:
-        return "a model from a local folder"
-    return f"`{cleaned.recipe.model}`"
+def _cell(text: str) -> str:
+    """A text inside a Markdown table."""
+    return text.replace("|", "\\|").replace("`", "'").replace("\n", " ")
 
 
-def _texts(cleaned: Cleaned) -> tuple[str, str]:
+def _texts(run: Run) -> tuple[str, str]:
     """A data set's id, or what stands for one, and its name for people."""
-    source = cleaned.recipe.data.source
+    source = run.recipe.data.source
     if source == LOCAL_DATA:
         return "local-file", "a local file"
-    if source not in cleaned.datasets and cleaned.run.get("data", {}).get("kind"):
+    if source not in run.datasets and run.facts.get("data", {}).get("kind"):
         return "generated", f"abft-mlx's built-in task {source}"
     return source, source
 
 
-def _trained_on(cleaned: Cleaned) -> str:
-    names = ", ".join(one.name for one in cleaned.recipe.mixture)
-    if names:
-        return f"a mixture of {names}"
-    rows = cleaned.run.get("data", {}).get("rows", {})
-    return _texts(cleaned)[1] + (f", {rows['training']:,} rows of it" if "training" in rows else "")
-
-
-def shown(run: Mapping[str, Any], recipe: Recipe, classifier: bool) -> Any:
+def shown(facts: Mapping[str, Any], recipe: Recipe, classifier: bool) -> Any:
     """Demonstrations in a prompt, k: the classifier's, or those of the recipe's prompts."""
-    stored = run.get("classifier") if classifier else None
+    stored = facts.get("classifier") if classifier else None
     return stored["k"] if stored else recipe.prompt.demonstrations
 
 
-def _validated(cleaned: Cleaned) -> list[EvalResult]:
-    found = cleaned.run.get("validation")
-    if not found:
+def _validated(run: Run) -> list[EvalResult]:
+    """The accuracy on validation prompts of the update whose adapter was kept."""
+    validation = run.facts.get("validation")
+    if not validation:
         return []
-    kept = found["best"] if found["kept_update"] == found["best_update"] else found["after"]
-    classifier = cleaned.recipe.evaluation.demonstrations == "classifier"
-    k = shown(cleaned.run, cleaned.recipe, classifier)
-    return [_result(cleaned, "validation", "accuracy", kept, found["prompts"], k)]
+    best = validation["kept_update"] == validation["best_update"]
+    classifier = run.recipe.evaluation.demonstrations == "classifier"
+    k = shown(run.facts, run.recipe, classifier)
+    kept = validation["best" if best else "after"]
+    return [_result(run, "validation", "accuracy", kept, validation["prompts"], k)]
 
 
-def _measured(cleaned: Cleaned, document: Mapping[str, Any] | None) -> list[EvalResult]:
-    if document is None:
+def _measured(run: Run, results: Mapping[str, Any] | None) -> list[EvalResult]:
+    """The metrics of eval's JSON."""
+    if results is None:
         return []
-    methods = document["methods"]
+    methods = results["methods"]
     method = methods.get("classifier") or methods.get("vanilla", {})
     return [
-        _result(cleaned, "test", metric, method[metric], document["prompts"], document["k"])
-        for metric in _METRICS
+        _result(run, "test", metric, method[metric], results["prompts"], results["k"])
+        for metric in METRICS
         if metric in method
     ]
 
 
-def _result(cleaned: Cleaned, split: str, metric: str, value: float, n: int, k: int) -> EvalResult:
-    kind, title = _METRICS[metric]
-    identity, name = _texts(cleaned)
-    section = cleaned.recipe.data
-    on_hub = section.source in cleaned.datasets
+def _result(run: Run, split: str, metric: str, value: float, n: int, k: int) -> EvalResult:
+    """One metric as the hub reads it."""
+    kind, title = METRICS[metric]
+    identity, name = _texts(run)
+    section = run.recipe.data
+    on_hub = section.source in run.datasets
     return EvalResult(
         task_type=TASK,
         task_name="Few-shot text classification",
@@ -199,42 +186,3 @@ def _result(cleaned: Cleaned, split: str, metric: str, value: float, n: int, k: 
         metric_value=round(value, 6),
         metric_args={"n": n, "demonstrations": k},
     )
-
-
-def _table(document: Mapping[str, Any]) -> list[list[str]]:
-    """Rows of the table of results: a title and a cell for each metric."""
-    methods, baselines = document["methods"], document.get("baselines", {})
-    base = document.get("base", {}).get("methods", {})
-    titles = {"classifier": "", "vanilla": ", not calibrated"} if "classifier" in methods else {}
-    rows = []
-    for name, method in methods.items():
-        if name == "vanilla" and method == methods.get("classifier"):
-            continue
-        title = titles.get(name, f", {name.replace('_', '-')}")
-        rows.append([f"with this adapter{title}", *_cells(method)])
-        if name in base:
-            rows.append([f"prompting without it{title}", *_cells(base[name])])
-    if "bag_of_words" in baselines:
-        bag = _cells(baselines["bag_of_words"])
-        rows.append(["bag of words and logistic regression", *bag])
-    if "majority" in baselines:
-        common = baselines["majority"]
-        title = f"always the most frequent label ({_cell(common['label'])})"
-        rows.append([title, f"{common['accuracy']:.1%}", "–"])
-    return rows
-
-
-def _cells(method: Mapping[str, Any]) -> list[str]:
-    cells = []
-    for metric in _METRICS:
-        ends = method.get("interval", {}).get(metric)
-        text = f"{method[metric]:.1%}"
-        if isinstance(ends, list | tuple) and len(ends) == 2:
-            text += f" ({ends[0]:.1%}–{ends[1]:.1%})"
-        cells.append(text)
-    return cells
-
-
-def _cell(text: str) -> str:
-    """A text inside a Markdown table."""
-    return text.replace("|", "\\|").replace("`", "'").replace("\n", " ")

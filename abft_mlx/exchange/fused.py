@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import fnmatch
 import io
 import json
 import shutil
@@ -25,13 +24,17 @@ from abft_mlx import adapters
 from abft_mlx.adapters.files import HUB_NAME
 from abft_mlx.adapters.lora import is_quantized, put
 from abft_mlx.errors import AdapterError, ModelError, OutputError, UsageError
-from abft_mlx.exchange.output import TOKENIZER_FILES
 from abft_mlx.files import write_json
 from abft_mlx.loading import Loaded
 from abft_mlx.ports import resolve
 
 BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZE = 64
+# What a merged model takes over from its base as it is.
+COPIED_FILES = (
+    "generation_config.json", "tokenizer.*", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "vocab.*", "merges.txt", "*.tiktoken", "chat_template.*", "*.py",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -49,25 +52,21 @@ class Precision:
     bits: int | None = None
 
     def check(self, quantized: bool) -> None:
-        """See whether it can be had of a base.
-
-        Raises:
-            UsageError: two at once, bits that MLX does not have, or a base that is not quantized.
-        """
+        """Raise UsageError for two at once, unknown bits, or a base that is not quantized."""
         flags = {
             "--dequantize": self.dequantize,
             "--float-merged": self.float_merged,
             "--quantize": self.bits is not None,
         }
-        given = [flag for flag, wanted in flags.items() if wanted]
-        if len(given) > 1:
-            raise UsageError(f"{given[0]} and {given[1]} exclude each other; give one of them")
+        wanted = [flag for flag, value in flags.items() if value]
+        if len(wanted) > 1:
+            raise UsageError(f"{wanted[0]} and {wanted[1]} exclude each other; give one of them")
         if self.bits is not None and self.bits not in BITS:
             raise UsageError(
                 f"--quantize {self.bits}: MLX quantizes to {', '.join(map(str, BITS))} bits"
             )
-        if not quantized and given and self.bits is None:
-            raise UsageError(f"{given[0]}: the base is not quantized, so leave it out")
+        if not quantized and wanted and self.bits is None:
+            raise UsageError(f"{wanted[0]}: the base is not quantized, so leave it out")
 
     def in_words(self, quantized: bool) -> str:
         """What the written model will be."""
@@ -97,8 +96,8 @@ def fuse(loaded: Loaded, precision: Precision) -> dict[str, Any]:
         The config.json of the merged model.
 
     Raises:
-        UsageError: the precision cannot be had of this base.
-        ModelError: the base is quantized in a way of its own.
+        UsageError: the precision is not possible for this base.
+        ModelError: the base is quantized, but not by MLX.
         AdapterError: a merged layer cannot be quantized.
     """
     config = copy.deepcopy(loaded.config)
@@ -111,7 +110,7 @@ def fuse(loaded: Loaded, precision: Precision) -> dict[str, Any]:
             "unquantized model"
         )
     model = loaded.model
-    own = {path: _quantization(one) for path, one in adapters.adapted(model).items()}
+    own = {path: _quantization(module) for path, module in adapters.adapted(model).items()}
     adapters.merge(model, dequantize=True)
     if precision.dequantize:
         mlx_lm_utils.dequantize_model(model)
@@ -120,7 +119,14 @@ def fuse(loaded: Loaded, precision: Precision) -> dict[str, Any]:
     elif quantized:
         _quantize_merged(model, own, precision, config["quantization"])
     elif precision.bits is not None:
-        config = _quantize_all(model, config, precision.bits)
+        # It prints what it did, which the command says itself.
+        with contextlib.redirect_stdout(io.StringIO()):
+            _, config = mlx_lm_utils.quantize_model(model, config, GROUP_SIZE, precision.bits)
+        if not any("scales" in module for _, module in model.named_modules()):
+            raise UsageError(
+                f"--quantize {precision.bits}: no layer of this model is as wide as a multiple of "
+                f"{GROUP_SIZE}, so none can be quantized; leave it out"
+            )
     mx.eval(model.parameters())
     return config
 
@@ -161,50 +167,28 @@ def _quantize_merged(
         put(model, path, merged.to_quantized(**wanted))
 
 
-def _quantize_all(model: nn.Module, config: dict[str, Any], bits: int) -> dict[str, Any]:
-    # It prints what it did, which is said elsewhere.
-    with contextlib.redirect_stdout(io.StringIO()):
-        _, written = mlx_lm_utils.quantize_model(model, config, GROUP_SIZE, bits)
-    if not any("scales" in module for _, module in model.named_modules()):
-        raise UsageError(
-            f"--quantize {bits}: no layer of this model is as wide as a multiple of {GROUP_SIZE}, "
-            "so none can be quantized; leave it out"
-        )
-    return written
-
-
 def save(loaded: Loaded, config: dict[str, Any], folder: Path) -> None:
-    """Write a merged model: weights, config.json, and the base's tokenizer as it is.
-
-    Args:
-        loaded: with the merged model.
-        config: from :func:`fuse`.
-        folder: where to.
+    """Write a merged model: weights, config.json (from :func:`fuse`), the base's tokenizer.
 
     Raises:
         OutputError: the folder cannot be written.
     """
     model = loaded.model
-    vision = "vision_tower" in getattr(model, "model", {})
     try:
         mlx_lm_utils.save_model(folder, model, donate_model=False)
     except RuntimeError as error:
         raise OutputError(f"{folder}: cannot be written ({error})") from error
+    vision = "vision_tower" in getattr(model, "model", {})
     options = {"keep_vision_config": True} if vision else {}
     mlx_lm_utils.save_config(config, config_path=folder / "config.json", **options)
     for file in sorted(loaded.path.iterdir()):
-        wanted = (*TOKENIZER_FILES, "generation_config.json")
-        if file.is_file() and any(fnmatch.fnmatch(file.name, one) for one in wanted):
-            _copy(file, folder / file.name)
-
-
-def _copy(file: Path, target: Path) -> None:
-    """Copy a file as it is, but for a local path that a tokenizer's configuration may remember."""
-    if file.name == "tokenizer_config.json":
-        settings = json.loads(file.read_text(encoding="utf-8"))
-        name = settings.get("name_or_path")
-        if isinstance(name, str) and HUB_NAME.fullmatch(name) is None:
-            del settings["name_or_path"]
-            write_json(target, settings)
-            return
-    shutil.copyfile(file, target)
+        if not file.is_file() or not any(file.match(pattern) for pattern in COPIED_FILES):
+            continue
+        shutil.copyfile(file, folder / file.name)
+        if file.name == "tokenizer_config.json":
+            # It may remember a folder of this machine.
+            settings = json.loads(file.read_text(encoding="utf-8"))
+            name = settings.get("name_or_path")
+            if isinstance(name, str) and HUB_NAME.fullmatch(name) is None:
+                del settings["name_or_path"]
+                write_json(folder / file.name, settings)

@@ -9,9 +9,8 @@ identity, which is exact; a trained LM head is one of ``modules_to_save``.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -24,21 +23,13 @@ from abft_mlx.files import replacing, write_json
 from abft_mlx.ports import architecture, port_for
 
 
-@dataclass(frozen=True)
-class Factors:
-    """One layer's change, as PEFT keeps it.
-
-    Attributes:
-        a: (rank, inputs) float32.
-        b: (outputs, rank) float32.
-        alpha: scale times rank.
-        dropout: before a.
-    """
+class Factors(NamedTuple):
+    """One layer's change, as PEFT keeps it: a (rank, inputs) and b (outputs, rank), float32."""
 
     a: mx.array
     b: mx.array
-    alpha: float
-    dropout: float
+    alpha: float  # scale times rank
+    dropout: float = 0.0
 
     @property
     def rank(self) -> int:
@@ -47,14 +38,7 @@ class Factors:
 
 
 def check(model: nn.Module) -> dict[str, str]:
-    """What transformers calls the layers of a model's adapter.
-
-    Returns:
-        Our path to transformers' path.
-
-    Raises:
-        AdapterError: that is not known of one of them.
-    """
+    """Our paths of an adapter's layers to transformers'; AdapterError if one is not known."""
     paths = list(adapters.adapted(model))
     names = named(model, paths)
     unknown = [path for path in paths if path not in names]
@@ -80,31 +64,42 @@ def save(model: nn.Module, folder: Path, *, base_model: str | None) -> None:
     """
     names = check(model)
     head = port_for(model).head_path(model)
-    modules = adapters.adapted(model)
     tensors: dict[str, mx.array] = {}
     factors: dict[str, Factors] = {}
     saved = []
-    for path, module in modules.items():
+    for path, module in adapters.adapted(model).items():
+        name = names[path]
         if path == head and isinstance(module, adapters.FullLinear):
-            saved.append(names[path])
-            tensors[f"{PREFIX}{names[path]}.weight"] = module.weight
+            saved.append(name)
+            tensors[f"{PREFIX}{name}.weight"] = module.weight
             continue
-        one = _factors(module)
-        factors[names[path]] = one
-        tensors[f"{PREFIX}{names[path]}.lora_A.weight"] = one.a
-        tensors[f"{PREFIX}{names[path]}.lora_B.weight"] = one.b
-    # A wrapper's other towers may have layers whose names end alike.
-    every = None if wraps(model) else list(named(model, linear_paths(model)).values())
+        factors[name] = _factors(module)
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = factors[name].a
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = factors[name].b
     with replacing(folder / WEIGHTS) as temporary:
         try:
             mx.save_safetensors(str(temporary), tensors, {"format": "pt"})
         except RuntimeError as error:
             raise OutputError(f"{folder}: cannot be written ({error})") from error
-    written = _config(factors, saved, every) | {
+    # A wrapper's other towers may have layers whose names end alike.
+    every = None if wraps(model) else list(named(model, linear_paths(model)).values())
+    written = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "inference_mode": True,
         "base_model_name_or_path": base_model,
         "fan_in_fan_out": transposed(model),
+        "bias": "none",
+        "use_rslora": False,
+        "use_dora": False,
+        "init_lora_weights": True,
+        "modules_to_save": saved or None,
+        "target_modules": _targets(list(factors), every),
+        "layers_to_transform": None,
+        "layers_pattern": None,
+        "revision": None,
     }
-    write_json(folder / adapters.CONFIG, written)
+    write_json(folder / adapters.CONFIG, written | _ranks(factors))
 
 
 def _factors(module: nn.Module) -> Factors:
@@ -115,78 +110,31 @@ def _factors(module: nn.Module) -> Factors:
     change = module.weight.astype(mx.float32) - module.original.weight.astype(mx.float32)
     outputs, inputs = change.shape
     if inputs <= outputs:
-        return Factors(mx.eye(inputs), change, float(inputs), 0.0)
-    return Factors(change, mx.eye(outputs), float(outputs), 0.0)
+        return Factors(mx.eye(inputs), change, float(inputs))
+    return Factors(change, mx.eye(outputs), float(outputs))
 
 
-def _config(
-    factors: dict[str, Factors], saved: list[str], every: list[str] | None
-) -> dict[str, Any]:
-    """PEFT's LoraConfig.
+def _ranks(factors: dict[str, Factors]) -> dict[str, Any]:
+    """The most frequent rank and alpha, and the layers that have others."""
+    pairs = Counter((one.rank, one.alpha) for one in factors.values())
+    rank, alpha = pairs.most_common(1)[0][0] if factors else (8, 8.0)
 
-    Args:
-        factors: transformers' name of a layer to its change.
-        saved: names of layers that were trained in full.
-        every: names of all linear layers of the model; None where not all are known.
-    """
-    rank, alpha = 8, 8.0
-    if factors:
-        pairs = Counter((one.rank, one.alpha) for one in factors.values())
-        rank, alpha = pairs.most_common(1)[0][0]
-    dropouts = {one.dropout for one in factors.values()} or {0.0}
+    def plain(number: float) -> float | int:
+        return int(number) if float(number).is_integer() else number
+
     return {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "inference_mode": True,
         "r": rank,
-        "lora_alpha": _plain(alpha),
-        "lora_dropout": max(dropouts),
-        "bias": "none",
-        "use_rslora": False,
-        "use_dora": False,
-        "init_lora_weights": True,
-        **_targets(list(factors), every),
-        "modules_to_save": saved or None,
+        "lora_alpha": plain(alpha),
+        "lora_dropout": max((one.dropout for one in factors.values()), default=0.0),
         "rank_pattern": {name: one.rank for name, one in factors.items() if one.rank != rank},
         "alpha_pattern": {
-            name: _plain(one.alpha) for name, one in factors.items() if one.alpha != alpha
+            name: plain(one.alpha) for name, one in factors.items() if one.alpha != alpha
         },
-        "revision": None,
     }
 
 
-def _targets(names: list[str], every: list[str] | None) -> dict[str, Any]:
-    """The layers that train: by their ends where that says the same, else by their whole names."""
-    whole = {"target_modules": sorted(names), "layers_to_transform": None, "layers_pattern": None}
-    if every is None:
-        return whole
+def _targets(names: list[str], every: list[str] | None) -> list[str]:
+    """The layers that train: by their ends if no other layer has these, else by whole names."""
     ends = sorted({name.rpartition(".")[2] for name in names})
-    numbers = sorted({number for name in names if (number := _number(name)) is not None})
-    alike = [name for name in every if name.rpartition(".")[2] in ends]
-    if set(alike) == set(names):
-        return whole | {"target_modules": ends}
-    within = {name for name in alike if _number(name) in numbers}
-    lists = {_list(name) for name in names}
-    if within == set(names) and len(lists) == 1 and None not in lists:
-        return {
-            "target_modules": ends,
-            "layers_to_transform": numbers,
-            "layers_pattern": lists.pop(),
-        }
-    return whole
-
-
-def _number(name: str) -> int | None:
-    """The layer's number in a name: its first."""
-    return next((int(part) for part in name.split(".") if part.isdigit()), None)
-
-
-def _list(name: str) -> str | None:
-    """What stands before the layer's number, such as ``layers`` or ``h``."""
-    parts = name.split(".")
-    first = next((n for n, part in enumerate(parts) if part.isdigit()), 0)
-    return parts[first - 1] if first else None
-
-
-def _plain(number: float) -> float | int:
-    return int(number) if float(number).is_integer() else number
+    alike = [name for name in every or () if name.rpartition(".")[2] in ends]
+    return ends if set(alike) == set(names) else sorted(names)

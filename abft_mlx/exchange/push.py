@@ -10,41 +10,38 @@ import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from abft_mlx import documents, files, hub, loading, read_out
+import jinja2
+import yaml
+
+from abft_mlx import data, files, hub, loading, read_out
 from abft_mlx import recipe as recipes
 from abft_mlx.adapters import CONFIG, FACTORS, WEIGHTS
 from abft_mlx.errors import AbftError, OutputError, RunError, UsageError
-from abft_mlx.exchange import card, cleaning, peft
+from abft_mlx.exchange import card, peft
+from abft_mlx.exchange.card import LOCAL_DATA, LOCAL_MODEL
 from abft_mlx.prediction import DEMONSTRATIONS_FILE
 from abft_mlx.recipe import Recipe
 from abft_mlx.trainer import EVALUATION_FILE, RunFolder
 
 if TYPE_CHECKING:
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-
-    Operation = CommitOperationAdd | CommitOperationDelete
+    from huggingface_hub import HfApi
 
 CARD = "README.md"
 NEEDED = (WEIGHTS, CONFIG, "recipe.yaml", "run.json")
 ALLOWED = (*NEEDED, FACTORS, read_out.FILE, "metrics.jsonl", CARD)
-PEFT_FOLDER = "peft"
-PEFT_FILES = ("adapter_config.json", "adapter_model.safetensors")
-_TOKEN = re.compile(r"[\x21-\x7e]+")
+PEFT_FILES = tuple(f"peft/{name}" for name in ("adapter_config.json", "adapter_model.safetensors"))
+# A path from the root, the home or a drive, with a folder in it.
+_PATH = re.compile(r"(/|~[\w.-]*/|\.{1,2}/|[A-Za-z]:[\\/])[^\s/\\]+[/\\]\S*|(~|\.{1,2})/\S+")
 
 
 @dataclass(frozen=True)
 class Upload:
-    """Files to upload, already in memory.
-
-    Attributes:
-        name: the repository's id.
-        files: path in the repository to content, the card among them.
-    """
+    """Files to upload to a repository, already in memory, the card among them."""
 
     name: str
     files: Mapping[str, bytes]
@@ -61,23 +58,14 @@ class Upload:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of sending.
+    """What was sent."""
 
-    Attributes:
-        url: of the commit, the pull request or the repository.
-        commit: its hash; None where nothing had to be sent.
-        pull_request: its URL, if there is one.
-        created: whether the repository is new.
-        sent: files that were new or changed.
-        removed: files of an earlier push that this run has not.
-    """
-
-    url: str
-    commit: str | None
-    pull_request: str | None = None
-    created: bool = False
-    sent: tuple[str, ...] = ()
-    removed: tuple[str, ...] = field(default=())
+    url: str  # of the commit, the pull request or the repository
+    commit: str | None  # its hash; None where nothing had to be sent
+    pull_request: str | None = None  # its URL
+    created: bool = False  # whether the repository is new
+    sent: tuple[str, ...] = ()  # files that were new or changed
+    removed: tuple[str, ...] = ()  # files of an earlier push that this run has not
 
 
 def pack(
@@ -89,7 +77,7 @@ def pack(
     with_peft: bool = False,
     with_demonstrations: bool = False,
 ) -> Upload:
-    """Read a finished run and make of it what may be sent; needs no network.
+    """Read a finished run and prepare what may be sent; needs no network.
 
     Args:
         run: the run folder. A README.md in it takes the card's place.
@@ -105,61 +93,60 @@ def pack(
     """
     if not hub.is_id(name):
         raise UsageError(f"{name!r} is not the name of a repository; give owner/name")
-    options, results_from = options or card.Options(), "--results"
+    options, source = options or card.Options(), "--results"
     check(run)
-    found = _read(run, with_demonstrations)
+    contents = _read(run, with_demonstrations)
     try:
-        recipe = recipes.loads(found["recipe.yaml"].decode("utf-8-sig"), where=str(run))
+        recipe = recipes.loads(contents["recipe.yaml"].decode("utf-8-sig"), where=str(run))
     except UnicodeDecodeError as error:
         raise UsageError(f"{run / 'recipe.yaml'} is not UTF-8 ({error})") from None
-    facts = RunFolder(run).parse_run(found["run.json"])
-    if not isinstance(facts, dict) or not facts.get("finished"):
+    facts = RunFolder(run).parse_run(contents["run.json"])
+    if not facts.get("finished"):
         raise UsageError(f"{run} is not finished; continue it: abft-mlx finetune --resume {run}")
     if options.results is None and (run / EVALUATION_FILE).is_file():
-        results_from = str(run / EVALUATION_FILE)
-        options = replace(options, results=read_results(run / EVALUATION_FILE, results_from))
-    if options.results is not None:
-        with documents.reading(run / "run.json"):
-            _fits(options.results, recipe, facts, results_from)
-    with documents.reading(run / "run.json"):
-        cleaned = cleaning.clean(recipe, facts, base_model)
-        text = json.dumps(cleaned.run, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    found["recipe.yaml"] = recipes.dumps(cleaned.recipe).encode()
-    found["run.json"] = text.encode()
-    if with_peft:
-        found |= _peft(run, recipe, cleaned.base_model)
-    if CARD not in found:
-        written = found.get(f"{PEFT_FOLDER}/{PEFT_FILES[0]}")
-        peft = None if written is None else json.loads(written)
-        with documents.reading(run if options.results is None else f"{run} or {results_from}"):
-            stock = not (recipe.adapter.head and _kind(found[CONFIG]) == "lora")
-            made = card.write(
+        source = str(run / EVALUATION_FILE)
+        options = replace(options, results=read_results(run / EVALUATION_FILE, source))
+    try:
+        if options.results is not None:
+            _check_results(options.results, recipe, facts, source)
+        cleaned, private = clean(recipe, facts, base_model)
+        text = json.dumps(cleaned.facts, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        contents["recipe.yaml"] = recipes.dumps(cleaned.recipe).encode()
+        contents["run.json"] = text.encode()
+        if with_peft:
+            contents |= _peft(run, recipe, cleaned.base_model)
+        if CARD not in contents:
+            written = contents.get(PEFT_FILES[0])
+            kind = files.parse_json(contents[CONFIG]).get("fine_tune_type")
+            contents[CARD] = card.write(
                 cleaned,
                 name,
-                options=options,
-                demonstrations=DEMONSTRATIONS_FILE in found,
-                peft=peft,
-                stock=stock,
-            )
-        found[CARD] = str(made).encode()
-    for path, content in found.items():
-        cleaning.check(path, content, cleaned.private)
-    return Upload(name, dict(sorted(found.items())))
-
-
-def _kind(config: bytes) -> Any:
-    return files.parse_json(config).get("fine_tune_type")
+                options,
+                demonstrations=DEMONSTRATIONS_FILE in contents,
+                peft=None if written is None else json.loads(written),
+                stock=not (recipe.adapter.head and kind == "lora"),
+            ).encode()
+    except (
+        KeyError, TypeError, ValueError, AttributeError, RecursionError, jinja2.UndefinedError,
+    ) as error:  # fmt: skip
+        where = ", ".join(["run.json", CONFIG, *([source] if options.results else [])])
+        raise OutputError(
+            f"{run}: one of {where} contains what cannot be read ({error!r:.200}); make it again"
+        ) from error
+    for path, content in contents.items():
+        _check_paths(path, content, private)
+    return Upload(name, dict(sorted(contents.items())))
 
 
 def _read(run: Path, with_demonstrations: bool) -> dict[str, bytes]:
     """The files of a run folder that are sent, by name."""
-    found = {}
+    contents = {}
     for name in (*ALLOWED, *((DEMONSTRATIONS_FILE,) if with_demonstrations else ())):
         path = run / name
         if path.is_symlink():
             raise UsageError(f"{path} is a link, which is not sent; put the file there")
         try:
-            found[name] = path.read_bytes()
+            contents[name] = path.read_bytes()
         except FileNotFoundError:
             if name in (*NEEDED, DEMONSTRATIONS_FILE):
                 raise UsageError(
@@ -167,10 +154,10 @@ def _read(run: Path, with_demonstrations: bool) -> dict[str, bytes]:
                 ) from None
         except OSError as error:
             raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
-    return found
+    return contents
 
 
-def _fits(
+def _check_results(
     results: Mapping[str, Any], recipe: Recipe, facts: Mapping[str, Any], source: str
 ) -> None:
     """Refuse results that were measured on something else."""
@@ -205,11 +192,117 @@ def _peft(run: Path, recipe: Recipe, base_model: str | None) -> dict[str, bytes]
         # Transformers cannot load what mlx-lm quantized.
         base = None if "quantization" in loaded.config else base_model
         peft.save(loaded.model, Path(folder), base_model=base)
-        return {
-            f"{PEFT_FOLDER}/{name}": (Path(folder) / name).read_bytes()
-            for name in PEFT_FILES
-            if (Path(folder) / name).is_file()
-        }
+        return {path: (Path(folder) / Path(path).name).read_bytes() for path in PEFT_FILES}
+
+
+def clean(
+    recipe: Recipe, facts: Mapping[str, Any], base_model: str | None = None
+) -> tuple[card.Run, tuple[str, ...]]:
+    """Take a run's local names out of its recipe and facts.
+
+    Args:
+        recipe: the run's, as it was resolved.
+        facts: the content of its run.json.
+        base_model: the hub id of a base that was a local folder.
+
+    Returns:
+        The run as others may see it, and the words that name what is local.
+
+    Raises:
+        UsageError: ``base_model`` is not a hub id, or the run's base has one already.
+    """
+    kind = facts.get("model", {}).get("kind") or loading.kind(recipe.model)
+    local = kind == "folder" or _is_path(recipe.model)
+    if base_model is not None and not hub.is_id(base_model):
+        raise UsageError(f"--base-model {base_model!r} is not a hub id; give owner/name")
+    if base_model is not None and not local:
+        raise UsageError(
+            f"--base-model is for runs whose base is a local folder; this one's is {recipe.model}; "
+            "leave it out"
+        )
+    tasks = (*recipe.mixture, *recipe.evaluation.transfer)
+    # What a path is called for others. A relative folder looks like a hub id from elsewhere, so
+    # what the run wrote down of its own data counts.
+    main = facts.get("data", {}).get("kind") or data.kind(recipe.data.source)
+    kinds = {task.data.source: data.kind(task.data.source) for task in tasks}
+    kinds[recipe.data.source] = main
+    names = {source: LOCAL_DATA for source, kind in kinds.items() if kind == "file"}
+    names |= {task.name: Path(task.name).stem for task in tasks if _is_path(task.name)}
+    names |= {recipe.model: base_model or LOCAL_MODEL} if local else {}
+    document = _renamed(recipe.model_dump(mode="json"), names)
+    # With the labels' names, predict needs nothing but demonstrations.
+    if main == "file" and recipe.data.labels is None and facts.get("labels"):
+        document["data"]["labels"] = [str(label) for label in facts["labels"]]
+    on_hub = kind == "hub" and hub.is_id(recipe.model)
+    base = base_model if local else (recipe.model if on_hub else None)
+    every = (recipe.data.source, *(task.data.source for task in tasks))
+    datasets = tuple(dict.fromkeys(source for source in every if kinds[source] == "hub"))
+    cleaned = Recipe.model_validate(document)
+    return card.Run(cleaned, _renamed(dict(facts), names), base, datasets), tuple(sorted(names))
+
+
+def _is_path(name: str) -> bool:
+    """Whether a model's or a task's name is a file or folder of this machine."""
+    return name.endswith((".yaml", ".yml")) or _PATH.fullmatch(name) is not None
+
+
+def _renamed(value: Any, names: Mapping[str, str]) -> Any:
+    """A document with some of its texts replaced, keys among them."""
+    if isinstance(value, dict):
+        return {names.get(key, key): _renamed(part, names) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_renamed(part, names) for part in value]
+    return names.get(value, value) if isinstance(value, str) else value
+
+
+def _check_paths(name: str, content: bytes, private: tuple[str, ...]) -> None:
+    """Refuse a file that contains a path of this machine; of .safetensors the header is read."""
+    suffix = Path(name).suffix
+    try:
+        if suffix == ".safetensors":
+            length = int.from_bytes(content[:8], "little")
+            texts = list(_texts(files.parse_json(content[8 : 8 + length])))
+        elif suffix == ".jsonl":
+            lines = [line for line in content.splitlines() if line.strip()]
+            texts = [text for line in lines for text in _texts(files.parse_json(line))]
+        elif suffix == ".json":
+            texts = list(_texts(files.parse_json(content)))
+        elif suffix == ".yaml":
+            texts = list(_texts(yaml.safe_load(content)))
+        else:
+            texts = content.decode().splitlines()
+    except (ValueError, yaml.YAMLError) as error:
+        raise UsageError(f"{name} cannot be read ({error}); train or copy it again") from None
+    words = [word for word in (*private, str(Path.home()), str(Path.cwd())) if len(word) > 2]
+    for text in texts:
+        leak = next((word for word in words if _holds(text, word)), None)
+        if leak is None and suffix != ".md" and _PATH.fullmatch(text):
+            leak = text
+        if leak is not None:
+            raise UsageError(
+                f"{name} names {leak!r}, a path of this machine, so nothing is sent; take it out "
+                "of that file in the run folder"
+            )
+
+
+def _holds(text: str, word: str) -> bool:
+    """Whether a text names a path; a bare word may be an ordinary one, so it must be the text."""
+    if "/" in word or "\\" in word:
+        return re.search(rf"{re.escape(word)}(?![\w.-])", text) is not None
+    return text == word
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a document, keys among them, however deep it lies."""
+    left = [value]
+    while left:
+        part = left.pop()
+        if isinstance(part, dict):
+            left += [*part.keys(), *part.values()]
+        elif isinstance(part, list):
+            left += part
+        elif isinstance(part, str):
+            yield part
 
 
 def send(
@@ -248,9 +341,8 @@ def send(
     )
     key = token()
     try:
-        api = HfApi(token=key)
         with hub.bars(upload.name):
-            return _send(api, upload, private=private, create_pr=create_pr, revision=revision)
+            return _send(HfApi(token=key), upload, private, create_pr, revision)
     except AbftError:
         raise
     except Exception as error:
@@ -260,41 +352,32 @@ def send(
 
 
 def check(run: Path) -> None:
-    """See whether there is a run folder.
-
-    Raises:
-        UsageError: there is none.
-    """
+    """Raise UsageError if there is no run folder."""
     if not run.is_dir():
         raise UsageError(f"{run}: no such run folder; give the one that abft-mlx finetune wrote")
 
 
 def token() -> str:
-    """The hub's token.
-
-    Raises:
-        UsageError: there is none, or it cannot be one.
-    """
+    """The hub's token; UsageError if there is none, or it cannot be one."""
     from huggingface_hub import get_token
 
-    found = get_token()
-    if found is None:
+    key = get_token()
+    if key is None:
         raise UsageError(
             "there is no token for the hub; run hf auth login with one that may write, or set "
             "HF_TOKEN"
         )
     # The HTTP library would quote such a token in its error.
-    if _TOKEN.fullmatch(found) is None:
+    if re.fullmatch(r"[\x21-\x7e]+", key) is None:
         raise UsageError("the hub's token has characters that no token has; run hf auth login")
-    return found
+    return key
 
 
 def _failed(error: Exception, asked: hub.Asked) -> AbftError:
+    """The error of ours for one of the hub's."""
     if isinstance(error, ValueError) and "README.md" in str(error):
-        told = " ".join(str(error).split())
-        return UsageError(
-            f"the hub refuses the card: {hub.masked(told)}; see --license and --language"
-        )
+        reason = hub.masked(" ".join(str(error).split()))
+        return UsageError(f"the hub refuses the card: {reason}; see --license and --language")
     if getattr(getattr(error, "response", None), "status_code", None) == 412:
         return RunError(f"{asked.title} changed in the meantime, so nothing was sent; push again")
     failure = hub.explain(error, asked)
@@ -302,15 +385,16 @@ def _failed(error: Exception, asked: hub.Asked) -> AbftError:
 
 
 def _send(
-    api: HfApi, upload: Upload, *, private: bool, create_pr: bool, revision: str | None
+    api: HfApi, upload: Upload, private: bool, create_pr: bool, revision: str | None
 ) -> Outcome:
+    """As :func:`send`, with the hub's own errors."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
+    from abft_mlx import __version__
+
     name, branch = upload.name, revision or "main"
     user = api.whoami().get("name")
-    if not isinstance(user, str):
-        raise RunError("the hub does not say who owns the token; try again later")
     try:
         info, created = api.repo_info(name), False
     except RepositoryNotFoundError:
@@ -333,27 +417,35 @@ def _send(
             raise
         api.create_branch(name, branch=branch)
         there = _there(api, name, branch)
-    _ours(upload, there, create_pr=create_pr)
+    if not create_pr and "run.json" not in there:
+        foreign = [
+            path for path in (*upload.files, "config.json", "model.safetensors") if path in there
+        ]
+        if foreign:
+            raise UsageError(
+                f"{name} contains {foreign[0]}, which no push of a run wrote; choose another name, "
+                "or propose the files with --create-pr"
+            )
     url = hub.masked(f"{api.endpoint}/{name}")
     new, gone = _difference(upload, there)
     if not new and not gone:
         return Outcome(url, None, created=created)
-    if create_pr:
-        number = _open_pull_request(api, upload, user)
-        if number is not None:
-            return Outcome(url, None, f"{url}/discussions/{number}")
-    operations: list[Operation] = [
-        *(CommitOperationAdd(path, upload.files[path]) for path in new),
-        *(CommitOperationDelete(path) for path in gone),
-    ]
-    sha = api.repo_info(name, revision=branch).sha
+    # An open pull request of the user's that has all of it already is not opened twice.
+    for pull in api.get_repo_discussions(
+        name, author=user, discussion_type="pull_request", discussion_status="open"
+    ) if create_pr else ():  # fmt: skip
+        if not any(_difference(upload, _there(api, name, f"refs/pr/{pull.num}"))):
+            return Outcome(url, None, f"{url}/discussions/{pull.num}")
     done = api.create_commit(
         name,
-        operations,
-        commit_message=_message(),
+        [
+            *(CommitOperationAdd(path, upload.files[path]) for path in new),
+            *(CommitOperationDelete(path) for path in gone),
+        ],
+        commit_message=f"An adapter trained by abft-mlx {__version__}",
         revision=branch if revision else None,
         create_pr=create_pr,
-        parent_commit=sha,
+        parent_commit=api.repo_info(name, revision=branch).sha,
     )
     pull_request = hub.masked(done.pr_url) if done.pr_url else None
     return Outcome(
@@ -366,60 +458,27 @@ def _send(
     )
 
 
-def _message() -> str:
-    from abft_mlx import __version__
-
-    return f"An adapter trained by abft-mlx {__version__}"
-
-
 def _there(api: HfApi, name: str, revision: str) -> dict[str, str]:
-    """Path to what its content is known by, of all files at a revision."""
+    """Path to the hash of its content, of all files at a revision."""
     from huggingface_hub.hf_api import RepoFile
 
-    entries = api.list_repo_tree(name, recursive=True, revision=revision)
     return {
-        one.path: one.lfs.sha256 if one.lfs is not None else one.blob_id
-        for one in entries
-        if isinstance(one, RepoFile)
+        entry.path: entry.lfs.sha256 if entry.lfs is not None else entry.blob_id
+        for entry in api.list_repo_tree(name, recursive=True, revision=revision)
+        if isinstance(entry, RepoFile)
     }
 
 
 def _difference(upload: Upload, there: Mapping[str, str]) -> tuple[list[str], list[str]]:
     """Paths that are new or changed, and paths of earlier pushes that the upload has not."""
-    new = [path for path, content in upload.files.items() if there.get(path) not in _ids(content)]
-    ours = {*ALLOWED, DEMONSTRATIONS_FILE, *(f"{PEFT_FOLDER}/{one}" for one in PEFT_FILES)}
+    new = []
+    for path, content in upload.files.items():
+        # The hub knows a small file by git's hash, a large one by SHA-256.
+        git = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False)
+        if there.get(path) not in (git.hexdigest(), hashlib.sha256(content).hexdigest()):
+            new.append(path)
+    ours = {*ALLOWED, DEMONSTRATIONS_FILE, *PEFT_FILES}
     return new, sorted(path for path in there if path in ours and path not in upload.files)
-
-
-def _ids(content: bytes) -> tuple[str, str]:
-    """What the hub knows a content by: git's hash, or SHA-256 of a large file."""
-    git = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False)
-    return git.hexdigest(), hashlib.sha256(content).hexdigest()
-
-
-def _ours(upload: Upload, there: Mapping[str, str], *, create_pr: bool) -> None:
-    """Refuse to write over what no push of ours wrote."""
-    if create_pr or "run.json" in there:
-        return
-    foreign = [path for path in upload.files if path in there]
-    foreign += [path for path in there if path in ("config.json", "model.safetensors")]
-    if foreign:
-        raise UsageError(
-            f"{upload.name} contains {foreign[0]}, which no push of a run wrote; choose another "
-            "name, or propose the files with --create-pr"
-        )
-
-
-def _open_pull_request(api: HfApi, upload: Upload, user: str) -> int | None:
-    """The number of the user's open pull request that holds the upload already."""
-    for one in api.get_repo_discussions(
-        upload.name, author=user, discussion_type="pull_request", discussion_status="open"
-    ):
-        if one.is_pull_request and one.author == user:
-            new, gone = _difference(upload, _there(api, upload.name, f"refs/pr/{one.num}"))
-            if not new and not gone:
-                return one.num
-    return None
 
 
 def read_results(path: Path, source: str | None = None) -> dict[str, Any]:
