@@ -10,7 +10,7 @@ import pytest
 
 from abft_mlx import recipe, study
 from abft_mlx.analysis import figure_names
-from abft_mlx.analysis.paper import Paper
+from abft_mlx.analysis.study_data import Paper
 
 FOLDER = Path(__file__).parent.parent / "recipes" / "studies"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))

@@ -75,7 +75,9 @@ def test_wheel_holds_package_recipes_and_model(wheel: Path, checkout: Path) -> N
     assert model <= names
     assert any(name.endswith(".safetensors") for name in names)
     assert "abft_mlx/py.typed" in names
-    assert {f"abft_mlx/analysis/report/{name}" for name in ("style.css", "script.js")} <= names
+    assert {
+        f"abft_mlx/analysis/report/{name}" for name in ("page.html", "style.css", "script.js")
+    } <= names
     assert not [name for name in names if "__pycache__" in name or name.startswith("tests")]
     assert wheel.stat().st_size < 10_000_000
 
