@@ -1,110 +1,65 @@
-"""What stands in a drawn figure: its texts with their places, for tests of figures."""
+"""What stands in a drawn figure: panels, curves, bars, texts, for tests of figures."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-
-def axes() -> Any:
-    """Empty Axes."""
-    figure = Figure(layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure.add_subplot()
+from abft_mlx.analysis.figures import style
 
 
-def every_axes(figure: Any) -> Iterator[Any]:
-    """All Axes of a figure, panels and colour bars too."""
-    waiting = list(figure.axes)
-    while waiting:
-        one = waiting.pop(0)
-        yield one
-        waiting += one.child_axes
+def drawn(draw: Callable[[Any], Any]) -> list[Any]:
+    """The Axes that a figure function draws on an empty Figure, colour bars left out.
+
+    The figure is laid out and rendered too, as it is when it is written.
+    """
+    with style.look():
+        figure = Figure(figsize=(6.4, 3.2))
+        FigureCanvasAgg(figure)
+        draw(figure)
+        figure.draw_without_rendering()
+    return [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
 
 
-def ticks(axis: Any) -> list[tuple[float, str]]:
-    """Places and texts of an axis' ticks that can be seen."""
-    return [
-        (label.get_position()[0 if axis.axis_name == "x" else 1], label.get_text())
-        for label in _tick_labels(axis)
-    ]
+def curves(axes: Any) -> dict[str, tuple[list[float], list[float]]]:
+    """Points of lines by their label."""
+    return {
+        line.get_label(): ([*map(float, line.get_xdata())], [*map(float, line.get_ydata())])
+        for line in axes.lines
+    }
 
 
-def _tick_labels(axis: Any) -> list[Any]:
-    low, high = sorted(axis.get_view_interval())
-    room = 1e-6 * (high - low)
-    return [
-        tick.label1
-        for tick in axis.get_major_ticks()
-        if tick.label1.get_visible() and low - room <= tick.get_loc() <= high + room
-    ]
+def bars(axes: Any) -> dict[str, list[float]]:
+    """Heights of bars by their label."""
+    return {
+        container.get_label(): [bar.get_height() for bar in container]
+        for container in axes.containers
+        if hasattr(container, "patches")
+    }
 
 
-def texts(figure: Any) -> list[tuple[str, Any]]:
-    """Every text that is drawn, and its box in pixels; slanted ones are left out."""
-    return [(text, box) for text, box, _ in _owned(figure)]
+def band(axes: Any, index: int, x: float) -> tuple[float, float]:
+    """Lowest and highest y of a band at x."""
+    points = axes.collections[index].get_paths()[0].vertices
+    at = points[np.isclose(points[:, 0], x)][:, 1]
+    return float(at.min()), float(at.max())
 
 
-def _owned(figure: Any) -> list[tuple[str, Any, Any]]:
-    """The same, and the Axes that each belongs to; None for the caption."""
-    renderer = figure.canvas.get_renderer()
-    figure.draw(renderer)
-    found = [] if figure._supxlabel is None else [(figure._supxlabel, None)]
-    for one in every_axes(figure):
-        if not one.get_visible():
-            continue
-        its = [*one.texts, one._left_title, one.title, one._right_title]
-        if one.axison:
-            for axis in (one.xaxis, one.yaxis):
-                its += [*_tick_labels(axis), axis.label]
-        if one.get_legend() is not None:
-            its += one.get_legend().get_texts()
-        found += [(text, one) for text in its]
-    return [
-        (one.get_text(), one.get_window_extent(renderer), owner)
-        for one, owner in found
-        if one.get_text().strip() and one.get_visible() and one.get_rotation() % 90 == 0
-    ]
+def image(axes: Any) -> np.ndarray:
+    """The one image's numbers, NaN where masked."""
+    (shown,) = axes.images
+    return np.ma.filled(np.ma.asarray(shown.get_array(), dtype=float), np.nan)
 
 
-def covering(figure: Any) -> list[str]:
-    """Texts that lie upon Axes which are not theirs, such as a neighbour's map."""
-    owned = _owned(figure)
-    frames = [(one, one.get_window_extent()) for one in every_axes(figure) if one.axison]
-    return [
-        text
-        for text, box, owner in owned
-        for one, frame in frames
-        if one is not owner and _common(box, frame)
-    ]
+def ticks(axis: Any) -> list[str]:
+    """Texts of an axis' ticks."""
+    return [tick.label1.get_text() for tick in axis.get_major_ticks() if tick.label1.get_visible()]
 
 
-def _common(one: Any, other: Any) -> bool:
-    """Whether two boxes have more than a pixel in common."""
-    return bool(
-        min(one.x1, other.x1) - max(one.x0, other.x0) > 1
-        and min(one.y1, other.y1) - max(one.y0, other.y0) > 1
-    )
-
-
-def outside(figure: Any, drawn: list[tuple[str, Any]] | None = None) -> list[str]:
-    """Texts that are cut by the edge of the figure; ``drawn`` as of :func:`texts`."""
-    width, height = figure.canvas.get_width_height()
-    return [
-        text
-        for text, box in drawn or texts(figure)
-        if box.x0 < -1 or box.y0 < -1 or box.x1 > width + 1 or box.y1 > height + 1
-    ]
-
-
-def overlapping(figure: Any, drawn: list[tuple[str, Any]] | None = None) -> list[tuple[str, str]]:
-    """Pairs of texts that lie upon each other by more than a pixel."""
-    return [
-        (first, second)
-        for (first, one), (second, other) in itertools.combinations(drawn or texts(figure), 2)
-        if _common(one, other)
-    ]
+def by_label(panels: list[Any]) -> dict[str, Any]:
+    """Panels by the label of their y axis."""
+    return {panel.get_ylabel().replace("\n", " "): panel for panel in panels}

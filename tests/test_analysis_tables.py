@@ -14,10 +14,8 @@ from made_cells import answers, cell, consistency, failed, run, study, summary
 from scipy import stats
 
 from abft_mlx import analysis
-from abft_mlx.analysis.facts import facts
-from abft_mlx.analysis.measurements import measurements, paired
-from abft_mlx.analysis.paper import Paper
-from abft_mlx.analysis.tables import table_md
+from abft_mlx.analysis.study_data import Paper, facts, measurements, paired, read_facts
+from abft_mlx.analysis.study_tables import table_md
 from abft_mlx.errors import OutputError
 
 Lines = list[dict[str, str]]
@@ -31,7 +29,7 @@ def section(page: str, title: str) -> Lines:
 
 
 def page(cells: list[dict], **changes: object) -> str:
-    return table_md(facts(study(**changes), cells))
+    return table_md(read_facts(facts(study(**changes), cells)))
 
 
 def grid() -> list[dict]:
@@ -132,10 +130,10 @@ class TestAccuracy:
         cells = [cell("abft", answers(0.5, 40), seed=seed) for seed in (1, 2, 3)]
         cells += [cell("no_pid", answers(0.5, 40), seed=seed) for seed in (2, 3, 4)]
         cells.append(cell("no_filter", answers(0.5, 20), seed=2))
-        found = measurements(facts(study(), cells))
+        found = measurements(read_facts(facts(study(), cells)))
         by = {name: [one for one in found if one.method == name] for name in ("abft", "no_pid")}
         ((ours, theirs),) = paired(by["abft"], by["no_pid"])
-        assert [one.seed for one in ours] == [one.seed for one in theirs] == [2, 3]
+        assert [one.cell.seed for one in ours] == [one.cell.seed for one in theirs] == [2, 3]
         assert not paired(by["abft"], [one for one in found if one.method == "no_filter"])
 
 
@@ -289,7 +287,7 @@ class TestFiles:
         assert document["cells"][0]["source"] == "M-4bit"
         assert document["schema"] == 1
         # What claims are made from makes the same table.
-        assert table_md(document) == (tmp_path / "table.md").read_text()
+        assert table_md(read_facts(document)) == (tmp_path / "table.md").read_text()
 
     def test_nothing_done(self, tmp_path: Path) -> None:
         analysis.write_study(tmp_path, study(figures=["accuracy"]), [failed()])

@@ -206,7 +206,7 @@ class TestWrongUsage:
             ("list.json", "is no study's facts"),
             ("text.gz", "cannot be read"),
             ("old.json", "is of schema 9 and this abft-mlx reads 1"),
-            ("bad.json", "is no study's facts that this abft-mlx can draw"),
+            ("bad.json", "bad.json: cannot be read (cells.0.id: Field required)"),
         ):
             result = invoke("plot", tmp_path / name)
             assert result.exit_code == 2, name

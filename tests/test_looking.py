@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -93,24 +88,3 @@ def test_without_an_adapter_there_is_one_state() -> None:
 def test_overrides_belong_to_names() -> None:
     with pytest.raises(TypeError, match="overrides"):
         abft_mlx.prepare(recipes.load("demo"), overrides=SMALL)
-
-
-def test_figures_bring_no_mlx_in_before_its_blas(checkout: Path) -> None:
-    figures = sorted((checkout / "abft_mlx" / "analysis" / "figures").glob("[a-z]*.py"))
-    names = ", ".join(path.stem for path in figures)
-    code = f"from abft_mlx.analysis.figures import {names}\nimport sys\n"
-    code += "assert 'mlx.core' not in sys.modules\nassert 'matplotlib' not in sys.modules\n"
-    code += "from abft_mlx.analysis import figure_names\n"
-    code += "from abft_mlx import runtime\n"
-    code += "assert 'before abft_mlx' not in runtime._choice.note, runtime._choice\n"
-    environment = os.environ | {"PYTHONPATH": str(checkout)}
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
-
-
-def test_all_that_analysis_offers_is_there() -> None:
-    from abft_mlx import analysis
-
-    for name in analysis.__all__:
-        assert getattr(analysis, name).__module__.startswith("abft_mlx.analysis.")
-    with pytest.raises(AttributeError, match="no attribute 'pictures'"):
-        _ = analysis.pictures

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import abft_mlx
+from abft_mlx.analysis import figures
 
 MISSING = [name for name in ("sphinx", "myst_nb", "furo") if find_spec(name) is None]
 pytestmark = pytest.mark.skipif(
@@ -70,3 +71,9 @@ def test_the_reference_has_what_the_package_offers(site: Path) -> None:
     ):
         assert f'id="abft_mlx.{name}"' in page
     assert "Probabilities of the classes, (N, C) float64" in page
+
+
+def test_the_reference_has_every_figure(site: Path) -> None:
+    page = (site / "api.html").read_text(encoding="utf-8")
+    for name in figures.__all__:
+        assert re.search(rf'id="abft_mlx.analysis.figures.\w+.{name}"', page), name

@@ -10,12 +10,12 @@ import pytest
 
 from abft_mlx import recipe, study
 from abft_mlx.analysis import figure_names
-from abft_mlx.analysis.paper import Paper
+from abft_mlx.analysis.study_data import Paper
 
 FOLDER = Path(__file__).parent.parent / "recipes" / "studies"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 TABLES = ("table1", "table2", "table3", "table4")
-PAPER = [name for name in NAMES if not name.startswith(("claims-", "small", "modes", "gallery"))]
+PAPER = [name for name in NAMES if not name.startswith(("claims-", "small", "modes"))]
 TEN_BILLION = 10e9
 
 

@@ -13,11 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from abft_mlx.evaluation import mcnemar, right_answers
-from abft_mlx.evaluation.intervals import ends
 
 SAMPLES = 2000
 SEED = 42
-Z = 1.959963984540054
 
 HOW = (
     "Intervals are 95% percentile bootstraps over seeds and queries: each of 2,000 resamples draws "
@@ -29,13 +27,7 @@ HOW = (
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its interval.
-
-    Attributes:
-        mean: of the sample.
-        low: lower end of the 95% interval.
-        high: upper end.
-    """
+    """A mean and the ends of its 95% interval."""
 
     mean: float
     low: float
@@ -83,81 +75,27 @@ def bootstrap(
     random = np.random.default_rng(seed)
     total = np.zeros(samples)
     mean = 0.0
-    for index, one in enumerate(first):
-        other = None if second is None else second[index]
-        mean += float(one.mean()) - (0.0 if other is None else float(other.mean()))
-        queries = one.shape[1]
+    for index, ours in enumerate(first):
+        theirs = None if second is None else second[index]
+        mean += float(ours.mean()) - (0.0 if theirs is None else float(theirs.mean()))
+        queries = ours.shape[1]
         drawn = random.multinomial(queries, np.full(queries, 1 / queries), size=samples) / queries
-        seeds = _seed_weights(random, len(one), samples)
-        total += ((drawn @ one.T) * seeds).sum(axis=1)
-        if other is not None:
+        seeds = _seed_weights(random, len(ours), samples)
+        total += ((drawn @ ours.T) * seeds).sum(axis=1)
+        if theirs is not None:
             # The same training seed on both sides is one draw.
-            if len(other) != len(one):
-                seeds = _seed_weights(random, len(other), samples)
-            total -= ((drawn @ other.T) * seeds).sum(axis=1)
-    return _percentiles(mean / len(first), total / len(first))
-
-
-def over_runs(
-    values: Sequence[Sequence[float]], samples: int = SAMPLES, seed: int = SEED
-) -> Estimate:
-    """Interval of a mean over tasks of one number a run, over the runs of each task.
-
-    Args:
-        values: for every task, one number for each of its runs.
-        samples: resamples.
-        seed: of the resamples.
-    """
-    random = np.random.default_rng(seed)
-    total = np.zeros(samples)
-    for one in values:
-        total += (np.asarray(one)[None, :] * _seed_weights(random, len(one), samples)).sum(axis=1)
-    mean = math.fsum(math.fsum(one) / len(one) for one in values) / len(values)
-    return _percentiles(mean, total / len(values))
+            if len(theirs) != len(ours):
+                seeds = _seed_weights(random, len(theirs), samples)
+            total -= ((drawn @ theirs.T) * seeds).sum(axis=1)
+    low, high = np.percentile(total / len(first), (2.5, 97.5))
+    return Estimate(mean / len(first), float(low), float(high))
 
 
 def _seed_weights(random: np.random.Generator, seeds: int, samples: int) -> np.ndarray:
+    """(samples, S) how often each seed is drawn, as shares."""
     if seeds == 1:
         return np.ones((samples, 1))
     return random.multinomial(seeds, np.full(seeds, 1 / seeds), size=samples) / seeds
-
-
-def _percentiles(mean: float, drawn: np.ndarray) -> Estimate:
-    return Estimate(mean, *ends(drawn))
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A number with the 95% interval that came with it, of which only the width is used."""
-
-    value: float
-    low: float
-    high: float
-
-    @property
-    def variance(self) -> float:
-        """Of the number, as if its interval were a normal one."""
-        return ((self.high - self.low) / (2 * Z)) ** 2
-
-
-def difference(after: Sequence[Sequence[Interval]], before: Sequence[Interval]) -> Estimate:
-    """Mean rise over tasks of numbers of which only intervals are known, not the prompts.
-
-    The two sides count as independent, though they share prompts, which makes the interval too wide
-    rather than too narrow.
-
-    Args:
-        after: for every task, one for each seed.
-        before: for every task.
-    """
-    mean, variance = 0.0, 0.0
-    for seeds, start in zip(after, before, strict=True):
-        average, spread = mean_and_spread([one.value for one in seeds])
-        mean += average - start.value
-        variance += start.variance + math.fsum(one.variance for one in seeds) / len(seeds)
-        variance += (spread or 0.0) ** 2 / len(seeds)
-    mean, error = mean / len(before), math.sqrt(variance) / len(before)
-    return Estimate(mean, mean - Z * error, mean + Z * error)
 
 
 def pooled_mcnemar(first: Sequence[str], second: Sequence[str]) -> float:

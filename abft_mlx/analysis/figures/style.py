@@ -1,16 +1,19 @@
-"""How every figure looks and is written: colours, size, caption, the same bytes every time."""
+"""How every figure looks and is written: colours, sizes, caption, the same bytes every time."""
 
 from __future__ import annotations
 
-import math
+import io
+import re
 import textwrap
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from abft_mlx.analysis.figures import texts
+import numpy as np
+
 from abft_mlx.files import replacing
 
 # Okabe and Ito's colours, which people with any colour vision tell apart; yellow left out, which
@@ -23,13 +26,11 @@ HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--")
 COLOUR_MAP = "cividis"
 # Two ends that people with any colour vision tell apart, white between them.
 DIVERGING_MAP = "PuOr"
-# Across a page of text, and in one of two columns; how high what is drawn is, if nothing is said.
+# Inches: across a page of text, and in one of two columns.
 WIDTHS = {"page": 6.4, "column": 3.3}
-HEIGHTS = {"page": 3.1, "column": 2.3}
 FORMATS = ("svg", "png", "pdf")
+HEIGHT = 3.2
 SMALL_POINTS = 7
-# What lies beside the axes: tick labels and axis label.
-_MARGIN_INCHES = 0.75
 _METADATA: dict[str, dict[str, None]] = {
     "svg": {"Date": None},
     "png": {"Software": None},
@@ -44,23 +45,9 @@ def colour(index: int) -> str:
     return COLOURS[index % len(COLOURS)]
 
 
-def marker(index: int) -> str:
-    """The marker of a series by its number; another where a colour comes again."""
-    return MARKERS[_shifted(index) % len(MARKERS)]
-
-
-def hatch(index: int) -> str:
-    """The hatching of a bar by its series' number; another where a colour comes again."""
-    return HATCHES[_shifted(index) % len(HATCHES)]
-
-
-def dashes(index: int) -> str:
-    """The dashes of a line by its series' number; others where a colour comes again."""
-    return DASHES[_shifted(index) % len(DASHES)]
-
-
-def _shifted(index: int) -> int:
-    return index + index // len(COLOURS)
+def cycled(choices: Sequence[str], index: int) -> str:
+    """A marker, hatch or dash of a series by its number; another where a colour comes again."""
+    return choices[(index + index // len(COLOURS)) % len(choices)]
 
 
 def missing() -> str | None:
@@ -70,23 +57,39 @@ def missing() -> str | None:
     return None
 
 
-def look() -> AbstractContextManager[None]:
-    """Matplotlib's settings of this style, for figures of your own: ``with style.look(): …``."""
+@contextmanager
+def look(salt: str = "abft-mlx") -> Iterator[None]:
+    """Matplotlib's settings of this style, for figures of your own: ``with style.look(): …``.
+
+    Args:
+        salt: makes the ids inside an SVG; two SVGs of one page need different ones.
+    """
     from matplotlib import rc_context
 
-    # Neither dates nor random ids: the same numbers make the same bytes. Text stays text.
-    return rc_context(
-        {
-            "svg.hashsalt": "abft-mlx",
-            "svg.fonttype": "none",
-            "pdf.fonttype": 42,
-            "font.size": 8,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "lines.linewidth": 1.2,
-            "hatch.linewidth": 0.6,
-        }
-    )
+    settings = {
+        # Neither dates nor random ids: the same numbers make the same bytes. Text stays text.
+        "svg.hashsalt": salt,
+        "svg.fonttype": "none",
+        "pdf.fonttype": 42,
+        # Tokens and class names may hold dollar signs.
+        "text.parse_math": False,
+        "figure.constrained_layout.use": True,
+        "font.size": 8,
+        "xtick.labelsize": SMALL_POINTS,
+        "ytick.labelsize": SMALL_POINTS,
+        "legend.fontsize": SMALL_POINTS,
+        "legend.frameon": False,
+        "axes.titlesize": 8,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "lines.linewidth": 1.2,
+        "lines.markersize": 4,
+        "hatch.linewidth": 0.6,
+    }
+    with rc_context(settings), warnings.catch_warnings():
+        # A letter that the font lacks is drawn as a box.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        yield
 
 
 def write(
@@ -94,7 +97,7 @@ def write(
     draw: Draw,
     caption: str,
     *,
-    height: float | None = None,
+    height: float = HEIGHT,
     width: str = "page",
     formats: Sequence[str] = ("svg", "png"),
 ) -> list[Path]:
@@ -102,9 +105,9 @@ def write(
 
     Args:
         path: without a suffix.
-        draw: draws on the Axes that it is given.
+        draw: draws on the matplotlib Figure it gets.
         caption: one line below the figure.
-        height: of the Axes in inches; what stands around it comes on top.
+        height: of the figure without its caption, in inches.
         width: of the figure, a key of ``WIDTHS``.
         formats: of ``FORMATS``.
 
@@ -114,135 +117,116 @@ def write(
     written = []
     with look():
         figure = framed(draw, caption, height=height, width=width)
-        for one in formats:
+        for kind in formats:
             # A stem may hold dots, as model names do.
-            target = path.with_name(f"{path.name}.{one}")
+            target = path.with_name(f"{path.name}.{kind}")
             with replacing(target) as temporary:
-                figure.savefig(temporary, metadata=_METADATA[one], dpi=200)
+                figure.savefig(temporary, metadata=_METADATA[kind], dpi=200)
             written.append(target)
     return written
 
 
-def framed(draw: Draw, caption: str, *, height: float | None = None, width: str = "page") -> Any:
+def svg(name: str, draw: Draw, *, height: float = HEIGHT) -> str:
+    """A figure as an ``svg`` element whose ids, made from ``name``, are its own in a page."""
+    out = io.StringIO()
+    with look(name):
+        framed(draw, "", height=height).savefig(out, format="svg", metadata=_METADATA["svg"])
+    element = out.getvalue()[out.getvalue().index("<svg") :]
+    # A style element would be one for the whole page; ids of groups and images may come again.
+    element = re.sub(r"<(metadata|style)\b.*?</\1>", "", element, flags=re.DOTALL)
+    return re.sub(r'(<(?:g|svg|image)\b[^>]*?) id="[^"]*"', r"\1", element)
+
+
+def framed(draw: Draw, caption: str, *, height: float = HEIGHT, width: str = "page") -> Any:
     """The matplotlib Figure of one figure with its caption; arguments as of :func:`write`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    across, down = WIDTHS[width], HEIGHTS[width] if height is None else height
-    lines = _wrapped(caption, int((across - 0.2) * 72 / (0.57 * SMALL_POINTS)))
-    around, size = 1.0, None
-    # Drawn once to see how much room tick labels and legends leave, and again to fit it; other
-    # ticks may be longer, so each time there is room to spare at first.
-    for passes in (1, 2):
-        total = down + around + 1.5
-        figure = Figure(figsize=(across, total), layout="constrained")
-        FigureCanvasAgg(figure)
-        figure._abft_axes_inches = size
-        axes = figure.add_subplot()
-        draw(axes)
-        figure.supxlabel("\n".join(map(texts.plain, lines)), fontsize=SMALL_POINTS)
-        for _ in range(passes):
-            figure.draw_without_rendering()
-            place = axes.get_position()
-            size = (place.width * across, down)
-            around = (1 - place.height) * total
-            total = down + around
-            figure.set_size_inches(across, total)
+    across = WIDTHS[width]
+    lines = textwrap.wrap(plain(caption), int(across * 17), break_on_hyphens=False)
+    figure = Figure(figsize=(across, height + 0.13 * len(lines)))
+    FigureCanvasAgg(figure)
+    draw(figure)
+    figure.supxlabel("\n".join(lines), fontsize=SMALL_POINTS)
     return figure
 
 
-def _wrapped(text: str, letters: int) -> list[str]:
-    """As few lines as can be, about equally long."""
-    lines = textwrap.wrap(text, letters, break_on_hyphens=False)
-    for fewer in range(len(text) // max(1, len(lines)), letters):
-        even = textwrap.wrap(text, max(1, fewer), break_on_hyphens=False)
-        if len(even) <= len(lines):
-            return even
-    return lines
-
-
-def axes_inches(axes: Any) -> tuple[float, float]:
-    """Width and height of an Axes, as far as they are known before the figure is laid out."""
-    across = down = 1.0
-    while (parent := getattr(axes, "_abft_parent", None)) is not None:
-        across, down = across * axes._abft_share[0], down * axes._abft_share[1]
-        axes = parent
-    figure = axes.figure
-    known = getattr(figure, "_abft_axes_inches", None)
-    if known is None:
-        grid = axes.get_subplotspec() and axes.get_gridspec()
-        columns, rows = (grid.ncols, grid.nrows) if grid else (1, 1)
-        width, height = figure.get_size_inches()
-        known = max(1.0, width / columns - _MARGIN_INCHES), max(0.5, height / rows - _MARGIN_INCHES)
-    return across * known[0], down * known[1]
-
-
-def panels(
-    axes: Any, sizes: Sequence[float], *, across: bool = False, gaps: float | Sequence[float] = 0.15
-) -> list[Any]:
-    """Divide an Axes into panels inside it, one above the other or side by side.
-
-    Args:
-        axes: a matplotlib Axes; its own frame is hidden.
-        sizes: heights of the panels (widths, if side by side), in any unit.
-        across: side by side.
-        gaps: inches between two, one number for all or one for each gap.
-
-    Returns:
-        The panels, from the top or from the left; they are ``axes.child_axes``.
-    """
-    axes.set_axis_off()
-    count = len(sizes) - 1
-    length = axes_inches(axes)[0 if across else 1]
-    between = [one / length for one in ([gaps] * count if isinstance(gaps, float) else gaps)]
-    if sum(between) > 0.5:
-        between = [0.5 * one / sum(between) for one in between]
-    unit = (1 - sum(between)) / sum(sizes)
-    made = []
-    begin = 0.0
-    for size, space in zip(sizes, [*between, 0.0], strict=True):
-        extent = unit * size
-        box = (begin, 0, extent, 1) if across else (0, 1 - begin - extent, 1, extent)
-        panel = axes.inset_axes(box)
-        panel._abft_parent, panel._abft_share = axes, box[2:]
-        made.append(panel)
-        begin += extent + space
-    return made
+def cell_inches(axes: Any, count: int, *, vertical: bool = False) -> float:
+    """About how many inches each of ``count`` places along an axis has."""
+    grid = axes.get_subplotspec().get_gridspec()
+    length = axes.figure.get_size_inches()[int(vertical)] / (grid.nrows if vertical else grid.ncols)
+    return float(max(0.5, length - (0.4 if vertical else 0.8))) / count
 
 
 def colour_bar(axes: Any, image: Any, label: str) -> Any:
-    """A colour bar at the right of an Axes, which may be a panel."""
-    across, down = axes_inches(axes)
-    place = axes.inset_axes((1 + 0.08 / across, 0, 0.1 / across, 1))
-    bar = axes.figure.colorbar(image, cax=place)
-    if hasattr(bar.locator, "set_params"):
-        bar.locator.set_params(nbins=5)  # few and short numbers
-    lines = textwrap.wrap(label, max(12, int(72 * down / (0.57 * SMALL_POINTS))))
-    bar.set_label("\n".join(lines), fontsize=SMALL_POINTS)
-    place.tick_params(labelsize=SMALL_POINTS)
+    """A colour bar at the right of an Axes, with few and short numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    bar = axes.figure.colorbar(image, ax=axes, pad=0.02, aspect=30, ticks=MaxNLocator(5))
+    bar.set_label("\n".join(textwrap.wrap(label, 26)), fontsize=SMALL_POINTS)
     return bar
 
 
 def over(image: Any, value: float) -> str:
-    """Black or white, whichever stands out more on the colour of a value, by the web's measure."""
-    red, green, blue = (
-        one / 12.92 if one <= 0.03928 else ((one + 0.055) / 1.055) ** 2.4
-        for one in image.cmap(image.norm(value))[:3]
-    )
-    return "white" if 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.179 else "black"
+    """Black or white, whichever stands out more on a value's colour (WCAG relative luminance)."""
+    levels = np.array(image.cmap(image.norm(value))[:3])
+    linear = np.where(levels <= 0.03928, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4)
+    return "white" if linear @ (0.2126, 0.7152, 0.0722) < 0.179 else "black"
 
 
-def legend(axes: Any, handles: Sequence[Any] | None = None) -> None:
-    """A legend of what is labelled, above the axes, where it covers nothing."""
-    found, labels = axes.get_legend_handles_labels()
-    if handles is not None:
-        found, labels = list(handles), [one.get_label() for one in handles]
-    if not found:
-        return
-    longest = max(map(len, labels)) * 0.58 * SMALL_POINTS + 3.6 * SMALL_POINTS
-    columns = max(1, min(len(labels), math.floor(72 * axes_inches(axes)[0] / longest)))
-    axes.legend(
-        found, labels, fontsize=SMALL_POINTS, frameon=False, loc="lower left", ncols=columns,
-        bbox_to_anchor=(0, 1.01), borderaxespad=0, borderpad=0.2, columnspacing=1.2,
-        handlelength=2.2,
+def legend(axes: Any) -> None:
+    """A legend of what is labelled, above the figure, where it covers nothing."""
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        letters = axes.figure.get_figwidth() * 72 / (0.58 * SMALL_POINTS)
+        columns = max(1, min(len(labels), int(letters / (max(map(len, labels)) + 8))))
+        axes.figure.legend(handles, labels, loc="outside upper left", ncols=columns)
+
+
+def line(
+    axes: Any,
+    index: int,
+    x: np.ndarray,
+    y: np.ndarray,
+    label: str,
+    *,
+    spread: np.ndarray | None = None,
+    markers: bool = True,
+    dashes: int | None = None,
+    hollow: bool = False,
+) -> None:
+    """One series.
+
+    Args:
+        axes: a matplotlib Axes.
+        index: number of the series, which chooses colour, marker and dashes.
+        x: (X,).
+        y: (X,).
+        label: for the legend.
+        spread: (X,) half the height of a band around the line, or (2, X) its ends.
+        markers: mark every point.
+        dashes: number of the dashes, where another than ``index`` chooses them.
+        hollow: leave the markers white inside.
+    """
+    axes.plot(
+        x, y, color=colour(index), marker=cycled(MARKERS, index) if markers else None,
+        linestyle=cycled(DASHES, index if dashes is None else dashes), label=name(label),
+        markerfacecolor="white" if hollow else colour(index),
     )  # fmt: skip
+    if spread is not None:
+        low, high = spread if np.ndim(spread) == 2 else (y - spread, y + spread)
+        axes.fill_between(x, low, high, color=colour(index), alpha=0.18, linewidth=0)
+
+
+def plain(text: str, letters: int | None = None) -> str:
+    """A text in one line: what cannot be seen as in Python, the middle of a long one left out."""
+    if letters is not None and len(text) > letters:
+        end = (letters - 1) // 3
+        text = f"{text[: letters - 1 - end]}…{text[len(text) - end :]}"
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
+def name(text: str, letters: int = 40) -> str:
+    """The name of a series; matplotlib would leave one that begins with _ out of the legend."""
+    shown = plain(text, letters)
+    return f" {shown}" if shown.startswith("_") else shown

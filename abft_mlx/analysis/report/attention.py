@@ -1,223 +1,198 @@
-"""The panel that shows attention over the prompts' own text, head by head.
+"""The map of heads and the prompts' own text, head by head: what the template and script show.
 
-Everything is there without a script, for the head that is chosen first; the script moves to others.
+Everything is in the page without a script, for the head that is chosen first; the script moves to
+others. Letters: L layers, H heads, T tokens, K demonstrations.
 """
 
 from __future__ import annotations
 
+import base64
+import zlib
 from typing import Any
 
 import numpy as np
 
-from abft_mlx.analysis.report.head_map import first_head, head_map, map_data, numbers, percent
-from abft_mlx.analysis.report.html import Markup, element, join, visible
-from abft_mlx.analysis.report.packing import Packed
 from abft_mlx.induction import Example, Heads
 
+MEASURES = {
+    "magnitude": ("magnitude", "attention on the demonstrations' labels"),
+    "correctness": ("correctness", "attention on right labels minus on wrong ones"),
+    "share": ("above filter", "share of prompts in which it is an induction head"),
+    "sink": ("sink", "attention on the prompt's first token"),
+    "weight": ("weight", "weight in the label-attention read-out, which gives the answer"),
+    # On repeated random tokens, where a file has them of every state.
+    "previous_token": ("previous token", "on random text: attention on the token before"),
+    "duplicate_token": ("duplicate token", "on random text: attention on the same token earlier"),
+    "induction": ("repetition", "on random text: attention on what followed the same token"),
+}
+MEANS = ("magnitude", "correctness", "share", "sink")
+SIGNED = ("correctness", "weight")
 STATE_NAMES = {"before": "before (base model)", "after": "after (with the adapter)"}
+# Attention is kept in so many steps of each head's largest value on a prompt.
+LEVELS = 255
 
 
-def panel(heads: Heads) -> tuple[Markup, dict[str, Any]]:
-    """The map of heads, the prompts under it, and what the script needs.
-
-    Returns:
-        The section's content, and its data: see ``script.js``.
-    """
-    layer, head = first_head(heads)
-    packed = [{name: Packed.of(rows) for name, rows in one.rows.items()} for one in heads.examples]
-    content = join(
-        element(
-            "p",
-            "Each cell of the map is a head. Point at one, tap it, or go through them with the "
-            "arrow keys: the prompt's tokens light up with the attention of its last position. "
-            "A click keeps a head, so that the pointer can go to the tokens for their values."
-            if heads.examples
-            else "Each cell of the map is a head. No prompt was kept with its attention.",
-        ),
-        element(
-            "div",
-            head_map(heads, (layer, head)),
-            element(
-                "div",
-                _chooser(heads) if len(heads.examples) > 1 else None,
-                *(
-                    _example(heads, n, one, packed[n], (layer, head))
-                    for n, one in enumerate(heads.examples)
-                ),
-                class_="prompts",
-            )
-            if heads.examples
-            else None,
-            class_="attention",
-            id="attention-panel",
-        ),
-        element(
-            "p",
-            "Tokens are coloured relative to the head's largest value on the prompt in all states. "
-            "This page keeps attention in steps of a 255th of each head's largest value: a token's "
-            "percentage is right to 0.2 points; sums over labels are made before that. "
-            "✓ marks a demonstration's label that equals the gold one, ✗ one that does not.",
-            class_="note",
-        )
-        if heads.examples
-        else None,
+def panel(heads: Heads) -> dict[str, Any]:
+    """What the template shows, and what the script reads (``data``)."""
+    tables = _tables(heads)
+    states = list(heads.states)
+    layers, count = tables["magnitude"][states[-1]].shape
+    chosen = _first_head(heads)
+    most = float(np.nanmax(np.stack(list(tables["magnitude"].values()))))
+    packed = [
+        {name: _packed(rows) for name, rows in example.rows.items()} for example in heads.examples
+    ]
+    reading = ", ".join(
+        f"{MEASURES[key][0]} " + " → ".join(percent(table[chosen]) for table in by_state.values())
+        for key, by_state in tables.items()
     )
-    data = map_data(heads, (layer, head))
-    data["examples"] = [_data(one, packed[n]) for n, one in enumerate(heads.examples)]
-    return content, data
-
-
-def on_labels(example: Example, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Attention on right and on wrong labels.
-
-    Args:
-        example: whose labels.
-        rows: (L, H, T) of one state.
-
-    Returns:
-        (L, H) float64 each.
-    """
-    at = rows[:, :, example.label_positions].astype(np.float64)
-    right = example.demonstration_labels == example.gold
-    return at[:, :, right].sum(axis=-1), at[:, :, ~right].sum(axis=-1)
-
-
-def _data(example: Example, packed: dict[str, Packed]) -> dict[str, Any]:
-    states = {}
-    for name, one in packed.items():
-        right, wrong = on_labels(example, example.rows[name])
-        states[name] = {
-            "rows": one.text(),
-            "scales": numbers(one.scales, 9),
-            "right": numbers(right, 5),
-            "wrong": numbers(wrong, 5),
-        }
     return {
-        "tokens": len(example.tokens),
-        "labels": example.label_positions.tolist(),
+        "layers": layers,
+        "count": count,
+        "chosen": chosen,
+        "prompts": heads.prompts,
         "states": states,
+        "measures": {key: MEASURES[key] for key in tables},
+        "most": most,
+        "values": tables["magnitude"][states[-1]].tolist(),
+        "reading": f"Layer {chosen[0]}, head {chosen[1]}: {reading} ({heads.prompts:,} prompts)",
+        "examples": [
+            _example(heads, example, packed[n], chosen) for n, example in enumerate(heads.examples)
+        ],
+        "data": {
+            "layers": layers,
+            "heads": count,
+            "prompts": heads.prompts,
+            "states": states,
+            "start": list(chosen),
+            "signed": list(SIGNED),
+            "measures": {
+                key: {
+                    "name": MEASURES[key][0],
+                    "what": MEASURES[key][1],
+                    "mean": key in MEANS,
+                    "values": {state: _numbers(table, 5) for state, table in by_state.items()},
+                }
+                for key, by_state in tables.items()
+            },
+            "examples": [
+                _example_data(example, packed[n]) for n, example in enumerate(heads.examples)
+            ],
+        },
     }
 
 
-def _chooser(heads: Heads) -> Markup:
-    options = [
-        element(
-            "label",
-            element("input", type="radio", name="example", value=n, checked=n == 0),
-            element("span", f"prompt {n + 1}: gold label ", element("b", heads.labels[one.gold])),
-        )
-        for n, one in enumerate(heads.examples)
-    ]
-    return element(
-        "fieldset", element("legend", "Prompt"), *options, class_="choice scripted"
-    )  # fmt: skip
+def percent(value: float) -> str:
+    """A rate as this panel writes it, as the script does."""
+    return "–" if np.isnan(value) else f"{100 * value:.1f}%".replace("-", "−")
+
+
+def _first_head(heads: Heads) -> tuple[int, int]:
+    """The head to begin with: whose correctness changed most, or that looks at labels most."""
+    states = list(heads.states.values())
+    table = states[0].magnitude
+    if len(states) > 1:
+        table = np.abs(states[-1].correctness - states[0].correctness)
+    layer, head = np.unravel_index(int(np.nanargmax(table)), table.shape)
+    return int(layer), int(head)
+
+
+def _tables(heads: Heads) -> dict[str, dict[str, np.ndarray]]:
+    """(L, H) values in every state by the measures that there are."""
+    tables: dict[str, dict[str, np.ndarray]] = {}
+    for key in MEASURES:
+        found = {}
+        for state, census in heads.states.items():
+            source = census if key in MEANS or key == "weight" else census.detected
+            found[state] = getattr(source, key, None)
+        known = {state: table for state, table in found.items() if table is not None}
+        if key == "weight" and known:
+            # The state before has none: there the LM head answers.
+            known = dict.fromkeys(heads.states, list(known.values())[-1])
+        if len(known) == len(found):
+            tables[key] = known
+    return tables
+
+
+def _on_labels(example: Example, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """(L, H) attention of rows (L, H, T) on all, on right and on wrong labels."""
+    at = rows[:, :, example.label_positions].astype(np.float64)
+    right, wrong = at[:, :, example.right].sum(axis=-1), at[:, :, ~example.right].sum(axis=-1)
+    return {"labels": right + wrong, "right": right, "wrong": wrong}
+
+
+def _packed(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows (L, H, T) as uint8, and what a step is worth for each head: (L, H), NaN for none."""
+    wide = rows.astype(np.float64)
+    # Rounded as the page will read it, so that what is drawn here and there is the same.
+    scales = np.round(wide.max(axis=-1) / LEVELS, 9)
+    steps = np.nan_to_num(wide) / np.where(scales > 0, scales, 1.0)[..., None]
+    return np.clip(np.rint(steps), 0, LEVELS).astype(np.uint8), scales
+
+
+def _example_data(
+    example: Example, packed: dict[str, tuple[np.ndarray, np.ndarray]]
+) -> dict[str, Any]:
+    """What the script reads of a prompt."""
+    states = {}
+    for name, (steps, scales) in packed.items():
+        sums = _on_labels(example, example.rows[name])
+        states[name] = {
+            "rows": base64.b64encode(zlib.compress(steps.tobytes(), 9)).decode("ascii"),
+            "scales": _numbers(scales, 9),
+            "right": _numbers(sums["right"], 5),
+            "wrong": _numbers(sums["wrong"], 5),
+        }
+    positions = example.label_positions.tolist()
+    return {"tokens": len(example.tokens), "labels": positions, "states": states}
 
 
 def _example(
-    heads: Heads, n: int, example: Example, packed: dict[str, Packed], chosen: tuple[int, int]
-) -> Markup:
-    right = example.demonstration_labels == example.gold
-    told = join(
-        *(
-            join(heads.labels[label], " ✓" if good else " ✗")
-            for label, good in zip(example.demonstration_labels, right, strict=True)
-        ),
-        between=", ",
-    )
-    values = {name: one.head(*chosen) for name, one in packed.items()}
-    most = max((float(one.max()) for one in values.values()), default=0.0)
-    return element(
-        "div",
-        element("h3", f"Prompt {n + 1}"),
-        element(
-            "p", "Gold label ", element("b", heads.labels[example.gold]),
-            "; the demonstrations' labels are ", told, ".",
-        ),
-        _numbers(heads, example, chosen),
-        element(
-            "output",
-            "Point at a token for its value, or go through the text with the arrow keys.",
-            class_="reading token-reading scripted",
-        ),
-        element(
-            "div",
-            *(
-                element(
-                    "div",
-                    element("h4", STATE_NAMES.get(name, name)),
-                    _tokens(example, right, values[name], most, name, n),
-                    class_="state",
-                )
-                for name in example.rows
-            ),
-            class_="states",
-        ),
-        class_="example",
-        data_example=n,
-    )  # fmt: skip
-
-
-def _numbers(heads: Heads, example: Example, chosen: tuple[int, int]) -> Markup:
-    """What the chosen head does: on this prompt, and on average."""
-    layer, head = chosen
-    rows = []
-    sums = {name: on_labels(example, one) for name, one in example.rows.items()}
-    for title, key, read in (
-        ("on labels", "labels", lambda name: sums[name][0] + sums[name][1]),
-        ("on right labels ✓", "right", lambda name: sums[name][0]),
-        ("on wrong labels ✗", "wrong", lambda name: sums[name][1]),
-    ):
-        cells = [
-            element("td", percent(float(read(name)[layer, head])), data_state=name)
-            for name in example.rows
-        ]
-        rows.append(element("tr", element("th", title, scope="row"), *cells, data_row=key))
-    header = element(
-        "tr",
-        element("th", f"layer {layer}, head {head}", scope="col", class_="which"),
-        *(element("th", name, scope="col") for name in example.rows),
-    )
-    del heads
-    return element(
-        "table", element("thead", header), element("tbody", *rows), class_="numeric head-numbers"
-    )
-
-
-def _tokens(
-    example: Example, right: np.ndarray, values: np.ndarray, most: float, state: str, n: int
-) -> Markup:
-    marked = dict(zip(example.label_positions.tolist(), right.tolist(), strict=True))
-    spans = [
-        _token(token, index, float(values[index]), most, marked.get(index))
-        for index, token in enumerate(example.tokens)
-    ]
-    return element(
-        "div", *spans, class_="tokens", dir="ltr", tabindex="0", role="group",
-        aria_label=f"prompt {n + 1}, {STATE_NAMES.get(state, state)}: arrow keys read each token",
-        data_state=state,
-    )  # fmt: skip
-
-
-def _token(token: str, index: int, value: float, most: float, right: bool | None) -> Markup:
-    strength = value / most if most > 0 else 0.0
-    style = f"--a:{strength:.3f}"
-    shown = _shown(token)
-    if right is None:
-        return element("span", shown, class_="token", style=style)
-    return element(
-        "span",
-        element("bdi", shown),
-        element("i", "✓" if right else "✗", aria_hidden="true"),
-        element("span", " (right label)" if right else " (wrong label)", class_="unseen"),
-        element("small", percent(value)),
-        class_="token label right" if right else "token label wrong",
-        style=style,
-        data_at=index,
-    )
+    heads: Heads,
+    example: Example,
+    packed: dict[str, tuple[np.ndarray, np.ndarray]],
+    chosen: tuple[int, int],
+) -> dict[str, Any]:
+    """What the template shows of a prompt, for one head."""
+    values = {name: steps[chosen] * np.nan_to_num(scales[chosen])
+              for name, (steps, scales) in packed.items()}  # fmt: skip
+    most = max(float(row.max()) for row in values.values()) or 1.0
+    sums = {name: _on_labels(example, rows) for name, rows in example.rows.items()}
+    marked = dict(zip(example.label_positions.tolist(), example.right.tolist(), strict=True))
+    return {
+        "gold": heads.labels[example.gold],
+        "demonstrations": [
+            (heads.labels[label], right)
+            for label, right in zip(example.demonstration_labels, example.right, strict=True)
+        ],
+        "sums": [
+            (key, title, {name: percent(found[key][chosen]) for name, found in sums.items()})
+            for key, title in (
+                ("labels", "on labels"),
+                ("right", "on right labels ✓"),
+                ("wrong", "on wrong labels ✗"),
+            )
+        ],
+        "states": [
+            {
+                "name": name,
+                "title": STATE_NAMES.get(name, name),
+                "tokens": [
+                    (_shown(token), float(row[n]) / most, marked.get(n), percent(float(row[n])))
+                    for n, token in enumerate(example.tokens)
+                ],
+            }
+            for name, row in values.items()
+        ],
+    }
 
 
 def _shown(token: str) -> str:
     """A token whose white space can be seen."""
-    if not token:
-        return "∅"
-    return visible(token).replace("\t", "⇥\t").replace("\n", "⏎\n")
+    return token.replace("\t", "⇥\t").replace("\n", "⏎\n") or "∅"
+
+
+def _numbers(table: np.ndarray, digits: int) -> list[float | None]:
+    """A table row by row, rounded, None for NaN."""
+    rounded = np.round(table.astype(np.float64), digits).ravel().tolist()
+    return [None if np.isnan(value) else value for value in rounded]

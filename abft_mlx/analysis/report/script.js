@@ -6,59 +6,6 @@
   const percent = (value) => (value === null ? "–" : (100 * value).toFixed(1).replace("-", "−") + "%");
   document.documentElement.classList.add("js");
 
-  // Charts: the nearest measured place under the pointer, or the next one by arrow key.
-  const plain = (value) => String(Number(value.toPrecision(4)));
-  all(document, "figure > svg.chart").forEach((picture, index) => {
-    const chart = data.charts[index];
-    const cursor = one(picture, ".cursor");
-    const reading = one(picture.parentNode, ".reading");
-    const places = [...new Set(chart.series.flatMap((line) => line.x))].sort((a, b) => a - b);
-    let at = -1;
-    const show = (place) => {
-      at = place;
-      cursor.toggleAttribute("hidden", at < 0);
-      if (at < 0) {
-        reading.textContent = reading.dataset.rest;
-        return;
-      }
-      const x = places[at];
-      const share = (x - chart.across[0]) / (chart.across[1] - chart.across[0]);
-      const px = chart.left + share * (chart.right - chart.left);
-      cursor.setAttribute("x1", px);
-      cursor.setAttribute("x2", px);
-      const values = chart.series.flatMap((line) => {
-        const found = line.x.indexOf(x);
-        if (found < 0) return [];
-        const value = line.y[found];
-        return [line.name + " " + (chart.percent ? percent(value) : plain(value))];
-      });
-      const where = chart.x_percent ? percent(x) : plain(x);
-      reading.textContent = chart.unit + " " + where + ": " + values.join(", ");
-    };
-    picture.addEventListener("pointermove", (event) => {
-      if (!places.length) return;
-      const box = picture.getBoundingClientRect();
-      const px = ((event.clientX - box.left) / box.width) * chart.width;
-      const share = (px - chart.left) / (chart.right - chart.left);
-      const x = chart.across[0] + share * (chart.across[1] - chart.across[0]);
-      let best = 0;
-      places.forEach((place, n) => {
-        if (Math.abs(place - x) < Math.abs(places[best] - x)) best = n;
-      });
-      show(best);
-    });
-    picture.addEventListener("pointerleave", () => show(-1));
-    picture.addEventListener("blur", () => show(-1));
-    picture.addEventListener("keydown", (event) => {
-      const last = places.length - 1;
-      const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: last }[event.key];
-      if (to === undefined || last < 0) return;
-      event.preventDefault();
-      reading.setAttribute("aria-live", "polite");
-      show(Math.max(0, Math.min(last, to)));
-    });
-  });
-
   // Buttons that copy; where the browser does not let a file copy, the text is selected.
   all(document, "[data-copy]").forEach((button) => {
     button.addEventListener("click", async () => {
@@ -79,8 +26,8 @@
   });
 
   const panel = document.getElementById("attention-panel");
-  if (!panel || !data.heads) return;
-  const heads = data.heads;
+  if (!panel || !data) return;
+  const heads = data;
   const cells = all(panel, ".map tbody td");
   const scale = one(panel, ".scale");
   const headReading = one(panel, ".head-reading");
