@@ -10,11 +10,10 @@ from typing import Any
 import mlx.core as mx
 import pytest
 import tiny_models
-from cli_support import document, invoke, write_texts
+from cli_support import document, invoke
 from mlx_lm.utils import load_model
 
 from abft_mlx import adapters, exchange, loading
-from abft_mlx.prompts import PromptBuilder
 from abft_mlx.recipe import AdapterSection
 
 
@@ -102,37 +101,6 @@ def test_a_run_is_measured_without_its_data(
     assert not [one for one in shown if json.loads(one)["text"].encode() in content]
 
 
-def test_only_the_prompts_that_are_asked_are_made(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = []
-    build = PromptBuilder.build
-
-    def counted(*arguments: Any, **named: Any) -> Any:
-        made.append(1)
-        return build(*arguments, **named)
-
-    monkeypatch.setattr(PromptBuilder, "build", counted)
-    many = tmp_path / "many.csv"
-    write_texts(many, 2000)
-    for number, adapter in enumerate((run, peft_of(run, tmp_path / "peft"))):
-        made.clear()
-        result = invoke(
-            "export", adapter, "--to", "mlx", "--recipe", run / "recipe.yaml", "--data", many,
-            "--output", tmp_path / str(number), "--prompts", 3, "--json",
-        )  # fmt: skip
-        assert result.exit_code == 0, result.stderr
-        assert document(result)["measured"]["prompts"] == 3
-        # A few more measure how long texts are, and test the model.
-        assert len(made) < 150
-
-
-def peft_of(run: Path, folder: Path) -> Path:
-    result = invoke("export", run, "--to", "peft", "--output", folder, "--no-measure", "--quiet")
-    assert result.exit_code == 0, result.stderr
-    return folder
-
-
 def test_another_recipes_prompts_are_asked_of_the_runs_base(run: Path, tmp_path: Path) -> None:
     """The tiny model does not fit the demo's: were that taken, the adapter would be refused."""
     other = tmp_path / "other.yaml"
@@ -166,18 +134,13 @@ def test_the_base_that_an_adapter_names(bare: Path, model: Path, tmp_path: Path)
     [
         (("--to", "gguf"), "'gguf' is not one of"),
         (("--to", "fused", "--scale", 0), "--scale 0.0: give a finite number that is not 0"),
-        (("--to", "fused", "--scale", "nan"), "--scale nan: give a finite number"),
         (("--to", "mlx", "--quantize", 4), "--quantize are for merged models"),
         (("--to", "fused", "--quantize", 7), "--quantize 7: MLX quantizes to 2, 3, 4, 5, 6, 8"),
         (("--to", "fused", "--dequantize"), "--dequantize: the base is not quantized"),
-        (("--to", "fused", "--float-merged"), "--float-merged: the base is not quantized"),
         (("--to", "fused", "--float-merged", "--quantize", 8), "exclude each other"),
         (("--to", "fused", "--quantize", 8), "as wide as a multiple of 64"),
         (("--to", "fused", "--base-model", "a/b"), "--base-model a/b: a merged model needs no"),
         (("--to", "peft", "--base-model", "a b/c"), "--base-model 'a b/c' is not a hub id"),
-        (("--to", "mlx", "--recipe", "dmeo"), "did you mean demo?"),
-        (("--to", "mlx", "--data", "missing.csv"), "missing.csv: no such file"),
-        (("--to", "mlx", "--model", "./nowhere"), "no such folder"),
     ],
 )
 def test_wrong_usage_is_one_line(
@@ -195,14 +158,6 @@ def test_missing_texts_name_the_way_without_them(run: Path, tmp_path: Path) -> N
     result = invoke("export", run, "--to", "mlx", "--output", tmp_path / "a", "--data", "gone.csv")
     assert result.exit_code == 2
     assert "or export with --no-measure" in result.stderr
-
-
-def test_not_an_adapter(model: Path, tmp_path: Path) -> None:
-    result = invoke(
-        "export", model, "--to", "mlx", "--model", model, "--no-measure", "--output", tmp_path / "a"
-    )
-    assert result.exit_code == 2
-    assert "no adapter_config.json" in result.stderr
 
 
 def test_what_lies_at_the_output_is_not_lost(run: Path, model: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -262,3 +263,27 @@ def test_other_quantized_bases(name: str, head: bool, tmp_path: Path) -> None:
         again, _ = load_model(tmp_path / kind)
         assert ("lm_head" in again) == (name == "llama")
         assert far(np.array(again(tokens)), expected) <= TOLERANCE
+
+
+def test_mlx_lm_generate_answers_with_the_adapters_label(run: Path, tmp_path: Path) -> None:
+    """As its users start it, with an adapter that went to PEFT and back."""
+    prompts, labels, tokenizer = asked(run)
+    plain, adapted = (
+        answers(stock(base_folder(), adapter), prompts).argmax(axis=1) for adapter in (None, run)
+    )
+    number = next(
+        n for n in range(len(prompts))
+        if plain[n] != adapted[n] and plain[n] in labels and adapted[n] in labels
+    )  # fmt: skip
+    export(run, "peft", tmp_path / "peft", "--no-measure")
+    export(tmp_path / "peft", "mlx", tmp_path / "back", "--model", "demo", "--no-measure")
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "mlx_lm", "generate", "--model", base_folder(),
+            "--adapter-path", tmp_path / "back", "--prompt", "-", "--max-tokens", "1",
+            "--temp", "0", "--ignore-chat-template", "--verbose", "False",
+        ],
+        input=tokenizer.decode(prompts[number]), capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == tokenizer.decode([adapted[number]]).strip()

@@ -99,7 +99,7 @@ def tokenizer(merges: int = 512) -> Tokenizer:
 
 
 def word_vectors(
-    made: Tokenizer, dimensions: int = 48, lines: int = 3000
+    encoder: Tokenizer, dimensions: int = 48, lines: int = 3000
 ) -> tuple[np.ndarray, np.ndarray]:
     """What unlabelled texts of every family tell of a word: the company it keeps, how common it is.
 
@@ -110,7 +110,7 @@ def word_vectors(
         company (V, dimensions) and commonness (V,) float32, from 0, as common as a class's words or
         less, to 1, about twenty times as common or more.
     """
-    ids = made.get_vocab()
+    ids = encoder.get_vocab()
     together = np.zeros((len(ids), len(ids)))
     counts = np.zeros(len(ids))
     for name in TASKS:
@@ -123,18 +123,18 @@ def word_vectors(
     used = np.flatnonzero(single)
     expected = np.outer(single[used], single[used]) / single.sum()
     information = np.log(np.maximum(together[np.ix_(used, used)], 1e-9) / expected)
-    found = np.linalg.eigh(np.maximum(information, 0.0))[1][:, -dimensions:]
-    found /= np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-9)
+    vectors = np.linalg.eigh(np.maximum(information, 0.0))[1][:, -dimensions:]
+    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
     company = np.zeros((len(ids), dimensions), np.float32)
-    company[used] = found
+    company[used] = vectors
     usual = np.median(counts[used])
     common = np.clip(np.log(np.maximum(counts, 1.0) / usual) / np.log(20.0), 0.0, 1.0)
     return company, common.astype(np.float32)
 
 
-def save_tokenizer(made: Tokenizer, folder: Path, context_tokens: int) -> None:
+def save_tokenizer(encoder: Tokenizer, folder: Path, context_tokens: int) -> None:
     """Write tokenizer.json and tokenizer_config.json as ``transformers`` reads them."""
-    made.save(str(folder / "tokenizer.json"))
+    encoder.save(str(folder / "tokenizer.json"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": END,
@@ -195,15 +195,15 @@ class Corpus:
     """Writes batches of training sequences.
 
     Args:
-        made: the tokenizer.
+        encoder: the tokenizer.
         seed: where every choice comes from.
     """
 
-    def __init__(self, made: Tokenizer, seed: int, width: int = 128) -> None:
+    def __init__(self, encoder: Tokenizer, seed: int, width: int = 128) -> None:
         self.width = width
         self.shuffle = np.random.default_rng(seed)
         self.chance = random.Random(f"corpus {seed}")
-        self.ids = made.get_vocab()
+        self.ids = encoder.get_vocab()
         self.labels = [
             word
             for word in sorted({*CLASS_WORDS, *(w for f in TRAINING for w in f.classes)})

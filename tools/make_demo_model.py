@@ -274,7 +274,7 @@ def train(
                     raise SystemExit("the loss is no longer finite")
 
 
-def save(model: Model, settings: dict, made, folder: Path) -> None:
+def save(model: Model, settings: dict, encoder, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     mx.save_safetensors(
         str(folder / "model.safetensors"),
@@ -282,7 +282,7 @@ def save(model: Model, settings: dict, made, folder: Path) -> None:
         metadata={"format": "pt"},
     )
     (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
-    save_tokenizer(made, folder, CONTEXT_TOKENS)
+    save_tokenizer(encoder, folder, CONTEXT_TOKENS)
 
 
 def main() -> None:
@@ -299,15 +299,15 @@ def main() -> None:
     parser.add_argument("--language", type=float, default=0.1)
     parser.add_argument("--smoke", action="store_true", help="two tiny steps a stage, for tests")
     chosen = parser.parse_args()
-    made = tokenizer()
-    settings = configuration(made.get_vocab_size(), chosen.width, chosen.layers, chosen.heads)
+    encoder = tokenizer()
+    settings = configuration(encoder.get_vocab_size(), chosen.width, chosen.layers, chosen.heads)
     mx.random.seed(chosen.seed)
     model = Model(ModelArgs.from_dict(settings))
-    corpus = Corpus(made, chosen.seed, chosen.width)
-    company, common = (mx.array(each) for each in word_vectors(made))
+    corpus = Corpus(encoder, chosen.seed, chosen.width)
+    company, common = (mx.array(each) for each in word_vectors(encoder))
     initialise(model, chosen.std, company, common, chosen.company)
     size = sum(v.size for _, v in tree_flatten(model.parameters()))
-    print(f"vocabulary {made.get_vocab_size()}, {size} parameters", flush=True)
+    print(f"vocabulary {encoder.get_vocab_size()}, {size} parameters", flush=True)
     stages = [replace(stage, steps=2) if chosen.smoke else stage for stage in STAGES]
     model._unseen = mx.array(corpus.unseen())
     train(
@@ -318,9 +318,9 @@ def main() -> None:
         rate=chosen.rate,
         language=chosen.language,
         log=lambda line: print(line, flush=True),
-        keep=lambda _: save(model, settings, made, chosen.output),
+        keep=lambda _: save(model, settings, encoder, chosen.output),
     )
-    save(model, settings, made, chosen.output)
+    save(model, settings, encoder, chosen.output)
 
 
 if __name__ == "__main__":

@@ -269,8 +269,8 @@ def _open(
     if shipped is None:
         opened = experiment.prepare(recipe, adapter)
         few = recipe.evaluation.model_copy(update={"queries": count, "repeats": 1})
-        made = opened.task.test_prompts(few)
-        return opened.loaded, opened.space, made, f"test texts of {recipe.data.source}"
+        chosen = opened.task.test_prompts(few)
+        return opened.loaded, opened.space, chosen, f"test texts of {recipe.data.source}"
     section = prediction.with_words(recipes.task(recipe), shipped)
     try:
         texts = data.load(section.data)
@@ -285,18 +285,18 @@ def _open(
     predictor = shipped.predictor(loaded.model, builder, recipe.evaluation.batch_tokens)
     shown = shipped.demonstrations
     if asked:
-        made = predictor.prompts_of(asked)
+        chosen = predictor.prompts_of(asked)
         what = f"test texts of {recipe.data.source} behind the run's demonstrations"
     else:
         if shipped.nearest is not None:
-            made = predictor.prompts_of(shown[:count])
+            chosen = predictor.prompts_of(shown[:count])
         else:
-            made = [
+            chosen = [
                 builder.build((*shown[:n], *shown[n + 1 :]), *query, where="a demonstration")
                 for n, query in enumerate(shown)
             ]
         what = f"the run's demonstrations, each behind the others ({problem})"
-    return loaded, builder.space, made, what
+    return loaded, builder.space, chosen, what
 
 
 def _check_options(

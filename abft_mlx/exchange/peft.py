@@ -116,7 +116,7 @@ def _factors(module: nn.Module) -> Factors:
 
 def _ranks(factors: dict[str, Factors]) -> dict[str, Any]:
     """The most frequent rank and alpha, and the layers that have others."""
-    pairs = Counter((one.rank, one.alpha) for one in factors.values())
+    pairs = Counter((factor.rank, factor.alpha) for factor in factors.values())
     rank, alpha = pairs.most_common(1)[0][0] if factors else (8, 8.0)
 
     def plain(number: float) -> float | int:
@@ -125,10 +125,12 @@ def _ranks(factors: dict[str, Factors]) -> dict[str, Any]:
     return {
         "r": rank,
         "lora_alpha": plain(alpha),
-        "lora_dropout": max((one.dropout for one in factors.values()), default=0.0),
-        "rank_pattern": {name: one.rank for name, one in factors.items() if one.rank != rank},
+        "lora_dropout": max((factor.dropout for factor in factors.values()), default=0.0),
+        "rank_pattern": {
+            name: factor.rank for name, factor in factors.items() if factor.rank != rank
+        },
         "alpha_pattern": {
-            name: plain(one.alpha) for name, one in factors.items() if one.alpha != alpha
+            name: plain(factor.alpha) for name, factor in factors.items() if factor.alpha != alpha
         },
     }
 
