@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import json
 import re
 import threading
@@ -152,10 +151,9 @@ def file(name: str, path: str, *, revision: str | None = None, repo_type: str = 
     from huggingface_hub import hf_hub_download
 
     with bars(name) as chosen:
-        # Before 1.2 or so, bars of single files cannot be replaced.
-        known = "tqdm_class" in inspect.signature(hf_hub_download).parameters
-        more: dict[str, Any] = {"tqdm_class": chosen} if known else {}
-        return Path(hf_hub_download(name, path, repo_type=repo_type, revision=revision, **more))
+        return Path(
+            hf_hub_download(name, path, repo_type=repo_type, revision=revision, tqdm_class=chosen)
+        )
 
 
 @contextlib.contextmanager
@@ -235,66 +233,44 @@ def explain(error: BaseException, asked: Asked) -> Failure:
     """
     from huggingface_hub import errors
 
-    title = asked.title
-    at = f" at revision {asked.revision!r}" if asked.revision else ""
     original, cause = error, error.__cause__
     if isinstance(error, errors.LocalEntryNotFoundError) and _status(cause) is not None:
         error = cause or error  # the hub did answer, only not with the files
     while type(error) is RuntimeError and error.__cause__ is not None:
         error = error.__cause__  # an upload's own failure, wrapped
-    status = _status(error)
-    again = f"could not be {asked.doing}"
-    if isinstance(error, errors.GatedRepoError):
-        return Failure("gated", f"{title} is gated: accept its terms on the hub, then {LOGIN}")
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return Failure("absent", f"{asked.absent}; check the spelling, or {LOGIN} if it is private")
-    if isinstance(error, errors.RevisionNotFoundError):
-        return Failure(
-            "revision", f"{title} has no revision {asked.revision!r}; {asked.any_revision}"
-        )
-    if status == 401:
-        return Failure("token", f"{title}{at} {again}: the hub does not accept the token; {LOGIN}")
-    if status == 403:
-        return Failure(
-            "forbidden",
-            f"{title}{at} {again}: the token has no right to it; ask for access, or {LOGIN} with "
-            "a token that has",
-        )
-    if status == 429:
-        return Failure(
-            "limit", f"{title}{at} {again}: too many requests (429); wait some minutes, try again"
-        )
-    if status is not None and status >= 500:
-        return Failure(
-            "server", f"{title}{at} {again}: the hub is in trouble ({status}); try again later"
-        )
-    if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
-        return Failure(
-            "offline",
-            f"{title}{at} is not in the local cache and the hub cannot be reached; go online once "
-            f"to fetch it, or {asked.instead}",
-        )
-    if _of_the_network(error):
-        return Failure(
-            "offline",
-            f"{title}{at} {again}: the hub cannot be reached ({_first_line(error)}); go online "
-            "and try again",
-        )
-    if isinstance(error, errors.HfHubHTTPError | errors.HFValidationError | OSError):
-        return Failure(
-            "other", f"{title}{at} {again}: {_first_line(error)}; try again, or {asked.instead}"
-        )
-    if isinstance(error, json.JSONDecodeError):
-        return Failure(
-            "server", f"{title}{at} {again}: the hub's answer is no JSON; try again later"
-        )
-    # The library refuses names such as ../x; others it cannot make a path of.
-    if asked.doing == "fetched" and isinstance(error, ValueError | RecursionError):
-        return Failure(
-            "name",
-            f"{title}{at} {again}: it holds a file whose name leads out of its folder or is no "
-            f"name of a file ({_first_line(error)}); {asked.instead}",
-        )
+    at = f" at revision {asked.revision!r}" if asked.revision else ""
+    title, status, reason = f"{asked.title}{at}", _status(error) or 0, _first_line(error)
+    again, network = f"{title} could not be {asked.doing}", ("TransportError", "ConnectionError")
+    rows: list[tuple[bool, Kind, str]] = [
+        (isinstance(error, errors.GatedRepoError), "gated",
+         f"{asked.title} is gated: accept its terms on the hub, then {LOGIN}"),
+        (isinstance(error, errors.RepositoryNotFoundError), "absent",
+         f"{asked.absent}; check the spelling, or {LOGIN} if it is private"),
+        (isinstance(error, errors.RevisionNotFoundError), "revision",
+         f"{asked.title} has no revision {asked.revision!r}; {asked.any_revision}"),
+        (status == 401, "token", f"{again}: the hub does not accept the token; {LOGIN}"),
+        (status == 403, "forbidden",
+         f"{again}: the token has no right to it; ask for access, or {LOGIN} with one that has"),
+        (status == 429, "limit", f"{again}: too many requests (429); wait some minutes, try again"),
+        (status >= 500, "server", f"{again}: the hub is in trouble ({status}); try again later"),
+        (isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled), "offline",
+         f"{title} is not in the local cache and the hub cannot be reached; go online once to "
+         f"fetch it, or {asked.instead}"),
+        # The hub's library has changed its HTTP library twice; all of them name these alike.
+        (any(kind.__name__ in network for kind in type(error).__mro__), "offline",
+         f"{again}: the hub cannot be reached ({reason}); go online and try again"),
+        (isinstance(error, errors.HfHubHTTPError | errors.HFValidationError | OSError), "other",
+         f"{again}: {reason}; try again, or {asked.instead}"),
+        (isinstance(error, json.JSONDecodeError), "server",
+         f"{again}: the hub's answer is no JSON; try again later"),
+        # The library refuses names such as ../x; others it cannot make a path of.
+        (asked.doing == "fetched" and isinstance(error, ValueError | RecursionError), "name",
+         f"{again}: it holds a file whose name leads out of its folder or is no name of a file "
+         f"({reason}); {asked.instead}"),
+    ]  # fmt: skip
+    for matches, kind, message in rows:
+        if matches:
+            return Failure(kind, message)
     raise original
 
 
@@ -305,11 +281,7 @@ def _status(error: BaseException | None) -> int | None:
     return status if isinstance(status, int) else None
 
 
-def _of_the_network(error: BaseException) -> bool:
-    # The hub's library has changed its HTTP library twice; all of them name these alike.
-    return any(one.__name__ in ("TransportError", "ConnectionError") for one in type(error).__mro__)
-
-
 def _first_line(error: BaseException) -> str:
+    """What an error says first, without a token."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return masked(lines[0] if lines else type(error).__name__)[:_LONGEST_REASON]

@@ -4,19 +4,26 @@ A port is data. :func:`port_for` finds the one that describes a loaded model, or
 architectures have one.
 """
 
-from abft_mlx.ports.hooks import Around, Hook, hook_blocks, wrap_blocks
-from abft_mlx.ports.port import Block, HeadShape, Port, Projection
-from abft_mlx.ports.registry import (
-    architecture,
+from abft_mlx.ports.hooks import (
+    Around,
+    Hook,
+    Namespace,
+    finding,
+    hook_blocks,
+    subclass,
+    swapped,
+    wrap_blocks,
+)
+from abft_mlx.ports.modules import base_linear, freeze, has, head_rows, output_dims, resolve
+from abft_mlx.ports.port import Block, HeadShape, Port, Projection, architecture
+from abft_mlx.ports.table import (
+    PORTS,
     head_counts,
     heads,
     port_for,
     supported,
     supported_in_words,
 )
-from abft_mlx.ports.swap import Namespace, finding, subclass, swapped
-from abft_mlx.ports.table import PORTS
-from abft_mlx.ports.weights import base_linear, freeze, has, head_rows, output_dims, resolve
 
 __all__ = [
     "PORTS",

@@ -1,4 +1,6 @@
-"""Hooks on blocks: see, or change, the hidden states that go into a block and come out of it.
+"""Running a model's own code with something around it, for one instance and for a while.
+
+Hooks on blocks see, or change, the hidden states that go into a block and come out of it.
 
 Blocks are numbered from 0 in the order in which they run: a block is a layer, but where it attends
 more than once (:class:`abft_mlx.ports.Block`).
@@ -9,7 +11,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FunctionType
 from typing import Any
@@ -18,8 +20,10 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from abft_mlx.errors import UnsupportedArchitectureError
-from abft_mlx.ports.registry import architecture, port_for
-from abft_mlx.ports.swap import subclass, swapped
+from abft_mlx.ports.port import architecture
+from abft_mlx.ports.table import port_for
+
+_swap = threading.Lock()
 
 Hook = Callable[[int, mx.array], mx.array]
 """Given a block's number and hidden states, the hidden states to go on with."""
@@ -128,3 +132,59 @@ def hook_blocks(
 
     with wrap_blocks(model, around):
         yield
+
+
+def subclass(kind: type, **members: Any) -> type:
+    """A subclass that passes for its parent, with some members of its own."""
+    described = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
+    return type(kind.__name__, (kind,), described | members)
+
+
+class Namespace:
+    """A module under whose names one finds other things."""
+
+    def __init__(self, original: Any, **replaced: Any) -> None:
+        self.original = original
+        self.__dict__.update(replaced)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.original, name)
+
+
+def finding(function: FunctionType, found: Mapping[str, Any]) -> FunctionType:
+    """The same code, which finds other things under some of its global names."""
+    made = FunctionType(
+        function.__code__,
+        function.__globals__ | dict(found),
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+    made.__kwdefaults__ = function.__kwdefaults__
+    return made
+
+
+@contextmanager
+def swapped(
+    modules: Mapping[int, nn.Module], make: Callable[[int, type], type]
+) -> Iterator[list[tuple[type, type]]]:
+    """Give modules another class while the block runs; their parameters are not touched.
+
+    Args:
+        modules: layer numbers to modules.
+        make: given a layer's number and its module's class, a subclass of that; it may refuse by
+            raising, and then no module has changed.
+
+    Yields:
+        Each module's own class and its class in the block.
+    """
+    with _swap:
+        classes = [(type(module), make(layer, type(module))) for layer, module in modules.items()]
+        for module, (_, kind) in zip(modules.values(), classes, strict=True):
+            module.__class__ = kind
+    try:
+        yield classes
+    finally:
+        with _swap:
+            for module, (original, _) in zip(modules.values(), classes, strict=True):
+                module.__class__ = original

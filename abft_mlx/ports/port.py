@@ -15,8 +15,9 @@ import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 
 from abft_mlx.errors import ModelError
-from abft_mlx.ports.output import NarrowHead, hidden_of, logits_of
-from abft_mlx.ports.weights import has, output_dims, resolve
+from abft_mlx.ports.modules import has, hidden_of, logits_of, output_dims, resolve
+
+MODELS_PACKAGE = "mlx_lm.models."
 
 Role = Literal["q", "k", "v", "gate"]
 Part = Role | tuple[Role, str]
@@ -26,6 +27,14 @@ where a head's queries, keys and values are not all head_dim wide."""
 
 def _several(paths: str | tuple[str, ...]) -> tuple[str, ...]:
     return (paths,) if isinstance(paths, str) else paths
+
+
+def architecture(model: nn.Module) -> str:
+    """Name of the mlx-lm model module that runs this model; it decides the port.
+
+    A model's own ``model_type`` may be another: mlx-lm runs ``mistral`` checkpoints as ``llama``.
+    """
+    return type(model).__module__.removeprefix(MODELS_PACKAGE)
 
 
 @dataclass(frozen=True)
@@ -281,11 +290,10 @@ class Port:
         Returns:
             (..., C) or (..., V) float32, what the model itself gives there.
         """
-        if token_ids is None:
-            return logits_of(model, hidden, self.stem, self.head_path(model)).astype(mx.float32)
-        ids = token_ids if isinstance(token_ids, mx.array) else mx.array(list(token_ids))
-        narrow = NarrowHead(self.head(model), ids)
-        return logits_of(model, hidden, self.stem, self.head_path(model), narrow)
+        if token_ids is not None and not isinstance(token_ids, mx.array):
+            token_ids = mx.array(list(token_ids))
+        head = self.head(model)
+        return logits_of(model, architecture(model), hidden, head, token_ids).astype(mx.float32)
 
     def head(self, model: nn.Module) -> nn.Module:
         """The output head: a linear layer, or the embedding it is tied to."""

@@ -1,4 +1,6 @@
-"""The ports of mlx-lm's architectures: what is the same in several stands in one row.
+"""The ports of mlx-lm's architectures, and how a loaded model finds its own.
+
+What is the same in several stands in one row.
 
 What W_Q and W_K are in each kind of attention, and why, stands in docs/ports.md.
 """
@@ -8,7 +10,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-from abft_mlx.ports.port import Port, Projection
+import mlx.nn as nn
+
+from abft_mlx.errors import UnsupportedArchitectureError
+from abft_mlx.ports.port import MODELS_PACKAGE, HeadShape, Port, Projection, architecture
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -257,3 +262,43 @@ PORTS: tuple[Port, ...] = (
             attention=("self_attn.0", "self_attn.1"), heads=("lm_head",),
             n_heads="num_attention_heads", n_kv_heads="num_attention_heads"),
 )  # fmt: skip
+
+
+def supported() -> tuple[str, ...]:
+    """The mlx-lm model modules that have a port, in alphabetical order."""
+    return tuple(sorted(name for port in PORTS for name in port.architectures))
+
+
+def supported_in_words() -> str:
+    """The end of a message to somebody whose model has no port."""
+    return (
+        f"{len(supported())} of mlx-lm's are, among them gpt2, llama (Mistral models run as it), "
+        "qwen2, qwen3, gemma3 and phi3; docs/architectures.md has them all"
+    )
+
+
+def port_for(model: nn.Module) -> Port:
+    """The port of a loaded model; never guessed from how the model looks.
+
+    Raises:
+        UnsupportedArchitectureError: no port names this model's architecture.
+    """
+    module = type(model).__module__
+    name = architecture(model)
+    for port in PORTS:
+        if module.startswith(MODELS_PACKAGE) and name in port.architectures:
+            return port
+    raise UnsupportedArchitectureError(
+        f"architecture {name!r} is not supported; {supported_in_words()}"
+    )
+
+
+def head_counts(model: nn.Module) -> dict[int, int]:
+    """Layer number to its number of query heads, for layers with softmax attention."""
+    return {n: one.n_heads for n, one in enumerate(heads(model)) if one is not None}
+
+
+def heads(model: nn.Module) -> list[HeadShape | None]:
+    """Heads of every layer, None for a layer without softmax attention."""
+    port = port_for(model)
+    return [port.head_shape(layer) for layer in port.layers(model)]
