@@ -19,13 +19,12 @@ from report_support import evaluation, made_heads, made_study, write_run
 from abft_mlx import analysis, data, documents, recipe, study
 from abft_mlx.analysis import drawing
 from abft_mlx.analysis.report import write_report
-from abft_mlx.data import _rows
 from abft_mlx.errors import DataError, ModelError, OutputError, RecipeError
 from abft_mlx.evaluation.comparisons import right_answers
 from abft_mlx.files import parse_json, read_bytes
 from abft_mlx.induction import archives, read_heads
 from abft_mlx.loading import skeleton
-from abft_mlx.recipe import DataSection, _yaml
+from abft_mlx.recipe import DataSection
 
 DEEP = "[" * 30_000
 LAUGHS = "".join(
@@ -34,27 +33,17 @@ LAUGHS = "".join(
 
 
 class TestYaml:
-    @pytest.mark.parametrize(
-        ("text", "message"),
-        [
-            ("a: &a [x]\n" + LAUGHS, "more than 100,000 values, aliases included"),
-            ("a: &a [*a]\n", r"\*?a?.*stands inside itself"),
-            ("a: " + DEEP, "nested too deeply"),
-            ('description: "\\ud800"\n', "half of a surrogate pair"),
-            ("a: " + "x" * 1_000_001, "longer than 1,000,000 characters"),
-        ],
-        ids=["laughs", "itself", "deep", "surrogate", "long"],
-    )
-    def test_bombs(self, tmp_path: Path, text: str, message: str) -> None:
+    def test_nested_too_deeply(self, tmp_path: Path) -> None:
         path = tmp_path / "recipe.yaml"
-        path.write_text(text, encoding="utf-8")
+        path.write_text("a: " + DEEP, encoding="utf-8")
         for load in (recipe.load, study.load):
-            with pytest.raises(RecipeError, match=message) as caught:
+            with pytest.raises(RecipeError, match="nested too deeply"):
                 load(path)
-            assert str(path) in str(caught.value)
 
-    def test_aliases_that_do_not_explode_are_read(self) -> None:
-        assert _yaml.parse("a: &x [1, 2]\nb: [*x, *x]\n")["b"] == [[1, 2], [1, 2]]
+    def test_aliases_that_explode_make_a_short_message(self) -> None:
+        with pytest.raises(RecipeError, match="unknown key a") as caught:
+            recipe.loads("a: &a [x]\n" + LAUGHS)
+        assert len(str(caught.value)) < 20_000
 
     def test_an_override_that_is_deep(self) -> None:
         with pytest.raises(RecipeError, match=r"--set adapter.rank: .* is not a YAML value"):
@@ -258,53 +247,15 @@ class TestStudies:
             analysis.look(folder)
 
 
-class TestParquet:
-    def _write(self, path: Path, table: Any, **settings: Any) -> DataSection:
-        import pyarrow.parquet
+def test_parquet_texts_that_are_not_utf8(tmp_path: Path) -> None:
+    import pyarrow.parquet
 
-        pyarrow.parquet.write_table(table, path, **settings)
-        return DataSection(source=str(path))
-
-    def _table(self, rows: int) -> Any:
-        import pyarrow
-
-        return pyarrow.table({"text": ["x" * 50] * rows, "label": ["ham", "spam"] * (rows // 2)})
-
-    @pytest.mark.parametrize(
-        ("limit", "value", "message"),
-        [
-            ("MOST_ROWS", 9_999, "10,000 rows, more than 9,999"),
-            ("MOST_BYTES", 100, "it unpacks to [0-9,]+ bytes, more than 100"),
-            # A dictionary holds the text once: only reading shows what it comes to.
-            ("MOST_BYTES", 100_000, "it unpacks to [0-9,]+ bytes, more than 100,000"),
-        ],
-    )
-    def test_bombs(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, value: int, message: str
-    ) -> None:
-        section = self._write(tmp_path / "a.parquet", self._table(10_000))
-        assert len(data.report(section).require()) == 10_000
-        monkeypatch.setattr(_rows, limit, value)
-        with pytest.raises(DataError, match=message):
-            data.report(section).require()
-
-    def test_what_the_file_itself_says_is_too_much_is_not_unpacked(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        section = self._write(tmp_path / "a.parquet", self._table(100))
-        monkeypatch.setattr(_rows, "MOST_BYTES", 100)
-        monkeypatch.setattr(_rows, "_batches", None)
-        with pytest.raises(DataError, match="more than 100"):
-            data.report(section).require()
-
-    def test_texts_that_are_not_utf8(self, tmp_path: Path) -> None:
-        section = self._write(
-            tmp_path / "a.parquet", self._table(4), use_dictionary=False, compression="none"
-        )
-        path = tmp_path / "a.parquet"
-        path.write_bytes(path.read_bytes().replace(b"xxxx" * 12, b"\xff" * 48))
-        with pytest.raises(DataError, match=r"a.parquet: holds a value that cannot be read"):
-            data.report(section).require()
+    path = tmp_path / "a.parquet"
+    table = pyarrow.table({"text": ["x" * 50] * 4, "label": ["ham", "spam"] * 2})
+    pyarrow.parquet.write_table(table, path, use_dictionary=False, compression="none")
+    path.write_bytes(path.read_bytes().replace(b"xxxx" * 12, b"\xff" * 48))
+    with pytest.raises(DataError, match=r"a.parquet: not a Parquet file that can be read"):
+        data.report(DataSection(source=str(path))).require()
 
 
 @pytest.mark.parametrize("layers", [10**9, 5000, -7, 1e30])

@@ -2,63 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
-from enum import Enum
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Literal
 
-import typer
-
-from abft_mlx.cli import options, progress
-from abft_mlx.cli.options import Json, Overwrite, Quiet
+from abft_mlx.cli import options
+from abft_mlx.cli.progress import Board, board
 from abft_mlx.cli.shell import Shell, dump
 
 
-class Dtype(str, Enum):
-    """Types of the base's weights."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
 def bench(
-    quick: Annotated[
-        bool,
-        typer.Option(
-            "--quick",
-            help="The reference size alone (on a CPU a third of its layers), without mlx-lm-qk.",
-        ),
-    ] = False,
-    size: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="SIZE",
-            help="Layers x width x vocabulary : prompts x tokens k demonstrations, such as "
-            "12x768x32000:8x160k4; may be given several times. Without it, a sweep.",
-            show_default=False,
-        ),
-    ] = None,
-    without: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="Leave a contender out.", show_default=False),
-    ] = None,
-    dtype: Annotated[Dtype, typer.Option(help="Type of the base's weights.")] = Dtype.float32,
-    repeats: Annotated[int, typer.Option(min=1, help="Rounds after warm-up.")] = 5,
-    output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the JSON here, too.")
-    ] = None,
-    overwrite: Overwrite = False,
-    quiet: Quiet = False,
-    as_json: Json = False,
+    *,
+    quick: bool = False,
+    size: list[str] | None = None,
+    without: list[str] | None = None,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    repeats: int = 5,
+    output: Path | None = None,
+    overwrite: bool = False,
+    quiet: bool = False,
+    as_json: bool = False,
 ) -> None:
-    """Measure one update side by side: ours, mlx-lm's, the paper's way in PyTorch, the limit.
+    """Time one update of ours, of mlx-lm and of PyTorch.
 
-    All start from the same random weights and prompts, and take turns in one process.
+    Ours, mlx-lm's, the paper's way in PyTorch and the limit start from the same random weights and
+    prompts, and take turns in one process.
+
+    Args:
+        quick: The reference size alone (on a CPU a third of its layers), without mlx-lm-qk.
+        size (SIZE): Layers x width x vocabulary : prompts x tokens k demonstrations, such as
+            12x768x32000:8x160k4; may be given several times. Without it, a sweep.
+        without (NAME): Leave a contender out.
+        dtype: Type of the base's weights.
+        repeats: Rounds after warm-up. [min: 1]
+        output (FILE): Write the JSON here, too.
     """
     shell = Shell(as_json=as_json, quiet=quiet)
-    # Minutes of measuring must not end in a folder that is not there.
     if output is not None:
         options.check_file(output, overwrite=overwrite)
     with shell.speaking():
@@ -66,27 +46,28 @@ def bench(
 
         from abft_mlx.bench import exponents, measure, sizes, table
 
-        chosen = [sizes.parse(one) for one in size or []]
+        chosen = [sizes.parse(text) for text in size or []]
         if not chosen:
             on_gpu = mx.default_device() == mx.Device(mx.gpu)
             chosen = [sizes.quick(on_gpu)] if quick else sizes.sweep()
         skipped = [*(without or []), *(measure.QUICK_WITHOUT if quick else [])]
         names = measure.reference_names(skipped)
-        found = {}
-        for number, one in enumerate(chosen, 1):
-            with progress.board(shell) as board:
-                found[one] = measure.compare(
-                    one,
+        measured = {}
+        for number, shape in enumerate(chosen, 1):
+            with board(shell) as shown:
+                prefix = f"size {number} of {len(chosen)}, "
+                measured[shape] = measure.compare(
+                    shape,
                     names,
-                    dtype=dtype.value,
+                    dtype=dtype,
                     repeats=repeats,
-                    tell=_telling(board, f"size {number} of {len(chosen)}"),
-                    on_progress=board.count,
+                    tell=partial(_stage, shown, prefix),
+                    on_progress=shown.progress,
                 )
-            shell.show(table.table(one, found[one]))
-        content = measure.document(found, dtype.value)
-        grown = exponents.fitted(found)
-        content["exponents"] = [asdict(one) for one in grown]
+            shell.show(table.table(shape, measured[shape]))
+        content = measure.document(measured, dtype)
+        grown = exponents.fitted(measured)
+        content["exponents"] = [asdict(exponent) for exponent in grown]
         if grown:
             shell.show(table.growth(grown))
         if output is not None:
@@ -95,5 +76,6 @@ def bench(
     shell.document(content)
 
 
-def _telling(board: progress.Board, which: str) -> Callable[[str], None]:
-    return lambda what: board.stage(f"{which}, {what}", "updates")
+def _stage(shown: Board, prefix: str, what: str) -> None:
+    """Show what is measured now."""
+    shown.stage(prefix + what, "updates")
