@@ -9,7 +9,7 @@ import pytest
 from cli_support import invoke
 
 from abft_mlx import api, recipe
-from abft_mlx.cli import options, words
+from abft_mlx.cli import options
 from abft_mlx.errors import UsageError
 
 
@@ -20,7 +20,7 @@ def opened(**flags: object) -> recipe.Recipe:
 def test_every_flag_reaches_its_field() -> None:
     found = opened(
         model="m", data="d.csv", text_column="body", label_column="kind", labels="a, b,c",
-        training=3, evaluation=4,
+        training_seed=3, evaluation_seed=4,
     )  # fmt: skip
     assert found.model == "m"
     assert (found.data.source, found.data.text, found.data.label) == ("d.csv", "body", "kind")
@@ -67,12 +67,12 @@ def test_values_are_taken_as_they_stand(name: str) -> None:
 
 
 def test_set_has_the_last_word() -> None:
-    assert opened(training=3, settings=["training.seed=9"]).training.seed == 9
+    assert opened(training_seed=3, settings=["training.seed=9"]).training.seed == 9
 
 
 def test_an_unknown_setting_is_blamed_by_its_own_name() -> None:
     # The settings of own data begin with name, which the message lists among those that are known.
-    with pytest.raises(UsageError, match="--set foo: unknown key foo"):
+    with pytest.raises(UsageError, match="--set: unknown key foo"):
         opened(settings=["foo=1"])
 
 
@@ -80,12 +80,6 @@ def test_an_unknown_setting_is_blamed_by_its_own_name() -> None:
 def test_labels_that_name_no_classes(labels: str) -> None:
     with pytest.raises(UsageError, match="does not name two classes or more"):
         options.overrides(labels=labels)
-
-
-def test_flags_override_a_named_recipe() -> None:
-    changed = options.open_recipe("demo", options.overrides(training=9))
-    assert changed.training.seed == 9
-    assert changed.prompt == recipe.load("demo").prompt
 
 
 @pytest.mark.parametrize(
@@ -103,18 +97,3 @@ def test_run_folders_are_named_by_recipe_or_data_and_time(
     monkeypatch.setattr(time, "strftime", lambda _format: "20261124-131500")
     found = api.default_output(recipe.default(overrides))
     assert found == Path("runs") / f"{name}-20261124-131500"
-
-
-def test_commands_to_copy_are_quoted() -> None:
-    assert words.command("eval", "--adapter", Path("a b")) == "abft-mlx eval --adapter 'a b'"
-
-
-@pytest.mark.parametrize(("rate", "filled"), [(0.0, 0), (0.5, 15), (1.0, 30), (1.5, 30)])
-def test_bars(rate: float, filled: int) -> None:
-    assert words.bar(rate) == "█" * filled + "░" * (30 - filled)
-
-
-def test_confusion_of_many_labels_is_left_out() -> None:
-    names = [f"label{index}" for index in range(13)]
-    assert words.confusion(names, [[0] * 13] * 13) is None
-    assert words.confusion(names[:12], [[0] * 12] * 12) is not None

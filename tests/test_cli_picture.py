@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from picture_support import LABELS, made_heads, made_prompt
+from picture_support import made_heads, made_prompt
 from rich.cells import cell_len
 from rich.console import Console
 
-from abft_mlx.cli import picture, picture_map, picture_prompt
+from abft_mlx.cli import picture
 from abft_mlx.cli.picture import Picture
 from abft_mlx.induction import Heads
 
@@ -54,19 +54,17 @@ def test_the_head_is_the_induction_head_that_changed_most(
     seed: int, none_in: tuple[int, ...]
 ) -> None:
     heads = made_heads(5, 4, seed=seed, none_in=none_in)
-    chosen = picture_prompt.choose(heads)
+    chosen = picture.choose(heads)
     assert chosen is not None
-    assert (chosen.layer, chosen.head) == changed_most(heads)
-    expected = [one.correctness[chosen.layer, chosen.head] for one in heads.states.values()]
-    assert list(chosen.correctness) == expected
+    assert chosen == changed_most(heads)
 
 
 def test_of_one_state_it_is_the_strongest_head() -> None:
     heads = made_heads(states=("before",))
-    chosen = picture_prompt.choose(heads)
+    chosen = picture.choose(heads)
     magnitude = heads.states["before"].magnitude
     assert chosen is not None
-    assert magnitude[chosen.layer, chosen.head] == magnitude.max()
+    assert magnitude[chosen] == magnitude.max()
     shown = printed(heads)
     assert "the strongest head" in shown
     assert "→" not in shown
@@ -77,35 +75,16 @@ def test_without_induction_heads_every_head_counts() -> None:
     states = {
         name: replace(one, share=np.zeros_like(one.share)) for name, one in heads.states.items()
     }
-    chosen = picture_prompt.choose(replace(heads, states=states))
+    chosen = picture.choose(replace(heads, states=states))
     moved = abs(heads.states["after"].correctness - heads.states["before"].correctness)
     assert chosen is not None
-    assert moved[chosen.layer, chosen.head] == moved.max()
-
-
-def test_the_example_is_the_one_nearest_the_mean() -> None:
-    heads = made_heads(examples=6, seed=3)
-    chosen = picture_prompt.choose(heads)
-    assert chosen is not None
-    away = []
-    for example in heads.examples:
-        total = 0.0
-        for state, mean in zip(example.rows, chosen.correctness, strict=True):
-            row = example.rows[state][chosen.layer, chosen.head]
-            mass = 0.0
-            for place, label in zip(
-                example.label_positions, example.demonstration_labels, strict=True
-            ):
-                mass += row[place] if label == example.gold else -row[place]
-            total += abs(mass - mean)
-        away.append(total)
-    assert picture_prompt.typical(heads, chosen) is heads.examples[int(np.argmin(away))]
+    assert moved[chosen] == moved.max()
 
 
 def test_pieces_are_the_tokens_with_their_weights() -> None:
     heads = made_heads()
     example = heads.examples[1]
-    shown = picture_prompt.pieces(example, ("before", "after"), 1, 2, 10_000)
+    shown = picture.pieces(example, ("before", "after"), 1, 2, 10_000)
     assert [one.text.replace("⏎ ", "\n") for one in shown] == list(example.tokens)
     for place, piece in enumerate(shown):
         assert piece.weights == tuple(
@@ -124,7 +103,7 @@ def test_a_cut_prompt_keeps_ends_labels_and_all_attention(limit: int, demonstrat
     tokens, places = made_prompt(demonstrations, 30)
     heads = made_heads(tokens=tokens, label_positions=places)
     example = heads.examples[0]
-    shown = picture_prompt.pieces(example, ("before", "after"), 0, 0, limit)
+    shown = picture.pieces(example, ("before", "after"), 0, 0, limit)
     assert sum(cell_len(one.text) for one in shown) <= max(limit, 40) * 1.2
     for state, name in enumerate(("before", "after")):
         row = example.rows[name][0, 0]
@@ -140,19 +119,9 @@ def test_a_cut_prompt_keeps_ends_labels_and_all_attention(limit: int, demonstrat
     assert any("…" in one.text for one in shown)
 
 
-def test_half_a_character_counts_with_the_whole_and_a_start_token_is_named() -> None:
-    tokens = ["", "a", "", "", "é", " ham", "\n", "b"]
-    heads = made_heads(tokens=tokens, label_positions=[5])
-    row = heads.examples[0].rows["before"][0, 0]
-    shown = picture_prompt.pieces(heads.examples[0], ("before",), 0, 0, 1000)
-    assert [one.text for one in shown] == ["⟨start⟩", "a", "é", " ham", "⏎ ", "b"]
-    assert shown[0].weights[0] == pytest.approx(row[0])
-    assert shown[2].weights[0] == pytest.approx(row[2] + row[3] + row[4])
-
-
 @given(st.text())
 def test_nothing_that_a_terminal_obeys_is_left(text: str) -> None:
-    cleaned = picture_prompt.clean(text)
+    cleaned = picture.clean(text)
     kinds = {unicodedata.category(one) for one in cleaned}
     assert not kinds & {"Cc", "Cf", "Cs", "Zl", "Zp"}
     assert bool(cleaned) == bool(text)
@@ -179,14 +148,14 @@ def test_hostile_tokens_are_shown_and_not_obeyed(width: int, colour: bool) -> No
 
 def test_without_colour_every_label_has_its_figures() -> None:
     heads = made_heads(seed=2)
-    chosen = picture_prompt.choose(heads)
+    chosen = picture.choose(heads)
     assert chosen is not None
-    example = picture_prompt.typical(heads, chosen)
+    example = picture.typical(heads, *chosen)
     assert example is not None
     shown = printed(heads, 200)
     assert "\x1b" not in shown
     flat = " ".join(shown.split())
-    before, after = (example.rows[name][chosen.layer, chosen.head] for name in heads.states)
+    before, after = (example.rows[name][chosen] for name in heads.states)
     for place, label in zip(example.label_positions, example.demonstration_labels, strict=True):
         mark = "✓" if label == example.gold else "✗"
         word = example.tokens[place].strip()
@@ -199,45 +168,11 @@ def test_without_colour_every_label_has_its_figures() -> None:
     assert shown.count("%→") == len(written) + len(example.label_positions)
 
 
-def test_with_colour_every_token_has_its_step() -> None:
-    heads = made_heads(seed=4)
-    chosen = picture_prompt.choose(heads)
-    assert chosen is not None
-    example = picture_prompt.typical(heads, chosen)
-    assert example is not None
-    console = Console(
-        file=io.StringIO(), force_terminal=True, color_system="truecolor", width=200, _environ={}
-    )
-    found: list[tuple[str, str]] = []
-    for line in console.render_lines(Picture(heads), pad=False):
-        for segment in line:
-            colour = segment.style.bgcolor if segment.style else None
-            if segment.text.strip():
-                found.append((segment.text, "" if colour is None else str(colour.name).upper()))
-    backgrounds = ["", "#56B4E9", "#0072B2", "#E69F00", "#D55E00"]
-    for name in heads.states:
-        row = example.rows[name][chosen.layer, chosen.head]
-        steps = np.digitize(row, [0.02, 0.05, 0.15, 0.40])
-        for place, token in enumerate(example.tokens):
-            word = token.replace("\n", "⏎ ").strip(" ")
-            if steps[place]:
-                # A shaded token is a segment of its own; its figure has the same ground.
-                assert (word, backgrounds[steps[place]]) in [
-                    (text.strip(" "), colour) for text, colour in found
-                ], (name, token)
-        for place, label in zip(example.label_positions, example.demonstration_labels, strict=True):
-            mark = "✓" if label == example.gold else "✗"
-            assert f"{mark}{row[place]:.0%}" in "".join(text for text, _ in found)
-    shaded = [colour for _, colour in found if colour]
-    assert set(shaded) <= set(backgrounds)
-
-
 @pytest.mark.parametrize("value", [-1, -0.4, -0.39, -0.05, -0.049, 0, 0.049, 0.05, 0.2, 0.4, 1])
 def test_a_cell_of_the_map_has_its_block(value: float) -> None:
     step = int(np.digitize(abs(value), [0.05, 0.1, 0.2, 0.4]))
     expected = "·" if step == 0 else ("░▒▓█" if value > 0 else "-=≡#")[step - 1]
-    assert picture_map.glyph(value) == expected
-    assert picture_map.glyph(value, ascii_only=True).isascii()
+    assert picture.glyph(value) == expected
 
 
 def map_lines(shown: str) -> list[str]:
@@ -256,7 +191,7 @@ def test_the_map_is_the_correctness_of_every_head() -> None:
         cells = line[2 + len("layer ") :].ljust(27)
         for start, name in ((0, "before"), (15, "after")):
             values = heads.states[name].correctness[layer]
-            assert cells[start : start + 12] == "".join(map(picture_map.glyph, values))
+            assert cells[start : start + 12] == "".join(map(picture.glyph, values))
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])
@@ -264,12 +199,11 @@ def test_the_map_is_the_correctness_of_every_head() -> None:
 def test_large_maps_are_cut_to_fit(layers: int, count: int, width: int) -> None:
     heads = made_heads(layers, count, none_in=(0,) if layers > 1 else ())
     values = {name: one.correctness for name, one in heads.states.items()}
-    share = {name: one.share for name, one in heads.states.items()}
-    cut = picture_map.fit(values, share, width)
+    cut = picture.fit(heads, width)
     assert cut is not None
     present = layers - (layers > 1)
     assert len(cut.layers) == min(16, present)
-    assert len(cut.layers) + cut.left_out == present
+    assert len(cut.layers) + cut.hidden_layers == present
     each = cut.heads_per_cell
     for name, table in cut.cells.items():
         assert table.shape == (len(cut.layers), -(-count // each))
@@ -284,34 +218,7 @@ def test_large_maps_are_cut_to_fit(layers: int, count: int, width: int) -> None:
     for colour in (False, True):
         shown = SGR.sub("", printed(heads, width, colour=colour))
         assert max(cell_len(line) for line in shown.splitlines()) <= width
-        assert ("left out: " in shown) is (present > 16)
-
-
-def test_the_layers_kept_are_those_that_moved_most() -> None:
-    heads = made_heads(40, 4, seed=5)
-    quiet = [3, 7, 8]
-    for state in heads.states.values():
-        state.share[quiet] = 0.0
-    values = {name: one.correctness for name, one in heads.states.items()}
-    share = {name: one.share for name, one in heads.states.items()}
-    cut = picture_map.fit(values, share, 80)
-    assert cut is not None
-    moved = np.abs(values["after"] - values["before"]).max(axis=1)
-    inducing = [n for n in range(40) if max(one[n].max() for one in share.values()) > 0]
-    expected = sorted(sorted(inducing, key=lambda n: -moved[n])[:16])
-    assert list(cut.layers) == expected
-    assert not set(cut.layers) & set(quiet)
-
-
-def test_a_terminal_without_unicode_gets_ascii() -> None:
-    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-    tokens = ["", "你好", "\n", " ham", " é"]
-    heads = made_heads(tokens=tokens, label_positions=[3])
-    Console(file=stream, width=80, color_system=None, _environ={}).print(Picture(heads))
-    stream.flush()
-    shown = stream.buffer.getvalue().decode("ascii")  # type: ignore[attr-defined]
-    assert "<start>" in shown
-    assert "[right " in shown
+        assert ("layers left out" in shown) is (present > 16)
 
 
 @pytest.mark.parametrize("colour", [False, True])
@@ -321,11 +228,3 @@ def test_parts_that_are_missing_are_left_out(colour: bool) -> None:
     assert "layer before" in SGR.sub("", only_map)
     assert printed(made_heads(2, 2, none_in=(0, 1)), colour=colour).strip() == ""
     assert printed(made_heads(2, 0), colour=colour).strip() == ""
-
-
-def test_no_colour_is_asked_for_by_the_environment() -> None:
-    shown = printed(made_heads(), colour=True, _environ={"NO_COLOR": "1"})
-    assert "[✓" in shown
-    assert not re.search(r"\x1b\[[0-9;]*[34]8;", shown)
-    assert LABELS[0] in shown
-    assert picture.shade(0.019) == ""

@@ -79,6 +79,11 @@ def test_files_give_the_same(run: Path, tmp_path: Path) -> None:
     assert ask("", plain, "--adapter", run).stdout == expected
 
 
+def test_a_seed_that_changes_nothing_is_named(run: Path) -> None:
+    result = ask(lines(ASKED[:1]), run, "--seed", 3, "--quiet")
+    assert "--seed 3 is not used" in result.stderr
+
+
 def test_to_a_file(run: Path, tmp_path: Path) -> None:
     output = tmp_path / "answers.jsonl"
     result = ask(lines(ASKED), run, "--output", output, "--json")

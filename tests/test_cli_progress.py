@@ -85,14 +85,14 @@ def test_a_log_gets_counts_ever_farther_apart(capsys: pytest.CaptureFixture[str]
     lines.stage("base model, test")
     for done in range(1, 1025):
         clock.now += 0.5
-        lines.count(done, 1024)
+        lines.progress(done, 1024)
     found = capsys.readouterr().err.splitlines()
     assert found[0] == "base model, test: 6/1,024 prompts  8:29 left"
     assert found[-1] == "base model, test: 1,024/1,024 prompts"
     assert 10 < len(found) < 25
     lines.stage("quick")
     for done in (1, 2):
-        lines.count(done, 2)
+        lines.progress(done, 2)
     lines.clear()
     assert capsys.readouterr().err == ""
 
@@ -104,7 +104,7 @@ def test_inside_a_cell_only_a_long_silence_is_broken(capsys: pytest.CaptureFixtu
     lines.stage("base model")
     for done in range(1, 13):
         clock.now += 10
-        lines.count(done, 12)
+        lines.progress(done, 12)
     lines.clear()
     assert capsys.readouterr().err.splitlines() == [
         "cell 2/12  demo--vanilla  about 1:00 left",
@@ -153,7 +153,7 @@ def test_quiet_gets_nothing(
         board.training(4)
         board.update(update(1))
         board.stage("reading")
-        board.count(1, 2)
+        board.progress(1, 2)
         board.download("owner/name", 1, 2)
         board.note("said")
     assert capsys.readouterr() == ("", "")
@@ -169,7 +169,7 @@ def test_a_terminal_gets_rows_of_bars(
         board.update(update(1))
         board.update(update(2, accuracy=0.5))
         board.stage("validation [bold]")
-        board.count(16, 64)
+        board.progress(16, 64)
         board._progress.refresh()
         board.stage("")
         board.update(update(4))

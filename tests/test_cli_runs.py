@@ -90,6 +90,16 @@ def test_finetune_names_its_folder_itself(
     assert "accuracy on " in result.stdout
 
 
+def test_a_quiet_run_prints_warnings_about_the_data(model: Path, tmp_path: Path) -> None:
+    twice = tmp_path / "twice.csv"
+    rows = [f"the {'good' if n % 2 else 'bad'} film {n // 4},{'ab'[n % 2]}" for n in range(40)]
+    twice.write_text("\n".join(["text,label", *rows]), encoding="utf-8")
+    words = ("--model", model, "--data", twice, "--output", tmp_path / "run", "--quiet")
+    result = invoke("finetune", *words, *SMALL, "--set=training.updates=1")
+    assert result.exit_code == 0, result.stderr
+    assert "rows repeat an earlier text exactly" in result.stdout
+
+
 def test_finetune_refuses_to_overwrite(model: Path, texts: Path, run: Path) -> None:
     before = (run / "adapters.safetensors").read_bytes()
     result = invoke("finetune", "--model", model, "--data", texts, "--output", run, *SMALL)
@@ -264,9 +274,9 @@ def test_demo_tells_before_and_after(
 ) -> None:
     asked: list[object] = []
 
-    def tiny(name: str | None, changes: list[str]) -> recipe.Recipe:
+    def tiny(name: str | None, changes: dict[str, object]) -> recipe.Recipe:
         asked.append(name)
-        return recipe.default([*tiny_recipe(model, texts), *changes])
+        return recipe.default({**recipe.parse_overrides(tiny_recipe(model, texts)), **changes})
 
     monkeypatch.setattr(options, "open_recipe", tiny)
     spoken = invoke("demo", "--output", tmp_path / "one", "--seed", 1)

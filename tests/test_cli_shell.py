@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 from cli_support import document, invoke
 
 from abft_mlx import __version__, recipe
-from abft_mlx.cli import shell, words
+from abft_mlx.cli import app, shell, words
 from abft_mlx.errors import DataError, OutputError, RecipeError, RunError
 
 HEAVY = ("mlx", "mlx_lm", "numpy", "yaml", "huggingface_hub", "transformers", "torch")
@@ -43,6 +44,25 @@ def test_help_names_every_command() -> None:
     result = invoke("--help")
     assert result.exit_code == 0
     assert all(f"\n  {name} " in result.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", sorted(typer.main.get_command(app).commands))  # type: ignore
+def test_every_page_of_help_has_two_examples_and_the_short_options(name: str) -> None:
+    page = invoke(name, "--help").stdout
+    assert page.count("\n    abft-mlx ") == 2
+    for long in ("--output", "--model", "--data"):
+        assert f"  {long} " not in page  # its short form stands before it
+    assert "<<" not in page
+    assert "(--" not in page
+
+
+def test_the_first_page_groups_the_commands() -> None:
+    page = invoke("--help").stdout
+    parts = ["Use:", "Look:", "Share:", "Research:", "Check:"]
+    assert [line for line in page.splitlines() if line in parts] == parts
+    assert not [
+        line for line in page.splitlines() if line.startswith("  ") and line.endswith("...")
+    ]
 
 
 def test_nothing_at_all_is_help() -> None:

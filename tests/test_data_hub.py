@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from loopback_hub import LoopbackHub
 
-from abft_mlx.data import _rows, hub, load
+from abft_mlx.data import hub, load, rows
 from abft_mlx.errors import DataError, RunError
 from abft_mlx.recipe import DataSection
 
@@ -209,12 +209,12 @@ def test_guessing_files_without_a_card() -> None:
 
 @pytest.mark.parametrize("name", ["rotten_tomatoes", "trec"])
 def test_staicc_order_of_the_source_order_is_the_golden_table(name: str, shared: Path) -> None:
-    table = _rows.read(shared / "data" / f"{name}.jsonl", "text", "label")
-    order = hub.staicc_order([_rows.Row(i, "", "", i) for i in range(len(table.rows))])
+    table = rows.read(shared / "data" / f"{name}.jsonl", "text", "label")
+    order = hub.staicc_order([rows.Row("", "", i) for i in range(len(table.rows))])
     source = [None] * len(order)
     for golden, place in zip(table.rows, order, strict=True):
         source[place.label] = golden
     if name == "rotten_tomatoes":
         assert [row.label for row in source] == [1] * 4265 + [0] * 4265
-    long = _rows.Row(0, "", "x" * 1025, 0)
+    long = rows.Row("", "x" * 1025, 0)
     assert hub.staicc_order([long, *source]) == table.rows

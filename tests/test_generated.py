@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from abft_mlx.data.generated import DEMO_TASK, FAMILIES, TASKS, generate
+from abft_mlx.data.generated import DEMO_TASK, TASKS, generate
 
 NAMES = sorted(TASKS)
 HELD_OUT = [name for name in NAMES if TASKS[name].held_out]
@@ -44,7 +44,7 @@ def test_prefixes_are_in_the_space_in_label_form(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_classes_share_no_word(name: str) -> None:
-    counts = Counter(w for words in FAMILIES[name].classes.values() for w in set(words.all()))
+    counts = Counter(w for words in TASKS[name].classes.values() for w in set(words.all()))
     assert [w for w, n in counts.items() if n > 1] == []
 
 

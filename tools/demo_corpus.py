@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from abft_mlx.data.generated import FAMILIES, TASKS, generate
-from abft_mlx.data.generated._family import NEUTRAL, SHARED_TEMPLATES
+from abft_mlx.data.generated import NEUTRAL, SHARED_TEMPLATES, TASKS, generate
+from abft_mlx.data.generated import TASKS as FAMILIES
 
 END = "<|end_of_text|>"
 TEXT_SAMPLES = 6

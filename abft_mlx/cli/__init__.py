@@ -5,7 +5,7 @@ Nothing heavy is imported before a command runs, so that ``--help`` answers at o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -20,11 +20,10 @@ from abft_mlx.cli import (
     heads,
     plot,
     predict,
-    push,
     recipes,
-    report,
     study,
 )
+from abft_mlx.cli.options import documented
 from abft_mlx.cli.shell import Command, Commands
 
 __all__ = ["app"]
@@ -37,56 +36,61 @@ app = typer.Typer(
     rich_markup_mode=None,  # boxes take longer to draw than everything else that --help does
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-# Each with what somebody would type first.
-COMMANDS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
-    "demo": (demo.demo, ("demo",)),
-    "finetune": (
-        finetune.finetune,
-        (
-            "finetune --model Qwen/Qwen2.5-0.5B-Instruct --data mails.csv --output runs/mails",
-            "finetune trec",
+# The commands in the parts of the help, each with two things to type first.
+COMMANDS: dict[str, dict[str, tuple[Callable[..., None] | None, tuple[str, ...]]]] = {
+    "Use": {
+        "demo": (demo.demo, ("demo", "demo -o runs/demo --seed 7")),
+        "finetune": (
+            finetune.finetune,
+            ("finetune -m Qwen/Qwen2.5-0.5B-Instruct -d mails.csv -o runs/mails", "finetune trec"),
         ),
-    ),
-    "eval": (eval.evaluate, ("eval runs/mails", "eval sst2 --model models/smollm2")),
-    "predict": (
-        predict.predict,
-        (
-            "predict runs/mails new.csv --output labels.csv",
-            "cat new.txt | abft-mlx predict runs/mails",
+        "eval": (eval.evaluate, ("eval runs/mails", "eval sst2 -m models/smollm2")),
+        "predict": (
+            predict.predict,
+            ("predict runs/mails new.csv -o labels.csv", "predict runs/mails < new.txt"),
         ),
-    ),
-    "heads": (
-        heads.heads,
-        ("heads runs/mails", "heads models/smollm2 --data mails.csv --output heads.csv"),
-    ),
-    "plot": (plot.plot, ("plot runs/mails", "plot runs/mails --list")),
-    "study": (study.study, ("study small --output studies/small",)),
-    "report": (report.report, ("report runs/mails",)),
-    "export": (
-        export.export,
-        (
-            "export runs/mails --to fused --output models/mails",
-            "export runs/mails --to peft --output peft/mails",
+    },
+    "Look": {
+        "heads": (
+            heads.heads,
+            ("heads runs/mails", "heads models/smollm2 -d mails.csv -o heads.csv"),
         ),
-    ),
-    "push": (push.push, ("push runs/mails me/mails --dry-run",)),
-    "bench": (bench.bench, ("bench --quick",)),
-    "doctor": (doctor.doctor, ("doctor", "doctor --model models/smollm2")),
+        "plot": (plot.plot, ("plot runs/mails", "plot runs/mails --list")),
+        "report": (plot.report, ("report runs/mails", "report studies/small -o small.html")),
+    },
+    "Share": {
+        "export": (
+            export.export,
+            (
+                "export runs/mails --to fused -o models/mails",
+                "export runs/mails --to peft -o peft/mails",
+            ),
+        ),
+        "push": (export.push, ("push runs/mails me/mails --dry-run", "push runs/mails me/mails")),
+    },
+    "Research": {
+        "study": (study.study, ("study small -o studies/small", "study mine.yaml --list")),
+        "bench": (bench.bench, ("bench --quick", "bench --size 12x768x32000:8x160k4")),
+    },
+    "Check": {
+        "doctor": (doctor.doctor, ("doctor", "doctor -m models/smollm2")),
+        "recipes": (None, ()),
+    },
 }
-
-
-def _examples(lines: Sequence[str]) -> str:
-    """The end of a command's help; the mark before it keeps its lines as they are."""
-    shown = (one if " abft-mlx " in one else f"abft-mlx {one}" for one in lines)
-    return "\b\nExamples:\n" + "\n".join(f"  {one}" for one in shown)
-
-
-for _name, (_function, _lines) in COMMANDS.items():
-    app.command(_name, cls=Command, epilog=_examples(_lines))(_function)
+Commands.parts = {part: tuple(commands) for part, commands in COMMANDS.items()}
+for _commands in COMMANDS.values():
+    for _name, (_function, _lines) in _commands.items():
+        if _function is not None:
+            # The mark before the lines keeps them as they are.
+            _examples = "\n".join(f"  abft-mlx {line}" for line in _lines)
+            app.command(_name, cls=Command, epilog=f"\b\nExamples:\n{_examples}")(
+                documented(_function)
+            )
 app.add_typer(recipes.app, name="recipes")
 
 
 def _print_version(wanted: bool) -> None:
+    """The callback of --version."""
     if wanted:
         from abft_mlx import __version__
 

@@ -2,88 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from enum import Enum
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Literal
 
-import typer
-
-from abft_mlx.cli import options, progress
-from abft_mlx.cli.options import Json, Overwrite, Quiet
+from abft_mlx.cli import options
+from abft_mlx.cli.progress import Board, board
 from abft_mlx.cli.shell import Shell, dump
 
 
-class Dtype(str, Enum):
-    """Types of the base's weights."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
 def bench(
-    quick: Annotated[
-        bool,
-        typer.Option(
-            "--quick",
-            help="Leave out mlx-lm-qk.",
-        ),
-    ] = False,
-    size: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="SIZE",
-            help="Layers x width x vocabulary : prompts x tokens k demonstrations, such as "
-            "12x768x32000:8x160k4; may be given several times.",
-            show_default="12x768x32000:8x160k4; on a CPU 4 layers",
-        ),
-    ] = None,
-    without: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="Leave a contender out.", show_default=False),
-    ] = None,
-    dtype: Annotated[Dtype, typer.Option(help="Type of the base's weights.")] = Dtype.float32,
-    repeats: Annotated[int, typer.Option(min=1, help="Rounds after warm-up.")] = 5,
-    output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the JSON here, too.")
-    ] = None,
-    overwrite: Overwrite = False,
-    quiet: Quiet = False,
-    as_json: Json = False,
+    *,
+    quick: bool = False,
+    size: list[str] | None = None,
+    without: list[str] | None = None,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    repeats: int = 5,
+    output: Path | None = None,
+    overwrite: bool = False,
+    quiet: bool = False,
+    as_json: bool = False,
 ) -> None:
-    """Measure one update side by side: ours, mlx-lm's, the paper's way in PyTorch, the limit.
+    """Time one update of ours, of mlx-lm and of PyTorch.
 
-    All start from the same random weights and prompts, and take turns in one process.
+    Ours, mlx-lm's, the paper's way in PyTorch and the limit start from the same random weights and
+    prompts, and take turns in one process.
+
+    Args:
+        quick: Leave out mlx-lm-qk.
+        size (SIZE): Layers x width x vocabulary : prompts x tokens k demonstrations, such as
+            12x768x32000:8x160k4; may be given several times.
+            Without it 12x768x32000:8x160k4, on a CPU 4 layers.
+        without (NAME): Leave a contender out.
+        dtype: Type of the base's weights.
+        repeats: Rounds after warm-up. [min: 1]
+        output (FILE): Write the JSON here, too.
     """
     shell = Shell(as_json=as_json, quiet=quiet)
-    # Minutes of measuring must not end in a folder that is not there.
     if output is not None:
         options.check_file(output, overwrite=overwrite)
     with shell.speaking():
         from abft_mlx.bench import measure, sizes
 
-        chosen = [sizes.parse(one) for one in size or []] or [sizes.default()]
+        chosen = [sizes.parse(text) for text in size or []] or [sizes.default()]
         skipped = [*(without or []), *(measure.QUICK_WITHOUT if quick else [])]
         names = measure.names_without(skipped)
-        found = {}
-        for number, one in enumerate(chosen, 1):
-            with progress.board(shell) as board:
-                found[one] = measure.compare(
-                    one,
+        measured = {}
+        for number, shape in enumerate(chosen, 1):
+            with board(shell) as shown:
+                prefix = f"size {number} of {len(chosen)}, "
+                measured[shape] = measure.compare(
+                    shape,
                     names,
-                    dtype=dtype.value,
+                    dtype=dtype,
                     repeats=repeats,
-                    on_stage=_telling(board, f"size {number} of {len(chosen)}"),
-                    on_progress=board.count,
+                    on_stage=partial(_stage, shown, prefix),
+                    on_progress=shown.progress,
                 )
-            shell.show(measure.table(one, found[one]))
-        content = measure.document(found, dtype.value)
+            shell.show(measure.table(shape, measured[shape]))
+        content = measure.document(measured, dtype)
         if output is not None:
             output.write_text(dump(content) + "\n", encoding="utf-8")
             shell.say(f"wrote {output}")
     shell.document(content)
 
 
-def _telling(board: progress.Board, which: str) -> Callable[[str], None]:
-    return lambda what: board.stage(f"{which}, {what}", "updates")
+def _stage(shown: Board, prefix: str, what: str) -> None:
+    """Show what is measured now."""
+    shown.stage(prefix + what, "updates")

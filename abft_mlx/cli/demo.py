@@ -4,60 +4,52 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from abft_mlx.cli import options, progress, words
+from abft_mlx.cli import options, words
 from abft_mlx.cli.finetune import Follow
-from abft_mlx.cli.options import Json, Overwrite, Quiet
+from abft_mlx.cli.progress import board, size
 from abft_mlx.cli.shell import Shell, alone, plain
 
 if TYPE_CHECKING:
-    from abft_mlx.experiment import Experiment, RunResult
-    from abft_mlx.induction import Heads, HeadState
+    from abft_mlx.induction import Heads
 
 
 def demo(
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="The run folder.",
-            show_default="runs/demo-DATE-TIME",
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            help="training.seed: prompts, their order and lora_a.",
-            show_default="42",
-        ),
-    ] = None,
-    overwrite: Overwrite = False,
-    quiet: Quiet = False,
-    as_json: Json = False,
+    *,
+    output: Path | None = None,
+    seed: int | None = None,
+    overwrite: bool = False,
+    quiet: bool = False,
+    as_json: bool = False,
 ) -> None:
-    """Measure the bundled model, fine-tune its attention, measure again."""
+    """Train the bundled model, and measure it before and after.
+
+    Args:
+        output (DIR): The run folder. [default: runs/demo-DATE-TIME]
+        seed: training.seed: prompts, their order and lora_a. [min: 0] [default: 42]
+    """
     shell = Shell(as_json=as_json, quiet=quiet)
     with shell.speaking():
-        document, heads = _run(shell, options.overrides(training=seed), output, overwrite)
-        for line in _story(document, heads.states["before"], heads.states["after"]):
-            shell.tell(line)
+        document, heads = _run(shell, options.overrides(training_seed=seed), output, overwrite)
+        shell.tell(*_story(document, heads))
         if not (quiet or as_json):
             from abft_mlx.cli.picture import Picture
 
             shell.tell("")
             shell.show(Picture(heads))
-        for line in _next(document["output"]):
-            shell.tell(line)
+        shell.tell(
+            "",
+            f"next: {_measure(document['output'])}",
+            f"or:   {words.command('recipes', 'copy', 'your-data')}",
+        )
     shell.document(document)
 
 
 def _run(
-    shell: Shell, changes: list[str], output: Path | None, overwrite: bool
+    shell: Shell, changes: dict[str, Any], output: Path | None, overwrite: bool
 ) -> tuple[dict[str, Any], Heads]:
+    """Measure, train, measure: the JSON document and what was seen of the heads."""
     alone("demo")
     from abft_mlx import api, experiment, files, runtime, trainer
     from abft_mlx.induction import HEADS_FILE, read_heads
@@ -67,24 +59,25 @@ def _run(
     recipe = options.open_recipe("demo", changes)
     folder = output or api.default_output(recipe)
     trainer.RunFolder(folder).check(overwrite=overwrite)
-    with progress.board(shell) as board:
-        opened = experiment.prepare(recipe, on_stage=board.stage)
-        board.stage("making test prompts")
-        chosen = opened.test_prompts()
-        board.clear()
-        shell.say(f"1/3 measuring the bundled model on {len(chosen):,} held-out prompts …")
-        board.stage("bundled model")
-        before = opened.measure_all(board.count)
-        board.clear()
+    with board(shell) as shown:
+        opened = experiment.prepare(recipe, on_stage=shown.stage)
+        shown.stage("making test prompts")
+        prompts = len(opened.test_prompts())
+        shown.clear()
+        shell.say(f"1/3 measuring the bundled model on {prompts:,} held-out prompts …")
+        shown.stage("bundled model")
+        before = opened.measure_all(shown.progress)
+        shown.clear()
         shell.say("2/3 fine-tuning its attention …")
-        result = _train(shell, board, opened, folder, overwrite)
-        board.clear()
+        with Follow(shell, shown, folder) as follow:
+            result = experiment.train(opened, folder, overwrite=overwrite, **follow.callbacks)
+        shown.clear()
         shell.say("3/3 measuring again …")
-        board.stage("with adapter")
+        shown.stage("with adapter")
         try:
-            after = opened.measure_all(board.count)
+            after = opened.measure_all(shown.progress)
         except KeyboardInterrupt:
-            board.clear()
+            shown.clear()
             shell.tell(f"the run is whole; to measure it: {_measure(folder)}")
             raise
     measured = experiment.document(opened, after, adapter=result.output, base=before)
@@ -92,7 +85,7 @@ def _run(
     document = {
         "before": before["methods"]["vanilla"],
         "after": after["methods"]["vanilla"],
-        "prompts": len(chosen),
+        "prompts": prompts,
         "seconds": time.perf_counter() - start,
         "peak_memory_bytes": max(result.progress.peak_memory_bytes, runtime.peak_memory_bytes()),
         "adapter_bytes": result.adapter_bytes,
@@ -101,42 +94,17 @@ def _run(
     return document, read_heads(result.output / HEADS_FILE)
 
 
-def _train(
-    shell: Shell, board: progress.Board, opened: Experiment, folder: Path, overwrite: bool
-) -> RunResult:
-    """Fine-tune; a signal ends it after the update that goes on, as it ends ``finetune``."""
-    from abft_mlx import experiment, trainer
-
-    with (
-        trainer.Stop(board.note).watching() as stop,
-        Follow(shell, board, folder) as follow,
-    ):
-        try:
-            return experiment.train(
-                opened,
-                folder,
-                overwrite=overwrite,
-                on_prepared=follow.prepared,
-                on_update=follow.updated,
-                on_stage=board.stage,
-                on_progress=board.count,
-                stop=stop,
-            )
-        except KeyboardInterrupt:
-            board.clear()
-            if follow.begun:
-                shell.tell(f"to go on: {words.command('finetune', '--resume', folder)}")
-            raise
-
-
 def _measure(output: str | Path) -> str:
+    """The command that measures the run again."""
     return words.command("eval", "--adapter", output)
 
 
-def _story(document: dict[str, Any], before: HeadState, after: HeadState) -> list[str]:
+def _story(document: dict[str, Any], heads: Heads) -> list[str]:
+    """What changed, as lines for a person."""
     import numpy as np
 
     was, now = document["before"]["accuracy"], document["after"]["accuracy"]
+    before, after = heads.states["before"], heads.states["after"]
     # The head that looks at labels most, before anything was trained.
     strongest = np.unravel_index(np.nanargmax(before.magnitude), before.magnitude.shape)
     layer, head = (int(index) for index in strongest)
@@ -155,14 +123,6 @@ def _story(document: dict[str, Any], before: HeadState, after: HeadState) -> lis
         f"{before.correctness[layer, head]:+.0%} before, "
         f"{after.correctness[layer, head]:+.0%} after",
         f"  cost             {document['seconds']:.0f} s in all, "
-        f"{progress.size(document['peak_memory_bytes'])} at the peak",
-        f"  adapter          {progress.size(document['adapter_bytes'])} in {document['output']}",
-    ]
-
-
-def _next(output: str) -> list[str]:
-    return [
-        "",
-        f"next: {_measure(output)}",
-        f"or:   {words.command('recipes', 'copy', 'your-data')}",
+        f"{size(document['peak_memory_bytes'])} at the peak",
+        f"  adapter          {size(document['adapter_bytes'])} in {document['output']}",
     ]

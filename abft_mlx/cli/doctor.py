@@ -4,58 +4,45 @@ from __future__ import annotations
 
 import platform
 import sys
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
-from abft_mlx.cli import options, resolve
-from abft_mlx.cli.options import Json
+from abft_mlx.cli import options
 from abft_mlx.cli.shell import Shell
 
 # An optimised BLAS is tens of times above this on one core, the reference BLAS below it.
 _SLOW_FLOPS_PER_SECOND = 15e9
-
-
 _LENGTH_TOKENS = 256
 
 
 def doctor(
-    recipe: options.RecipeName = None,
-    model: options.Model = None,
-    length: Annotated[
-        int | None,
-        typer.Option(
-            metavar="TOKENS", min=8, help="The longest prompt.", show_default=str(_LENGTH_TOKENS)
-        ),
-    ] = None,
-    batch: Annotated[
-        int | None,
-        typer.Option(
-            metavar="PROMPTS",
-            min=1,
-            help="Prompts of one forward and backward pass; without it as training would choose.",
-            show_default=False,
-        ),
-    ] = None,
-    settings: options.Set = None,
-    as_json: Json = False,
+    recipe: str | None = None,
+    *,
+    model: str | None = None,
+    length: int | None = None,
+    batch: int | None = None,
+    settings: list[str] | None = None,
+    as_json: bool = False,
 ) -> None:
-    """Say what is in use and how fast it is; with a model, what training it takes of memory.
+    """Check this machine; with a model, the memory training needs.
 
     The estimate reads the model's config.json only; no weights are loaded or fetched. --set
     reaches what it depends on, such as adapter.kind=full or objective.kind=end_to_end.
+
+    Args:
+        length (TOKENS): The longest prompt. [min: 8] [default: 256]
+        batch (PROMPTS): Prompts of one forward and backward pass; without it as training would
+            choose. [min: 1]
     """
     shell = Shell(as_json=as_json)
     with shell.speaking():
         estimate = None
         if recipe or model or length or batch or settings:
-            named = resolve.subject(shell, recipe).recipe if recipe else None
-            estimate = _estimate(named, model, length or _LENGTH_TOKENS, batch, settings)
+            name = options.subject(shell, recipe).recipe if recipe else None
+            estimate = _estimate(name, model, length or _LENGTH_TOKENS, batch, settings)
         facts = examine()
         if estimate is not None:
             facts["memory_estimate"] = estimate
-        for line in describe(facts):
-            shell.say(line)
+        shell.say(*describe(facts))
     shell.document(facts)
 
 
@@ -66,15 +53,14 @@ def _estimate(
     batch: int | None,
     settings: list[str] | None,
 ) -> dict[str, Any]:
+    """The memory of a run, as the JSON document has it."""
     from abft_mlx import memory_estimate, runtime
     from abft_mlx import recipe as recipes
     from abft_mlx.trainer import plan
 
-    base = model if recipe or model else "demo"
-    changes = options.overrides(model=base, settings=settings)
+    changes = options.overrides(settings, model=model if recipe or model else "demo")
     if batch is not None:
-        tokens = batch * plan.padded_tokens(length)
-        changes.append(options.override("training.micro_batch_tokens", tokens))
+        changes["training.micro_batch_tokens"] = batch * plan.padded_tokens(length)
     chosen = recipes.resolve(options.open_recipe(recipe, changes))
     memory = runtime.memory_facts()
     limit = memory["recommended_bytes"] or memory["machine_bytes"]
@@ -87,10 +73,9 @@ def examine() -> dict[str, Any]:
     from abft_mlx import runtime
 
     blas = runtime.prepare()
+    sizes = {"float32": 1024, "bfloat16": 512, "float16": 512}
     rates = {
-        "float32": runtime.matrix_product_flops(1024, dtype="float32"),
-        "bfloat16": runtime.matrix_product_flops(512, dtype="bfloat16"),
-        "float16": runtime.matrix_product_flops(512, dtype="float16"),
+        dtype: runtime.matrix_product_flops(size, dtype=dtype) for dtype, size in sizes.items()
     }
     return {
         "schema": 1,
@@ -113,75 +98,70 @@ def advice(blas_path: str | None, rates: dict[str, float]) -> list[str]:
     """
     if sys.platform != "linux":
         return []
-    found = []
+    lines = []
     if blas_path is None:
         ways = ["apt-get install libopenblas0-pthread (Debian, Ubuntu)"]
         if platform.machine() == "x86_64":
             ways.append("pip install mkl (into this Python environment, no root needed)")
-        found.append("MLX runs on its reference BLAS, which is slow: " + ", or ".join(ways))
+        lines.append("MLX runs on its reference BLAS, which is slow: " + ", or ".join(ways))
     elif rates["float32"] < _SLOW_FLOPS_PER_SECOND:
-        found.append(
+        lines.append(
             f"{blas_path} is loaded but slow: is the machine busy, or does "
             "OPENBLAS_NUM_THREADS or OMP_NUM_THREADS hold it to one thread?"
         )
     if rates["float32"] > 4 * rates["bfloat16"]:
-        found.append("on this CPU float32 models run much faster than bfloat16 or float16 ones")
-    return found
+        lines.append("on this CPU float32 models run much faster than bfloat16 or float16 ones")
+    return lines
 
 
 def describe(facts: dict[str, Any]) -> list[str]:
     """The facts as lines for a person.
 
     Args:
-        facts: what :func:`examine` found.
+        facts: of :func:`examine`.
     """
-    gibibyte = 2**30
-    memory = facts["memory"]
-    blas = facts["blas"]
+    memory, blas = facts["memory"], facts["blas"]
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     lines = [
-        "versions   "
-        + ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
+        f"versions   {versions}",
         f"platform   {facts['platform']}",
         f"device     {facts['device']}",
-        f"memory     {memory['machine_bytes'] / gibibyte:.1f} GiB in the machine",
+        f"memory     {_size(memory['machine_bytes'])} in the machine",
     ]
     if sys.platform == "linux":
         lines.append(f"BLAS       {blas['path'] or 'the slow one of MLX'} ({blas['note']})")
     if memory["recommended_bytes"] is not None:
         lines.append(
-            f"wired      up to {memory['recommended_bytes'] / gibibyte:.1f} GiB, "
+            f"wired      up to {_size(memory['recommended_bytes'])}, "
             "as macOS recommends; abft-mlx asks for that much when it runs"
         )
     for dtype, rate in facts["matrix_product_flops_per_second"].items():
         lines.append(f"product    {rate / 1e9:.1f} GFLOP/s in {dtype}")
     lines += [f"advice     {text}" for text in facts["advice"]]
-    estimate = facts.get("memory_estimate")
-    return lines if estimate is None else [*lines, *describe_estimate(estimate)]
+    return lines + (_estimate_lines(facts["memory_estimate"]) if "memory_estimate" in facts else [])
 
 
-def describe_estimate(estimate: dict[str, Any]) -> list[str]:
-    """The memory of a run as lines for a person.
+def _size(count_bytes: float) -> str:
+    """Bytes of memory, in powers of two."""
+    if count_bytes >= 2**30:
+        return f"{count_bytes / 2**30:.1f} GiB"
+    return f"{count_bytes / 2**20:.1f} MiB"
 
-    Args:
-        estimate: ``memory_estimate`` of the facts.
-    """
 
-    def size(name: str) -> str:
-        value = estimate[name]
-        return f"{value / 2**30:.1f} GiB" if value >= 2**30 else f"{value / 2**20:.1f} MiB"
-
+def _estimate_lines(estimate: dict[str, Any]) -> list[str]:
+    """The memory of a run as lines for a person."""
     kind = f"{estimate['bits']}-bit" if estimate["bits"] else estimate["number_type"]
     parts = ["weights", "adapter", "moments", "gradients", "activations"]
-    parts += ["kept_hidden"] if estimate["kept_hidden_bytes"] else []
-    lines = [
+    parts += ["kept_hidden"] if estimate.get("kept_hidden_bytes") else []
+    listed = [f"{part.replace('_', ' ')} {_size(estimate[f'{part}_bytes'])}" for part in parts]
+    verdict = "fits" if estimate["fits"] else f"does not fit; {estimate['way_out']}"
+    return [
         f"model      {estimate['model']}: {estimate['parameters']:,} parameters in {kind}, "
         f"{estimate['trainable_parameters']:,} trained",
-        f"training   about {size('training_bytes')}: "
-        + ", ".join(f"{part.replace('_', ' ')} {size(part + '_bytes')}" for part in parts),
+        f"training   about {_size(estimate['training_bytes'])}: {', '.join(listed)}",
         f"           at a time {estimate['rows']} x {estimate['tokens']} tokens, "
         f"an update {estimate['micro_batches']} x that",
-        f"evaluation about {size('evaluation_bytes')}: "
+        f"evaluation about {_size(estimate['evaluation_bytes'])}: "
         f"{estimate['evaluation_rows']} x {estimate['tokens']} tokens at a time",
+        f"verdict    {verdict} ({_size(estimate['limit_bytes'])} here)",
     ]
-    verdict = "fits" if estimate["fits"] else f"does not fit; {estimate['way_out']}"
-    return [*lines, f"verdict    {verdict} ({size('limit_bytes')} here)"]

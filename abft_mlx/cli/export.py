@@ -1,131 +1,68 @@
-"""``abft-mlx export``: an adapter in another program's format, or merged into its base."""
+"""``abft-mlx export`` and ``push``: an adapter for other programs, and a run on the hub."""
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import typer
-
-from abft_mlx.cli import options, progress, resolve, words
-from abft_mlx.cli.options import (
-    Data,
-    Json,
-    LabelColumn,
-    Labels,
-    Model,
-    Overwrite,
-    Quiet,
-    Set,
-    TextColumn,
-)
+from abft_mlx.cli import options, words
+from abft_mlx.cli.progress import board, size
 from abft_mlx.cli.shell import Shell, alone
 from abft_mlx.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from abft_mlx.exchange import Comparison, Exported
+    from abft_mlx.exchange.push import Outcome, Upload
     from abft_mlx.recipe import Recipe
 
 
-class To(str, Enum):
-    """The formats that an adapter is exported to."""
-
-    mlx = "mlx"
-    peft = "peft"
-    fused = "fused"
-
-
 def export(
-    run: Annotated[
-        str,
-        typer.Argument(
-            metavar="RUN",
-            help="A run folder, an adapter folder of mlx-lm or PEFT, or owner/name of the hub.",
-        ),
-    ],
-    to: Annotated[
-        To,
-        typer.Option(
-            help="mlx: an adapter of stock mlx-lm. peft: an adapter of PEFT. fused: a model of "
-            "mlx-lm with the adapter merged in.",
-            show_default=False,
-        ),
-    ],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output",
-            "-o",
-            parser=options.path,
-            metavar="DIR",
-            help="The folder to write.",
-            show_default=False,
-        ),
-    ],
-    model: Model = None,
-    recipe: Annotated[
-        str | None,
-        typer.Option(
-            metavar="RECIPE",
-            help="Whose texts to measure with; its base, too, where RUN names none.",
-            show_default="the run's own",
-        ),
-    ] = None,
-    data: Data = None,
-    text_column: TextColumn = None,
-    label_column: LabelColumn = None,
-    labels: Labels = None,
-    scale: Annotated[
-        float,
-        typer.Option(
-            metavar="FACTOR",
-            help="Multiplies the adapter's effect: 0.5 is half of it, 2 twice.",
-        ),
-    ] = 1.0,
-    dequantize: Annotated[
-        bool,
-        typer.Option("--dequantize", help="fused: all of a quantized base in floating point."),
-    ] = False,
-    float_merged: Annotated[
-        bool,
-        typer.Option(
-            "--float-merged",
-            help="fused: what the adapter changes in floating point, the rest quantized as it is.",
-        ),
-    ] = False,
-    quantize: Annotated[
-        int | None,
-        typer.Option(
-            metavar="BITS",
-            help="fused: quantize to 2, 3, 4, 5, 6 or 8 bits; of a quantized base what the adapter "
-            "changes, else everything.",
-            show_default="as the base",
-        ),
-    ] = None,
-    base_model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HUB_ID",
-            help="mlx, peft: the base's name in the adapter's configuration.",
-            show_default="the model, if it is a hub id",
-        ),
-    ] = None,
-    prompts: Annotated[int, typer.Option(min=1, help="Test texts to measure the result on.")] = 64,
-    measure: Annotated[
-        bool,
-        typer.Option("--measure/--no-measure", help="Compare the result with base + adapter."),
-    ] = True,
-    settings: Set = None,
-    overwrite: Overwrite = False,
-    quiet: Quiet = False,
-    as_json: Json = False,
+    run: str,
+    *,
+    to: Literal["mlx", "peft", "fused"],
+    output: Path,
+    model: str | None = None,
+    recipe: str | None = None,
+    data: str | None = None,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    labels: str | None = None,
+    scale: float = 1.0,
+    dequantize: bool = False,
+    float_merged: bool = False,
+    quantize: int | None = None,
+    base_model: str | None = None,
+    prompts: int = 64,
+    measure: bool = True,
+    settings: list[str] | None = None,
+    overwrite: bool = False,
+    quiet: bool = False,
+    as_json: bool = False,
 ) -> None:
-    """Write an adapter in another format, and measure what was written against base + adapter.
+    """Write an adapter for another program, and measure it.
 
+    What was written is compared with base + adapter.
     A run folder needs nothing else: without its data, the result is measured on the run's own
     demonstrations. Another adapter needs --model, unless its configuration names the base, and
     --data or --recipe to be measured.
+
+    Args:
+        run (RUN): A run folder, an adapter folder of mlx-lm or PEFT, or owner/name of the hub.
+        to: mlx: an adapter of stock mlx-lm. peft: an adapter of PEFT. fused: a model of mlx-lm with
+            the adapter merged in.
+        output (DIR): The folder to write.
+        recipe (RECIPE): Whose texts to measure with; its base, too, where RUN names none. [default:
+            the run's own]
+        scale (FACTOR): Multiplies the adapter's effect: 0.5 is half of it, 2 twice.
+        dequantize: fused: all of a quantized base in floating point.
+        float_merged: fused: what the adapter changes in floating point, the rest quantized as it
+            is.
+        quantize (BITS): fused: quantize to 2, 3, 4, 5, 6 or 8 bits; of a quantized base what the
+            adapter changes, else everything. [default: as the base]
+        base_model (HUB_ID): mlx, peft: the base's name in the adapter's configuration. [default:
+            the model, if it is a hub id]
+        prompts: Test texts to measure the result on. [min: 1]
+        measure: Compare the result with base + adapter.
     """
     alone("export")
     shell = Shell(as_json=as_json, quiet=quiet)
@@ -133,28 +70,23 @@ def export(
         from abft_mlx import exchange, prediction, runtime
 
         runtime.use_wired_memory()
-        folder = resolve.find_adapter(shell, run).folder
+        folder = options.find_adapter(shell, run).folder
         revision = None
         if model is None and (recipe is not None or not _has_recipe(folder)):
             model, revision = _named_base(folder)
+        # What a recipe says of its own base's history is not true of another.
+        base = {} if model is None else {"revision": revision}
         changes = options.overrides(
-            model=model,
-            data=data,
-            text_column=text_column,
-            label_column=label_column,
-            labels=labels,
-            settings=settings,
-        )
-        if model is not None:
-            # What a recipe says of its own base's history is not true of another.
-            changes = [options.override("revision", revision), *changes]
+            settings, base, model=model, data=data, text_column=text_column,
+            label_column=label_column, labels=labels,
+        )  # fmt: skip
         opened = _recipe(folder, recipe, model, data, changes, measure)
         precision = exchange.Precision(dequantize, float_merged, quantize)
         try:
-            with progress.board(shell) as board:
+            with board(shell) as shown:
                 made = exchange.export(
                     folder,
-                    to.value,
+                    to,
                     output,
                     model=opened.model,
                     revision=opened.revision,
@@ -165,18 +97,19 @@ def export(
                     precision=precision,
                     base_model=base_model,
                     overwrite=overwrite,
-                    on_stage=board.stage,
-                    on_progress=board.count,
+                    on_stage=shown.stage,
+                    on_progress=shown.progress,
                 )
         except DataError as error:
             raise DataError(f"{error}; or export with --no-measure", error.problems) from error
-        _show(shell, made)
+        _show_export(shell, made)
         if (folder / prediction.DEMONSTRATIONS_FILE).is_file():
             shell.say(f"prompt    {words.command('predict', run, '--show-prompt', 'TEXT')}")
-    shell.document(_document(made, run, to.value, opened.model, scale))
+    shell.document(_document(made, run, to, opened.model, scale))
 
 
 def _has_recipe(run: Path) -> bool:
+    """Whether a folder is a run's."""
     return (run / "recipe.yaml").is_file()
 
 
@@ -185,7 +118,7 @@ def _named_base(run: Path) -> tuple[str | None, str | None]:
     from abft_mlx import adapters
 
     if _has_recipe(run):
-        own = options.open_recipe(str(run / "recipe.yaml"), [])
+        own = options.open_recipe(str(run / "recipe.yaml"), {})
         return own.model, own.revision
     return adapters.base_model(run), None
 
@@ -195,7 +128,7 @@ def _recipe(
     recipe: str | None,
     model: str | None,
     data: str | None,
-    changes: list[str],
+    changes: dict[str, Any],
     measure: bool,
 ) -> Recipe:
     """The recipe that names base and prompts; where nothing is measured the base is enough."""
@@ -212,7 +145,8 @@ def _recipe(
     return options.open_recipe(None, changes)
 
 
-def _show(shell: Shell, made: Exported) -> None:
+def _show_export(shell: Shell, made: Exported) -> None:
+    """Print what was written."""
     megabytes = sum(made.files.values()) / 1e6
     shell.tell(f"{len(made.files)} files, {megabytes:,.2f} MB in {made.folder}")
     if made.precision is not None:
@@ -226,22 +160,24 @@ def _show(shell: Shell, made: Exported) -> None:
         shell.tell(f"warning   {text}")
 
 
-def _measured(found: Comparison, on: str | None) -> list[str]:
-    lines = [f"measured  on {found.prompts} prompts, against base + adapter: {on}"]
-    for name, one in (("written", found.result), ("base", found.base)):
+def _measured(compared: Comparison, on: str | None) -> list[str]:
+    """The comparison as lines for a person."""
+    lines = [f"measured  on {compared.prompts} prompts, against base + adapter: {on}"]
+    for name, one in (("written", compared.result), ("base", compared.base)):
         lines.append(
             f"  {name:8}logits differ by {one.vocabulary_mean:.2g} on average and "
             f"{one.vocabulary_max:.2g} at most, those of labels by {one.labels_mean:.2g} and "
-            f"{one.labels_max:.2g}; same label in {one.agreement} of {found.prompts}"
+            f"{one.labels_max:.2g}; same label in {one.agreement} of {compared.prompts}"
         )
-    if found.kept is None:
+    if compared.kept is None:
         lines.append("  the adapter has no effect on labels")
     else:
-        lines.append(f"  {max(found.kept, 0.0):.1%} of the adapter's effect on labels is kept")
+        lines.append(f"  {max(compared.kept, 0.0):.1%} of the adapter's effect on labels is kept")
     return lines
 
 
 def _document(made: Exported, run: str, to: str, model: str, scale: float) -> dict[str, Any]:
+    """The JSON document of export."""
     return {
         "schema": 1,
         "run": run,
@@ -258,3 +194,111 @@ def _document(made: Exported, run: str, to: str, model: str, scale: float) -> di
         "measured_on": made.measured_on,
         "warnings": list(made.warnings),
     }
+
+
+def push(
+    run: Path,
+    name: str,
+    *,
+    private: bool = False,
+    create_pr: bool = False,
+    revision: str | None = None,
+    with_peft: bool = False,
+    with_demonstrations: bool = False,
+    base_model: str | None = None,
+    license: str | None = None,
+    language: list[str] | None = None,
+    results: Path | None = None,
+    dry_run: bool = False,
+    quiet: bool = False,
+    as_json: bool = False,
+) -> None:
+    """Send a run to the hub, with a model card.
+
+    The adapter, its recipe and facts are sent. Neither texts nor paths of this machine are, unless
+    you ask for --with-demonstrations.
+
+    Args:
+        run (RUN): A finished run folder.
+        name (OWNER/NAME): The repository; made if there is none.
+        private: Make a new repository private.
+        create_pr: Open a pull request instead of writing.
+        revision (BRANCH): The branch to write to; made if absent. [default: main]
+        with_peft: Send the adapter in PEFT's format, too.
+        with_demonstrations: Send the demonstrations, too: they are texts of your data.
+        base_model (OWNER/NAME): The hub's name of a base that was a local folder.
+        license (ID): The card's licence, e.g. mit.
+        language (CODE): A language of the texts, e.g. en; may be given many times.
+        results (FILE): What abft-mlx eval RUN --json printed, for the card. [default: eval.json of
+            the run]
+        dry_run: Show what would be sent; needs no network or token.
+    """
+    from abft_mlx.exchange import card
+    from abft_mlx.exchange import push as sending
+
+    shell = Shell(as_json=as_json, quiet=quiet)
+    with shell.speaking():
+        if not dry_run:
+            sending.check(run)
+            sending.token()
+        options = card.Options(
+            license, tuple(language or ()), sending.read_results(results) if results else None
+        )
+        with board(shell) as shown:
+            shown.stage("packing")
+            upload = sending.pack(
+                run,
+                name,
+                options=options,
+                base_model=base_model,
+                with_peft=with_peft,
+                with_demonstrations=with_demonstrations,
+            )
+        document: dict[str, Any] = {
+            "schema": 1,
+            "repository": name,
+            "dry_run": dry_run,
+            "files": upload.sizes(),
+            "card": upload.card,
+        }
+        if dry_run:
+            _show_upload(shell, upload)
+        else:
+            shell.say(f"sending {len(upload.files)} files to {name} …")
+            with board(shell) as shown:
+                shown.stage(f"sending {size(sum(upload.sizes().values()))}")
+                outcome = sending.send(
+                    upload, private=private, create_pr=create_pr, revision=revision
+                )
+            _show_outcome(shell, name, outcome)
+            document |= {
+                "url": outcome.url,
+                "commit": outcome.commit,
+                "pull_request": outcome.pull_request,
+                "created": outcome.created,
+                "sent": list(outcome.sent),
+                "removed": list(outcome.removed),
+            }
+    shell.document(document)
+
+
+def _show_upload(shell: Shell, upload: Upload) -> None:
+    """Print what would be sent."""
+    shell.tell(f"would be sent to {upload.name} (nothing was):")
+    for path, count_bytes in upload.sizes().items():
+        shell.tell(f"  {path}  {size(count_bytes)}")
+    shell.tell("", "README.md:", "", upload.card)
+
+
+def _show_outcome(shell: Shell, name: str, outcome: Outcome) -> None:
+    """Print what was sent."""
+    if outcome.commit is None:
+        where = f"pull request {outcome.pull_request}" if outcome.pull_request else name
+        shell.tell(f"{where} has all of this already: no commit was made")
+        return
+    for path in outcome.sent:
+        shell.say(f"  sent {path}")
+    for path in outcome.removed:
+        shell.say(f"  removed {path}, which is not part of this push")
+    shell.tell(f"{'pull request' if outcome.pull_request else 'sent'}: {outcome.url}")
+    shell.say(f"use it: abft-mlx eval --adapter {name}")

@@ -4,150 +4,84 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from abft_mlx.cli import options, words
-from abft_mlx.cli.options import (
-    Data,
-    Demonstrations,
-    Json,
-    LabelColumn,
-    Labels,
-    LabelWords,
-    LearningRate,
-    Model,
-    Overwrite,
-    Quiet,
-    RecipeName,
-    Set,
-    TextColumn,
-    Updates,
-)
-from abft_mlx.cli.progress import Board, duration, size
-from abft_mlx.cli.progress import board as board_of
+from abft_mlx.cli.progress import Board, board, duration, size
 from abft_mlx.cli.shell import Shell, join_ranks
 from abft_mlx.errors import RunError, UsageError
 
 if TYPE_CHECKING:
     from abft_mlx.experiment import Experiment, RunResult
-    from abft_mlx.ranks import Ranks
     from abft_mlx.tracking import Tracking
     from abft_mlx.trainer import Update
 
 # What the paper did (arXiv 2505.14233, section 4 and appendix A).
-_PAPER = (
-    "prompt.selection=random",
-    "prompt.demonstrations=4",
-    "adapter.kind=paper",
-    "adapter.layers=null",
-    "objective.kind=abft",
-    "training.learning_rate=null",
-    "training.gradient=exact",
-    "training.shared_demonstrations=1",
-    "training.examples=512",
-    "training.updates=32",
-    "training.prompts_per_update=32",
-    "training.validate_every=0",
-    "evaluation.demonstrations=per_query",
-    "evaluation.repeats=2",
-    "prediction.draws=1",
-    "prediction.calibration_texts=0",
-)
+_PAPER: dict[str, Any] = {
+    "prompt.selection": "random",
+    "prompt.demonstrations": 4,
+    "adapter.kind": "paper",
+    "adapter.layers": None,
+    "objective.kind": "abft",
+    "training.learning_rate": None,
+    "training.gradient": "exact",
+    "training.shared_demonstrations": 1,
+    "training.examples": 512,
+    "training.updates": 32,
+    "training.prompts_per_update": 32,
+    "training.validate_every": 0,
+    "evaluation.demonstrations": "per_query",
+    "evaluation.repeats": 2,
+    "prediction.draws": 1,
+    "prediction.calibration_texts": 0,
+}
 
 
 def finetune(
-    recipe: RecipeName = None,
-    model: Model = None,
-    data: Data = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            parser=options.path,
-            metavar="DIR",
-            help="The run folder.",
-            show_default="runs/NAME-DATE-TIME",
-        ),
-    ] = None,
-    text_column: TextColumn = None,
-    label_column: LabelColumn = None,
-    labels: Labels = None,
-    label_words: LabelWords = None,
-    updates: Updates = None,
-    learning_rate: LearningRate = None,
-    demonstrations: Demonstrations = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            help="training.seed: prompts, their order and lora_a.",
-            show_default="42",
-        ),
-    ] = None,
-    paper: Annotated[
-        bool,
-        typer.Option(
-            "--paper",
-            help="As in the paper: ABFT on 4 random demonstrations, W_Q and W_K in full at 2e-5, "
-            "or LoRA of rank 16 at 1e-4 above 10 billion parameters; measured in its way, too.",
-        ),
-    ] = False,
-    final: Annotated[
-        bool,
-        typer.Option(
-            "--final",
-            help="Train on the test rows, too, once you have measured; there is no verdict then.",
-        ),
-    ] = False,
-    settings: Set = None,
-    resume: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="RUN", help="Continue the run in this folder; nothing else is given then."
-        ),
-    ] = None,
-    report_to: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TRACKERS",
-            help="Report the run to wandb, swanlab or both (wandb,swanlab), by mlx-lm's callbacks.",
-            show_default=False,
-        ),
-    ] = None,
-    project_name: Annotated[
-        str | None,
-        typer.Option(help="What --report-to's trackers call the project.", show_default="abft-mlx"),
-    ] = None,
-    overwrite: Overwrite = False,
-    quiet: Quiet = False,
-    as_json: Json = False,
+    recipe: str | None = None,
+    *,
+    model: str | None = None,
+    data: str | None = None,
+    output: Path | None = None,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    labels: str | None = None,
+    label_words: str | None = None,
+    updates: int | None = None,
+    learning_rate: float | None = None,
+    demonstrations: str | None = None,
+    seed: int | None = None,
+    paper: bool = False,
+    final: bool = False,
+    settings: list[str] | None = None,
+    resume: Path | None = None,
+    report_to: str | None = None,
+    project_name: str | None = None,
+    overwrite: bool = False,
+    quiet: bool = False,
+    as_json: bool = False,
 ) -> None:
-    """Fine-tune a model on labelled texts; write an adapter, measure it, and judge it.
+    """Train an adapter on labelled texts, and measure it.
 
     Either name a recipe, or give --model and --data and let the defaults do the rest.
 
-    Example: abft-mlx finetune --model M --data mails.csv --output runs/mails
+    Args:
+        output (DIR): The run folder. [default: runs/NAME-DATE-TIME]
+        seed: training.seed: prompts, their order and lora_a. [min: 0] [default: 42]
+        paper: As in the paper: ABFT on 4 random demonstrations, W_Q and W_K in full at 2e-5, or
+            LoRA of rank 16 at 1e-4 above 10 billion parameters; measured in its way, too.
+        final: Train on the test rows, too, once you have measured; there is no verdict then.
+        resume (RUN): Continue the run in this folder; give nothing else then.
+        report_to (TRACKERS): Report the run to wandb, swanlab or both (wandb,swanlab), by mlx-lm's
+            callbacks.
+        project_name: The project of --report-to's trackers. [default: abft-mlx]
     """
+    base = {**(_PAPER if paper else {}), **({"data.holdout": "none"} if final else {})}
     changes = options.overrides(
-        model=model,
-        data=data,
-        text_column=text_column,
-        label_column=label_column,
-        labels=labels,
-        label_words=label_words,
-        updates=updates,
-        learning_rate=learning_rate,
-        demonstrations=demonstrations,
-        settings=settings,
-        training=seed,
-    )
-    if final:
-        changes = ["data.holdout=none", *changes]
-    if paper:
-        changes = [*_PAPER, *changes]
+        settings, base, model=model, data=data, text_column=text_column, label_column=label_column,
+        labels=labels, label_words=label_words, updates=updates, learning_rate=learning_rate,
+        demonstrations=demonstrations, training_seed=seed,
+    )  # fmt: skip
     if resume is not None:
         if recipe or changes or output or overwrite:
             raise UsageError(
@@ -167,12 +101,34 @@ def finetune(
         as_json, quiet = False, True
     shell = Shell(as_json=as_json, quiet=quiet)
     with shell.speaking():
-        tracking = _tracking(shell, report_to, project_name) if ranks.first else None
-        result = _run(shell, ranks, recipe, changes, output, resume, tracking, overwrite=overwrite)
+        tracking = None
+        if report_to is not None and ranks.first:
+            from abft_mlx import tracking as trackers
+
+            chosen = trackers.chosen(report_to)
+            tracking = trackers.Tracking(chosen, project_name or trackers.PROJECT, shell.tell)
+        from abft_mlx import api, experiment, runtime
+
+        runtime.use_wired_memory()
+        if resume is not None:
+            folder = resume
+        else:
+            opened = options.open_recipe(recipe, changes)
+            folder = output or api.default_output(opened)
+        with (
+            board(shell) as shown,
+            Follow(shell, shown, folder, tracking, first=ranks.first) as follow,
+        ):
+            follow.begun = resume is not None
+            if resume is not None:
+                result = experiment.resume(folder, **follow.callbacks, ranks=ranks)
+            else:
+                result = experiment.finetune(
+                    opened, folder, overwrite=overwrite, **follow.callbacks, ranks=ranks
+                )
         if not ranks.first:
             return
-        for line in _outcome(result):
-            shell.tell(line)
+        shell.tell(*_outcome(result))
     document = _document(result)
     if tracking is not None:
         document["tracking"] = {
@@ -183,84 +139,55 @@ def finetune(
     shell.document(document)
 
 
-def _tracking(shell: Shell, report_to: str | None, project: str | None) -> Tracking | None:
-    """The trackers asked for, found before anything is opened."""
-    if report_to is None:
-        return None
-    from abft_mlx import tracking
-
-    return tracking.Tracking(tracking.chosen(report_to), project or tracking.PROJECT, shell.tell)
-
-
-def _run(
-    shell: Shell,
-    ranks: Ranks,
-    recipe: str | None,
-    changes: list[str],
-    output: Path | None,
-    resume: Path | None,
-    tracking: Tracking | None,
-    *,
-    overwrite: bool,
-) -> RunResult:
-    from abft_mlx import api, experiment, runtime, trainer
-
-    runtime.use_wired_memory()
-    if resume is not None:
-        folder = resume
-    else:
-        opened = options.open_recipe(recipe, changes)
-        folder = output or api.default_output(opened)
-    with (
-        board_of(shell) as board,
-        trainer.Stop(board.note).watching() as stop,
-        Follow(shell, board, folder, tracking) as follow,
-    ):
-        told: dict[str, Any] = {
-            "on_prepared": follow.prepared,
-            "on_update": follow.updated,
-            "on_stage": board.stage,
-            "on_progress": board.count,
-            "on_notice": follow.noticed,
-            "stop": stop,
-        }
-        try:
-            if resume is not None:
-                return experiment.resume(folder, **told, ranks=ranks)
-            return experiment.finetune(opened, folder, overwrite=overwrite, **told, ranks=ranks)
-        except KeyboardInterrupt:
-            board.clear()
-            if ranks.first and (resume is not None or follow.begun):
-                shell.tell(f"to go on: {words.command('finetune', '--resume', folder)}")
-            raise
-
-
 class Follow(contextlib.ExitStack):
-    """Prints the plan of a run when it is ready, then shows its updates and reports them.
+    """Prints the plan of a run when it is ready, shows its updates, and reports them to trackers.
+
+    While it is open a signal ends the run after the update that goes on.
 
     Attributes:
-        begun: whether the run's folder holds what it can go on from.
+        begun: whether the run's folder holds a run that can be resumed.
+        callbacks: what ``experiment.finetune``, ``train`` and ``resume`` take.
     """
 
     def __init__(
         self,
         shell: Shell,
-        board: Board,
+        shown: Board,
         output: Path,
         tracking: Tracking | None = None,
+        *,
+        first: bool = True,
     ) -> None:
+        from abft_mlx import trainer
+
         super().__init__()
+        self._first = first
         self._shell = shell
-        self._board = board
+        self._board = shown
         self._output = output
         self._tracking = tracking
+        self._stop = trainer.Stop(shown.note)
         self.begun = False
+        self.callbacks: dict[str, Any] = {
+            "on_prepared": self.prepared,
+            "on_update": self.updated,
+            "on_stage": shown.stage,
+            "on_progress": shown.progress,
+            "on_notice": self.noticed,
+        }
+
+    def __enter__(self) -> Follow:
+        self.callbacks["stop"] = self.enter_context(self._stop.watching())
+        self.push(self._interrupted)
+        return self
 
     def prepared(self, experiment: Experiment, trainable: int) -> None:
         """Print the plan, open the trackers and have updates shown."""
         from abft_mlx.trainer import RunFolder
 
         self._board.clear()
+        if self._shell.quiet and self._first:
+            self._shell.tell(*(f"warning   {text}" for text in words.warnings(experiment)))
         self._shell.say(*words.plan(experiment, trainable, self._output))
         if self._tracking is not None:
             try:
@@ -272,11 +199,10 @@ class Follow(contextlib.ExitStack):
                 raise
             self.push(self._close)
         self.begun = True
-        training = experiment.recipe.training
-        self._board.training(training.updates)
+        self._board.training(experiment.recipe.training.updates)
 
     def noticed(self, line: str) -> None:
-        """Say what even a quiet command must."""
+        """Print what a quiet command prints, too."""
         self._board.clear()
         self._shell.tell(line)
 
@@ -287,13 +213,24 @@ class Follow(contextlib.ExitStack):
             self._tracking.updated(update)
 
     def _close(self, kind: type[BaseException] | None, *rest: object) -> None:
+        """End the trackers' runs."""
         del rest
         assert self._tracking is not None
         self._tracking.close(failed=kind is not None)
 
+    def _interrupted(self, kind: type[BaseException] | None, *rest: object) -> None:
+        """Say how to go on."""
+        del rest
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            self._board.clear()
+            if self.begun and self._first:
+                resume = words.command("finetune", "--resume", self._output)
+                self._shell.tell(f"to go on: {resume}")
+
 
 def _outcome(result: RunResult) -> list[str]:
-    progress = result.progress
+    """The result as lines for a person."""
+    progress, recipe = result.progress, result.experiment.recipe
     lines = []
     if progress.updates:
         lines.append(
@@ -310,21 +247,20 @@ def _outcome(result: RunResult) -> list[str]:
             f"{validation['after']:.1%} after, {validation['best']:.1%} at best "
             f"(update {validation['best_update']})"
         )
-        if validation["best_update"] == 0 and result.experiment.recipe.training.keep_best:
-            read = result.experiment.recipe.objective.kind == "read_out"
+        if validation["best_update"] == 0 and recipe.training.keep_best:
+            read = recipe.objective.kind == "read_out"
             what = "the fitted head weights are kept" if read else "the adapter changes nothing"
             lines.append(f"no update did better on validation texts than none, so {what}")
     lines.append(f"adapter in {result.output}")
     if result.evaluation is not None:
-        lines += ["", *words.verdict(result.evaluation)]
-    elif result.experiment.recipe.data.holdout == "none":
-        lines.append(f"next: {words.command('predict', result.output, 'FILE')}")
-    else:
-        lines.append(f"next: {words.command('eval', result.output)}")
-    return lines
+        return [*lines, "", *words.verdict(result.evaluation)]
+    if recipe.data.holdout == "none":
+        return [*lines, f"next: {words.command('predict', result.output, 'FILE')}"]
+    return [*lines, f"next: {words.command('eval', result.output)}"]
 
 
 def _validation(result: RunResult) -> dict[str, Any] | None:
+    """Accuracy on the validation rows, if there are any."""
     progress = result.progress
     if not progress.validations:
         return None
@@ -337,6 +273,7 @@ def _validation(result: RunResult) -> dict[str, Any] | None:
 
 
 def _document(result: RunResult) -> dict[str, Any]:
+    """The JSON document."""
     experiment, progress = result.experiment, result.progress
     document: dict[str, Any] = {
         "schema": 1,

@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from abft_mlx.cli import options, progress, resolve
-from abft_mlx.cli.options import (
-    Adapter,
-    Data,
-    EvaluationSeed,
-    Json,
-    LabelColumn,
-    Labels,
-    LabelWords,
-    Overwrite,
-    Quiet,
-    Set,
-    TextColumn,
-)
-from abft_mlx.cli.shell import Shell, alone
+from abft_mlx.cli import options
+from abft_mlx.cli.progress import board
+from abft_mlx.cli.shell import Shell, alone, table
 from abft_mlx.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,7 +16,6 @@ if TYPE_CHECKING:
 
     from abft_mlx.induction import Heads
 
-_SUFFIXES = (".npz", ".csv")
 _SHOWN = 20
 _SCORES = {
     "magnitude": "labels",
@@ -45,64 +31,43 @@ _CLASSIC = {
 
 
 def heads(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="RUN_OR_MODEL",
-            help="A run folder, which means its model with its adapter, and its data; a recipe; or "
-            "a model (a local folder, a hub id, or demo) with --data.",
-        ),
-    ],
-    adapter: Adapter = None,
-    data: Data = None,
-    text_column: TextColumn = None,
-    label_column: LabelColumn = None,
-    labels: Labels = None,
-    label_words: LabelWords = None,
-    prompts: Annotated[
-        int | None,
-        typer.Option(min=1, help="Test prompts to look at.", show_default="128"),
-    ] = None,
-    seed: EvaluationSeed = None,
-    detectors: Annotated[
-        bool,
-        typer.Option(
-            "--detectors/--no-detectors",
-            help="Also score every head on repeated random tokens: previous-token, "
-            "duplicate-token, induction.",
-        ),
-    ] = True,
-    every: Annotated[
-        bool, typer.Option("--all", help=f"Show every head, not the first {_SHOWN}.")
-    ] = False,
-    output: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--output",
-            "-o",
-            parser=options.path,
-            metavar="FILE",
-            help="Where to write: a .csv with a row for each head, or a .npz for plot and report. "
-            "May be given twice.",
-            show_default="heads.npz of a run folder",
-        ),
-    ] = None,
-    overwrite: Overwrite = False,
-    settings: Set = None,
-    quiet: Quiet = False,
-    as_json: Json = False,
+    model: str,
+    *,
+    adapter: str | None = None,
+    data: str | None = None,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    labels: str | None = None,
+    label_words: str | None = None,
+    prompts: int | None = None,
+    seed: int | None = None,
+    detectors: bool = True,
+    every: bool = False,
+    output: list[Path] | None = None,
+    overwrite: bool = False,
+    settings: list[str] | None = None,
+    quiet: bool = False,
+    as_json: bool = False,
 ) -> None:
-    """See what every attention head does with the demonstrations' labels.
+    """See what every attention head does with the labels.
 
     For each head: its attention on label tokens, on right labels minus wrong ones, how often that
     is above the paper's filter, and its attention on the first token; before and after an adapter.
-    """
-    from abft_mlx.cli.picture import Picture
 
+    Args:
+        model (RUN_OR_MODEL): A run folder, which means its model with its adapter, and its data; a
+            recipe; or a model (a local folder, a hub id, or demo) with --data.
+        prompts: Test prompts to look at. [min: 1] [default: 128]
+        detectors: Also score every head on repeated random tokens: previous-token, duplicate-token,
+            induction.
+        every (--all): Show every head, not the first 20.
+        output (FILE): Where to write: a .csv with a row for each head, or a .npz for plot and
+            report. May be given twice. [default: heads.npz of a run folder]
+    """
     shell = Shell(as_json=as_json, quiet=quiet)
     with shell.speaking():
         alone("heads")
-        subject = resolve.subject(shell, model, adapter, models=True, data=data)
+        subject = options.subject(shell, model, adapter, models=True, data=data)
         if subject.recipe is None and (subject.model is None or data is None):
             raise UsageError(
                 f"--data is missing: nothing says what the prompts of {model} are made of"
@@ -111,95 +76,65 @@ def heads(
                 f"--adapter {model}"
             )
         changes = options.overrides(
-            model=subject.model,
-            data=data,
-            text_column=text_column,
-            label_column=label_column,
-            labels=labels,
-            label_words=label_words,
-            settings=settings,
-            evaluation=seed,
-        )
-        files = _outputs(subject.run, output, overwrite=overwrite)
-        found = _see(shell, subject, changes, prompts, detectors=detectors)
-        _write(found, files)
+            settings, model=subject.model, data=data, text_column=text_column,
+            label_column=label_column, labels=labels, label_words=label_words,
+            evaluation_seed=seed,
+        )  # fmt: skip
+        for path in output or ():
+            if path.suffix not in (".npz", ".csv"):
+                raise UsageError(f"--output {path}: write a name that ends in .npz or .csv")
+            options.check_file(path, overwrite=overwrite)
+        from abft_mlx import experiment, induction, runtime
+        from abft_mlx.cli.picture import Picture
+
+        runtime.use_wired_memory()
+        files = output or ([subject.run / induction.HEADS_FILE] if subject.run else [])
+        opened = options.open_recipe(subject.recipe, changes)
+        shell.say(f"looking at the heads of {opened.model} on {opened.data.source} …")
+        with board(shell) as shown:
+            census = experiment.heads(
+                opened,
+                subject.adapter,
+                prompts=prompts or experiment.HEADS_PROMPTS,
+                detectors=detectors,
+                on_stage=shown.stage,
+                on_progress=shown.progress,
+            )
+        for path in files:
+            (induction.write_csv if path.suffix == ".csv" else induction.write_heads)(path, census)
         if not as_json:
-            _show(shell, found, every=every)
+            _show(shell, census, every=every)
             if not quiet:
                 shell.tell("")
-                shell.show(Picture(found))
-        for file in files:
-            shell.say(f"wrote {file}")
-    shell.document(_document(found, files))
+                shell.show(Picture(census))
+        for path in files:
+            shell.say(f"wrote {path}")
+    shell.document(_document(census, files))
 
 
-def _outputs(run: Path | None, given: list[Path] | None, *, overwrite: bool) -> list[Path]:
-    """The files to write, seen to be possible before any work."""
-    if given is None:
-        from abft_mlx.induction import HEADS_FILE
-
-        return [] if run is None else [run / HEADS_FILE]
-    for path in given:
-        if path.suffix not in _SUFFIXES:
-            raise UsageError(f"--output {path}: write a name that ends in .npz or .csv")
-        options.check_file(path, overwrite=overwrite)
-    return given
-
-
-def _see(
-    shell: Shell,
-    subject: resolve.Subject,
-    changes: list[str],
-    prompts: int | None,
-    *,
-    detectors: bool,
-) -> Heads:
-    from abft_mlx import experiment, runtime
-
-    runtime.use_wired_memory()
-    opened = options.open_recipe(subject.recipe, changes)
-    shell.say(f"looking at the heads of {opened.model} on {opened.data.source} …")
-    with progress.board(shell) as board:
-        return experiment.heads(
-            opened,
-            subject.adapter,
-            prompts=prompts or experiment.HEADS_PROMPTS,
-            detectors=detectors,
-            on_stage=board.stage,
-            on_progress=board.count,
-        )
-
-
-def _write(found: Heads, outputs: list[Path]) -> None:
+def _show(shell: Shell, census: Heads, *, every: bool) -> None:
+    """Print the table, and how the detectors agree with it."""
     from abft_mlx import induction
 
-    for path in outputs:
-        (induction.write_csv if path.suffix == ".csv" else induction.write_heads)(path, found)
-
-
-def _show(shell: Shell, found: Heads, *, every: bool) -> None:
-    from abft_mlx import induction
-
-    names = list(found.states)
+    states = census.states
     counts = ", ".join(
-        f"{one.heads_per_prompt:.1f}" + (f" {name}" if len(names) > 1 else "")
-        for name, one in found.states.items()
+        f"{state.heads_per_prompt:.1f}" + (f" {name}" if len(states) > 1 else "")
+        for name, state in states.items()
     )
     shell.tell(
-        f"{found.prompts:,} prompts with {found.facts.get('k')} demonstrations; induction heads in "
-        f"a prompt: {counts}"
+        f"{census.prompts:,} prompts with {census.facts.get('k')} demonstrations; induction heads "
+        f"in a prompt: {counts}"
     )
-    table, left = _table(found, None if every else _SHOWN)
-    shell.show(table)
-    if left:
-        less = "weight" if any(one.weight is not None for one in found.states.values()) else (
-            "attention on labels"
-        )  # fmt: skip
-        shell.tell(f"and {left:,} heads with less {less}; --all shows them")
-    for name, state in found.states.items():
+    rows, hidden = _table(census, None if every else _SHOWN)
+    shell.show(rows)
+    if hidden:
+        weighted = any(state.weight is not None for state in states.values())
+        less = "weight" if weighted else "attention on labels"
+        shell.tell(f"and {hidden:,} heads with less {less}; --all shows them")
+    for name, state in states.items():
         compared = induction.agreement(state)
         if compared is not None:
-            of = f"{name}: " if len(names) > 1 else ""
+            of = f"{name}: " if len(states) > 1 else ""
             shell.tell(
                 f"{of}of the {compared.count} heads above the filter in half of the prompts, "
                 f"{compared.shared} are among the {compared.count} that best continue repeated "
@@ -208,61 +143,59 @@ def _show(shell: Shell, found: Heads, *, every: bool) -> None:
             )
 
 
-def _table(found: Heads, shown: int | None) -> tuple[Table, int]:
+def _table(census: Heads, limit: int | None) -> tuple[Table, int]:
     """Heads by their weight, or their attention on labels, and how many are not shown."""
     import numpy as np
-    from rich.table import Table
 
-    states = found.states.values()
-    weights = [np.abs(one.weight) for one in states if one.weight is not None]
-    ranks = np.nanmax(np.stack(weights or [one.magnitude for one in states]), axis=0)
+    states = census.states.values()
+    weights = [np.abs(state.weight) for state in states if state.weight is not None]
+    ranks = np.nanmax(np.stack(weights or [state.magnitude for state in states]), axis=0)
     places = np.argwhere(~np.isnan(ranks)).tolist()
     places.sort(key=lambda at: (-ranks[tuple(at)], at))
-    classic = {key: _CLASSIC[key] for key in _CLASSIC if all(one.detected for one in states)}
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    classic = {key: _CLASSIC[key] for key in _CLASSIC if all(state.detected for state in states)}
     weight = ("weight",) if weights else ()
-    for heading in ("layer", "head", "", *weight, *_SCORES.values(), *classic.values()):
-        table.add_column(heading, justify="right")
-    for layer, head in places[:shown]:
+    made = table("layer", "head", "", *weight, *_SCORES.values(), *classic.values(), left=0)
+    made.padding = (0, 1, 0, 0)
+    for layer, head in places[:limit]:
         where = [str(layer), str(head)]
-        for name, state in found.states.items():
-            scores = [getattr(state, key)[layer, head] for key in _SCORES]
-            scores += [getattr(state.detected, key)[layer, head] for key in classic]
-            signed = list(_SCORES).index("correctness")
-            cells = [f"{one:{'+' if n == signed else ''}.0%}" for n, one in enumerate(scores)]
+        for name, state in census.states.items():
+            cells = [
+                f"{getattr(state, key)[layer, head]:{'+' if key == 'correctness' else ''}.0%}"
+                for key in _SCORES
+            ]
+            cells += [f"{getattr(state.detected, key)[layer, head]:.0%}" for key in classic]
             if weights:
                 own = "" if state.weight is None else f"{state.weight[layer, head]:+.2f}"
                 cells = [own, *cells]
-            table.add_row(*where, name, *cells)
+            made.add_row(*where, name, *cells)
             where = ["", ""]
-    return table, len(places) - len(places[:shown])
+    return made, len(places) - len(places[:limit])
 
 
-def _document(found: Heads, outputs: list[Path]) -> dict[str, Any]:
-    from dataclasses import asdict
-
+def _document(census: Heads, files: list[Path]) -> dict[str, Any]:
+    """The JSON document."""
     from abft_mlx import induction
 
     states = {}
-    for name, state in found.states.items():
-        one: dict[str, Any] = {"heads_per_prompt": state.heads_per_prompt}
-        one |= {key: getattr(state, key).tolist() for key in _SCORES}
+    for name, state in census.states.items():
+        row: dict[str, Any] = {"heads_per_prompt": state.heads_per_prompt}
+        row |= {key: getattr(state, key).tolist() for key in _SCORES}
         if state.weight is not None:
-            one["weight"] = state.weight.tolist()
+            row["weight"] = state.weight.tolist()
         compared = induction.agreement(state)
         if state.detected is not None and compared is not None:
-            one["detected"] = {key: getattr(state.detected, key).tolist() for key in _CLASSIC}
-            one["detected"] |= {
+            row["detected"] = {key: getattr(state.detected, key).tolist() for key in _CLASSIC}
+            row["detected"] |= {
                 "sequences": state.detected.sequences,
                 "repeated_tokens": state.detected.repeated_tokens,
             }
-            one["agreement"] = asdict(compared)
-        states[name] = one
+            row["agreement"] = asdict(compared)
+        states[name] = row
     return {
         "schema": 1,
-        **found.facts,
-        "labels": list(found.labels),
-        "prompts": found.prompts,
+        **census.facts,
+        "labels": list(census.labels),
+        "prompts": census.prompts,
         "states": states,
-        "files": [str(one) for one in outputs],
+        "files": [str(path) for path in files],
     }

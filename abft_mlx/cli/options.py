@@ -1,19 +1,27 @@
-"""The options that commands share, and how they override a recipe."""
+"""The options that commands share, what they set in a recipe, and what names mean."""
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections.abc import Sequence
+import re
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from abft_mlx.cli import resolve
-from abft_mlx.errors import OutputError, UsageError
+from abft_mlx.cli import progress
+from abft_mlx.errors import AdapterError, OutputError, RecipeError, UsageError
 
 if TYPE_CHECKING:
+    from abft_mlx.adapters import Source
+    from abft_mlx.cli.shell import Shell
     from abft_mlx.recipe import Recipe
+
+_RECIPE, _RUN, _ADAPTER, _MODEL = "recipe.yaml", "run.json", "adapter_config.json", "config.json"
 
 
 def path(text: str) -> Path:
@@ -23,177 +31,140 @@ def path(text: str) -> Path:
     return Path(text)
 
 
-RecipeName = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="RECIPE",
-        help="A recipe that ships with abft-mlx (see: abft-mlx recipes list) or a .yaml file.",
-        show_default=False,
-    ),
-]
-Model = Annotated[
-    str | None,
-    typer.Option(
-        metavar="MODEL",
-        help="A model of mlx-lm: a local folder, a hub id, or demo for the bundled one.",
-        show_default=False,
-    ),
-]
-Data = Annotated[
-    str | None,
-    typer.Option(
-        metavar="DATA",
-        help="Labelled texts: a .csv, .jsonl or .parquet file, a hub id, or a built-in task.",
-        show_default=False,
-    ),
-]
-Adapter = Annotated[
-    str | None,
-    typer.Option(
-        metavar="RUN",
-        help="A run folder, whose recipe is used if none is named; an adapter of mlx-lm or "
-        "PEFT; or one on the hub: owner/name, or owner/name@revision.",
-        show_default=False,
-    ),
-]
-TextColumn = Annotated[
-    str | None,
-    typer.Option(help="The column that holds the texts.", show_default="text"),
-]
-LabelColumn = Annotated[
-    str | None,
-    typer.Option(help="The column that holds the labels.", show_default="label"),
-]
-Labels = Annotated[
-    str | None,
-    typer.Option(
-        metavar="A,B,C",
-        help="The class names: for integer labels the names of 0, 1, …; else the names allowed.",
-        show_default=False,
-    ),
-]
-LabelWords = Annotated[
-    str | None,
-    typer.Option(
-        metavar="LABEL=WORD,…",
-        help="The word that stands for each label in prompts, such as bug=bug,billing=payment; or "
-        "letters for A, B, C.",
-        show_default="the labels themselves",
-    ),
-]
-LearningRate = Annotated[
-    float | None,
-    typer.Option(help="training.learning_rate.", show_default="the recipe's"),
-]
-Updates = Annotated[
-    int | None,
-    typer.Option(min=0, help="training.updates: optimizer steps.", show_default="the recipe's"),
-]
-Demonstrations = Annotated[
-    str | None,
-    typer.Option(
-        metavar="K",
-        help="prompt.demonstrations: labelled texts in a prompt; or auto.",
-        show_default="the recipe's",
-    ),
-]
-Set = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="SECTION.KEY=VALUE",
-        help="Set any field of the recipe, e.g. training.updates=64. May be given many times.",
-        show_default=False,
-    ),
-]
-EvaluationSeed = Annotated[
-    int | None,
-    typer.Option(
-        min=0,
-        help="evaluation.seed: the choice of demonstrations, and of all else that is drawn.",
-        show_default="42",
-    ),
-]
-Json = Annotated[
-    bool,
-    typer.Option(
-        "--json", help="One JSON document on standard output; the rest on standard error."
-    ),
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what lies at the output.")]
+# What the options that several commands have mean; `documented` says how this is read.
+SHARED = """
+adapter (RUN): A run folder, whose recipe is used if none is named; an adapter of mlx-lm or PEFT; or
+    one on the hub: owner/name, or owner/name@revision.
+as_json (--json): One JSON document on standard output; the rest on standard error.
+data (-d DATA): Labelled texts: a .csv, .jsonl or .parquet file, a hub id, or a built-in task.
+demonstrations (K): prompt.demonstrations: labelled texts in a prompt; or auto.
+    [default: the recipe's]
+label_column: The column of the labels. [default: label]
+label_words (LABEL=WORD,…): The word that stands for each label in prompts, such as
+    bug=bug,billing=payment; or letters for A, B, C. [default: the labels themselves]
+labels (A,B,C): The class names: for integer labels the names of 0, 1, …; else the names allowed.
+learning_rate: training.learning_rate. [default: the recipe's]
+model (-m MODEL): A model of mlx-lm: a local folder, a hub id, or demo for the bundled one.
+overwrite: Replace what is at the output.
+quiet (-q): No progress, only the result.
+recipe (RECIPE): A recipe that ships with abft-mlx (see: abft-mlx recipes list) or a .yaml file.
+run_or_recipe (RUN_OR_RECIPE): A run folder, which means its model with its adapter; or a recipe:
+    the name of one that ships, or a .yaml file.
+seed: evaluation.seed: the choice of demonstrations, and of all else that is drawn. [min: 0]
+    [default: 42]
+settings (--set SECTION.KEY=VALUE): Set any field of the recipe, e.g. training.updates=64. May be
+    given many times.
+text_column: The column of the texts. [default: text]
+updates: training.updates: optimizer steps. [min: 0] [default: the recipe's]
+"""
+_ENTRY = re.compile(r"(\w+)(?: \(([^)]*)\))?: (.*)")
+_BRACKET = re.compile(r" ?\[(default|min|max): ([^\]]*)\]$")
 
 
-def override(key: str, value: Any) -> str:
-    """``key=value`` as the recipe reads it; a JSON string is a YAML string whatever it holds."""
-    from abft_mlx import recipe
+def documented(function: Callable[..., None]) -> Callable[..., None]:
+    """Have Typer take the help of a command's parameters from its docstring.
 
-    return recipe.override(key, value)
+    Positional parameters are arguments, keyword-only ones are options. An entry of Args is
+    ``name (-n METAVAR): help [min: 0] [default: what the help shows]``, where all but name and help
+    may be left out; one that is missing is that of `SHARED`.
+    """
+    text, _, own = inspect.cleandoc(function.__doc__ or "").partition("\nArgs:\n")
+    entries = {}
+    for line in re.sub(r"\n +", " ", f"{SHARED}\n{textwrap.dedent(own)}").splitlines():
+        if match := _ENTRY.fullmatch(line):
+            entries[match[1]] = (match[2] or "", match[3])
+    hints = get_type_hints(function)
+    for name, parameter in inspect.signature(function).parameters.items():
+        words, shown = entries[name]
+        more: dict[str, Any] = {}
+        while match := _BRACKET.search(shown):
+            more[match[1]] = match[2] if match[1] == "default" else int(match[2])
+            shown = shown[: match.start()]
+        more["show_default"] = more.pop("default", True)
+        if name == "output":
+            words, more["parser"] = f"-o {words}", path
+        names = [word for word in words.split() if word.startswith("-")]
+        metavar = " ".join(word for word in words.split() if word not in names) or None
+        if parameter.kind is not parameter.KEYWORD_ONLY:
+            info = typer.Argument(metavar=metavar, help=shown, **more)
+        else:
+            long = f"--{name.replace('_', '-')}"
+            if parameter.default is True:
+                long += f"/--no-{long[2:]}"
+            if not any(word.startswith("--") for word in names):
+                names.insert(0, long)
+            info = typer.Option(*names, metavar=metavar, help=shown, **more)
+        function.__annotations__[name] = Annotated[hints[name], info]
+    function.__doc__ = text
+    return function
+
+
+# The recipe field that each option sets.
+_FIELDS = {
+    "model": "model",
+    "data": "data.source",
+    "text_column": "data.text",
+    "label_column": "data.label",
+    "labels": "data.labels",
+    "label_words": "prompt.label_words",
+    "learning_rate": "training.learning_rate",
+    "updates": "training.updates",
+    "demonstrations": "prompt.demonstrations",
+    "batch_tokens": "evaluation.batch_tokens",
+    "training_seed": "training.seed",
+    "evaluation_seed": "evaluation.seed",
+}
 
 
 def overrides(
-    *,
-    model: str | None = None,
-    data: str | None = None,
-    text_column: str | None = None,
-    label_column: str | None = None,
-    labels: str | None = None,
-    label_words: str | None = None,
-    learning_rate: float | None = None,
-    updates: int | None = None,
-    demonstrations: str | None = None,
-    settings: Sequence[str] | None = None,
-    **seeds: int | None,
-) -> list[str]:
-    """The recipe fields that flags set, ``--set`` last so that it has the last word.
+    settings: Sequence[str] | None = None, base: Mapping[str, Any] | None = None, **flags: Any
+) -> dict[str, Any]:
+    """The recipe fields that options set, as a map from ``section.key`` to values.
 
     Args:
-        model: a model's name.
-        data: a source of labelled texts.
-        text_column: name of the column with the texts.
-        label_column: name of the column with the labels.
-        labels: class names with commas between them.
-        label_words: ``label=word`` pairs with commas between them, letters, or auto.
-        learning_rate: of the optimizer.
-        updates: optimizer steps.
-        demonstrations: in a prompt; a number or auto.
-        settings: the values of ``--set``.
-        seeds: the section whose ``seed`` to set, and to what.
+        settings: the values of ``--set``, which come last.
+        base: fields that the flags may change again.
+        flags: of the keys of ``_FIELDS``; None leaves the recipe's value.
+
+    Raises:
+        UsageError: an option's text cannot be read.
     """
-    changes = []
-    if model is not None:
-        changes.append(override("model", model))
-    if data is not None:
-        changes.append(override("data.source", data))
-    if text_column is not None:
-        changes.append(override("data.text", text_column))
-    if label_column is not None:
-        changes.append(override("data.label", label_column))
-    if labels is not None:
-        names = [name.strip() for name in labels.split(",")]
-        if len(names) < 2 or not all(names):
-            raise UsageError(
-                f"--labels {labels!r} does not name two classes or more, with commas between them"
-            )
-        changes.append(override("data.labels", names))
-    if label_words is not None:
-        changes.append(override("prompt.label_words", _label_words(label_words)))
-    for key, value in (
-        ("training.learning_rate", learning_rate),
-        ("training.updates", updates),
-    ):
+    from abft_mlx import recipe
+
+    readers = {"labels": _labels, "label_words": _label_words}
+    changes = dict(base or {})
+    for name, value in flags.items():
         if value is not None:
-            changes.append(override(key, value))
-    if demonstrations is not None:
-        changes.append(f"prompt.demonstrations={demonstrations}")
-    for section, seed in seeds.items():
-        if seed is not None:
-            changes.append(override(f"{section}.seed", seed))
-    return [*changes, *(settings or ())]
+            changes[_FIELDS[name]] = readers[name](value) if name in readers else value
+    return changes | recipe.parse_overrides(settings or ())
+
+
+def names(text: str, flag: str) -> list[str]:
+    """The names that an option lists, with commas between them.
+
+    Raises:
+        UsageError: one is empty.
+    """
+    listed = [name.strip() for name in text.split(",")]
+    if not all(listed):
+        raise UsageError(
+            f"{flag} {text!r} has an empty name in it; write names with commas between"
+        )
+    return list(dict.fromkeys(listed))
+
+
+def _labels(text: str) -> list[str]:
+    """The value of ``data.labels``."""
+    listed = [name.strip() for name in text.split(",")]
+    if len(listed) < 2 or not all(listed):
+        raise UsageError(
+            f"--labels {text!r} does not name two classes or more, with commas between them"
+        )
+    return listed
 
 
 def _label_words(text: str) -> str | dict[str, str]:
-    """The value of ``prompt.label_words`` that a flag names."""
+    """The value of ``prompt.label_words``."""
     if text.strip() in ("letters", "auto"):
         return text.strip()
     words = {}
@@ -208,12 +179,12 @@ def _label_words(text: str) -> str | dict[str, str]:
     return words
 
 
-def open_recipe(name: str | None, changes: Sequence[str]) -> Recipe:
+def open_recipe(name: str | None, changes: Mapping[str, Any]) -> Recipe:
     """The named recipe, or the one for own texts where none is named, with the changes applied.
 
     Args:
         name: a recipe's name or file; a run folder is refused.
-        changes: ``section.key=value`` each.
+        changes: from ``section.key`` to values.
 
     Raises:
         RecipeError: no such recipe, or a change that cannot be used.
@@ -221,9 +192,7 @@ def open_recipe(name: str | None, changes: Sequence[str]) -> Recipe:
     """
     from abft_mlx import recipe
 
-    if name is None:
-        return recipe.own_data(changes)
-    return recipe.load(resolve.recipe_file(name), changes)
+    return recipe.own_data(changes) if name is None else recipe.load(recipe_file(name), changes)
 
 
 def check_file(path: Path, *, overwrite: bool) -> None:
@@ -241,3 +210,144 @@ def check_file(path: Path, *, overwrite: bool) -> None:
         raise OutputError(f"{path} exists; give --overwrite to replace it, or another --output")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise OutputError(f"{path}: cannot be written (no permission); choose another --output")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a command works on.
+
+    A folder that exists wins over everything but the name of a shipped recipe. A run folder always
+    means the model with its adapter. A name that looks like a path and is not there is a mistake,
+    and never looked for on the hub.
+
+    Attributes:
+        recipe: a recipe's name or file; None where --model and --data say it all.
+        adapter: what to put on the model, if anything.
+        run: the local run folder that recipe and adapter are both of, if they are.
+        model: a model that was named where a recipe could be.
+    """
+
+    recipe: str | None
+    adapter: Source | None = None
+    run: Path | None = None
+    model: str | None = None
+
+
+def subject(
+    shell: Shell,
+    first: str | None,
+    adapter: str | None = None,
+    *,
+    models: bool = False,
+    data: str | None = None,
+) -> Subject:
+    """What a command's first argument and ``--adapter`` name.
+
+    Args:
+        shell: shows what is fetched from the hub.
+        first: a run or adapter folder, a recipe, or a model where ``models`` allows it.
+        adapter: the value of ``--adapter``: a run or adapter folder, or owner/name of the hub.
+        models: whether ``first`` may be a model.
+        data: the value of ``--data``: ``demo`` is a model beside it, and a recipe without.
+
+    Raises:
+        UsageError: a name is none of these; the message says what it is, or that it is not there.
+    """
+    if first is not None and is_adapter(first):
+        if adapter is not None and Path(adapter).expanduser() != Path(first).expanduser():
+            raise UsageError(
+                f"{first} is an adapter, and --adapter {adapter} names another; give one of them, "
+                f"or {Path(first) / _RECIPE} for the recipe alone"
+            )
+        first, adapter = None, first
+    source = None if adapter is None else find_adapter(shell, adapter)
+    own = None
+    if source is not None and (source.folder / _RECIPE).is_file():
+        own = str(source.folder / _RECIPE)
+    if first is None:
+        local = source is not None and Path(source.name).expanduser().is_dir()
+        run = source.folder if source and own and local else None
+        return Subject(own, source, run if run and (run / _RUN).is_file() else None)
+    if models and _is_model(first, data):
+        return Subject(own, source, model=first)
+    recipe_file(first)
+    return Subject(first, source)
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a name is the folder of a run or an adapter; a shipped recipe's name is not."""
+    from abft_mlx import recipe
+
+    folder = Path(name).expanduser()
+    if name in recipe.shipped() or not folder.is_dir():
+        return False
+    return any((folder / file).is_file() for file in (_RECIPE, _RUN, _ADAPTER))
+
+
+def find_adapter(shell: Shell, name: str) -> Source:
+    """The adapter of a run folder, an adapter folder or the hub, from where it is fetched.
+
+    Raises:
+        AdapterError: it is not there, or is a folder without an adapter.
+        RunError: the hub cannot be reached.
+    """
+    from abft_mlx import adapters
+
+    with progress.board(shell):
+        source = adapters.find(name)
+    if (source.folder / _ADAPTER).is_file():
+        return source
+    if (source.folder / _RUN).is_file():
+        raise AdapterError(
+            f"run {name} holds no adapter yet (no {_ADAPTER}); "
+            f"continue it: abft-mlx finetune --resume {name}"
+        )
+    raise AdapterError(f"{name} is a folder, but no run and no adapter (no {_ADAPTER})")
+
+
+def recipe_file(name: str) -> Path:
+    """The file of a recipe, which a run folder is not.
+
+    Raises:
+        UsageError: no such recipe; the message says what the name is instead.
+    """
+    from abft_mlx import hub, recipe
+
+    if is_adapter(name):
+        raise UsageError(
+            f"{name} is a run folder, which means a model with its adapter; its recipe alone is "
+            f"{Path(name) / _RECIPE}, and finetune --resume {name} continues it"
+        )
+    folder = Path(name).expanduser()
+    if name not in recipe.shipped() and folder.is_dir():
+        model = (folder / _MODEL).is_file()
+        what = "a model: give it with --model" if model else f"no run (no {_RUN})"
+        raise RecipeError(f"{name} is {what}")
+    try:
+        return recipe.find(name)
+    except RecipeError as error:
+        if hub.split_revision(name) is None or "no such" in str(error):
+            raise
+        raise RecipeError(
+            f"{name} is no folder here and no recipe; what is on the hub is named with --model "
+            "or --adapter"
+        ) from None
+
+
+def _is_model(name: str, data: str | None) -> bool:
+    """Whether a name that may be a model or a recipe is a model.
+
+    Raises:
+        UsageError: it is a folder of neither.
+    """
+    from abft_mlx import hub, recipe
+    from abft_mlx.files import is_path
+
+    if name == "demo":
+        return data is not None
+    folder = Path(name).expanduser()
+    if name in recipe.shipped() or folder.is_file():
+        return False
+    if folder.is_dir() and not (folder / _MODEL).is_file():
+        raise UsageError(f"{name} is a folder, but no run (no {_RUN}) and no model (no {_MODEL})")
+    return folder.is_dir() or (hub.is_id(name) and not is_path(name))

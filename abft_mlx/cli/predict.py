@@ -10,25 +10,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
-import typer
-
-from abft_mlx.cli import options, progress, resolve
-from abft_mlx.cli.options import (
-    Adapter,
-    Data,
-    EvaluationSeed,
-    LabelColumn,
-    Labels,
-    LabelWords,
-    Model,
-    Overwrite,
-    Quiet,
-    Set,
-)
+from abft_mlx.cli import options
+from abft_mlx.cli.progress import board, duration
 from abft_mlx.cli.shell import Shell, alone, dump
 from abft_mlx.errors import OutputError, PromptError, UsageError, first_few
 
@@ -37,148 +23,78 @@ if TYPE_CHECKING:
     from abft_mlx.data import Queries, Query
     from abft_mlx.prediction import Opened, Prediction, Predictor
 
+    Answer = tuple[Query, Prediction | None]
+
 _STANDARD_INPUT = "-"
 # The label of texts that are answered with too little probability.
 UNSURE = "unsure"
-# Demonstrations that are listed.
-_SHOWN = 12
+_DEMONSTRATIONS_SHOWN, _SKIPPED_SHOWN = 12, 5
 _TABLES = {".csv": ",", ".tsv": "\t"}
 _OBJECTS = (".jsonl", ".ndjson", ".json")
 _NEVER_WRITTEN = (".xlsx", ".xls", ".ods", ".parquet")
-# Texts that were skipped and are named one by one.
-_SKIPPED_SHOWN = 5
-
-
-class OnError(str, Enum):
-    """What to do with a text that cannot be used."""
-
-    stop = "stop"
-    skip = "skip"
 
 
 def predict(
-    run_or_recipe: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="RUN_OR_RECIPE",
-            help="A run folder, which means its model with its adapter; or a recipe. May be left "
-            "out where --adapter RUN, or --model with --data or --demonstrations, says it all.",
-            show_default=False,
-        ),
-    ] = None,
-    file: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="FILE",
-            help="The texts: a .txt file with one in each line; a .csv, .jsonl or .parquet file "
-            "with a column of them; or - for lines of standard input.",
-            show_default="-",
-        ),
-    ] = None,
-    model: Model = None,
-    data: Data = None,
-    adapter: Adapter = None,
-    demonstrations: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE",
-            help="Labelled texts, all of which are shown in every prompt, in order.",
-            show_default="the run's own",
-        ),
-    ] = None,
-    text_column: Annotated[
-        str | None,
-        typer.Option(
-            help="The column of texts in FILE; in --data, too, and without a recipe in "
-            "--demonstrations.",
-            show_default="the recipe's",
-        ),
-    ] = None,
-    label_column: LabelColumn = None,
-    labels: Labels = None,
-    label_words: LabelWords = None,
-    seed: EvaluationSeed = None,
-    batch_tokens: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="evaluation.batch_tokens: tokens in a forward pass, cached ones included.",
-            show_default="16384",
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            parser=options.path,
-            metavar="FILE",
-            help="Where the answers go. A .csv or .tsv keeps all columns of FILE and adds label "
-            "and probability; any other file gets JSON Lines.",
-            show_default="standard output",
-        ),
-    ] = None,
-    on_error: Annotated[
-        OnError,
-        typer.Option(
-            "--on-error",
-            help="What to do with a text that is empty, too long or not UTF-8: stop, or skip it "
-            "and leave its label empty in a .csv.",
-        ),
-    ] = OnError.stop,
-    threshold: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            max=1,
-            help="Give the label unsure to texts whose most probable label is less probable. eval "
-            "prints what that gains.",
-            show_default="every text gets a label",
-        ),
-    ] = None,
-    show_prompt: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TEXT",
-            help="Print the prompt that would be asked about this text, and stop.",
-            show_default=False,
-        ),
-    ] = None,
-    settings: Set = None,
-    overwrite: Overwrite = False,
-    quiet: Quiet = False,
-    as_json: Annotated[
-        bool,
-        typer.Option(
-            "--json",
-            help="With --output: one JSON document on standard output that says what was done. "
-            "Without: the lines stay as they are, and an error becomes the last of them.",
-        ),
-    ] = False,
+    run_or_recipe: str | None = None,
+    file: str | None = None,
+    *,
+    model: str | None = None,
+    data: str | None = None,
+    adapter: str | None = None,
+    demonstrations: str | None = None,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    labels: str | None = None,
+    label_words: str | None = None,
+    seed: int | None = None,
+    batch_tokens: int | None = None,
+    output: Path | None = None,
+    on_error: Literal["stop", "skip"] = "stop",
+    threshold: float | None = None,
+    show_prompt: str | None = None,
+    settings: list[str] | None = None,
+    overwrite: bool = False,
+    quiet: bool = False,
+    as_json: bool = False,
 ) -> None:
-    """Label texts, in order, as they come.
+    """Label texts from a file or standard input.
 
     Standard output gets a JSON object for each: {"text", "label", "probabilities": {label:
     probability}}. --output labels.csv writes a table instead. Everything for people is on standard
     error.
+
+    Args:
+        run_or_recipe (RUN_OR_RECIPE): A run folder, which means its model with its adapter; or a
+            recipe. May be left out where --adapter RUN, or --model with --data or --demonstrations,
+            says it all.
+        file (FILE): The texts: a .txt file with one in each line; a .csv, .jsonl or .parquet file
+            with a column of them; or - for lines of standard input. [default: -]
+        demonstrations (FILE): Labelled texts, all of which are shown in every prompt, in order.
+            [default: the run's own]
+        text_column: The column of texts in FILE; in --data, too, and without a recipe in
+            --demonstrations. [default: the recipe's]
+        batch_tokens: evaluation.batch_tokens: tokens in a forward pass, cached ones included. [min:
+            1] [default: 16384]
+        output (FILE): Where the answers go. A .csv or .tsv keeps all columns of FILE and adds label
+            and probability; any other file gets JSON Lines. [default: standard output]
+        on_error: What to do with a text that is empty, too long or not UTF-8: stop, or skip it and
+            leave its label empty in a .csv.
+        threshold: Give the label unsure to texts whose most probable label is less probable. eval
+            prints what that gains. [min: 0] [max: 1] [default: every text gets a label]
+        show_prompt (TEXT): Print the prompt that would be asked about this text, and stop.
+        as_json (--json): With --output: one JSON document on standard output that says what was
+            done. Without: the lines stay as they are, and an error becomes the last of them.
     """
     first, file = _arguments(run_or_recipe, file)
     shell = Shell(as_json=as_json or output is None, quiet=quiet)
-    subject = resolve.subject(shell, first, adapter)
-    named = subject.recipe
+    subject = options.subject(shell, first, adapter)
+    own = subject.recipe is None
     changes = options.overrides(
-        model=model,
-        data=data or (demonstrations if named is None else None),
-        text_column=text_column if data is not None or named is None else None,
-        label_column=label_column,
-        labels=labels,
-        label_words=label_words,
-        settings=settings,
-        evaluation=seed,
-    )
-    if batch_tokens is not None:
-        changes.append(options.override("evaluation.batch_tokens", batch_tokens))
-    if named is None and (model is None or (data is None and demonstrations is None)):
+        settings, model=model, data=data or (demonstrations if own else None),
+        text_column=text_column if data is not None or own else None, label_column=label_column,
+        labels=labels, label_words=label_words, evaluation_seed=seed, batch_tokens=batch_tokens,
+    )  # fmt: skip
+    if own and (model is None or (data is None and demonstrations is None)):
         missing = "--model" if model is None else "--data or --demonstrations"
         raise UsageError(
             f"{missing} is missing: without a recipe or a run folder, --model is needed, and "
@@ -189,35 +105,36 @@ def predict(
         from abft_mlx import prediction, runtime
 
         runtime.use_wired_memory()
-        recipe = options.open_recipe(named, changes)
-        skip = on_error is OnError.skip
+        recipe = options.open_recipe(subject.recipe, changes)
         if show_prompt is None:
-            # Before the model is opened: a wrong file shall not cost a download.
+            # Before the model is opened: a wrong file must not cost a download.
             section = recipe.data.model_copy(update={"text": text_column} if text_column else {})
-            queries = _queries(file, section, skip=skip)
+            queries = _queries(file, section, skip=on_error == "skip")
             if output is not None:
                 _check_output(output, file, overwrite=overwrite)
-        with progress.board(shell) as board:
-            board.stage(f"opening {recipe.model}")
+        with board(shell) as shown:
+            shown.stage(f"opening {recipe.model}")
             opened = prediction.prepare(recipe, subject.adapter, demonstrations)
         if show_prompt is not None:
             prompt = _prompt(opened.predictor, show_prompt)
             print(prompt, file=shell.stdout, end="" if prompt.endswith("\n") else "\n")
             return
-        names = opened.predictor.builder.space.names
-        if threshold is not None and UNSURE in names:
+        if threshold is not None and UNSURE in opened.predictor.builder.space.names:
             raise UsageError(
                 f"--threshold {threshold:g}: a class is named {UNSURE}, so an answer could mean "
                 "both; leave --threshold out, and look at the probabilities"
             )
         if demonstrations is None and data not in (None, opened.source):
             shell.tell(f"--data {data} is not used: demonstrations are in {opened.source}")
+        stored = Path(opened.source).name == prediction.DEMONSTRATIONS_FILE
+        if seed is not None and (stored or demonstrations is not None):
+            shell.tell(f"--seed {seed} is not used: demonstrations are in {opened.source}")
         _introduce(shell, opened)
-        document = _run(
-            shell, opened, subject.adapter, queries, file, output, skip=skip, threshold=threshold
-        )
+        answers = _Answers(opened.predictor, queries, threshold, skip=on_error == "skip")
+        seconds = _run(shell, answers, queries, file, output)
+        _conclude(shell, opened, queries, answers, seconds)
     if output is not None:
-        shell.document(document)
+        shell.document(_document(opened, subject.adapter, queries, answers, seconds, output))
 
 
 def _arguments(first: str | None, second: str | None) -> tuple[str | None, str]:
@@ -232,6 +149,7 @@ def _arguments(first: str | None, second: str | None) -> tuple[str | None, str]:
 
 
 def _queries(file: str, section: Any, *, skip: bool) -> Queries:
+    """The texts to label."""
     from abft_mlx.data import Queries
 
     if file == _STANDARD_INPUT:
@@ -240,11 +158,7 @@ def _queries(file: str, section: Any, *, skip: bool) -> Queries:
 
 
 def _check_output(output: Path, file: str, *, overwrite: bool) -> None:
-    """See whether the answers may be written.
-
-    Raises:
-        OutputError: they may not.
-    """
+    """See whether the answers may be written; OutputError if not."""
     if output.suffix.lower() in _NEVER_WRITTEN:
         raise OutputError(
             f"--output {output}: {output.suffix} files are not written; name a .csv, .tsv or .jsonl"
@@ -258,51 +172,29 @@ def _check_output(output: Path, file: str, *, overwrite: bool) -> None:
 def _prompt(predictor: Predictor, text: str) -> str:
     """The prompt that is asked about a text, as text."""
     builder = predictor.builder
-    # Nothing here looks at the gold label.
+    # The gold label, here the first, is not part of a prompt.
     prompt = builder.build(predictor.shown(text), text, 0, where="the prompt of --show-prompt")
     return str(builder.tokenizer.decode(list(prompt.token_ids)))
 
 
 def _run(
-    shell: Shell,
-    opened: Opened,
-    adapter: Source | None,
-    queries: Queries,
-    file: str,
-    output: Path | None,
-    *,
-    skip: bool,
-    threshold: float | None,
-) -> dict[str, Any]:
-    piped = file == _STANDARD_INPUT
-    if piped and sys.stdin.isatty():
+    shell: Shell, answers: _Answers, queries: Queries, file: str, output: Path | None
+) -> float:
+    """Write the answers as they come; the seconds that took."""
+    if file == _STANDARD_INPUT and sys.stdin.isatty():
         shell.say("reading standard input, a text in each line; Ctrl-D ends it")
     start = time.perf_counter()
     # Lines of answers on the same terminal show how far it is.
     live = output is not None or not shell.stdout.isatty()
-    answers, unsure = _Answers(opened.predictor, skip=skip), 0
-    with _opened(shell, output, file) as stream, progress.board(shell, live=live) as board:
-        board.stage("labelling", "texts")
+    with _opened(shell, output, file) as stream, board(shell, live=live) as shown:
+        shown.stage("labelling", "texts")
         write = _writer(stream, output, queries, file)
-        for some in answers.of(queries):
+        for some in answers.batches():
             for query, answer in some:
-                if answer is not None and threshold is not None:
-                    answer = _or_unsure(answer, threshold)
-                    unsure += answer.label == UNSURE
                 write(query, answer)
             stream.flush()
-            board.count(answers.count, queries.known)
-    seconds = time.perf_counter() - start
-    if threshold is not None:
-        shell.say(f"{unsure:,} of {answers.count:,} texts are {UNSURE}")
-    _conclude(shell, opened, queries, answers, seconds)
-    return _document(opened, adapter, queries, answers, seconds, output) | {"unsure": unsure}
-
-
-def _or_unsure(answer: Prediction, threshold: float) -> Prediction:
-    """An answer, or the label unsure in its place."""
-    sure = answer.probabilities[answer.label] >= threshold
-    return answer if sure else replace(answer, label=UNSURE)
+            shown.progress(answers.count, queries.known)
+    return time.perf_counter() - start
 
 
 class _Answers:
@@ -310,25 +202,34 @@ class _Answers:
 
     Attributes:
         count: texts answered.
+        unsure: of these, texts whose answer is below the threshold.
         skips: texts skipped.
         skipped: why the first few of them were.
     """
 
-    def __init__(self, predictor: Predictor, *, skip: bool) -> None:
-        self.count = 0
-        self.skips = 0
+    def __init__(
+        self,
+        predictor: Predictor,
+        queries: Iterable[list[Query]],
+        threshold: float | None,
+        *,
+        skip: bool,
+    ) -> None:
+        self.count = self.unsure = self.skips = 0
         self.skipped: list[str] = []
+        self.threshold = threshold
         self._predictor = predictor
+        self._queries = queries
         self._skip = skip
 
-    def of(self, queries: Iterable[list[Query]]) -> Iterator[list[tuple[Query, Prediction | None]]]:
+    def batches(self) -> Iterator[list[Answer]]:
         """Lists of texts with their answers, or None for a text that is skipped.
 
         Raises:
             PromptError: a text makes no prompt, and is not to be skipped.
             RunError: the model's answers are not finite.
         """
-        for arrived in queries:
+        for arrived in self._queries:
             waiting = deque(arrived)
             usable = [query for query in arrived if query.problem is None]
             while waiting:
@@ -345,22 +246,24 @@ class _Answers:
                     # Those before it have been answered.
                     bad = replace(usable[done], problem=str(error))
                     usable = usable[done + 1 :]
-                    taken = self._taken(waiting, [None])[:-1]
-                    yield [*taken, self._left_out(bad)]
+                    yield [*self._taken(waiting, [None])[:-1], self._left_out(bad)]
 
-    def _taken(
-        self, waiting: deque[Query], answers: Sequence[Prediction | None]
-    ) -> list[tuple[Query, Prediction | None]]:
+    def _taken(self, waiting: deque[Query], answers: Sequence[Prediction | None]) -> list[Answer]:
         """Take answered texts from those that wait, and what is skipped between them."""
-        taken: list[tuple[Query, Prediction | None]] = []
+        taken: list[Answer] = []
         for answer in answers:
             while waiting[0].problem is not None:
                 taken.append(self._left_out(waiting.popleft()))
+            if answer is not None:
+                self.count += 1
+                if self.threshold and answer.probabilities[answer.label] < self.threshold:
+                    self.unsure += 1
+                    answer = replace(answer, label=UNSURE)
             taken.append((waiting.popleft(), answer))
-            self.count += answer is not None
         return taken
 
-    def _left_out(self, query: Query) -> tuple[Query, None]:
+    def _left_out(self, query: Query) -> Answer:
+        """A text that is skipped."""
         self.skips += 1
         if len(self.skipped) < _SKIPPED_SHOWN:
             self.skipped.append(query.problem or "")
@@ -387,6 +290,7 @@ def _opened(shell: Shell, output: Path | None, file: str) -> Iterator[TextIO]:
 
 
 def _has_mark(file: str) -> bool:
+    """Whether a file begins with the byte order mark of UTF-8."""
     path = Path(file).expanduser()
     if not path.is_file():
         return False
@@ -407,10 +311,10 @@ def _writer(
 
     def write(query: Query, answer: Prediction | None) -> None:
         if answer is not None:
-            # The digits behind these hang on which texts shared a batch.
+            # The digits behind these depend on which texts shared a batch.
             shares = {name: round(share, 6) for name, share in answer.probabilities.items()}
-            begun = dict(query.fields) if own else {"text": answer.text}
-            stream.write(dump({**begun, label: answer.label, probabilities: shares}) + "\n")
+            fields = dict(query.fields) if own else {"text": answer.text}
+            stream.write(dump({**fields, label: answer.label, probabilities: shares}) + "\n")
 
     return write
 
@@ -424,7 +328,7 @@ def _table(
 
     def write(query: Query, answer: Prediction | None) -> None:
         fields = query.fields or (("text", query.text),)
-        if [name for name, _ in fields] == list(columns):
+        if [name for name, _ in fields] == list(columns):  # a header may name a column twice
             cells = [value for _, value in fields]
         else:
             known = dict(fields)
@@ -447,11 +351,11 @@ def _cell(value: Any) -> str:
 def _free(name: str, taken: Sequence[str]) -> str:
     """A name for a column that is added: none that is there."""
     names = (name, f"predicted_{name}", *(f"predicted_{name}_{n}" for n in range(2, 1000)))
-    return next(one for one in names if one not in taken)
+    return next(candidate for candidate in names if candidate not in taken)
 
 
 def _introduce(shell: Shell, opened: Opened) -> None:
-    """Say what every prompt shows."""
+    """Print what every prompt shows."""
     predictor = opened.predictor
     if predictor.nearest is not None:
         shell.say(
@@ -461,11 +365,11 @@ def _introduce(shell: Shell, opened: Opened) -> None:
         return
     shown = opened.shown()
     shell.say(f"{len(shown)} demonstrations in every prompt, from {opened.source}:")
-    for one in shown[:_SHOWN]:
-        text = one["text"] if len(one["text"]) <= 60 else f"{one['text'][:57]}..."
-        shell.say(f"  {text!r} -> {one['label']}")
-    if len(shown) > _SHOWN:
-        shell.say(f"  and {len(shown) - _SHOWN} more")
+    for row in shown[:_DEMONSTRATIONS_SHOWN]:
+        text = row["text"] if len(row["text"]) <= 60 else f"{row['text'][:57]}..."
+        shell.say(f"  {text!r} -> {row['label']}")
+    if len(shown) > _DEMONSTRATIONS_SHOWN:
+        shell.say(f"  and {len(shown) - _DEMONSTRATIONS_SHOWN} more")
     missing = opened.missing()
     if missing:
         shell.tell(
@@ -483,6 +387,9 @@ def _introduce(shell: Shell, opened: Opened) -> None:
 def _conclude(
     shell: Shell, opened: Opened, queries: Queries, answers: _Answers, seconds: float
 ) -> None:
+    """Print what was left out, and how long it took."""
+    if answers.threshold is not None:
+        shell.say(f"{answers.unsure:,} of {answers.count:,} texts are {UNSURE}")
     if queries.dropped:
         shell.tell(f"texts left out because they are empty: {queries.dropped}")
     if answers.skips:
@@ -490,10 +397,11 @@ def _conclude(
         shell.tell(*(f"  {line}" for line in answers.skipped))
         if answers.skips > len(answers.skipped):
             shell.tell(f"  and {answers.skips - len(answers.skipped):,} more")
-    if opened.predictor.builder.shortened:
+    shortened = opened.predictor.builder.shortened
+    if shortened:
         limit = opened.recipe.prompt.max_text_tokens
-        shell.say(f"texts shortened to {limit} tokens: {opened.predictor.builder.shortened}")
-    shell.say(f"{answers.count:,} texts in {progress.duration(seconds)}")
+        shell.say(f"texts shortened to {limit} tokens: {shortened}")
+    shell.say(f"{answers.count:,} texts in {duration(seconds)}")
 
 
 def _document(
@@ -502,8 +410,9 @@ def _document(
     queries: Queries,
     answers: _Answers,
     seconds: float,
-    output: Path | None,
+    output: Path,
 ) -> dict[str, Any]:
+    """The JSON document."""
     space = opened.predictor.builder.space
     return {
         "schema": 1,
@@ -519,4 +428,5 @@ def _document(
         "skipped": answers.skips,
         "seconds": seconds,
         "output": str(output),
+        "unsure": answers.unsure,
     }

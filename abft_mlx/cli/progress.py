@@ -115,7 +115,7 @@ class Board:
 
         Args:
             what: such as "base model, contextual".
-            unit: what :meth:`count` counts.
+            unit: what :meth:`progress` counts.
         """
         self._hide("stage", "download")
         if not what:
@@ -128,7 +128,7 @@ class Board:
             self._timer.daemon = True
             self._timer.start()
 
-    def count(self, done: int, total: int | None) -> None:
+    def progress(self, done: int, total: int | None) -> None:
         """So much of the stage is done."""
         self._count("stage", done, total)
 

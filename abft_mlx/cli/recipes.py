@@ -3,36 +3,38 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
-from abft_mlx.cli.options import Json, Overwrite
-from abft_mlx.cli.shell import Command, Shell
+from abft_mlx.cli.options import documented
+from abft_mlx.cli.shell import Command, Shell, table
 
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="The recipes that ship with abft-mlx, and your own.",
+    help="List, show, copy and check recipes.",
+    epilog="\b\nExamples:\n  abft-mlx recipes list\n  abft-mlx recipes copy your-data mine.yaml",
 )
 
 
 @app.command("list", cls=Command)
-def list_recipes(as_json: Json = False) -> None:
+@documented
+def list_recipes(
+    *,
+    as_json: bool = False,
+) -> None:
     """List the recipes that ship with abft-mlx."""
-    from rich.table import Table
-
     from abft_mlx import recipe
 
     shell = Shell(as_json=as_json)
-    found = []
-    table = Table(box=None, pad_edge=False)
-    table.add_column("recipe", no_wrap=True)
-    table.add_column("what it is")
+    rows = table("recipe", "what it is", left=2)
+    width = shell.console().width - max(map(len, recipe.shipped()), default=0) - 2
+    listed = []
     for name, path in sorted(recipe.shipped().items()):
         loaded = recipe.load(name)
-        table.add_row(name, loaded.description or "")
-        found.append(
+        what = loaded.description or ""
+        rows.add_row(name, what if len(what) <= width else f"{what[: width - 1]}…")
+        listed.append(
             {
                 "name": name,
                 "description": loaded.description,
@@ -42,17 +44,23 @@ def list_recipes(as_json: Json = False) -> None:
             }
         )
     if not as_json:
-        shell.show(table)
+        shell.show(rows)
         shell.say("", "next: abft-mlx recipes show NAME, or abft-mlx recipes copy NAME")
-    shell.document({"recipes": found})
+    shell.document({"recipes": listed})
 
 
 @app.command("show", cls=Command)
+@documented
 def show(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A shipped recipe or a .yaml file.")],
-    as_json: Json = False,
+    name: str,
+    *,
+    as_json: bool = False,
 ) -> None:
-    """Print a recipe; with --json every field of it, defaults included."""
+    """Print a recipe; with --json every field of it, defaults included.
+
+    Args:
+        name (NAME): A shipped recipe or a .yaml file.
+    """
     from abft_mlx import recipe
 
     shell = Shell(as_json=as_json)
@@ -64,16 +72,20 @@ def show(
 
 
 @app.command("copy", cls=Command)
+@documented
 def copy(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A shipped recipe.")],
-    destination: Annotated[
-        Path | None,
-        typer.Argument(metavar="DEST", help="A file or folder.", show_default="NAME.yaml"),
-    ] = None,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
+    name: str,
+    destination: Path | None = None,
+    *,
+    overwrite: bool = False,
+    as_json: bool = False,
 ) -> None:
-    """Copy a shipped recipe to a file of yours, to change it."""
+    """Copy a shipped recipe to a file of yours, to change it.
+
+    Args:
+        name (NAME): A shipped recipe.
+        destination (DEST): A file or folder. [default: NAME.yaml]
+    """
     from abft_mlx import recipe
     from abft_mlx.errors import OutputError
     from abft_mlx.recipe import files
@@ -91,13 +103,17 @@ def copy(
 
 
 @app.command("validate", cls=Command)
+@documented
 def validate(
-    files: Annotated[
-        list[str], typer.Argument(metavar="FILE", help="Recipe files or shipped names.")
-    ],
-    as_json: Json = False,
+    files: list[str],
+    *,
+    as_json: bool = False,
 ) -> None:
-    """Check recipes, and say everything that is wrong with them."""
+    """Check recipes, and say everything that is wrong with them.
+
+    Args:
+        files (FILE): Recipe files or shipped names.
+    """
     from abft_mlx import recipe
     from abft_mlx.errors import RecipeError
 

@@ -1,4 +1,4 @@
-"""How every command speaks and fails: one JSON document or lines for a person, one exit status.
+"""What every command prints and how it fails: one JSON document or lines for a person.
 
 Exit status 0 is success, 2 wrong usage or bad input, 1 a failure at run time, 130 Ctrl-C,
 143 SIGTERM. A traceback means a bug in abft-mlx and is left to show.
@@ -12,7 +12,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
@@ -24,6 +24,7 @@ from abft_mlx.stopping import Stop
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+    from rich.table import Table
 
     from abft_mlx.ranks import Ranks
 
@@ -35,61 +36,46 @@ WAYS_OUT = (
 _AS_JSON = "abft_mlx.as_json"
 # Of a list of more than eight numbers, all but the first three and the last.
 _NUMBERS = re.compile(r"((?:\d+, ){3})(?:\d+, ){5,}(?=\d)")
-
 # Bad input when a path that the user named cannot be used; anything else failed at run time.
-_USER_ERRNOS = frozenset(
-    {
-        errno.ENOENT,
-        errno.EACCES,
-        errno.EPERM,
-        errno.EEXIST,
-        errno.ENOTDIR,
-        errno.EISDIR,
-        errno.EROFS,
-        errno.ENAMETOOLONG,
-    }
-)
+_USER_ERRNOS = {
+    errno.ENOENT, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EROFS,
+    errno.ENAMETOOLONG,
+}  # fmt: skip
 
 
 class Shell:
-    """What one command says: results to standard output, everything else where it belongs.
+    """Where a command prints: results to standard output, progress to standard error.
 
-    With ``as_json`` standard output carries exactly one JSON document and all that is meant for
-    a person, stray prints of libraries included, goes to standard error.
+    With ``as_json`` standard output carries exactly one JSON document, and everything for a
+    person, stray prints of libraries included, goes to standard error.
     """
 
     def __init__(self, *, as_json: bool, quiet: bool = False) -> None:
         self.as_json = as_json
         self.quiet = quiet
-        self._stdout = sys.stdout
-
-    @property
-    def stdout(self) -> TextIO:
-        """Standard output itself, for a command whose result is a stream of lines."""
-        return self._stdout
+        self.stdout: TextIO = sys.stdout
 
     @contextlib.contextmanager
     def speaking(self) -> Iterator[Shell]:
         """Keep standard output clean for the document while the command works."""
-        if not self.as_json:
-            yield self
-            return
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.ExitStack() as stack:
+            if self.as_json:
+                stack.enter_context(contextlib.redirect_stdout(sys.stderr))
             yield self
 
     def console(self) -> Console:
         """Where this command writes for a person."""
         from rich.console import Console
 
-        return Console(file=sys.stderr if self.as_json else self._stdout, highlight=False)
+        return Console(file=sys.stderr if self.as_json else self.stdout, highlight=False)
 
     def say(self, *texts: str) -> None:
-        """Print lines about what goes on; nothing when quiet."""
+        """Print lines about what happens; nothing when quiet."""
         if not self.quiet:
             self.tell(*texts)
 
     def tell(self, *texts: str) -> None:
-        """Print lines that even a quiet command owes its user."""
+        """Print lines that a quiet command prints, too."""
         for text in texts:
             self.console().print(text, markup=False, soft_wrap=True)
 
@@ -100,22 +86,30 @@ class Shell:
     def document(self, content: dict[str, Any]) -> None:
         """Print the JSON document, if one was asked for."""
         if self.as_json:
-            print(dump(content), file=self._stdout, flush=True)
+            print(dump(content), file=self.stdout, flush=True)
+
+
+def table(*headings: str, left: int = 1) -> Table:
+    """An empty table without lines; the columns after the first ``left`` are right-aligned."""
+    from rich.table import Table
+
+    made = Table(box=None, pad_edge=False)
+    for number, heading in enumerate(headings):
+        made.add_column(heading, justify="left" if number < left else "right", overflow="fold")
+    return made
 
 
 def plain(value: Any) -> Any:
-    """The same as strict JSON holds it: a number that JSON cannot say becomes null."""
-    if isinstance(value, dict):
+    """The same as strict JSON holds it: NaN and infinity become null."""
+    if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def dump(content: dict[str, Any]) -> str:
-    """One line of strict JSON; a number that JSON cannot say becomes null."""
+    """One line of strict JSON."""
     text = json.dumps(plain(content), allow_nan=False, ensure_ascii=False)
     # Half of a surrogate pair, as a command line may hold, is written as JSON's own escape.
     return text.encode("utf-8", "backslashreplace").decode()
@@ -126,34 +120,34 @@ def one_line(message: str) -> str:
     line = _NUMBERS.sub(r"\1… ", " ".join(message.split()))
     if len(line) > LONGEST_MESSAGE:
         line = f"{line[: LONGEST_MESSAGE - 302]} … {line[-299:]}"
-    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in line)
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line)
 
 
 def fail(
     message: str, status: int, *, kind: str, problems: Sequence[str] = (), as_json: bool = False
 ) -> typer.Exit:
-    """Say what went wrong and give the exit to raise.
+    """Print what went wrong and return the exit to raise.
 
     Args:
         message: one line for a person.
         status: the exit status.
         kind: the error's class, for programs.
-        problems: every problem found; a person is shown five kinds.
+        problems: every problem; a person is shown five kinds.
         as_json: print the error as a JSON document on standard output, too.
     """
     message = one_line(message)
     print(f"error: {message}", file=sys.stderr)
     lines = DataError(message, problems).shown()
     # A message that already holds the only kind of problem needs no list.
-    if len(lines) > 1:
-        for line in lines:
-            print(f"  {one_line(line)}", file=sys.stderr)
+    for line in lines if len(lines) > 1 else ():
+        print(f"  {one_line(line)}", file=sys.stderr)
     if as_json:
         _print_error(kind, message, problems)
     return typer.Exit(status)
 
 
 def _print_error(kind: str, message: str, problems: Sequence[str] = ()) -> None:
+    """Print the JSON document of an error."""
     error = {"kind": kind, "message": message, "problems": list(problems)}
     print(dump({"error": error}), flush=True)
 
@@ -167,7 +161,18 @@ class Command(TyperCommand):
 
 
 class Commands(TyperGroup):
-    """The group that turns every expected failure into one line and the right exit status."""
+    """The group of commands: its help in parts, and one line for every expected failure."""
+
+    parts: Mapping[str, Sequence[str]] = {}
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the commands under a heading for each part."""
+        del ctx
+        for title, names in self.parts.items():
+            limit = formatter.width - 12
+            rows = [(name, self.commands[name].get_short_help_str(limit)) for name in names]
+            with formatter.section(title):
+                formatter.write_dl([(f"{name:<8}", text) for name, text in rows])
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Note whether JSON is wanted, since a command's own options may fail to parse."""
@@ -175,35 +180,27 @@ class Commands(TyperGroup):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command that was asked for."""
+        """Run the command."""
         as_json: bool = ctx.meta[_AS_JSON]
-
         try:
             with Stop().watching():
                 return super().invoke(ctx)
         except (typer.Exit, typer.Abort, BrokenPipeError):
             raise
-        except StoppedError as error:
-            said, status = str(error), error.exit_status
+        except KeyboardInterrupt as error:
+            status = error.exit_status if isinstance(error, StoppedError) else 130
+            said = str(error) or "interrupted"
             raise fail(said, status, kind="Interrupted", as_json=as_json) from None
-        except KeyboardInterrupt:
-            raise fail("interrupted", 130, kind="Interrupted", as_json=as_json) from None
         except AbftError as error:
             problems = error.problems if isinstance(error, DataError) else ()
-            raise fail(
-                str(error),
-                error.exit_status,
-                kind=type(error).__name__,
-                problems=problems,
-                as_json=as_json,
-            ) from error
+            said, status, kind = str(error), error.exit_status, type(error).__name__
+            raise fail(said, status, kind=kind, problems=problems, as_json=as_json) from error
         except OSError as error:
             if error.errno is None:  # not the operating system's: a bug, or a library's own
                 raise
-            where = f"{error.filename}: " if error.filename else ""
+            said = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
             status = 2 if error.errno in _USER_ERRNOS and error.filename else 1
-            message = f"{where}{error.strerror}"
-            raise fail(message, status, kind=type(error).__name__, as_json=as_json) from error
+            raise fail(said, status, kind=type(error).__name__, as_json=as_json) from error
         except Exception as error:
             if runtime.out_of_memory(error):
                 said = f"out of memory: {str(error) or 'the machine has no more'}; {WAYS_OUT}"
@@ -215,7 +212,7 @@ class Commands(TyperGroup):
 
 
 def join_ranks(*, resumable: bool) -> Ranks:
-    """The processes that a command was started among.
+    """The processes of ``mlx.launch`` that a command runs in.
 
     Args:
         resumable: a command that ends early can go on; says what to do when a rank is gone.

@@ -6,13 +6,13 @@ import re
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from abft_mlx.cli import progress, words
-from abft_mlx.cli.options import Json, Quiet
-from abft_mlx.cli.shell import Shell
+from abft_mlx.cli import words
+from abft_mlx.cli.progress import Board, board, duration
+from abft_mlx.cli.shell import Shell, join_ranks, table
 from abft_mlx.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,44 +21,28 @@ if TYPE_CHECKING:
 
 
 def study(
-    name: Annotated[
-        str,
-        typer.Argument(
-            metavar="STUDY", help="A study that ships with abft-mlx, or a .yaml file of your own."
-        ),
-    ],
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="The study's folder: one file for each cell, then table and figures.",
-            show_default="runs/study-NAME",
-        ),
-    ] = None,
-    shard: Annotated[
-        str | None,
-        typer.Option(
-            metavar="I/N",
-            help="Run part I of N, from 1, e.g. on one of N machines that share DIR.",
-            show_default=False,
-        ),
-    ] = None,
-    only_list: Annotated[
-        bool, typer.Option("--list", help="List the cells and what is done of them; run nothing.")
-    ] = False,
-    retry_failed: Annotated[
-        bool,
-        typer.Option(
-            "--retry-failed/--no-retry-failed", help="Run cells that failed before once more."
-        ),
-    ] = True,
-    quiet: Quiet = False,
-    as_json: Json = False,
+    name: str,
+    *,
+    output: Path | None = None,
+    shard: str | None = None,
+    only_list: bool = False,
+    retry_failed: bool = True,
+    quiet: bool = False,
+    as_json: bool = False,
 ) -> None:
-    """Run what is left of a study; when nothing is, write its table and figures.
+    """Run a grid of models, tasks, methods and seeds.
 
-    Started again, it goes on where it stopped. A cell that fails is reported at the end and does
-    not stop the others. Under mlx.launch each process takes its part.
+    When all cells are done, their table and figures are written. Started again, it goes on where
+    it stopped. A cell that fails is reported at the end and does not stop the others. Under
+    mlx.launch each process takes its part.
+
+    Args:
+        name (STUDY): A study that ships with abft-mlx, or a .yaml file of your own.
+        output (DIR): The study's folder: one file for each cell, then table and figures. [default:
+            runs/study-NAME]
+        shard (I/N): Run part I of N, from 1, e.g. on one of N machines that share DIR.
+        only_list (--list): List the cells and what is done of them; run nothing.
+        retry_failed: Run cells that failed before once more.
     """
     shell = Shell(as_json=as_json, quiet=quiet)
     part = None if shard is None else parse_shard(shard)
@@ -86,6 +70,7 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 
 def _open(name: str, output: Path | None) -> tuple[Study, Path]:
+    """A study and its folder."""
     from abft_mlx import analysis
     from abft_mlx import study as studies
 
@@ -97,18 +82,15 @@ def _open(name: str, output: Path | None) -> tuple[Study, Path]:
 def _list(
     shell: Shell, name: str, output: Path | None, part: tuple[int, int] | None
 ) -> dict[str, Any]:
-    from rich.table import Table
-
+    """Print the cells; the JSON document of --list."""
     opened, folder = _open(name, output)
     from abft_mlx import study as studies
 
-    found = studies.cells(opened)
-    held = studies.Store(folder).check(found)
-    table = Table(box=None, pad_edge=False)
-    for heading in ("cell", "status"):
-        table.add_column(heading, overflow="fold")
+    cells = studies.cells(opened)
+    held = studies.Store(folder).check(cells)
+    shown = table("cell", "status", left=2)
     rows = []
-    for cell in studies.shard(found, *(part or (1, 1))):
+    for cell in studies.shard(cells, *(part or (1, 1))):
         document = held.get(cell.id, {})
         row = {
             "id": cell.id,
@@ -122,9 +104,9 @@ def _list(
         if document.get("error"):
             row["error"] = document["error"]
         rows.append(row)
-        table.add_row(cell.id, str(row["status"]))
+        shown.add_row(cell.id, str(row["status"]))
     if not shell.as_json:
-        shell.show(table)
+        shell.show(shown)
         done = sum(row["status"] == "done" for row in rows)
         shell.say("", f"{len(rows):,} cells, {done:,} of them done in {folder}")
     return {"schema": 1, "study": opened.name, "output": str(folder), "cells": rows}
@@ -138,6 +120,7 @@ def _run(
     *,
     retry_failed: bool,
 ) -> tuple[Outcome, dict[str, Any]]:
+    """Run this process's cells; the outcome and the JSON document."""
     opened, folder = _open(name, output)
     from abft_mlx import runtime, study
 
@@ -145,19 +128,18 @@ def _run(
     part = _part(part)
     begun = time.perf_counter()
     try:
-        with progress.board(shell) as board:
-            follow = Follow(board)
+        with board(shell) as shown:
             outcome = study.run(
                 opened,
                 folder,
                 part=part,
                 retry_failed=retry_failed,
                 report=_write_reports,
-                watcher=follow,
+                watcher=Follow(shown),
             )
     except KeyboardInterrupt:
         rest = ["--output", folder] if output else []
-        if part != (1, 1) and not _launched():
+        if part != (1, 1) and join_ranks(resumable=True).size == 1:
             rest += ["--shard", f"{part[0]}/{part[1]}"]
         shell.tell(f"to go on: {words.command('study', name, *rest)}")
         raise
@@ -177,28 +159,21 @@ def _run(
     return outcome, document
 
 
-def _part(given: tuple[int, int] | None) -> tuple[int, int]:
-    """This process's part: as given, or its rank under mlx.launch."""
-    from abft_mlx import ranks
-
-    joined = ranks.join()
+def _part(asked: tuple[int, int] | None) -> tuple[int, int]:
+    """This process's part: as asked, or its rank under mlx.launch."""
+    joined = join_ranks(resumable=True)
     if joined.size == 1:
-        return given or (1, 1)
-    if given is not None:
+        return asked or (1, 1)
+    if asked is not None:
         raise UsageError(
-            f"--shard {given[0]}/{given[1]}: mlx.launch runs {joined.size} processes, each of "
+            f"--shard {asked[0]}/{asked[1]}: mlx.launch runs {joined.size} processes, each of "
             "which takes its part; leave --shard out"
         )
     return joined.rank + 1, joined.size
 
 
-def _launched() -> bool:
-    from abft_mlx import ranks
-
-    return ranks.join().size > 1
-
-
 def _write_reports(folder: Path, opened: Study, cells: list[dict[str, Any]]) -> list[Path]:
+    """Write the table and figures."""
     from abft_mlx import analysis
 
     return analysis.write_study(folder, opened, cells)
@@ -206,9 +181,8 @@ def _write_reports(folder: Path, opened: Study, cells: list[dict[str, Any]]) -> 
 
 def _tell(shell: Shell, outcome: Outcome) -> None:
     """The table, then what failed."""
-    tables = [path for path in outcome.reports if path.name == "table.md"]
-    if not shell.as_json:
-        for path in tables:
+    for path in outcome.reports:
+        if path.name == "table.md" and not shell.as_json:
             shell.tell("", path.read_text(encoding="utf-8").rstrip("\n"), "")
     for path in outcome.reports:
         shell.say(f"wrote {path}")
@@ -232,8 +206,8 @@ def _tell(shell: Shell, outcome: Outcome) -> None:
 class Follow:
     """Shows which cell of how many runs, and inside it updates and prompts."""
 
-    def __init__(self, board: progress.Board) -> None:
-        self._board = board
+    def __init__(self, shown: Board) -> None:
+        self._board = shown
         self._begun = time.perf_counter()
         self._measured = ""
 
@@ -267,13 +241,13 @@ class Follow:
 
     def prompts(self, done: int, total: int) -> None:
         """Show how many prompts are measured."""
-        self._board.count(done, total)
+        self._board.progress(done, total)
 
     def end(self, cell: Cell, document: dict[str, Any]) -> None:
         """Say what the cell came to."""
         del cell
         self._board.clear()
-        took = progress.duration(document["seconds"])
+        took = duration(document["seconds"])
         if document["error"]:
             self._board.note(f"  failed after {took}: {document['error']}")
             return

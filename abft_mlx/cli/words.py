@@ -1,4 +1,4 @@
-"""Words, bars and tables for what was prepared and measured."""
+"""Lines, bars and tables about what was prepared and measured."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from abft_mlx.cli.shell import table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -133,24 +135,20 @@ def measures(rows: Mapping[str, Mapping[str, Any]]) -> Table:
     """One line for each measured model.
 
     Args:
-        rows: what was measured -> one method of eval's JSON.
+        rows: a model's name -> one method of eval's JSON.
     """
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    table.add_column("")
+    headings = list(_MEASURES.values())
     with_interval = any("interval" in method for method in rows.values())
-    for key, heading in _MEASURES.items():
-        table.add_column(heading, justify="right")
-        if with_interval and key == "accuracy":
-            table.add_column("95% interval", justify="right")
+    if with_interval:
+        headings.insert(1, "95% interval")
+    made = table("", *headings)
     for name, method in rows.items():
         cells = [f"{method[key]:.1%}" for key in _MEASURES]
         if with_interval:
             low, high = method.get("interval", {}).get("accuracy", (None, None))
             cells.insert(1, "" if low is None else f"{low:.1%}–{high:.1%}")
-        table.add_row(name, *cells)
-    return table
+        made.add_row(name, *cells)
+    return made
 
 
 def verdict(document: Mapping[str, Any]) -> list[str]:
@@ -205,17 +203,12 @@ def confusion(names: Sequence[str], counts: Sequence[Sequence[int]]) -> Table | 
         names: the labels.
         counts: (C, C) prompts.
     """
-    from rich.table import Table
-
     if len(names) > _CLASSES_SHOWN:
         return None
-    table = Table(box=None, pad_edge=False)
-    table.add_column("gold \\ predicted")
-    for name in names:
-        table.add_column(name, justify="right", overflow="fold")
+    made = table("gold \\ predicted", *names)
     for name, row in zip(names, counts, strict=True):
-        table.add_row(name, *(f"{count:,}" for count in row))
-    return table
+        made.add_row(name, *(f"{count:,}" for count in row))
+    return made
 
 
 def command(*words: object) -> str:

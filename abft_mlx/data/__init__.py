@@ -1,10 +1,9 @@
 """Labelled texts: reading, checking, and the protocol's seeded splits and samplers."""
 
-from abft_mlx.data._check import Report
-from abft_mlx.data._given import given, listed, queries_of, word
 from abft_mlx.data.generator import Generator, demonstration_rows, training_rows
 from abft_mlx.data.loading import builtin_tasks, kind, load, report
-from abft_mlx.data.queries import Queries, Query
+from abft_mlx.data.queries import Queries, Query, queries_of
+from abft_mlx.data.rows import Report, given, listed, word
 from abft_mlx.data.selection import Nearest, balanced, evaluation_draws, training_draws
 from abft_mlx.data.splits import Splits, all_test, split
 from abft_mlx.data.texts import LabelledTexts, fold

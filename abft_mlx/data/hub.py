@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from abft_mlx import hub
-from abft_mlx.data import _rows
+from abft_mlx.data import rows
 from abft_mlx.data.generator import Generator
 from abft_mlx.errors import AbftError, DataError, RecipeError, RunError
 from abft_mlx.recipe import DataSection
@@ -32,7 +32,7 @@ def title(section: DataSection) -> str:
     return " ".join(named) + (f"@{section.revision}" if section.revision else "")
 
 
-def read(section: DataSection) -> _rows.Table:
+def read(section: DataSection) -> rows.Table:
     """Fetch the files of a split, or find them in the cache, and read them.
 
     Data sets that were a script have no files of their own; the hub keeps a conversion of them,
@@ -43,41 +43,43 @@ def read(section: DataSection) -> _rows.Table:
         RunError: the hub cannot be reached and the cache has no copy.
     """
     revisions = [section.revision] if section.revision else [None, CONVERTED]
-    tried = []
+    offline = False
     for revision in revisions:
         paths = _files(section, revision)
         if paths:
             break
-        tried.append(paths)
+        offline = offline or paths is None
     else:
-        if None in tried:
+        if offline:
             raise RunError(
                 f"{title(section)} is not in the local cache and the hub cannot be reached; go "
                 "online once, or name a file"
             )
         raise DataError(
-            f"{section.source}: no {', '.join(_rows.READERS)} file in it that can be read; "
+            f"{section.source}: no {', '.join(rows.READERS)} file in it that can be read; "
             "download it and name a file of yours"
         )
-    table = _rows.Table()
+    table = rows.Table()
     for path in paths:
-        part = _rows.read(path, section.text, section.label)
-        table.names = table.names or part.names
+        part = rows.read(path, section.text, section.label)
         before = f"{path.name} " if len(paths) > 1 else ""
-        offset = len(table.rows)
-        table.problems += [(offset + number, before + line) for number, line in part.problems]
-        table.rows += [
-            _rows.Row(offset + row.number, before + row.place, row.text, row.label)
-            for row in part.rows
-        ]
+        table.names = table.names or part.names
+        table.problems += [before + line for line in part.problems]
+        for row in part.rows:
+            row.place = before + row.place
+        table.rows += part.rows
     if section.staicc_order:
         table.rows = staicc_order(table.rows)
     return table
 
 
-def staicc_order(rows: list[_rows.Row]) -> list[_rows.Row]:
+def staicc_order(table_rows: list[rows.Row]) -> list[rows.Row]:
     """The order in which the StaICC benchmark keeps a data set's rows, long texts left out."""
-    kept = [row for row in rows if not isinstance(row.text, str) or len(row.text) <= STAICC_LONGEST]
+    kept = [
+        row
+        for row in table_rows
+        if not isinstance(row.text, str) or len(row.text) <= STAICC_LONGEST
+    ]
     return [kept[i] for i in Generator(STAICC_SEED).draw(len(kept), len(kept))] if kept else []
 
 
@@ -86,11 +88,12 @@ def _files(section: DataSection, revision: str | None) -> list[Path] | None:
     from huggingface_hub import HfApi, errors, snapshot_download
 
     name = section.source
-    refusals = (errors.RepositoryNotFoundError, errors.RevisionNotFoundError)
     try:
         try:
             siblings = HfApi().dataset_info(name, revision=revision).siblings or []
-        except (*refusals, errors.HFValidationError):
+        except (
+            errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError,
+        ):  # fmt: skip
             raise
         except Exception as error:
             try:
@@ -104,12 +107,11 @@ def _files(section: DataSection, revision: str | None) -> list[Path] | None:
             cached = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
             return [folder / file for file in _of_split(section, cached, _card(folder))]
         listed = [sibling.rfilename for sibling in siblings]
-
-        def fetch(file: str) -> Path:
-            return hub.file(name, file, revision=revision)
-
-        card = fetch("README.md").parent if "README.md" in listed else None
-        return [fetch(file) for file in _of_split(section, listed, _card(card))]
+        card = None
+        if "README.md" in listed:
+            card = hub.file(name, "README.md", revision=revision).parent
+        chosen = _of_split(section, listed, _card(card))
+        return [hub.file(name, file, revision=revision) for file in chosen]
     except AbftError:
         raise
     except Exception as error:
@@ -144,7 +146,7 @@ def _card(folder: Path | None) -> list[dict[str, Any]]:
 
 def _of_split(section: DataSection, listed: list[str], configs: list[dict[str, Any]]) -> list[str]:
     """The files of every split that is asked for, in order."""
-    data = sorted(file for file in listed if PurePosixPath(file).suffix in _rows.READERS)
+    data = sorted(file for file in listed if PurePosixPath(file).suffix in rows.READERS)
     if not data:
         return []
     patterns = _patterns(section, configs)
@@ -167,17 +169,13 @@ def _of_split(section: DataSection, listed: list[str], configs: list[dict[str, A
 
 
 def _patterns(section: DataSection, configs: list[dict[str, Any]]) -> dict[str, list[str]] | None:
-    """File patterns of each split as the card gives them; None without a card."""
+    """File patterns of each split as the card lists them; None without a card."""
     if not configs:
         return None
-    named = {str(one.get("config_name", "default")): one for one in configs}
-    defaults = [name for name, one in named.items() if one.get("default")]
-    if section.config is not None:
-        name = section.config
-    elif defaults:
-        name = defaults[0]
-    else:
-        name = next(iter(named)) if len(named) == 1 else "default"
+    named = {str(config.get("config_name", "default")): config for config in configs}
+    defaults = [name for name, config in named.items() if config.get("default")]
+    only = next(iter(named)) if len(named) == 1 else "default"
+    name = section.config or (defaults[0] if defaults else only)
     if name not in named:
         asked = f"{name!r} is none of them" if section.config else "none is set"
         raise DataError(
@@ -185,25 +183,23 @@ def _patterns(section: DataSection, configs: list[dict[str, Any]]) -> dict[str, 
         )
     files = named[name]["data_files"]
     base = str(named[name].get("data_dir") or "").strip("/")
-    entries = files if isinstance(files, list) else [files]
-    found: dict[str, list[str]] = {}
-    for entry in entries:
+    patterns: dict[str, list[str]] = {}
+    for entry in files if isinstance(files, list) else [files]:
+        split, paths = "train", entry
         if isinstance(entry, dict):
             split, paths = str(entry.get("split", "train")), entry.get("path", [])
-        else:
-            split, paths = "train", entry
         for path in paths if isinstance(paths, list) else [paths]:
-            found.setdefault(split, []).append(f"{base}/{path}" if base else str(path))
-    return found
+            patterns.setdefault(split, []).append(f"{base}/{path}" if base else str(path))
+    return patterns
 
 
 def _guess(section: DataSection, data: list[str], split: str) -> list[str]:
     """Files whose path holds the configuration and the split; of one kind, Parquet first."""
     files = data
     if section.config:
-        files = [f for f in files if section.config in PurePosixPath(f).parts] or [
-            f for f in files if PurePosixPath(f).name.startswith(section.config)
-        ]
+        inside = [f for f in files if section.config in PurePosixPath(f).parts]
+        named = [f for f in files if PurePosixPath(f).name.startswith(section.config)]
+        files = inside or named
     else:
         folders = sorted({f.split("/", 1)[0] for f in files if "/" in f} - {"data", "default"})
         flat = [f for f in files if f.split("/", 1)[0] not in folders]
@@ -216,19 +212,18 @@ def _guess(section: DataSection, data: list[str], split: str) -> list[str]:
     if not chosen and split == "train":
         others = [word for words in _SPLIT_WORDS.values() for word in words]
         chosen = [file for file in files if not any(_has(file, word) for word in others)]
-    order = [".parquet", *_rows.READERS] if find_spec("pyarrow") else [*_rows.READERS, ".parquet"]
-    for suffix in order:
-        same = [file for file in chosen if file.endswith(suffix)]
-        if same:
-            return same
-    return []
+    order = [".parquet", *rows.READERS] if find_spec("pyarrow") else [*rows.READERS, ".parquet"]
+    same = ([file for file in chosen if file.endswith(suffix)] for suffix in order)
+    return next((files for files in same if files), [])
 
 
 def _in_split(file: str, split: str) -> bool:
+    """Whether a path names a split."""
     return any(_has(file, word) for word in _SPLIT_WORDS.get(split, (split,)))
 
 
 def _has(file: str, word: str) -> bool:
+    """Whether a path has a word in it."""
     return re.search(rf"(^|[/_.-]){re.escape(word)}([/_.-]|$)", file) is not None
 
 
@@ -246,4 +241,5 @@ def _complete(source: str, files: list[str]) -> None:
 
 
 def _some(names: list[str]) -> str:
+    """Names for a message."""
     return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from abft_mlx import recipe
-from abft_mlx.data import _rows
-from abft_mlx.data._check import Report, check
+from abft_mlx.data import rows
+from abft_mlx.data.rows import Report
 from abft_mlx.data.texts import LabelledTexts
 from abft_mlx.errors import DataError
 from abft_mlx.files import is_path
@@ -36,31 +36,32 @@ def report(section: DataSection) -> Report:
         DataError: they cannot be found or opened at all.
     """
     source = section.source
-    tasks = builtin_tasks()
-    if source in tasks or source == "demo":
+    found = kind(source)
+    if found == "builtin":
         return _builtin(source, section)
     path = Path(source).expanduser()
-    if path.is_file() or path.suffix.lower() in _rows.READERS:
-        table = _rows.read(path, section.text, section.label)
-        return check(table, source, section.labels, section.empty_texts)
+    if path.is_file() or path.suffix.lower() in rows.READERS:
+        table = rows.read(path, section.text, section.label)
+        return rows.check(table, source, section.labels, section.empty_texts)
     if path.is_dir():
-        raise DataError(f"{source} is a folder; name a file in it ({', '.join(_rows.READERS)})")
+        raise DataError(f"{source} is a folder; name a file in it ({', '.join(rows.READERS)})")
     if is_path(source):
         raise DataError(f"{source}: no such file; a path is relative to the current folder")
-    if _HUB_NAME.fullmatch(source):
+    if found == "hub":
         from abft_mlx.data import hub
 
         table = hub.read(section)
-        return check(table, hub.title(section), section.labels, section.empty_texts)
+        return rows.check(table, hub.title(section), section.labels, section.empty_texts)
     if source in recipe.shipped():
         raise DataError(
             f"Unknown data.source {source!r}. {source} is a recipe: abft-mlx finetune {source}"
         )
-    near = difflib.get_close_matches(source, ["demo", *tasks], n=1)
+    tasks = ["demo", *builtin_tasks()]
+    near = difflib.get_close_matches(source, tasks, n=1)
     hint = f"Did you mean {near[0]}? " if near else ""
     raise DataError(
-        f"Unknown data.source {source!r}. {hint}Use a file ({', '.join(_rows.READERS)}), a data "
-        f"set of the hub (owner/name) or a built-in task ({', '.join(['demo', *tasks])})"
+        f"Unknown data.source {source!r}. {hint}Use a file ({', '.join(rows.READERS)}), a data "
+        f"set of the hub (owner/name) or a built-in task ({', '.join(tasks)})"
     )
 
 
@@ -69,34 +70,23 @@ def kind(source: str) -> str:
     if source == "demo" or source in builtin_tasks():
         return "builtin"
     path = Path(source).expanduser()
-    local = path.exists() or path.suffix.lower() in _rows.READERS
+    local = path.exists() or path.suffix.lower() in rows.READERS
     return "hub" if not local and _HUB_NAME.fullmatch(source) else "file"
 
 
 def builtin_tasks() -> dict[str, Any]:
-    """The built-in tasks by name; empty where this installation lacks their generator."""
-    try:
-        from abft_mlx.data import generated
-    except ImportError:
-        return {}
+    """The built-in tasks by name."""
+    from abft_mlx.data import generated
+
     return dict(generated.TASKS)
 
 
 def _builtin(source: str, section: DataSection) -> Report:
-    try:
-        from abft_mlx.data import generated
-    except ImportError:
-        raise DataError(
-            f"data.source {source!r}: the generator of built-in tasks is not part of this "
-            "installation; name a file or a hub data set"
-        ) from None
+    """The texts of a built-in task."""
+    from abft_mlx.data import generated
+
     name = generated.DEMO_TASK if source == "demo" else source
     labels = generated.TASKS[name].labels
-    pairs = generated.generate(name, BUILTIN_ROWS, BUILTIN_SEED)
-    table = _rows.Table(
-        rows=[
-            _rows.Row(number, f"row {number}", text, labels[label])
-            for number, (text, label) in enumerate(pairs, 1)
-        ]
-    )
-    return check(table, source, section.labels or labels)
+    pairs = enumerate(generated.generate(name, BUILTIN_ROWS, BUILTIN_SEED), 1)
+    table = rows.Table([rows.Row(f"row {n}", text, labels[label]) for n, (text, label) in pairs])
+    return rows.check(table, source, section.labels or labels)

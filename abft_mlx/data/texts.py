@@ -7,7 +7,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class LabelledTexts:
         names: the classes.
         source: where the texts come from, for reports.
         warnings: what is odd about them but no error, one line each.
+        places: for each text where it was read, such as ``row 7 (line 9)``; empty if not known.
     """
 
     texts: tuple[str, ...]
@@ -27,6 +28,7 @@ class LabelledTexts:
     names: tuple[str, ...]
     source: str
     warnings: tuple[str, ...] = ()
+    places: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -38,6 +40,13 @@ class LabelledTexts:
             texts=tuple(self.texts[row] for row in rows),
             labels=tuple(self.labels[row] for row in rows),
             warnings=(),
+            places=tuple(self.places[row] for row in rows) if self.places else (),
+        )
+
+    def place(self, row: int) -> str:
+        """Where a text was read, for messages."""
+        return (
+            f"{self.source} {self.places[row]}" if self.places else f"{self.source} text {row + 1}"
         )
 
     def pairs(self) -> list[tuple[str, int]]:

@@ -9,11 +9,12 @@ from abft_mlx.recipe.files import (
     loads,
     override,
     own_data,
+    parse_overrides,
     save,
     shipped,
     studies,
 )
-from abft_mlx.recipe.resolving import resolve, share
+from abft_mlx.recipe.resolving import check_mixture, resolve, share
 from abft_mlx.recipe.sections import (
     AdapterSection,
     DataSection,
@@ -29,7 +30,6 @@ from abft_mlx.recipe.sections import (
     VariantsSection,
     task,
 )
-from abft_mlx.recipe.tasks import check_mixture
 
 __all__ = [
     "AdapterSection",
@@ -53,6 +53,7 @@ __all__ = [
     "loads",
     "override",
     "own_data",
+    "parse_overrides",
     "resolve",
     "save",
     "share",

@@ -1,8 +1,9 @@
-"""Pydantic's findings in one line: the key, the value seen, and the closest key that exists."""
+"""Pydantic's findings in one line: the key, its value, and the closest key that exists."""
 
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable, Sequence
 from typing import Annotated, get_args, get_origin
 
@@ -11,56 +12,60 @@ from pydantic_core import ErrorDetails
 
 from abft_mlx.recipe.sections import Recipe
 
-_OR_AUTO = (
-    "prompt.demonstrations",
-    "training.shared_demonstrations",
-    "training.micro_batch_tokens",
-)
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 200
+_REPR.maxlevel = 2
+# What to say instead of the complaints of each member of a union.
+_NEEDED = {
+    "prompt.label_words": "a map from labels to words, letters, auto, or null is needed",
+    "prompt.demonstrations": "a whole number of at least 1, or auto, is needed",
+    "training.shared_demonstrations": "a whole number of at least 1, or auto, is needed",
+    "training.micro_batch_tokens": "a whole number of at least 1, or auto, is needed",
+    "adapter.layers": "a list of layer numbers such as [4, 5], auto, or null for all is needed",
+}
+_UNION_ERRORS = ("int_parsing", "int_type", "literal_error", "list_type", "dict_type")
 
 
 def closest(word: str, known: Iterable[str]) -> str | None:
     """The known word that looks most like this one, if any does."""
-    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return found[0] if found else None
+    return next(iter(difflib.get_close_matches(word, list(known), n=1)), None)
 
 
-def sections() -> set[str]:
-    """The keys of a recipe that hold a section."""
-    return {name for name, field in Recipe.model_fields.items() if _model(field.annotation)}
+def short(value: object) -> str:
+    """A value as a message shows it, cut where it is long."""
+    text = _REPR.repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def section_of(name: str) -> type[BaseModel] | None:
+    """The model of a recipe's section."""
+    field = Recipe.model_fields.get(name)
+    return _model(field.annotation) if field else None
 
 
 def is_text(path: Sequence[str]) -> bool:
     """Whether the setting at this path takes a text and nothing else (or null)."""
-    model: type[BaseModel] = Recipe
+    model: type[BaseModel] | None = Recipe
     for key in path[:-1]:
-        field = model.model_fields.get(key)
-        inner = _model(field.annotation) if field else None
-        if inner is None:
-            return False
-        model = inner
-    field = model.model_fields.get(path[-1])
+        field = model.model_fields.get(key) if model else None
+        model = _model(field.annotation) if field else None
+    field = model.model_fields.get(path[-1]) if model else None
     return field is not None and field.annotation in (str, str | None)
 
 
 def describe(error: ValidationError, root: type[BaseModel] = Recipe) -> str:
-    """The first problem in a line, and how many more there are.
+    """The first problem in a line, and the others in brackets.
 
     Args:
-        error: what pydantic found.
+        error: what pydantic says of values of ``root``.
         root: the model that was validated.
     """
-    problems = _distinct(error.errors(include_url=False), root)
-    more = len(problems) - 1
-    return problems[0] + (f" (and {more} more: {'; '.join(problems[1:])})" if more else "")
-
-
-def _distinct(details: list[ErrorDetails], root: type[BaseModel]) -> list[str]:
-    """One line for each setting, though a union reports every one of its members."""
     lines: dict[str, str] = {}
-    for detail in details:
+    for detail in error.errors(include_url=False):
         path, model = _place(detail["loc"], root)
-        lines.setdefault(path, _line(path, model, root, detail))
-    return list(lines.values())
+        lines.setdefault(path, _line(path, model, root, detail))  # a union reports all members
+    first, *more = lines.values()
+    return first + (f" (and {len(more)} more: {'; '.join(more)})" if more else "")
 
 
 def _place(loc: tuple[int | str, ...], root: type[BaseModel]) -> tuple[str, type[BaseModel]]:
@@ -72,7 +77,7 @@ def _place(loc: tuple[int | str, ...], root: type[BaseModel]) -> tuple[str, type
         if isinstance(item, int):  # an entry of a list of models
             continue
         field = model.model_fields.get(item)
-        inner = (_model(field.annotation) or _entry(field.annotation)) if field else None
+        inner = _model(field.annotation) if field else None
         if inner is None:
             break
         model = inner
@@ -80,55 +85,43 @@ def _place(loc: tuple[int | str, ...], root: type[BaseModel]) -> tuple[str, type
 
 
 def _line(path: str, model: type[BaseModel], root: type[BaseModel], detail: ErrorDetails) -> str:
-    key = path.rpartition(".")[2]
+    """One problem: which key, which value, what is needed."""
+    key, value = path.rpartition(".")[2], detail["input"]
     if detail["type"] == "extra_forbidden":
         near = closest(key, model.model_fields) or (_elsewhere(key) if root is Recipe else None)
         hint = f"did you mean {near}?" if near else f"known are {', '.join(model.model_fields)}"
-        return f"unknown key {path} (value {short(detail['input'])}); {hint}"
+        return f"unknown key {path} (value {short(value)}); {hint}"
     if detail["type"] == "missing":
         return f"{path} is missing"
     message = detail["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
-    if isinstance(detail["input"], bool):
-        message += "; YAML reads an unquoted true or false as a flag, so quote it if it is a word"
+    if detail["type"] == "value_error" and isinstance(value, dict):
+        # Settings that do not fit each other: the message names them.
+        return f"{path}: {message}" if path else message
+    if path in _NEEDED and detail["type"] in _UNION_ERRORS:
+        message = _NEEDED[path]
     if detail["type"] == "model_type":
         message = "a map of settings is needed"
-    if path == "prompt.label_words":
-        message = "a map from labels to words, letters, auto, or null is needed"
-    if path in _OR_AUTO and detail["type"] in ("int_parsing", "literal_error"):
-        message = "a whole number of at least 1, or auto, is needed"
-    if path == "adapter.layers" and detail["type"] in ("list_type", "literal_error"):
-        message = "a list of layer numbers such as [4, 5], auto, or null for all is needed"
-    if detail["type"] == "value_error" and isinstance(detail["input"], dict):
-        # Settings that do not fit each other: the message names them. A whole recipe has no path.
-        return f"{path}: {message}" if path else message
-    return f"{path} is {short(detail['input'])}: {message}"
+    if isinstance(value, bool):
+        message += "; YAML reads an unquoted true or false as a flag, so quote it if it is a word"
+    return f"{path} is {short(value)}: {message}"
 
 
 def _elsewhere(key: str) -> str | None:
     """Where a key that was put into the wrong section belongs."""
-    for name in sorted(sections()):
-        inner = _model(Recipe.model_fields[name].annotation)
+    for name in sorted(Recipe.model_fields):
+        inner = section_of(name)
         if inner is not None and key in inner.model_fields:
             return f"{name}.{key}"
     return key if key in Recipe.model_fields else None
 
 
 def _model(annotation: object) -> type[BaseModel] | None:
+    """The model that a field, or each entry of a field that is a list, holds."""
+    if get_origin(annotation) is list:
+        annotation = get_args(annotation)[0]
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
     return (
         annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
     )
-
-
-def _entry(annotation: object) -> type[BaseModel] | None:
-    """The model that a list of models holds."""
-    if get_origin(annotation) is not list:
-        return None
-    inner = get_args(annotation)[0]
-    return _model(get_args(inner)[0] if get_origin(inner) is Annotated else inner)
-
-
-def short(value: object) -> str:
-    """A value as a message shows it, cut where it is long."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

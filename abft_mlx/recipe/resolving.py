@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from abft_mlx.errors import RecipeError
 from abft_mlx.recipe._training import FULL_LEARNING_RATE, LORA_LEARNING_RATE
@@ -65,6 +66,25 @@ def share(recipe: Recipe, processes: int = 1, able: bool = True) -> Recipe:
         )
     training = training.model_copy(update={"shared_demonstrations": max(fitting, default=1)})
     return recipe.model_copy(update={"training": training})
+
+
+def check_mixture(demonstrations: int | str, mixed: Sequence[TaskSection]) -> None:
+    """Check that the prompts of a mixture's tasks can share a batch.
+
+    Args:
+        demonstrations: k of the recipe.
+        mixed: the tasks that are trained on at once.
+
+    Raises:
+        RecipeError: one has another number of demonstrations.
+    """
+    for task in mixed:
+        if task.prompt.demonstrations != demonstrations:
+            raise RecipeError(
+                f"mixture: {task.name} has {task.prompt.demonstrations} demonstrations, the "
+                f"recipe {demonstrations}; give all tasks of a mixture the same "
+                "prompt.demonstrations"
+            )
 
 
 def _in_turns(section: TaskSection) -> TaskSection:
