@@ -42,10 +42,11 @@ class Recorder:
             calling the model. While it is None nothing is recorded.
         rows: one (B, H, S) float32 pattern row per layer of the latest call, None for a layer
             without heads. Setting ``last`` starts a new list.
+        attend: what runs in place of the model's attention function, if anything.
     """
 
     def __init__(self, n_layers: int, attend: Attend | None = None) -> None:
-        self._attend = attend
+        self.attend = attend
         self.rows: list[mx.array | None] = [None] * n_layers
         self._calls: Counter[tuple[int, ...]] = Counter()
         self._last: mx.array | None = None
@@ -62,10 +63,16 @@ class Recorder:
         self.rows = [None] * len(self.rows)
         self._calls.clear()
 
-    def _record(self, layers: tuple[int, ...], row: mx.array) -> None:
-        """Keep the row of a module's next call; its calls are these layers in turn."""
-        self.rows[layers[self._calls[layers] % len(layers)]] = row
-        self._calls[layers] += 1
+    def record(self, layers: tuple[int, ...], row: Callable[[mx.array], mx.array]) -> None:
+        """Keep a row of a module that is called for these layers in turn.
+
+        Args:
+            layers: of the module.
+            row: gives the row of the last positions; not called where nothing is recorded.
+        """
+        if self._last is not None and threading.get_ident() == self._thread:
+            self.rows[layers[self._calls[layers] % len(layers)]] = row(self._last)
+            self._calls[layers] += 1
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -86,45 +93,39 @@ class Recorder:
         finally:
             self._last, self.rows, self._calls = kept
 
-    def hook(
-        self, layers: tuple[int, ...], original: Callable[..., mx.array]
-    ) -> Callable[..., mx.array]:
-        """The attention function that the module of some layers gets instead of the original."""
-        attend = original if self._attend is None else self._attend(original)
 
-        def recording(
-            queries: mx.array,
-            keys: Any,
-            values: Any,
-            *args: Any,
-            **options: Any,
-        ) -> mx.array:
-            if self._last is not None and threading.get_ident() == self._thread:
-                given = dict(zip(("cache", "scale", "mask", "sinks"), args, strict=False)) | options
-                if not isinstance(keys, mx.array):
-                    raise ModelError("patterns cannot be read from a quantized key/value cache")
-                row = last_row(
-                    queries,
-                    keys,
-                    self._last,
-                    scale=given["scale"],
-                    mask=given.get("mask"),
-                    sinks=given.get("sinks"),
-                )
-                self._record(layers, row)
-            return attend(queries, keys, values, *args, **options)
+def record_attention(
+    held: list[Recorder], layers: tuple[int, ...], original: Callable[..., mx.array]
+) -> Callable[..., mx.array]:
+    """The attention function that the module of some layers gets instead of the original."""
 
-        return recording
+    def recording(
+        queries: mx.array, keys: Any, values: Any, *args: Any, **options: Any
+    ) -> mx.array:
+        (recorder,) = held
+        given = dict(zip(("cache", "scale", "mask", "sinks"), args, strict=False)) | options
 
-    def softmax(self, layers: tuple[int, ...], original: Any) -> Any:
-        """What a module that computes its pattern itself finds instead of ``mlx.core``."""
+        def row(last: mx.array) -> mx.array:
+            if not isinstance(keys, mx.array):
+                raise ModelError("patterns cannot be read from a quantized key/value cache")
+            more = {name: given.get(name) for name in ("mask", "sinks")}
+            return last_row(queries, keys, last, scale=given["scale"], **more)
 
-        def recording(scores: mx.array, *args: Any, **options: Any) -> mx.array:
-            if self._last is not None and threading.get_ident() == self._thread:
-                self._record(layers, row_of_scores(scores, self._last))
-            return original.softmax(scores, *args, **options)
+        recorder.record(layers, row)
+        attend = original if recorder.attend is None else recorder.attend(original)
+        return attend(queries, keys, values, *args, **options)
 
-        return Namespace(original, softmax=recording)
+    return recording
+
+
+def record_softmax(held: list[Recorder], layers: tuple[int, ...], core: Any) -> Namespace:
+    """What a module that computes its pattern itself finds instead of ``mlx.core``."""
+
+    def recording(scores: mx.array, *args: Any, **options: Any) -> mx.array:
+        held[0].record(layers, lambda last: row_of_scores(scores, last))
+        return core.softmax(scores, *args, **options)
+
+    return Namespace(core, softmax=recording)
 
 
 def row_of_scores(scores: mx.array, last: mx.array) -> mx.array:
@@ -220,79 +221,61 @@ def instrument(model: nn.Module, attend: Attend | None = None) -> Iterator[Recor
         if module is not None:
             attending.setdefault(id(module), (module, []))[1].append(number)
     places = {numbers[0]: tuple(numbers) for _, numbers in attending.values()}
-    hooked: list[_Hooked] = []
-
-    def make(first: int, kind: type) -> type:
-        hooked.append(_Hooked(kind, recorder, places[first], port, name))
-        return hooked[-1].kind
-
+    # Classes live until the garbage collector runs, rows must not: functions reach them through a
+    # list that is emptied on leaving.
+    held = [recorder]
     try:
-        with swapped({numbers[0]: module for module, numbers in attending.values()}, make):
+        with swapped(
+            {numbers[0]: module for module, numbers in attending.values()},
+            lambda first, kind: _recording_class(kind, held, places[first], port, name),
+        ):
             yield recorder
     finally:
-        for one in hooked:
-            one.forget()
+        held.clear()
 
 
-class _Hooked:
-    """A subclass of an attention class that runs the same code around a recording function.
+def _recording_class(
+    kind: type, held: list[Recorder], layers: tuple[int, ...], port: Port, name: str
+) -> type:
+    """A subclass of an attention class that runs the same code around a recording function."""
+    if "_abft_instrumented" in kind.__dict__:
+        raise RunError(
+            "this model is already instrumented; leave the open instrument(), capture() or "
+            "forward() of it first"
+        )
 
-    Attributes:
-        kind: the subclass.
-    """
-
-    kind: type
-
-    def __init__(
-        self, kind: type, recorder: Recorder, layers: tuple[int, ...], port: Port, name: str
-    ) -> None:
-        if "_abft_instrumented" in kind.__dict__:
-            raise RunError(
-                "this model is already instrumented; leave the open instrument(), capture() or "
-                "forward() of it first"
-            )
-        self._recorder, self._layers, self._name = recorder, layers, name
-        self._changed: list[tuple[dict[str, Any], dict[str, Any]]] = []
-        seams = dict.fromkeys(port.calls, SEAM) | dict.fromkeys(port.by_hand, BY_HAND)
-        around = getattr(kind.__call__, "__globals__", {})
-        functions = {
-            one: self._recording(around.get(one), seam, {})
-            for one, seam in seams.items()
-            if not hasattr(kind, one)
-        }
-        methods = {
-            one: self._recording(getattr(kind, one), seam, functions)
-            for one, seam in seams.items()
-            if hasattr(kind, one)
-        }
-        self.kind = subclass(kind, **methods, _abft_instrumented=True)
-
-    def _recording(self, function: Any, seam: str, others: dict[str, Any]) -> FunctionType:
+    def recording(function: Any, seam: str, others: dict[str, Any]) -> FunctionType:
         """The same code, which finds a recording function where it looks for the seam."""
         if not isinstance(function, FunctionType) or seam not in function.__code__.co_names:
             raise UnsupportedArchitectureError(
-                f"architecture {self._name!r} does not call {seam} in its attention, so its "
+                f"architecture {name!r} does not call {seam} in its attention, so its "
                 "patterns cannot be read; use another model"
             )
-        untouched = function.__globals__
-        changed: dict[str, Any] = dict(others)
+        own, changed = function.__globals__, dict(others)
         if seam == BY_HAND:
-            changed["mx"] = self._recorder.softmax(self._layers, untouched["mx"])
-        elif SEAM in untouched:
-            changed[SEAM] = self._recorder.hook(self._layers, untouched[SEAM])
+            changed["mx"] = record_softmax(held, layers, own["mx"])
+        elif SEAM in own:
+            changed[SEAM] = record_attention(held, layers, own[SEAM])
         else:
-            core = untouched["mx"]
-            hook = self._recorder.hook(self._layers, getattr(core.fast, SEAM))
-            changed["mx"] = Namespace(core, fast=Namespace(core.fast, **{SEAM: hook}))
-        made = finding(function, changed)
-        before = {one: untouched[one] for one in changed}
-        self._changed.append((made.__globals__, before))
-        return made
+            fast = own["mx"].fast
+            hook = record_attention(held, layers, getattr(fast, SEAM))
+            changed["mx"] = Namespace(own["mx"], fast=Namespace(fast, **{SEAM: hook}))
+        return finding(function, changed)
 
-    def forget(self) -> None:
-        """Let go of the recorder: classes live until the garbage collector runs, rows must not."""
-        for namespace, before in self._changed:
-            namespace.update(before)
+    seams = dict.fromkeys(port.calls, SEAM) | dict.fromkeys(port.by_hand, BY_HAND)
+    around = getattr(kind.__call__, "__globals__", {})
+    # Functions that methods call, and methods.
+    functions = {
+        one: recording(around.get(one), seam, {})
+        for one, seam in seams.items()
+        if not hasattr(kind, one)
+    }
+    methods = {
+        one: recording(getattr(kind, one), seam, functions)
+        for one, seam in seams.items()
+        if hasattr(kind, one)
+    }
+    return subclass(kind, **methods, _abft_instrumented=True)
 
 
 def forward(

@@ -13,7 +13,7 @@ import pytest
 
 from abft_mlx import attention, ports
 from abft_mlx.errors import UnsupportedArchitectureError
-from abft_mlx.ports import registry
+from abft_mlx.ports import table as port_table
 
 EXACT = 1e-5
 FIRST = {port.architectures[0] for port in ports.PORTS}
@@ -132,7 +132,7 @@ def test_an_attention_that_is_computed_otherwise_is_one_line(
         gear.ModelArgs.from_dict(tiny.settings("gear") | {"attn_logit_softcapping": 20.0})
     )
     unaware = replace(ports.port_for(model), by_hand=())
-    monkeypatch.setattr(registry, "PORTS", (unaware,))
+    monkeypatch.setattr(port_table, "PORTS", (unaware,))
     tokens, last = tiny.tokens()
     with pytest.raises(UnsupportedArchitectureError, match="computes its attention in another way"):
         attention.capture(model, tokens, last)

@@ -34,7 +34,7 @@ def test_rows_of_a_call_and_what_the_original_gets() -> None:
     recorder = Recorder(2)
     assert recorder.rows == [None, None]
     assert recorder.last is None
-    hooked = recorder.hook((1,), plain)
+    hooked = attention.record_attention([recorder], (1,), plain)
     q, k, v = given(), given(1, 2), given(2, 2)
     mask = mx.random.normal((T, T), key=mx.random.key(3))
     sinks = mx.array([0.5, -1.0, 2.0, 0.0])
@@ -66,14 +66,17 @@ def test_another_attention_function_takes_the_place_of_the_original() -> None:
     recorder = Recorder(1, attend)
     recorder.last = LAST
     q = given()
-    kind, got = recorder.hook((0,), plain)(q, q, q, scale=1.0)
+    kind, got = attention.record_attention([recorder], (0,), plain)(q, q, q, scale=1.0)
     assert (kind, got) == ("instead", (q, q, q, (), {"scale": 1.0}))
     assert largest_difference(recorder.rows[0].sum(axis=-1), 1.0) <= 1e-6
 
 
 def test_a_module_of_several_layers_is_called_for_them_in_turn() -> None:
     recorder = Recorder(4)
-    shared, other = recorder.hook((0, 2, 3), plain), recorder.hook((1,), plain)
+    shared, other = (
+        attention.record_attention([recorder], (0, 2, 3), plain),
+        attention.record_attention([recorder], (1,), plain),
+    )
     recorder.last = LAST
     queries = [given(seed) for seed in range(4)]
     for layer, hooked in ((0, shared), (1, other), (2, shared), (3, shared)):
@@ -93,7 +96,7 @@ def test_a_module_of_several_layers_is_called_for_them_in_turn() -> None:
 
 def test_nothing_is_recorded_while_paused_and_what_was_stays() -> None:
     recorder = Recorder(1)
-    hooked = recorder.hook((0,), plain)
+    hooked = attention.record_attention([recorder], (0,), plain)
     recorder.last = LAST
     hooked(given(), given(), None, scale=1.0)
     (kept,) = recorder.rows
@@ -109,7 +112,7 @@ def test_nothing_is_recorded_while_paused_and_what_was_stays() -> None:
 
 def test_a_call_aside_has_rows_of_its_own() -> None:
     recorder = Recorder(2)
-    hooked = recorder.hook((0, 1), plain)
+    hooked = attention.record_attention([recorder], (0, 1), plain)
     recorder.last = LAST
     hooked(given(), given(), None, scale=1.0)
     kept = list(recorder.rows)
@@ -131,7 +134,7 @@ def test_a_call_aside_has_rows_of_its_own() -> None:
 
 def test_a_quantized_cache_has_no_pattern_to_read() -> None:
     recorder = Recorder(1)
-    hooked = recorder.hook((0,), plain)
+    hooked = attention.record_attention([recorder], (0,), plain)
     packed = (mx.zeros((1,)),) * 3
     assert hooked(given(), packed, packed, scale=1.0)[1] is packed
     recorder.last = LAST
@@ -149,7 +152,7 @@ def test_a_softmax_by_hand_is_recorded_and_passed_on() -> None:
         return "done"
 
     recorder = Recorder(2)
-    found = recorder.softmax((1,), SimpleNamespace(softmax=softmax, exp=mx.exp))
+    found = attention.record_softmax([recorder], (1,), SimpleNamespace(softmax=softmax, exp=mx.exp))
     assert found.exp is mx.exp
     scores = mx.random.normal((B, H, T, T), key=mx.random.key(0))
     assert found.softmax(scores, -1, precise=True) == "done"
