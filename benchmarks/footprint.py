@@ -147,7 +147,7 @@ def compare(
     from mlx.utils import tree_flatten
 
     from abft_mlx import activations, adapters, loading
-    from abft_mlx.evaluation.outputs import hidden_at_last
+    from abft_mlx.evaluation.forward import hidden_at_last
     from abft_mlx.footprint import footprint
     from abft_mlx.prompts import Prompt
     from abft_mlx.trainer import Trainer, plan

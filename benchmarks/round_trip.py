@@ -95,9 +95,9 @@ def compare(run: Path, exports: dict[str, Path], count: int) -> float:
     """Print how far the programs' logits are from ours; the largest difference."""
     opened = experiment.prepare(recipes.load(run), run)
     prompts = opened.test_prompts()[:count]
-    tokens, labels = [list(one.token_ids) for one in prompts], list(opened.space.first_ids)
+    tokens, labels = [list(one.token_ids) for one in prompts], list(opened.task.space.first_ids)
     ours = answers(
-        opened.loaded.model, prompts, opened.space, opened.recipe.evaluation.batch_tokens
+        opened.loaded.model, prompts, opened.task.space, opened.recipe.evaluation.batch_tokens
     ).vocabulary
     base = loading.find(opened.recipe.model)
     found: dict[str, Callable[[], np.ndarray]] = {

@@ -45,7 +45,7 @@ def measure(chosen: argparse.Namespace, k: int) -> bool:
         f"model={chosen.model}",
     )
     opened = experiment.prepare(recipe.load(chosen.task, changes))
-    model, space = opened.loaded.model, opened.space
+    model, space = opened.loaded.model, opened.task.space
     budget = opened.recipe.evaluation.batch_tokens
     prompts: list[Prompt] = opened.test_prompts()
 

@@ -23,6 +23,7 @@ from abft_mlx.adapters.attach import targets
 from abft_mlx.bench import contenders as bench
 from abft_mlx.bench import torch_way
 from abft_mlx.errors import UsageError
+from abft_mlx.events import OnUpdate
 from abft_mlx.objective import PunishController
 from abft_mlx.prompts import Prompt
 from abft_mlx.trainer import Trainer, plan
@@ -100,7 +101,7 @@ class Ours(Contender):
             model,
             self.prompts,
             settings,
-            on_update=lambda one: self.losses.append(one.loss),
+            events=OnUpdate(lambda one: self.losses.append(one.loss)),
         )
         self.updates = self.trainer.updates()
 

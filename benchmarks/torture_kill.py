@@ -29,7 +29,7 @@ import torture_run as runs
 PHASES = {
     "set-up": ("run.lock", "run.json", "recipe.yaml", ".recipe.*", ".run.*"),
     "step": ("metrics.jsonl",),
-    "checkpoint": ("checkpoint.new", "checkpoint.new/*", "checkpoint", "checkpoint.before"),
+    "checkpoint": ("checkpoint", "checkpoint/*", "checkpoint/.*"),
     "validation": ("metrics.jsonl",),
     "final save": ("adapters.safetensors", ".adapters.*", "adapter_config.json", "heads.npz"),
 }

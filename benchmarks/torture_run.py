@@ -117,11 +117,9 @@ def content(folder: Path) -> dict[str, Any]:
     }
     for name in ("adapters.safetensors", "adapter_config.json", "recipe.yaml"):
         found[name] = _hash((folder / name).read_bytes())
-    for name in ("checkpoint", "checkpoint.before"):
-        held, at, _ = checkpoint.load(folder / name)
-        trees = (held.trainable, held.optimizer, held.best)
-        found[name] = [at.name, *(_hashes(one) for one in trees)]
-        found[f"{name}, facts"] = _without_measured(held.facts)
+    held = checkpoint.load(folder / "checkpoint")
+    found["checkpoint"] = [_hashes(one) for one in (held.trainable, held.optimizer, held.best)]
+    found["checkpoint, facts"] = _without_measured(held.facts)
     found["heads.npz"] = _npz(folder / "heads.npz")
     return found
 

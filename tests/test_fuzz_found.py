@@ -21,7 +21,7 @@ from abft_mlx.analysis import drawing
 from abft_mlx.analysis.report import write_report
 from abft_mlx.data import _rows
 from abft_mlx.errors import DataError, ModelError, OutputError, RecipeError
-from abft_mlx.evaluation.comparisons import right_answers
+from abft_mlx.evaluation.metrics import right_answers
 from abft_mlx.files import parse_json, read_bytes
 from abft_mlx.induction import archives, read_heads
 from abft_mlx.loading import skeleton

@@ -15,6 +15,7 @@ ROOMS = (
     "runtime",
     "hub",
     "ranks",
+    "events",
     "recipe",
     "data",
     "prompts",
@@ -117,24 +118,3 @@ def test_no_circles(graph: dict[str, set[str]]) -> None:
 
     for name in sorted(graph):
         visit(name, ())
-
-
-def test_the_reader_of_imports_sees_what_is_there(tmp_path: Path) -> None:
-    package = tmp_path / "abft_mlx"
-    (package / "data").mkdir(parents=True)
-    files = {
-        "__init__.py": "",
-        "cli.py": "def f():\n    from abft_mlx import data\n    import abft_mlx.data.files\n",
-        "data/__init__.py": "from .files import read\nfrom . import files\n",
-        "data/files.py": "from abft_mlx import __version__\nfrom .. import cli\nimport json\n",
-    }
-    for name, text in files.items():
-        (package / name).write_text(text, encoding="utf-8")
-    found = modules(package)
-    graph = {name: imports(name, path, set(found)) for name, path in found.items()}
-    assert graph == {
-        "abft_mlx": set(),
-        "abft_mlx.cli": {"abft_mlx.data", "abft_mlx.data.files"},
-        "abft_mlx.data": {"abft_mlx.data.files"},
-        "abft_mlx.data.files": {"abft_mlx.cli"},
-    }

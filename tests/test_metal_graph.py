@@ -11,7 +11,7 @@ import pytest
 from mlx.utils import tree_flatten, tree_unflatten
 from test_local import prompts, step_of
 
-from abft_mlx.evaluation.outputs import hidden_at_last
+from abft_mlx.evaluation.forward import hidden_at_last
 from abft_mlx.footprint.graph import Graph, trace
 from abft_mlx.footprint.recomputed import marked, spelled_out
 from abft_mlx.trainer.plan import micro_batches

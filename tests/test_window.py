@@ -22,6 +22,7 @@ from test_local import autodiff, prompts, step_of
 from abft_mlx import adapters, attention, experiment, footprint, loading, ports, study
 from abft_mlx import recipe as recipes
 from abft_mlx.errors import AdapterError, RecipeError
+from abft_mlx.events import OnUpdate
 from abft_mlx.footprint.graph import Graph, trace
 from abft_mlx.footprint.recomputed import marked
 from abft_mlx.induction import window
@@ -190,13 +191,13 @@ def test_a_resumed_run_takes_no_census(
 
     folder = tmp_path / "cut"
     with pytest.raises(StopHereError):
-        experiment.finetune(recipes.load("demo", [*SMALL, AUTO]), folder, on_update=stop)
+        experiment.finetune(recipes.load("demo", [*SMALL, AUTO]), folder, events=OnUpdate(stop))
 
     def census(*_: object) -> None:
         raise AssertionError("a census")
 
     monkeypatch.setattr(experiment.Experiment, "census", census)
-    resumed = experiment.resume(folder)
+    resumed = experiment.finetune(None, folder)
     for name in ("adapters.safetensors", "recipe.yaml"):
         assert (folder / name).read_bytes() == (run.output / name).read_bytes()
     assert resumed.experiment.window == run.experiment.window

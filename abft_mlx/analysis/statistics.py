@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from abft_mlx.evaluation import mcnemar, right_answers
-from abft_mlx.evaluation.intervals import ends
+from abft_mlx.evaluation.metrics import ends
 
 SAMPLES = 2000
 SEED = 42

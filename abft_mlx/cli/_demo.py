@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from abft_mlx.cli import _options, _progress, _ranks, _words
+from abft_mlx.cli._events import BoardEvents
 from abft_mlx.cli._finetune import Follow
 from abft_mlx.cli._options import Json, Overwrite, Quiet
 from abft_mlx.cli._shell import Shell, plain
@@ -68,13 +69,14 @@ def _run(
     folder = output or api.default_output(recipe)
     trainer.RunFolder(folder).check(overwrite=overwrite)
     with _progress.board(shell) as board:
-        opened = experiment.prepare(recipe, on_stage=board.stage)
+        events = BoardEvents(board)
+        opened = experiment.prepare(recipe, events=events)
         board.stage("making test prompts")
         chosen = opened.test_prompts()
         board.clear()
         shell.say(f"1/3 measuring the bundled model on {len(chosen):,} held-out prompts …")
         board.stage("bundled model")
-        before = opened.measure_all(board.count)
+        before = opened.measure_all(events)
         board.clear()
         shell.say("2/3 fine-tuning its attention …")
         result = _train(shell, board, opened, folder, overwrite)
@@ -82,7 +84,7 @@ def _run(
         shell.say("3/3 measuring again …")
         board.stage("with adapter")
         try:
-            after = opened.measure_all(board.count)
+            after = opened.measure_all(events)
         except KeyboardInterrupt:
             board.clear()
             shell.tell(f"the run is whole; to measure it: {_measure(folder)}")
@@ -112,15 +114,8 @@ def _train(
         Follow(shell, board, folder) as follow,
     ):
         try:
-            return experiment.train(
-                opened,
-                folder,
-                overwrite=overwrite,
-                on_prepared=follow.prepared,
-                on_update=follow.updated,
-                on_stage=board.stage,
-                on_progress=board.count,
-                stop=stop,
+            return experiment.finetune(
+                opened, folder, overwrite=overwrite, events=follow, stop=stop
             )
         except KeyboardInterrupt:
             board.clear()

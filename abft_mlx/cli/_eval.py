@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from abft_mlx.cli import _options, _progress, _protocols, _ranks, _resolve, _words
+from abft_mlx.cli._events import BoardEvents
 from abft_mlx.cli._options import (
     Adapter,
     Data,
@@ -161,8 +162,7 @@ def _measure(
         document = experiment.evaluate(
             opened,
             subject.adapter,
-            on_progress=board.count,
-            on_stage=board.stage,
+            events=BoardEvents(board),
             ranks=ranks,
         )
     asked, measured = opened.evaluation.queries, document["prompts"]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from abft_mlx.cli import _options, _progress, _ranks, _words
+from abft_mlx.cli._events import BoardEvents
 from abft_mlx.cli._options import (
     Data,
     Demonstrations,
@@ -29,10 +30,10 @@ from abft_mlx.cli._shell import Shell
 from abft_mlx.errors import RunError, UsageError
 
 if TYPE_CHECKING:
+    from abft_mlx.events import Update
     from abft_mlx.experiment import Experiment, RunResult
     from abft_mlx.ranks import Ranks
     from abft_mlx.tracking import Tracking
-    from abft_mlx.trainer import Update
 
 # What the paper did (arXiv 2505.14233, section 4 and appendix A).
 _PAPER = (
@@ -205,7 +206,7 @@ def _run(
 
     runtime.use_wired_memory()
     if resume is not None:
-        folder = resume
+        opened, folder = None, resume
     else:
         opened = _options.open_recipe(recipe, changes)
         folder = output or api.default_output(opened)
@@ -214,18 +215,10 @@ def _run(
         trainer.Stop(board.note).watching() as stop,
         Follow(shell, board, folder, tracking) as follow,
     ):
-        told: dict[str, Any] = {
-            "on_prepared": follow.prepared,
-            "on_update": follow.updated,
-            "on_stage": board.stage,
-            "on_progress": board.count,
-            "on_notice": follow.noticed,
-            "stop": stop,
-        }
         try:
-            if resume is not None:
-                return experiment.resume(folder, **told, ranks=ranks)
-            return experiment.finetune(opened, folder, overwrite=overwrite, **told, ranks=ranks)
+            return experiment.finetune(
+                opened, folder, overwrite=overwrite, events=follow, stop=stop, ranks=ranks
+            )
         except KeyboardInterrupt:
             board.clear()
             if ranks.first and (resume is not None or follow.begun):
@@ -233,7 +226,7 @@ def _run(
             raise
 
 
-class Follow(contextlib.ExitStack):
+class Follow(BoardEvents, contextlib.ExitStack):
     """Prints the plan of a run when it is ready, then shows its updates and reports them.
 
     Attributes:
@@ -247,9 +240,9 @@ class Follow(contextlib.ExitStack):
         output: Path,
         tracking: Tracking | None = None,
     ) -> None:
-        super().__init__()
+        contextlib.ExitStack.__init__(self)
+        BoardEvents.__init__(self, board)
         self._shell = shell
-        self._board = board
         self._output = output
         self._tracking = tracking
         self.begun = False
@@ -273,14 +266,9 @@ class Follow(contextlib.ExitStack):
         training = experiment.recipe.training
         self._board.training(training.updates, training.validate_every)
 
-    def noticed(self, line: str) -> None:
-        """Say what even a quiet command must."""
-        self._board.clear()
-        self._shell.tell(line)
-
-    def updated(self, update: Update) -> None:
+    def update(self, update: Update) -> None:
         """Show and report one update."""
-        self._board.update(update)
+        super().update(update)
         if self._tracking is not None:
             self._tracking.updated(update)
 
@@ -341,8 +329,8 @@ def _document(result: RunResult) -> dict[str, Any]:
         "output": str(result.output),
         "model": experiment.recipe.model,
         "data": experiment.recipe.data.source,
-        "labels": list(experiment.space.names),
-        "label_words": list(experiment.space.words),
+        "labels": list(experiment.task.space.names),
+        "label_words": list(experiment.task.space.words),
         "warnings": _words.warnings(experiment),
         "trainable_parameters": result.trainable_parameters,
         "adapter_bytes": result.adapter_bytes,

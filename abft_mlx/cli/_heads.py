@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from abft_mlx.cli import _options, _progress, _ranks, _resolve
+from abft_mlx.cli._events import BoardEvents
 from abft_mlx.cli._options import (
     Adapter,
     Data,
@@ -165,8 +166,7 @@ def _see(
             subject.adapter,
             prompts=prompts or experiment.HEADS_PROMPTS,
             detectors=detectors,
-            on_stage=board.stage,
-            on_progress=board.count,
+            events=BoardEvents(board),
         )
 
 

@@ -13,7 +13,7 @@ import mlx.nn as nn
 import numpy as np
 
 from abft_mlx.evaluation import check_finite, hidden_states, vocabulary_logits
-from abft_mlx.evaluation.outputs import Outputs
+from abft_mlx.evaluation.forward import Outputs
 from abft_mlx.prompts import LabelSpace, Prompt
 
 # Below the first a part of the adapter is lost, below the second the adapter.

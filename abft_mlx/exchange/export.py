@@ -181,8 +181,8 @@ def _open(
     if shipped is None:
         opened = experiment.prepare(recipe, adapter)
         few = recipe.evaluation.model_copy(update={"queries": count, "repeats": 1})
-        made = opened.task.test_prompts(few)
-        return opened.loaded, opened.space, made, f"test texts of {recipe.data.source}"
+        made = list(opened.task.test_prompts(few))
+        return opened.loaded, opened.task.space, made, f"test texts of {recipe.data.source}"
     section = prediction.with_words(recipes.task(recipe), shipped)
     try:
         texts = data.load(section.data)

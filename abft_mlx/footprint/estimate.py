@@ -13,7 +13,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from abft_mlx import activations, adapters, ports, read_out
 from abft_mlx.errors import RecipeError
-from abft_mlx.evaluation.outputs import hidden_at_last
+from abft_mlx.evaluation.forward import hidden_at_last
 from abft_mlx.footprint.graph import trace
 from abft_mlx.footprint.peak import peak_bytes
 from abft_mlx.footprint.recomputed import marked, spelled_out
