@@ -10,9 +10,9 @@ from typing import Any
 
 from abft_mlx import experiment, loading
 from abft_mlx import recipe as recipes
+from abft_mlx.events import OnUpdate, Update
 from abft_mlx.experiment import Experiment, RunResult
 from abft_mlx.recipe import Recipe
-from abft_mlx.trainer import Update
 
 
 def load(
@@ -74,7 +74,7 @@ def finetune(
         output: the run folder; ``runs/NAME-DATE-TIME`` if none is given.
         overrides: ``section.key=value`` each, where ``recipe`` is a name or a file.
         overwrite: replace a run that lies at ``output``.
-        on_update: told of every optimizer update.
+        on_update: called with every optimizer update.
 
     Returns:
         The run: its folder, its totals and the fine-tuned model.
@@ -84,7 +84,10 @@ def finetune(
     """
     opened = _recipe(recipe, overrides)
     return experiment.finetune(
-        opened, output or default_output(opened), overwrite=overwrite, on_update=on_update
+        opened,
+        output or default_output(opened),
+        overwrite=overwrite,
+        events=OnUpdate(on_update),
     )
 
 
@@ -119,6 +122,7 @@ def default_output(recipe: Recipe) -> Path:
 
 
 def _recipe(recipe: Recipe | str | Path, overrides: Sequence[str]) -> Recipe:
+    """The recipe itself, or the one of that name with the overrides."""
     if isinstance(recipe, Recipe):
         if overrides:
             raise TypeError("overrides belong to a recipe's name or file, not to a Recipe")

@@ -6,7 +6,6 @@ import hashlib
 import json
 import platform
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,6 @@ from abft_mlx.task import Task
 
 # Of run.json and eval.json.
 SCHEMA = trainer.SCHEMA
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide what a run computes."""
-    packages = ("abft-mlx", "mlx", "mlx-lm", "numpy")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
 def of_run(
@@ -38,7 +31,7 @@ def of_run(
     facts = {
         "schema": SCHEMA,
         "finished": False,
-        "versions": versions(),
+        "versions": runtime.versions(),
         "platform": platform.platform(),
         "device": runtime.device_description(),
         "model": {
@@ -63,16 +56,18 @@ def of_run(
         "trainable_parameters": adapters.trainable_parameters(loaded.model),
     }
     if recipe.mixture:
-        facts["mixture"] = {one.name: _data(one) for one in trained}
+        facts["mixture"] = {task.name: _data(task) for task in trained}
     return facts
 
 
 def _shortened(tasks: Sequence[Task]) -> int:
-    builders = {id(one.builder): one.builder for one in tasks}
+    """How many texts were cut to fit."""
+    builders = {id(task.builder): task.builder for task in tasks}
     return sum(builder.shortened for builder in builders.values())
 
 
 def _data(task: Task) -> dict[str, Any]:
+    """What run.json says of a task's texts."""
     return {
         "fingerprint": task.texts.fingerprint(),
         "classes": task.texts.class_counts(),
@@ -94,11 +89,15 @@ def made_with(
     """All that decides what a run computes, by name: settings, model, data, versions."""
     known = _settings(recipe.model_dump(mode="json"))
     known["the model's fingerprint"] = loaded.fingerprint
-    for number, one in enumerate(trained, 1):
+    for number, task in enumerate(trained, 1):
         # By number, too: tasks may share a name, and their order counts.
-        known[f"the fingerprint of task {number}'s texts ({one.name})"] = one.texts.fingerprint()
-        known[f"the chat template of task {number} ({one.name})"] = one.chat_template
-    return known | {f"the version of {name}": one for name, one in versions().items()}
+        known[f"the fingerprint of task {number}'s texts ({task.name})"] = task.texts.fingerprint()
+        known[f"the chat template of task {number} ({task.name})"] = task.chat_template
+    versions = runtime.versions()
+    # Not the patch version of Python, nor what only downloads.
+    versions["python"] = ".".join(versions["python"].split(".")[:2])
+    del versions["huggingface-hub"]
+    return known | {f"the version of {name}": version for name, version in versions.items()}
 
 
 def _settings(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -110,11 +109,6 @@ def _settings(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + name] = value
     return flat
-
-
-def fingerprint(recipe: recipes.Recipe, loaded: loading.Loaded, trained: Sequence[Task]) -> str:
-    """What a checkpoint must have been made with to be continued, as one hash."""
-    return digest(made_with(recipe, loaded, trained))
 
 
 def digest(known: dict[str, Any]) -> str:

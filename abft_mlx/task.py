@@ -81,7 +81,7 @@ class Task:
             allow_empty=allow_empty or self.section.data.empty_texts == "keep",
         )
 
-    def training_prompts(self, training: TrainingSection) -> list[prompts.Prompt]:
+    def training_prompts(self, training: TrainingSection) -> prompts.Prompts:
         """The training prompts: demonstrations and query from the training split."""
         return prompts.training_prompts(
             self.builder,
@@ -93,7 +93,7 @@ class Task:
             self.section.prompt.selection,
         )
 
-    def validation_prompts(self, training: TrainingSection) -> list[prompts.Prompt]:
+    def validation_prompts(self, training: TrainingSection) -> prompts.Prompts:
         """Queries from the validation split, demonstrations from the training split."""
         validation = self.splits.validation
         if not len(validation):
@@ -111,7 +111,8 @@ class Task:
             self.demonstrations,
             training.seed,
             selection=self.section.prompt.selection,
-        )[: training.validation_prompts]
+            limit=training.validation_prompts,
+        )
 
     def test_queries(self, evaluation: EvaluationSection) -> int:
         """Distinct test queries of an evaluation; prompt i has query i modulo this."""
@@ -129,26 +130,19 @@ class Task:
             fixed=evaluation.demonstrations == "fixed",
         )
 
-    def test_prompts(
-        self, evaluation: EvaluationSection, limit: int | None = None
-    ) -> list[prompts.Prompt]:
-        """The fixed, seeded prompts of an evaluation; no more than ``limit`` are built."""
-        queries, repeats = self.test_queries(evaluation), evaluation.repeats
-        if limit is not None and queries:
-            # A prompt's draw comes after those before it, and depends on none behind it.
-            queries = min(queries, limit)
-            repeats = min(repeats, -(-limit // queries))
+    def test_prompts(self, evaluation: EvaluationSection) -> prompts.Prompts:
+        """The fixed, seeded prompts of an evaluation."""
         return prompts.evaluation_prompts(
             self.builder,
             self.splits.demonstrations,
             self.splits.test,
-            queries,
-            repeats,
+            self.test_queries(evaluation),
+            evaluation.repeats,
             self.demonstrations,
             evaluation.seed,
             fixed=evaluation.demonstrations == "fixed",
             selection=self.section.prompt.selection,
-        )[:limit]
+        )
 
 
 def open_task(
@@ -158,7 +152,7 @@ def open_task(
     context_tokens: int | None = None,
     splits: data.Splits | None = None,
 ) -> Task:
-    """Divide a task's texts and fit its words to a tokenizer.
+    """Fit a task's words to a tokenizer.
 
     Args:
         section: data, prompt and variants.

@@ -13,8 +13,8 @@ from typing import Any
 from mlx_lm.tuner import callbacks
 
 from abft_mlx.errors import RunError, UsageError
+from abft_mlx.events import Update
 from abft_mlx.recipe import Recipe
-from abft_mlx.trainer import Update
 
 PROJECT = "abft-mlx"
 # Settings of a recipe that may hold a path of this machine.

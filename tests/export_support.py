@@ -51,11 +51,11 @@ def asked(run: Path, count: int = 64) -> tuple[list[list[int]], list[int], Any]:
     task = opened.task
     lines = (run / "demonstrations.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
-    shown = [(row["text"], opened.space.names.index(row["label"])) for row in rows]
+    shown = [(row["text"], opened.task.space.names.index(row["label"])) for row in rows]
     texts = task.splits.test.pairs()[:count]
     prompts = [task.builder.build(shown, text, gold, where="a test") for text, gold in texts]
     tokens = [list(one.token_ids) for one in prompts]
-    return tokens, list(opened.space.first_ids), opened.loaded.tokenizer
+    return tokens, list(opened.task.space.first_ids), opened.loaded.tokenizer
 
 
 def answers(model: nn.Module, prompts: list[list[int]]) -> np.ndarray:

@@ -16,7 +16,7 @@ from golden_support import Characters, sha256
 from paper_sets import SETS
 
 from abft_mlx import data, recipe
-from abft_mlx.evaluation import bias, calibration, robustness, unseen, variants
+from abft_mlx.evaluation import bias, methods, robustness, unseen
 from abft_mlx.prompts import Prompt
 from abft_mlx.task import Task, open_task
 
@@ -49,7 +49,7 @@ def made_task(name: str = "trec") -> tuple[Task, Any]:
     one = recipe.load(name)
     section = recipe.task(one)
     texts = generated(ROWS[name], tuple(section.data.labels or ()))
-    prefixes = sorted({template.label_prefix for template in variants.templates(section)})
+    prefixes = sorted({template.label_prefix for template in robustness.templates(section)})
     return open_task(section, texts, Characters(prefixes, texts.names)), one.evaluation
 
 
@@ -100,7 +100,7 @@ def resampled() -> dict[str, Any]:
 
 def templates() -> dict[str, Any]:
     return {
-        name: sha256([astuple(one) for one in variants.templates(recipe.task(recipe.load(name)))])
+        name: sha256([astuple(one) for one in robustness.templates(recipe.task(recipe.load(name)))])
         for name in SETS
     }
 
@@ -109,7 +109,7 @@ def asked_prompts() -> dict[str, Any]:
     task, section = made_task()
     return {
         "normal": written(task.test_prompts(section)),
-        "template": [written(made) for _, made in variants.variant_prompts(task, section)],
+        "template": [written(made) for _, made in robustness.variant_prompts(task, section)],
         "demonstrations": written(robustness.redrawn_prompts(task, section)),
         "unseen": written(unseen.unseen_prompts(task, section)),
     }
@@ -128,9 +128,9 @@ def bias_prompts() -> dict[str, Any]:
 def calibration_prompts() -> dict[str, Any]:
     task, _ = made_task()
     return {
-        "contextual": written(calibration.contextual_prompts(task, 64)),
-        "domain": written(calibration.domain_prompts(task, 64)),
-        "anchors": written(calibration.anchor_prompts(task, 64)),
+        "contextual": written(methods.contextual_prompts(task, 64)),
+        "domain": written(methods.domain_prompts(task, 64)),
+        "anchors": written(methods.anchor_prompts(task, 64)),
     }
 
 

@@ -204,7 +204,7 @@ def test_what_the_files_hold(tmp_path: Path) -> None:
     assert written["fine_tune_type"] == "full"
     assert set(written["lora_parameters"]["keys"]) == {name[:-7] for name in projections}
     # A run folder knows all of these, and may be overwritten.
-    RunFolder(run).create(overwrite=True)
+    RunFolder(run).create()
     assert list(run.iterdir()) == []
     adapters.save(model, run)
     plain = trained(base, AdapterSection(rank=4))

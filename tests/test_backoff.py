@@ -19,10 +19,10 @@ from test_trainer import make_prompts, make_recipe, make_trainer
 
 from abft_mlx import runtime
 from abft_mlx.errors import RunError
-from abft_mlx.evaluation import outputs
+from abft_mlx.evaluation import forward
 from abft_mlx.ranks import Ranks
 from abft_mlx.trainer import RunFolder, Trainer, memory
-from abft_mlx.trainer.backoff import Backoff
+from abft_mlx.trainer.memory import Backoff
 
 MALLOC = "[malloc] Unable to allocate 123 bytes."
 TEXTS = (
@@ -52,7 +52,7 @@ adapters.attach(model, recipe.adapter, seed=0)
 prompts = [Prompt(tuple(1 + (i * n + i // 7) % 95 for i in range(100 + n % 29)),
                   (5, 9, 20, 33), (0, 1, 0, 1), n % 2, (3,)) for n in range(32)]
 notes = []
-trainer = Trainer(model, prompts, recipe, on_update=lambda one: notes.append(one.note))
+trainer = Trainer(model, prompts, recipe, events=OnUpdate(lambda one: notes.append(one.note)))
 trainer.step.gradients(plan.micro_batches(prompts[:1], 1), 0.5)
 rows = trainer.rows
 if extra:
@@ -261,8 +261,8 @@ def test_the_room_is_what_limits_leave() -> None:
 
 def test_an_evaluation_halves_its_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     model, prompts = make_trainer(make_recipe()).model, make_prompts()
-    expected = np.array(outputs.hidden_states(model, prompts, batch_tokens=2048))
-    compute, tried = outputs.hidden_at_last, []
+    expected = np.array(forward.hidden_states(model, prompts, batch_tokens=2048))
+    compute, tried = forward.hidden_at_last, []
 
     def limited(model: Any, tokens: mx.array, *rest: Any) -> mx.array:
         tried.append(len(tokens))
@@ -270,11 +270,11 @@ def test_an_evaluation_halves_its_batches(monkeypatch: pytest.MonkeyPatch) -> No
             raise RuntimeError(MALLOC)
         return compute(model, tokens, *rest)
 
-    monkeypatch.setattr(outputs, "hidden_at_last", limited)
+    monkeypatch.setattr(forward, "hidden_at_last", limited)
     largest = 7
-    found = np.array(outputs.hidden_states(model, prompts, batch_tokens=2048))
+    found = np.array(forward.hidden_states(model, prompts, batch_tokens=2048))
     assert tried == [24, 12, 6, 6, 12, 6, 6]
     np.testing.assert_allclose(found, expected, atol=1e-5)
     largest = 0
     with pytest.raises(RunError, match=r"^a prompt of 64 tokens does not fit into memory \(\[mall"):
-        outputs.hidden_states(model, prompts, batch_tokens=2048)
+        forward.hidden_states(model, prompts, batch_tokens=2048)

@@ -129,7 +129,7 @@ def test_too_few_training_rows_say_how_many_and_what_to_lower(
 
 def test_training_prompts_may_share_their_demonstrations() -> None:
     texts, builder = made(20), builder_for(gpt2())
-    found = training_prompts(builder, texts, 5, 3, seed=8, together=2)
+    found = list(training_prompts(builder, texts, 5, 3, seed=8, together=2))
     drawn = training_rows(5, 20, 3, 8, 2)
     pairs = texts.pairs()
     assert found == [
@@ -137,7 +137,7 @@ def test_training_prompts_may_share_their_demonstrations() -> None:
     ]
     assert drawn[0][:3] == drawn[1][:3] != drawn[2][:3]
     # The protocol's seed, and a query of its own for every prompt, unless others are asked for.
-    assert training_prompts(builder, texts, 4, 3) == [
+    assert list(training_prompts(builder, texts, 4, 3)) == [
         builder.build([pairs[row] for row in shown], *pairs[query])
         for *shown, query in training_rows(4, 20, 3, 42, 1)
     ]
@@ -153,8 +153,9 @@ def test_evaluation_prompts_may_be_fixed_and_begin_with_the_protocols_seed() -> 
             for n, one in enumerate(rows)
         ]
 
-    assert evaluation_prompts(builder, shown, asked, 3, 2, 4) == drawn()
-    assert evaluation_prompts(builder, shown, asked, 3, 2, 4, fixed=True) == drawn(fixed=True)
+    assert list(evaluation_prompts(builder, shown, asked, 3, 2, 4)) == drawn()
+    fixed = evaluation_prompts(builder, shown, asked, 3, 2, 4, fixed=True)
+    assert list(fixed) == drawn(fixed=True)
     assert drawn() != drawn(fixed=True)
 
 
@@ -174,7 +175,7 @@ def test_a_prompt_that_cannot_be_is_named_by_its_number_and_rows() -> None:
     first = next(number for number, rows in enumerate(drawn) if 19 in rows)
     assert first > 0
     with pytest.raises(PromptError) as caught:
-        training_prompts(builder_for(gpt2()), empty, 40, 2)
+        list(training_prompts(builder_for(gpt2()), empty, 40, 2))
     rows = ", ".join(map(str, drawn[first]))
     assert str(caught.value) == (
         f"training prompt {first} (training rows {rows}): a text is empty; remove the row or give "
@@ -182,7 +183,7 @@ def test_a_prompt_that_cannot_be_is_named_by_its_number_and_rows() -> None:
     )
     asked = LabelledTexts(("good", " "), (0, 1), ("positive", "negative"), "made.csv")
     with pytest.raises(PromptError, match=r"^evaluation prompt 1 \(test row 1\): a text is empty"):
-        evaluation_prompts(builder_for(gpt2()), made(9), asked, 2, 2, 2)
+        list(evaluation_prompts(builder_for(gpt2()), made(9), asked, 2, 2, 2))
     # The second repeat counts on, and its test rows begin again.
     second = next(
         seed
@@ -190,4 +191,4 @@ def test_a_prompt_that_cannot_be_is_named_by_its_number_and_rows() -> None:
         if [1 in rows for rows in demonstration_rows(3, 2, 2, 1, seed)][:5] == [False] * 4 + [True]
     )
     with pytest.raises(PromptError, match=r"^evaluation prompt 4 \(test row 1\): a text is empty"):
-        evaluation_prompts(builder_for(gpt2()), asked, made(3), 3, 2, 1, seed=second)
+        list(evaluation_prompts(builder_for(gpt2()), asked, made(3), 3, 2, 1, seed=second))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import small_task
+from heard import Heard
 from scipy import stats
 from small_task import HandGenerator
 
@@ -23,7 +24,7 @@ from abft_mlx.evaluation.bias import (
     wrong_label_prompts,
     wrong_labels,
 )
-from abft_mlx.evaluation.calibration import domain_queries
+from abft_mlx.evaluation.methods import domain_queries
 
 
 def test_entropy_by_hand_and_by_scipy() -> None:
@@ -157,9 +158,9 @@ def test_bias_equals_a_model_asked_prompt_by_prompt() -> None:
     gold = np.array([task.splits.test.labels[i % 12] for i in range(24)])
     accuracies = [float((found.argmax(axis=1) == gold).mean()) for found in rates]
     assert len(set(accuracies)) > 1
-    told: list[tuple[int, int]] = []
+    heard = Heard()
     section = small_task.settings()
-    found = bias(model, task, section, rates[0], gold, lambda *done: told.append(done))
+    found = bias(model, task, section, rates[0], gold, heard)
     assert found["contextual_entropy"] == pytest.approx(stats.entropy(empty.mean(axis=0)), abs=1e-5)
     assert found["domain_entropy"] == pytest.approx(stats.entropy(words.mean(axis=0)), abs=1e-5)
     assert abs(found["contextual_entropy"] - found["domain_entropy"]) > 1e-3
@@ -172,7 +173,7 @@ def test_bias_equals_a_model_asked_prompt_by_prompt() -> None:
     assert list(found["gler_accuracy"].values()) == pytest.approx(accuracies)
     right = [1, 1, 0.5, 0.5, 0]
     assert found["gler"] == pytest.approx(stats.linregress(right, accuracies).slope)
-    assert told[-1] == (6 * 24, 6 * 24)
+    assert heard.counts[-1] == (6 * 24, 6 * 24)
 
     compat = bias(model, task, section.model_copy(update={"compat": True}), rates[0], gold)
     mistaken = [1, 0.75, 0.25, -0.5, -1.5]
@@ -229,7 +230,7 @@ def test_prompts_at_rate_zero_are_the_test_prompts_and_gold_labels_stay() -> Non
     task, section = small_task.task(), small_task.settings()
     made = wrong_label_prompts(task, section)
     plain = task.test_prompts(section)
-    assert made[0] == plain
+    assert made[0] == list(plain)
     assert made[4] != plain
     for rate in made:
         assert [prompt.gold for prompt in rate] == [prompt.gold for prompt in plain]

@@ -14,7 +14,7 @@ from sklearn.neighbors import KNeighborsClassifier, NearestCentroid, NearestNeig
 
 from abft_mlx import runtime
 from abft_mlx.errors import PromptError
-from abft_mlx.evaluation import calibration, continuations, outputs
+from abft_mlx.evaluation import forward, methods
 from abft_mlx.prompts import batches
 
 
@@ -47,7 +47,7 @@ def shown(task, prompt, rows, query, builder=None):
 
 def test_contextual_prompts_follow_the_protocol():
     task = tiny_task.task()
-    made = calibration.contextual_prompts(task, 17)
+    made = methods.contextual_prompts(task, 17)
     drawn = rows_of(17 * 3, 40)
     assert len(made) == 17
     assert len(set(drawn)) < len(drawn), "drawn with repetition"
@@ -59,7 +59,7 @@ def test_contextual_prompts_follow_the_protocol():
 def test_domain_prompts_follow_the_protocol():
     """Words afresh from seed 42, over all prompts; neither the last row nor a last word."""
     task = tiny_task.task()
-    made = calibration.domain_prompts(task, 9)
+    made = methods.domain_prompts(task, 9)
     drawn, words = rows_of(9 * 3, 40), Protocol()
     source = task.splits.training.texts
     for number, prompt in enumerate(made):
@@ -73,7 +73,7 @@ def test_domain_prompts_follow_the_protocol():
 def test_anchor_prompts_follow_the_protocol():
     """K + 1 rows a prompt, the last of which is the query."""
     task = tiny_task.task()
-    made = calibration.anchor_prompts(task, 13)
+    made = methods.anchor_prompts(task, 13)
     drawn = rows_of(13 * 4, 40)
     for number, prompt in enumerate(made):
         *rows, query = drawn[4 * number : 4 * number + 4]
@@ -85,41 +85,41 @@ def test_anchor_prompts_follow_the_protocol():
 
 def test_another_seed_is_a_replicate():
     task = tiny_task.task()
-    for make in (calibration.contextual_prompts, calibration.anchor_prompts):
+    for make in (methods.contextual_prompts, methods.anchor_prompts):
         assert make(task, 5, 7) != make(task, 5)
     drawn = rows_of(15, 40, seed=7)
-    shown(task, calibration.contextual_prompts(task, 5, 7)[4], drawn[12:], "")
-    assert calibration.domain_prompts(task, 2, 7)[1] != calibration.domain_prompts(task, 2)[1]
+    shown(task, methods.contextual_prompts(task, 5, 7)[4], drawn[12:], "")
+    assert methods.domain_prompts(task, 2, 7)[1] != methods.domain_prompts(task, 2)[1]
 
 
 def test_random_words_leave_out_what_the_original_leaves_out():
     source = ["a b LAST", "single", "c  d LAST", "never NEVER"]
-    words = calibration.random_words(calibration.Generator(), source, 400).split(" ")
+    words = methods.random_words(methods.Generator(), source, 400).split(" ")
     assert len(words) == 400
     # The double space holds an empty word.
     assert set(words) == {"a", "b", "single", "c", "d", ""}
 
 
 def test_random_words_of_one_text():
-    assert calibration.random_words(calibration.Generator(), ["one"], 3) == "one one one"
+    assert methods.random_words(methods.Generator(), ["one"], 3) == "one one one"
 
 
 @pytest.mark.parametrize("kind", made_tokenizers.KINDS)
 def test_every_tokenizer_takes_prompts_without_content(kind):
     """An empty query, and its label right behind it, are tokenised as in the whole text."""
     task = tiny_task.task(tokenizer=made_tokenizers.KINDS[kind]())
-    assert calibration.contextual_prompts(task, 4)
-    assert calibration.domain_prompts(task, 4)
+    assert methods.contextual_prompts(task, 4)
+    assert methods.domain_prompts(task, 4)
 
 
 def test_a_calibration_prompt_that_is_too_long_is_named():
     task = tiny_task.task(context_tokens=60)
     with pytest.raises(PromptError, match=r"domain calibration prompt 0 is .* set prompt"):
-        calibration.domain_prompts(task, 2)
+        methods.domain_prompts(task, 2)
     with pytest.raises(
         PromptError, match=r"anchor prompt \d+ \(training rows \d+, \d+, \d+, \d+\)"
     ):
-        calibration.anchor_prompts(tiny_task.task(context_tokens=30), 40)
+        methods.anchor_prompts(tiny_task.task(context_tokens=30), 40)
 
 
 def softmax(values):
@@ -136,7 +136,7 @@ def test_division_by_the_mean_of_empty_prompts_by_hand():
     # One label that empty prompts never name: only the protocol's 1e-5 keeps it finite.
     reference[:, 2] = 0
     probabilities[:10, 2] = 1e-6
-    got = calibration.divided(probabilities, reference)
+    got = methods.divided(probabilities, reference)
     means = [(1e-5 + sum(reference[:, j].tolist())) / 7 for j in range(3)]
     want = [softmax([p / a for p, a in zip(row, means, strict=True)]) for row in probabilities]
     np.testing.assert_allclose(got, want, rtol=1e-9)
@@ -146,7 +146,7 @@ def test_division_by_the_mean_of_empty_prompts_by_hand():
 
 def test_batches_of_128_and_a_rest_by_hand():
     probabilities = dirichlet(300)
-    got = calibration.batch(probabilities)
+    got = methods.batch(probabilities)
     for start, end in ((0, 128), (128, 256), (256, 300)):
         piece = probabilities[start:end].tolist()
         mean = [sum(row[j] for row in piece) / len(piece) for j in range(3)]
@@ -163,7 +163,7 @@ def test_nearest_centroid_equals_scikit_learn_and_distances_by_hand():
     gold = np.arange(40) % 4
     anchors += gold[:, None]
     asked += (np.arange(30) % 4)[:, None]
-    got = calibration.nearest_centroid(dirichlet(30, 4), mx.array(asked), mx.array(anchors), gold)
+    got = methods.nearest_centroid(dirichlet(30, 4), mx.array(asked), mx.array(anchors), gold)
     oracle = NearestCentroid().fit(anchors, gold)
     np.testing.assert_array_equal(got.argmax(axis=1), oracle.predict(asked))
     assert len(set(got.argmax(axis=1))) == 4
@@ -176,7 +176,7 @@ def test_a_label_without_anchors_leaves_the_probabilities_alone():
     probabilities = dirichlet(5)
     gold = np.array([0, 2, 2, 0])
     args = (mx.array(points(5, 8, 0)), mx.array(points(4, 8, 1)), gold)
-    np.testing.assert_array_equal(calibration.nearest_centroid(probabilities, *args), probabilities)
+    np.testing.assert_array_equal(methods.nearest_centroid(probabilities, *args), probabilities)
 
 
 def pieces(rows, *sizes):
@@ -198,7 +198,7 @@ def votes(asked, anchors, gold, labels, neighbours=3):
 def test_votes_equal_scikit_learn(seed):
     anchors, asked = points(40, 60, seed), points(21, 60, seed + 1)
     gold = np.random.default_rng(seed).integers(0, 4, 40)
-    got = calibration.neighbour_votes(pieces(asked, 8, 8, 5), pieces(anchors, 30, 10), gold, 5)
+    got = methods.neighbour_votes(pieces(asked, 8, 8, 5), pieces(anchors, 30, 10), gold, 5)
     np.testing.assert_allclose(got, votes(asked, anchors, gold, 5), rtol=1e-12)
 
 
@@ -210,7 +210,7 @@ def test_neighbours_do_not_drown_in_what_logits_have_in_common(far):
     asked[::3, 0] += far
     oracle = NearestNeighbors(n_neighbors=3, algorithm="brute").fit(anchors.astype(np.float64))
     want = np.sort(oracle.kneighbors(asked.astype(np.float64), return_distance=False), axis=1)
-    got = calibration.neighbour_votes(pieces(asked, 30), pieces(anchors, 50), np.arange(50), 50)
+    got = methods.neighbour_votes(pieces(asked, 30), pieces(anchors, 50), np.arange(50), 50)
     np.testing.assert_array_equal(np.sort(np.argsort(-got, axis=1)[:, :3], axis=1), want)
     np.testing.assert_allclose(np.sort(got, axis=1)[:, -3:], math.e / (3 * math.e + 47))
     expanded = (anchors * anchors).sum(axis=1) - 2 * asked @ anchors.T
@@ -224,13 +224,13 @@ def test_of_equal_anchors_the_first_count(equal):
     anchors = np.arange(40, 80, dtype=np.float32).reshape(10, 4)
     anchors[equal] = 0
     asked = pieces(np.zeros((1, 4), np.float32), 1)
-    got = calibration.neighbour_votes(asked, pieces(anchors, 10), np.arange(10), 10)
+    got = methods.neighbour_votes(asked, pieces(anchors, 10), np.arange(10), 10)
     assert np.flatnonzero(got[0] > 0.1).tolist() == equal[:3]
 
 
 def test_fewer_anchors_than_neighbours():
     anchors, gold = points(2, 5, 0), np.array([1, 0])
-    got = calibration.neighbour_votes(pieces(anchors, 1, 1), pieces(anchors, 2), gold, 3)
+    got = methods.neighbour_votes(pieces(anchors, 1, 1), pieces(anchors, 2), gold, 3)
     np.testing.assert_allclose(got, [softmax([1, 1, 0])] * 2)
 
 
@@ -246,7 +246,7 @@ def test_votes_never_hold_all_prompts_times_vocabulary():
     mx.clear_cache()
     runtime.reset_peak_memory()
     before = mx.get_active_memory()
-    calibration.neighbour_votes(logits(), [anchors], gold, 2)
+    methods.neighbour_votes(logits(), [anchors], gold, 2)
     assert runtime.peak_memory_bytes() - before < n * vocabulary * 4 / 3
 
 
@@ -255,7 +255,7 @@ def test_hidden_states_and_vocabulary_logits_are_the_models_own(name, monkeypatc
     task, model = tiny_task.task(), tiny_task.model(name)
     prompts = task.test_prompts(tiny_task.recipe().evaluation)
     seen = []
-    hidden = outputs.hidden_states(
+    hidden = forward.hidden_states(
         model, prompts, batch_tokens=300, each=lambda one: seen.append(one[:2])
     )
     assert len(seen) == len(batches(prompts, max_tokens=300)) > 2
@@ -264,8 +264,8 @@ def test_hidden_states_and_vocabulary_logits_are_the_models_own(name, monkeypatc
     want = np.stack([np.array(model(mx.array([one.token_ids]))[0, -1]) for one in prompts])
     vocabulary = want.shape[1]
     for room, size in ((7 * vocabulary + 5, 7), (vocabulary - 1, 1), (2**24, 20)):
-        monkeypatch.setattr(continuations, "PIECE", room)
-        parts = [np.array(one) for one in continuations.vocabulary_logits(model, hidden)]
+        monkeypatch.setattr(forward, "PIECE", room)
+        parts = [np.array(one) for one in forward.vocabulary_logits(model, hidden)]
         assert {len(one) for one in parts[:-1]} <= {size}
         assert len(parts[0]) == size
         np.testing.assert_allclose(np.concatenate(parts), want, atol=2e-4)

@@ -16,7 +16,7 @@ from made_chats import CHATS
 from test_cli_eval import SMALL
 
 from abft_mlx import facts, recipe
-from abft_mlx.evaluation import bias, calibration, methods, robustness, unseen, variants
+from abft_mlx.evaluation import bias, methods, robustness, unseen
 from abft_mlx.loading import find
 from abft_mlx.prompts import Prompt
 from abft_mlx.task import Task
@@ -32,16 +32,16 @@ MAKERS: dict[str, tuple[int, Callable[[Task], list[Prompt]]]] = {
     "training": (3, lambda task: task.training_prompts(tiny_task.recipe().training)),
     "test": (3, lambda task: task.test_prompts(SECTION)),
     "zero-shot": (0, lambda task: methods.zero_shot_prompts(task, SECTION)),
-    "contextual": (3, lambda task: calibration.contextual_prompts(task, 4)),
-    "domain": (3, lambda task: calibration.domain_prompts(task, 4)),
-    "anchors": (3, lambda task: calibration.anchor_prompts(task, 4)),
+    "contextual": (3, lambda task: methods.contextual_prompts(task, 4)),
+    "domain": (3, lambda task: methods.domain_prompts(task, 4)),
+    "anchors": (3, lambda task: methods.anchor_prompts(task, 4)),
     "redrawn": (3, lambda task: robustness.redrawn_prompts(task, SECTION)),
     "priors": (3, lambda task: [*chain(*bias.prior_prompts(task, SECTION))]),
     "wrong labels": (3, lambda task: [*chain(*bias.wrong_label_prompts(task, SECTION))]),
     "unseen": (3, lambda task: unseen.unseen_prompts(task, SECTION)),
     "variants": (
         3,
-        lambda task: [*chain(*(m for _, m in variants.variant_prompts(task, SECTION)))],
+        lambda task: [*chain(*(m for _, m in robustness.variant_prompts(task, SECTION)))],
     ),
 }
 
@@ -70,18 +70,19 @@ def test_every_prompt_is_a_chat(name: str) -> None:
 
 def test_nine_wordings_stay_nine() -> None:
     task = tiny_task.task(CHAT, tokenizer=CHATS["chatml"].tokenizer())
-    made = variants.variant_prompts(task, SECTION)
+    made = robustness.variant_prompts(task, SECTION)
     assert len({prompts[0].token_ids for _, prompts in made}) == 9
 
 
 def test_a_chat_template_is_part_of_what_a_checkpoint_belongs_to() -> None:
     one = tiny_task.recipe(CHAT)
     model = SimpleNamespace(fingerprint="sha256:0")
-    found = {
-        facts.fingerprint(one, model, [tiny_task.task(change, tokenizer=CHATS[name].tokenizer())])
+    tasks = [
+        tiny_task.task(change, tokenizer=CHATS[name].tokenizer())
         for name in ("chatml", "thinking")
         for change in (CHAT, "prompt.chat=false")
-    }
+    ]
+    found = {facts.digest(facts.made_with(one, model, [task])) for task in tasks}
     assert len(found) == 3
 
 

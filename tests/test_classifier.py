@@ -19,7 +19,7 @@ from sklearn.utils import estimator_checks
 from sklearn.utils.validation import check_is_fitted
 
 import abft_mlx
-from abft_mlx.classifier import few_shot
+from abft_mlx import classifier
 from abft_mlx.data import generated
 from abft_mlx.errors import DataError, NotFittedError, OutputError, PromptError, UsageError
 
@@ -301,7 +301,7 @@ def test_other_processes_can_be_given_one(fitted: abft_mlx.Classifier, run: Path
 
 def test_the_example_in_the_docstring_runs() -> None:
     finder = doctest.DocTestFinder(recurse=False)
-    (found,) = finder.find(few_shot.Classifier, "Classifier", globs={})
+    (found,) = finder.find(classifier.Classifier, "Classifier", globs={})
     assert len(found.examples) >= 4
     result = doctest.DocTestRunner().run(found)
     assert result.failed == 0

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cli_support import document, invoke
@@ -137,13 +138,12 @@ def test_ctrl_c_says_how_to_go_on(
 ) -> None:
     measured = experiment.Experiment.measure_all
 
-    def stop(self: experiment.Experiment, on_progress: object) -> object:
+    def stop(self: experiment.Experiment, events: Any) -> object:
         if "purpose" in self.task.name:
             raise KeyboardInterrupt
-        return measured(self, on_progress)
+        return measured(self, events)
 
-    tools = studies.Tools(measure=stop)
-    monkeypatch.setattr("abft_mlx.study.work.Tools", lambda: tools)
+    monkeypatch.setattr(experiment.Experiment, "measure_all", stop)
     folder = tmp_path / "my out"
     stopped = invoke("study", small, "--output", folder)
     assert stopped.exit_code == 130

@@ -18,6 +18,7 @@ from mlx.utils import tree_flatten
 from test_trainer import make_prompts, make_recipe, make_trainer, trained
 
 from abft_mlx import adapters
+from abft_mlx.events import OnUpdate
 from abft_mlx.trainer import Trainer, Update, plan
 
 UNALIKE = ("seconds", "peak_memory_bytes")
@@ -129,7 +130,7 @@ def test_memory_stays_flat_over_ten_thousand_updates(gradient: str) -> None:
             mx.clear_cache()
             seen[update.step] = (resident_bytes(), mx.get_active_memory())
 
-    Trainer(model, make_prompts(), recipe, on_update=updated).run()
+    Trainer(model, make_prompts(), recipe, events=OnUpdate(updated)).run()
     (rss, active), (later_rss, later_active) = (seen[n] for n in (WARM_UPDATES, LONG_UPDATES))
     print(
         f"{gradient}: resident {rss:,} -> {later_rss:,} bytes, MLX {active:,} -> {later_active:,}"

@@ -26,6 +26,7 @@ from test_step_oracle import (
 from test_trainer import make_prompts, make_recipe, same, trained
 
 from abft_mlx import adapters, attention, ports
+from abft_mlx.events import OnUpdate
 from abft_mlx.prompts import PromptBatch
 from abft_mlx.recipe import AdapterSection
 from abft_mlx.trainer import RunFolder, Trainer, plan
@@ -191,7 +192,7 @@ def test_the_target_goes_through_the_trainer() -> None:
     """All prompts of make_prompts want token 3: its probability must rise."""
     trainer = make_trainer("training.updates=12", "training.examples=24")
     seen: list[Any] = []
-    trainer.on_update = seen.append
+    trainer.events = OnUpdate(seen.append)
     arrays = plan.micro_batches(make_prompts()[:5], 4)[1].arrays()
     assert arrays["target"].tolist() == [[3]] * 4
 
@@ -250,7 +251,11 @@ def test_a_resumed_run_ends_bit_for_bit_as_an_undisturbed_one(
                 raise StopHereError
 
         trainer = make_trainer(
-            "adapter.dropout=0.2", folder=folder, bits=bits, on_update=on_update, fingerprint="x"
+            "adapter.dropout=0.2",
+            folder=folder,
+            bits=bits,
+            events=OnUpdate(on_update),
+            fingerprint="x",
         )
         trainer.run(resume=resume)
         return trained(trainer.model)

@@ -7,10 +7,10 @@ import mlx_lm
 import numpy as np
 import pytest
 
-from abft_mlx import data, experiment, loading
-from abft_mlx import facts as run_facts
+from abft_mlx import data, experiment, loading, runtime
 from abft_mlx import recipe as recipes
 from abft_mlx.errors import OutputError, RecipeError
+from abft_mlx.events import OnUpdate
 
 SMALL = (
     "training.examples=24",
@@ -36,7 +36,7 @@ def test_the_run_folder_holds_the_contract(run):
     names = {one.name for one in run.output.iterdir()}
     assert names == {
         "adapters.safetensors", "adapter_config.json", "recipe.yaml", "metrics.jsonl", "run.json",
-        "checkpoint", "checkpoint.before", "heads.npz", "demonstrations.jsonl",
+        "checkpoint", "heads.npz", "demonstrations.jsonl",
     }  # fmt: skip
     facts = json.loads((run.output / "run.json").read_text())
     assert facts["finished"] is True
@@ -51,26 +51,27 @@ def test_the_run_folder_holds_the_contract(run):
     assert run.adapter_bytes == (run.output / "adapters.safetensors").stat().st_size
 
 
-@pytest.mark.parametrize("changes", [(), ("evaluation.demonstrations=fixed",)])
-@pytest.mark.parametrize("limit", [1, 9, 24, 30, 48, 100])
-def test_the_first_test_prompts_are_those_of_all(changes, limit):
-    opened = experiment.prepare(small("evaluation.repeats=2", *changes))
-    section = opened.recipe.evaluation
-    assert opened.task.test_prompts(section, limit) == opened.task.test_prompts(section)[:limit]
-
-
-def test_few_test_prompts_are_built_where_few_are_wanted(monkeypatch):
+def test_only_the_prompts_that_are_used_are_built(monkeypatch, tmp_path):
     opened = experiment.prepare(small())
     built = []
-    whole = type(opened.builder).build
+    whole = type(opened.task.builder).build
 
     def build(self, *rest, **options):
-        built.append(1)
+        built.append(options.get("where", ""))
         return whole(self, *rest, **options)
 
-    monkeypatch.setattr(type(opened.builder), "build", build)
-    opened.task.test_prompts(opened.recipe.evaluation, 5)
-    assert len(built) == 5
+    monkeypatch.setattr(type(opened.task.builder), "build", build)
+    prompts = opened.test_prompts()
+    assert prompts[3:5] == prompts[3:5]
+    assert prompts[-1] is prompts[len(prompts) - 1]
+    assert [where.split()[2] for where in built] == ["3", "4", "23"]
+    with pytest.raises(IndexError):
+        prompts[len(prompts)]
+    built.clear()
+    experiment.finetune(small("training.updates=1", "training.census_prompts=4"), tmp_path / "r")
+    training = {where for where in built if where.startswith("training")}
+    test = {where for where in built if where.startswith("evaluation")}
+    assert (len(training), len(test)) == (8, 4)
 
 
 def test_a_model_is_not_hashed_until_somebody_asks(monkeypatch):
@@ -115,7 +116,7 @@ def test_probabilities_equal_the_whole_models_prompt_by_prompt(run):
     right, mass = 0, 0.0
     for prompt in chosen:
         logits = np.array(stock(mx.array([prompt.token_ids]))[0, -1], dtype=np.float64)
-        few = logits[list(ours.space.first_ids)]
+        few = logits[list(ours.task.space.first_ids)]
         probabilities = np.exp(few - few.max()) / np.exp(few - few.max()).sum()
         right += int(probabilities.argmax() == prompt.gold)
         mass += probabilities[prompt.gold]
@@ -154,9 +155,9 @@ def test_an_interrupted_run_resumes_to_the_same_adapter(run, tmp_path):
             raise StopHereError
 
     with pytest.raises(StopHereError):
-        experiment.finetune(small(), tmp_path / "cut", on_update=stop)
+        experiment.finetune(small(), tmp_path / "cut", events=OnUpdate(stop))
     assert json.loads((tmp_path / "cut" / "run.json").read_text())["finished"] is False
-    resumed = experiment.resume(tmp_path / "cut")
+    resumed = experiment.finetune(None, tmp_path / "cut")
     assert resumed.progress.updates == 3
     name = "adapters.safetensors"
     assert (tmp_path / "cut" / name).read_bytes() == (run.output / name).read_bytes()
@@ -170,11 +171,12 @@ def test_resuming_with_another_recipe_or_version_is_refused(tmp_path, monkeypatc
         recipe.replace("learning_rate: 0.001", "learning_rate: 0.1")
     )
     with pytest.raises(OutputError, match="another recipe, model, data or version"):
-        experiment.resume(folder)
+        experiment.finetune(None, folder)
     (folder / "recipe.yaml").write_text(recipe)
-    monkeypatch.setattr(run_facts, "versions", lambda: {"abft-mlx": "0.0.1"})
+    versions = {**runtime.versions(), "mlx": "0.0.1"}
+    monkeypatch.setattr(runtime, "versions", lambda: dict(versions))
     with pytest.raises(OutputError, match="another recipe, model, data or version"):
-        experiment.resume(folder)
+        experiment.finetune(None, folder)
 
 
 def test_the_training_seed_chooses_where_lora_a_starts(run, tmp_path):
@@ -189,7 +191,7 @@ def test_a_folder_in_use_is_refused_before_anything_is_opened(run):
     with pytest.raises(OutputError, match="--resume to continue it, --overwrite to replace it"):
         experiment.finetune(small("model=no-such/model"), run.output)
     with pytest.raises(OutputError, match="holds no run"):
-        experiment.resume(run.output.parent)
+        experiment.finetune(None, run.output.parent)
 
 
 def test_validation_needs_rows(tmp_path):
@@ -205,10 +207,10 @@ def test_validation_is_measured_and_recorded(tmp_path):
     assert [step for step, _ in result.progress.validations] == [0, 2, 3]
     chosen = result.experiment.validation_prompts()
     assert len(chosen) == 50
-    splits = result.experiment.splits
+    splits = result.experiment.task.splits
     rows = data.demonstration_rows(40, 2, len(splits.training), 4, recipe.training.seed)[41]
     shown = [splits.training.pairs()[row] for row in rows]
-    assert chosen[41] == result.experiment.builder.build(shown, *splits.validation.pairs()[1])
+    assert chosen[41] == result.experiment.task.builder.build(shown, *splits.validation.pairs()[1])
     facts = json.loads((tmp_path / "run" / "run.json").read_text())["validation"]
     assert facts["prompts"] == 50
     assert facts["before"] == result.progress.validations[0][1]
@@ -217,7 +219,7 @@ def test_validation_is_measured_and_recorded(tmp_path):
 
 
 def test_training_never_sees_test_or_demonstration_texts(run):
-    splits = run.experiment.splits
+    splits = run.experiment.task.splits
     rows = [set(rows) for rows in splits.rows.values()]
     assert sum(map(len, rows)) == len(set().union(*rows))
     known = set(splits.training.texts)

@@ -17,10 +17,16 @@ from paper_sets import SETS
 
 from abft_mlx import data, prompts, recipe
 from abft_mlx.evaluation.bias import prior_prompts, wrong_label_prompts
-from abft_mlx.evaluation.robustness import QUERIES, redrawn_prompts
+from abft_mlx.evaluation.robustness import (
+    FACTORS,
+    L9,
+    QUERIES,
+    redrawn_prompts,
+    templates,
+    variant_prompts,
+)
 from abft_mlx.evaluation.robustness import SETS as REPEATS
 from abft_mlx.evaluation.unseen import unseen_prompts, unseen_rows
-from abft_mlx.evaluation.variants import FACTORS, L9, templates, variant_prompts
 from abft_mlx.recipe import EvaluationSection
 from abft_mlx.task import Task
 

@@ -17,7 +17,7 @@ from golden_support import golden, sha256
 from paper_sets import SETS
 
 from abft_mlx import data, recipe
-from abft_mlx.evaluation import bias, calibration, robustness, unseen, variants
+from abft_mlx.evaluation import bias, methods, robustness, unseen
 
 HASHES = json.loads((Path(__file__).parent / "golden_hashes.json").read_text(encoding="utf-8"))
 
@@ -81,7 +81,7 @@ def setting(change: str) -> Patch:
     return lambda patch: patch.setattr(recipe, "load", lambda name: load(name, [change]))
 
 
-L9_SWAPPED = (*variants.L9[:7], variants.L9[8], variants.L9[7])
+L9_SWAPPED = (*robustness.L9[:7], robustness.L9[8], robustness.L9[7])
 GENERATOR = data.generator
 CHANGES: dict[str, tuple[str, Patch]] = {
     "multiplier": ("generator", constant(GENERATOR, "_MULTIPLIER", 1664526)),
@@ -98,9 +98,12 @@ CHANGES: dict[str, tuple[str, Patch]] = {
     "demonstrations": ("test prompts", setting("prompt.demonstrations=3")),
     "a level": ("templates", setting('variants.label_affix=["  ", "\\t"]')),
     "a piece": ("templates", setting("prompt.input_affix=")),
-    "order of the factors": ("templates", constant(variants, "FACTORS", variants.FACTORS[::-1])),
-    "two rows of L9": ("templates", constant(variants, "L9", L9_SWAPPED)),
-    "queries of the templates": ("test prompts", constant(variants, "QUERIES", 99)),
+    "order of the factors": (
+        "templates",
+        constant(robustness, "FACTORS", robustness.FACTORS[::-1]),
+    ),
+    "two rows of L9": ("templates", constant(robustness, "L9", L9_SWAPPED)),
+    "queries of the templates": ("test prompts", constant(robustness, "TEMPLATE_QUERIES", 99)),
     "queries of the sets": ("test prompts", constant(robustness, "QUERIES", 127)),
     "sets": ("test prompts", constant(robustness, "SETS", 7)),
     "when unseen rows are drawn elsewhere": (
@@ -111,7 +114,7 @@ CHANGES: dict[str, tuple[str, Patch]] = {
     "rates": ("bias prompts", constant(bias, "RATES", (0.0, 0.25, 0.75, 0.5, 1.0))),
     "words of domain calibration": (
         "calibration prompts",
-        constant(calibration, "DOMAIN_WORDS", 63),
+        constant(methods, "DOMAIN_WORDS", 63),
     ),
 }
 

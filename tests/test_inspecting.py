@@ -10,12 +10,13 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import tiny_models
+from heard import Heard
 from mlx.utils import tree_flatten
 from mlx_lm.tokenizer_utils import TokenizerWrapper, load
 
 from abft_mlx import adapters, attention, experiment, loading
 from abft_mlx import recipe as recipes
-from abft_mlx.experiment import inspecting
+from abft_mlx.experiment import looking
 from abft_mlx.induction import read_heads, threshold
 from abft_mlx.recipe import AdapterSection
 
@@ -70,7 +71,7 @@ def test_a_run_keeps_what_a_fresh_look_at_base_and_adapter_sees(run: Path) -> No
                 np.testing.assert_allclose(
                     example.rows[name][layer], np.asarray(one[0]), rtol=2e-3, atol=1e-6
                 )
-            words = opened.space.words
+            words = opened.task.space.words
             for at, label in zip(
                 example.label_positions, example.demonstration_labels, strict=True
             ):
@@ -143,15 +144,14 @@ def test_the_adapter_is_back_after_a_failure() -> None:
 def test_progress_counts_both_states_to_the_end() -> None:
     opened = experiment.prepare(recipes.load("demo", [*SMALL, "evaluation.batch_tokens=200"]))
     adapters.attach(opened.loaded.model, AdapterSection(), seed=1)
-    told: list[tuple[int, int]] = []
-    opened.heads(opened.test_prompts()[:8], on_progress=lambda *one: told.append(one))
+    heard = Heard()
+    told = heard.counts
+    opened.heads(opened.test_prompts()[:8], events=heard)
     assert told[-1] == (16, 16)
     assert [done for done, _ in told] == sorted({done for done, _ in told})
     assert {total for _, total in told} == {16}
     told.clear()
-    opened.heads(
-        opened.test_prompts()[:8], detectors=True, on_progress=lambda *one: told.append(one)
-    )
+    opened.heads(opened.test_prompts()[:8], detectors=True, events=heard)
     assert told[-1] == (272, 272)  # two states of 8 prompts and 128 random rows
     assert [done for done, _ in told] == sorted({done for done, _ in told})
 
@@ -161,7 +161,7 @@ def test_examples_of_large_models_stay_small(monkeypatch: pytest.MonkeyPatch) ->
     chosen = opened.test_prompts()[:8]
     most = max(len(one.token_ids) for one in chosen) * 6 * 2
     for room, kept in ((0, 0), (2 * most, 2), (100 * most, 3)):
-        monkeypatch.setattr(inspecting, "EXAMPLE_BYTES", room)
+        monkeypatch.setattr(looking, "EXAMPLE_BYTES", room)
         assert len(opened.heads(chosen).examples) == kept
 
 
@@ -170,14 +170,14 @@ def test_detectors_fit_the_context(tmp_path: Path) -> None:
     opened = experiment.prepare(recipes.load("demo", SMALL))
     small = loading.load_model(str(tmp_path / "model"))
     assert small.context_tokens == 31
-    assert inspecting._detected(small, opened.task, seed=0).repeated_tokens == 15
+    assert looking._detected(small, opened.task, seed=0).repeated_tokens == 15
 
 
 def test_detectors_draw_no_special_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     opened = experiment.prepare(recipes.load("demo", SMALL))
     asked: list[np.ndarray] = []
-    monkeypatch.setattr(inspecting, "detect", lambda _m, words, **_more: asked.append(words))
-    inspecting._detected(opened.loaded, opened.task, seed=0)
+    monkeypatch.setattr(looking, "detect", lambda _m, words, **_more: asked.append(words))
+    looking._detected(opened.loaded, opened.task, seed=0)
     special = set(opened.loaded.tokenizer.all_special_ids)
     assert special
     vocabulary = set(opened.loaded.tokenizer.get_vocab().values())
@@ -196,11 +196,11 @@ def test_token_texts_put_together_are_the_prompt(maker: str, tmp_path: Path) -> 
     tokenizer = load(tmp_path)
     assert isinstance(tokenizer, TokenizerWrapper)
     token_ids = tokenizer.encode(TEXT)
-    texts = inspecting.token_texts(tokenizer, token_ids)
+    texts = looking.token_texts(tokenizer, token_ids)
     assert len(texts) == len(token_ids)
     wanted = tokenizer.decode(token_ids)
     assert "".join(texts).strip() == wanted.strip()
-    assert inspecting.token_texts(tokenizer, []) == ()
+    assert looking.token_texts(tokenizer, []) == ()
 
 
 def decoded_whole(tokenizer: TokenizerWrapper, token_ids: list[int]) -> list[str]:
@@ -227,7 +227,7 @@ def test_token_texts_of_long_prompts_are_those_of_the_whole(maker: str, tmp_path
     text = f"{TEXT} 👩‍👩‍👧‍👦 ᚠᛇᚻ 한국어 don 't . "
     token_ids = tokenizer.encode(text * 3)
     assert len(token_ids) > 100
-    assert list(inspecting.token_texts(tokenizer, token_ids)) == decoded_whole(tokenizer, token_ids)
+    assert list(looking.token_texts(tokenizer, token_ids)) == decoded_whole(tokenizer, token_ids)
 
 
 def test_the_work_for_a_token_text_does_not_grow_with_the_prompt() -> None:
@@ -239,6 +239,6 @@ def test_the_work_for_a_token_text_does_not_grow_with_the_prompt() -> None:
             return "x" * len(token_ids)
 
     short, long = Counting(), Counting()
-    inspecting.token_texts(short, range(500))
-    inspecting.token_texts(long, range(2000))
+    looking.token_texts(short, range(500))
+    looking.token_texts(long, range(2000))
     assert long.decoded < 5 * short.decoded

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from abft_mlx.evaluation import metrics
-from abft_mlx.evaluation.intervals import bootstrap_interval, intervals, mcnemar
+from abft_mlx.evaluation.metrics import bootstrap_interval, intervals, mcnemar
 
 METRICS = (
     "accuracy", "macro_f1", "expected_calibration_error", "true_label_probability",

@@ -23,6 +23,7 @@ from test_trainer import make_prompts, make_recipe, make_trainer, same, trained
 from abft_mlx import adapters, attention, experiment, loading, memory_estimate, ports
 from abft_mlx import recipe as recipes
 from abft_mlx.errors import RecipeError
+from abft_mlx.events import OnUpdate
 from abft_mlx.prompts import Prompt
 from abft_mlx.recipe import AdapterSection
 from abft_mlx.trainer import Trainer, below, plan
@@ -294,7 +295,7 @@ def test_files_are_gone_after_an_exception(temporary: Path) -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        run("training.keep_hidden_bytes=0", on_update=stop)
+        run("training.keep_hidden_bytes=0", events=OnUpdate(stop))
     assert seen == [8]
     assert not list(temporary.iterdir())
 

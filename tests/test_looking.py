@@ -58,11 +58,11 @@ def test_looking_leaves_the_adapter_where_it_was(opened: Experiment) -> None:
 
 def test_an_example_is_told_in_texts_and_right_labels(opened: Experiment) -> None:
     shown = [("the parcel broke", 0), ("send two lamps", 1), ("what a fine lamp", 2)]
-    prompt = opened.builder.build(shown, "the lamp broke", 0)
+    prompt = opened.task.builder.build(shown, "the lamp broke", 0)
     example = opened.example(prompt)
-    assert "".join(example.tokens) == opened.builder.text(shown, "the lamp broke")
+    assert "".join(example.tokens) == opened.task.builder.text(shown, "the lamp broke")
     words = [example.tokens[at].strip() for at in example.label_positions]
-    assert words == [opened.space.words[label] for _, label in shown]
+    assert words == [opened.task.space.words[label] for _, label in shown]
     assert example.right.tolist() == [True, False, False]
 
 

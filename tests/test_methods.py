@@ -5,12 +5,13 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import tiny_task
+from heard import Heard
 from scipy import stats
 from scipy.special import softmax
 
 from abft_mlx import evaluation
 from abft_mlx.errors import PromptError
-from abft_mlx.evaluation import calibration, methods, metrics, outputs
+from abft_mlx.evaluation import forward, methods, metrics
 from abft_mlx.prompts import batches
 
 ALL = ("vanilla", "zero_shot", "contextual", "domain", "batch", "hidden", "knn")
@@ -84,7 +85,7 @@ def test_zero_shot_repeats_each_query(found, task, model):
 
 @pytest.mark.parametrize("name", ["contextual", "domain"])
 def test_calibration_by_prompts_without_content(found, hand, task, model, name):
-    make = {"contextual": calibration.contextual_prompts, "domain": calibration.domain_prompts}
+    make = {"contextual": methods.contextual_prompts, "domain": methods.domain_prompts}
     reference = ByHand(model, task, make[name](task, 9)).p
     want = softmax(hand.p / ((1e-5 + reference.sum(axis=0)) / 9), axis=1)
     np.testing.assert_allclose(found[name], want, atol=2e-3)
@@ -97,7 +98,7 @@ def test_batch(found, hand):
 
 
 def test_hidden_and_knn(found, hand, task, model):
-    prompts = calibration.anchor_prompts(task, 15)
+    prompts = methods.anchor_prompts(task, 15)
     anchors, gold = ByHand(model, task, prompts), np.array([one.gold for one in prompts])
     centroids = np.stack([anchors.hidden[gold == label].mean(axis=0) for label in range(3)])
     away = np.linalg.norm(hand.hidden[:, None] - centroids, axis=2)
@@ -143,18 +144,18 @@ def test_part_of_the_prompts_has_the_same_queries(found, task, model, prompts):
 def test_a_prompt_goes_through_the_model_once(
     task, model, prompts, names, prompts_passed, monkeypatch
 ):
-    passed, told = [], []
-    original = outputs.hidden_at_last
+    passed, heard = [], Heard()
+    original = forward.hidden_at_last
 
     def counting(model, tokens, last, *behind):
         passed.append(tokens.shape[0])
         return original(model, tokens, last, *behind)
 
-    monkeypatch.setattr(outputs, "hidden_at_last", counting)
+    monkeypatch.setattr(forward, "hidden_at_last", counting)
     chosen = section(f"evaluation.methods=[{', '.join(names)}]")
-    evaluation.probabilities_of(model, task, prompts, chosen, lambda *one: told.append(one))
+    evaluation.probabilities_of(model, task, prompts, chosen, heard)
     assert sum(passed) == prompts_passed
-    assert told == [(int(done), prompts_passed) for done in np.cumsum(passed)]
+    assert heard.counts == [(int(done), prompts_passed) for done in np.cumsum(passed)]
 
 
 def test_sizes_and_seed_come_from_the_section(found, task, model, prompts):
@@ -200,7 +201,7 @@ def test_prompts_that_cannot_be_built_stop_before_the_model_works(monkeypatch, m
     def fail(*_):
         raise AssertionError("the model was asked")
 
-    monkeypatch.setattr(outputs, "hidden_at_last", fail)
+    monkeypatch.setattr(forward, "hidden_at_last", fail)
     small = tiny_task.task(context_tokens=70)
     with pytest.raises(PromptError, match="domain calibration prompt"):
         evaluation.probabilities_of(model, small, [], section())

@@ -76,13 +76,13 @@ def test_an_update_takes_whole_groups_and_computes_their_beginnings_once() -> No
     seen = []
     trainer = make_trainer(make_recipe(SHARED, "training.updates=3"))
     trainer.prompts = shared_prompts()
-    update = trainer.step.update
+    gradients = trainer.step.gradients
 
-    def noted(batches: Any, weight: float, *_: Any) -> Any:
+    def noted(batches: Any, weight: float) -> Any:
         seen.append(batches)
-        return update(batches, weight)
+        return gradients(batches, weight)
 
-    trainer.step.update = noted
+    trainer.step.gradients = noted
     trainer.run()
     for batches in seen:
         assert sum(one.prompts for one in batches) == 8

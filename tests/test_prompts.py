@@ -253,7 +253,7 @@ def test_training_prompts_take_the_last_row_as_query() -> None:
     for one, rows in zip(prompts, training_rows(6, 20, 4, seed=3), strict=True):
         pairs = [texts.pairs()[row] for row in rows]
         assert one == builder.build(pairs[:4], *pairs[4])
-    assert prompts[:3] == training_prompts(builder_for(gpt2()), texts, 3, 4, seed=3)
+    assert prompts[:3] == list(training_prompts(builder_for(gpt2()), texts, 3, 4, seed=3))
     assert prompts != training_prompts(builder, texts, 6, 4, seed=4)
 
 
@@ -292,6 +292,6 @@ def test_errors_name_the_prompt_and_its_rows() -> None:
     with pytest.raises(
         PromptError, match=r"training prompt 0 \(training rows [\d, ]+\): a text is empty"
     ):
-        training_prompts(builder_for(gpt2()), texts, 1, 2)
+        list(training_prompts(builder_for(gpt2()), texts, 1, 2))
     with pytest.raises(PromptError, match=r"evaluation prompt 0 \(test row 0\): a text is empty"):
-        evaluation_prompts(builder_for(gpt2()), texts, texts.subset([0]), 1, 1, 3)
+        list(evaluation_prompts(builder_for(gpt2()), texts, texts.subset([0]), 1, 1, 3))

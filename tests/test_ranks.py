@@ -163,7 +163,7 @@ def test_a_rank_that_is_asked_to_end_ends_all_after_the_same_update(
         status, _, err = job.end(rank)
         assert status == 143, err
         assert err.endswith("error: terminated\n")
-    held = checkpoint.load(folder / "checkpoint")[0].facts["progress"]["updates"]
+    held = checkpoint.load(folder / "checkpoint").facts["progress"]["updates"]
     assert held == (folder / "metrics.jsonl").read_bytes().count(b"\n") > 0
 
 

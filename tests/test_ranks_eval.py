@@ -15,8 +15,8 @@ from cli_support import document, invoke
 from ranks_support import Job, job, model, texts
 
 from abft_mlx import evaluation
-from abft_mlx.evaluation import outputs
-from abft_mlx.evaluation.sharing import own_rows
+from abft_mlx.evaluation import forward
+from abft_mlx.evaluation.forward import own_rows
 from abft_mlx.ranks import Ranks
 
 __all__ = ["job", "model", "texts"]  # fixtures
@@ -34,13 +34,13 @@ SETTINGS = (
 SLEEPER = """
 import os, signal, sys
 from abft_mlx.cli import app
-from abft_mlx.evaluation import outputs
-work = outputs.own_rows
+from abft_mlx.evaluation import forward
+work = forward.own_rows
 def dying(*given):
     if os.environ["MLX_RANK"] == "1":
         os.kill(os.getpid(), signal.SIGKILL)
     return work(*given)
-outputs.own_rows = dying
+forward.own_rows = dying
 app(sys.argv[1:])
 """
 
@@ -182,13 +182,13 @@ def test_fewer_prompts_than_ranks_are_computed_by_each() -> None:
 
 def test_every_measurement_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     passed = [0]
-    work = outputs.hidden_at_last
+    work = forward.hidden_at_last
 
     def counting(model: Any, tokens: mx.array, *others: Any) -> mx.array:
         passed[-1] += len(tokens)
         return work(model, tokens, *others)
 
-    monkeypatch.setattr(outputs, "hidden_at_last", counting)
+    monkeypatch.setattr(forward, "hidden_at_last", counting)
     task, model = tiny_task.task(), tiny_task.model()
     other = tiny_task.task("data.seed=1")
     methods = "evaluation.methods=[vanilla, zero_shot, contextual, domain, batch, hidden, knn]"

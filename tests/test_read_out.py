@@ -34,6 +34,7 @@ from abft_mlx import (
     recipe,
 )
 from abft_mlx.errors import StoppedError
+from abft_mlx.events import OnUpdate
 from abft_mlx.prompts import PromptBatch
 from abft_mlx.recipe import AdapterSection
 from abft_mlx.stopping import Stop
@@ -275,9 +276,9 @@ def test_resuming_gives_the_same_run(model: Path, texts: Path, tmp_path: Path) -
         stop.number = 2 if update.step == 2 else None
 
     with pytest.raises(StoppedError):
-        experiment.finetune(made, tmp_path / "cut", on_update=ask, stop=stop)
+        experiment.finetune(made, tmp_path / "cut", events=OnUpdate(ask), stop=stop)
     assert not (tmp_path / "cut" / read_out.FILE).exists()
-    experiment.resume(tmp_path / "cut")
+    experiment.finetune(None, tmp_path / "cut")
     for name in ("adapters.safetensors", read_out.FILE):
         one, other = (dict(mx.load(str(tmp_path / run / name))) for run in ("whole", "cut"))
         assert same(one, other)

@@ -9,14 +9,21 @@ from typing import Any
 import numpy as np
 import pytest
 import small_task
+from heard import Heard
 from small_task import HandGenerator
 
 from abft_mlx import recipe
 from abft_mlx.errors import PromptError, RecipeError
 from abft_mlx.evaluation import robustness as module
-from abft_mlx.evaluation.intervals import bootstrap_interval
-from abft_mlx.evaluation.robustness import modal_shares, robustness
-from abft_mlx.evaluation.variants import FACTORS, L9, templates, variant_prompts
+from abft_mlx.evaluation.metrics import bootstrap_interval
+from abft_mlx.evaluation.robustness import (
+    FACTORS,
+    L9,
+    modal_shares,
+    robustness,
+    templates,
+    variant_prompts,
+)
 from abft_mlx.prompts import Template
 
 VARIANTS = {
@@ -79,8 +86,8 @@ def by_hand(task: Any, model: Any) -> tuple[np.ndarray, np.ndarray]:
 
 def test_both_parts_equal_a_model_asked_prompt_by_prompt() -> None:
     task, model = small_task.task(variants=VARIANTS), small_task.model()
-    told: list[tuple[int, int]] = []
-    found = robustness(model, task, small_task.settings(), lambda *done: told.append(done))
+    heard = Heard()
+    found = robustness(model, task, small_task.settings(), heard)
     gold = np.array(task.splits.test.labels)
     for part, predicted in zip(("template", "demonstrations"), by_hand(task, model), strict=True):
         shares = [Counter(column).most_common(1)[0][1] / len(predicted) for column in predicted.T]
@@ -92,8 +99,8 @@ def test_both_parts_equal_a_model_asked_prompt_by_prompt() -> None:
         assert found[part]["interval"] == pytest.approx(interval)
         assert set(found[part]) == {"consistency", "accuracy", "queries", "interval"}
     assert set(found) == {"template", "demonstrations"}
-    assert told[-1] == (9 * 12 + 8 * 12, 9 * 12 + 8 * 12)
-    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert heard.counts[-1] == (9 * 12 + 8 * 12, 9 * 12 + 8 * 12)
+    assert [done for done, _ in heard.counts] == sorted(done for done, _ in heard.counts)
 
 
 def test_a_model_that_never_changes_its_mind_is_fully_consistent(
@@ -122,17 +129,16 @@ def test_a_model_that_copies_depends_on_its_demonstrations_alone(
 def test_the_protocols_numbers_of_queries_unless_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "label_probabilities", small_task.always(lambda _: 0))
     large = small_task.task(400, data={"test_rows": 150})
-    told: list[tuple[int, int]] = []
-    counts = {}
+    heard, counts = Heard(), {}
     for queries in (512, 110, 30):
         section = small_task.settings(queries=queries, repeats=1)
-        found = robustness(None, large, section, lambda *done: told.append(done))
+        found = robustness(None, large, section, heard)
         counts[queries] = [found[part]["queries"] for part in ("template", "demonstrations")]
         for part in found.values():
             share = large.splits.test.labels[: part["queries"]].count(0) / part["queries"]
             assert part["accuracy"] == pytest.approx([share] * len(part["accuracy"]))
     assert counts == {512: [100, 128], 110: [100, 110], 30: [30, 30]}
-    assert (9 * 100 + 8 * 128, 9 * 100 + 8 * 128) in told
+    assert (9 * 100 + 8 * 128, 9 * 100 + 8 * 128) in heard.counts
 
 
 def test_seed_changes_the_demonstrations_of_both() -> None:

@@ -195,13 +195,14 @@ def test_random_draws_are_the_protocols() -> None:
 def test_prompts_show_what_was_drawn(selection: str, together: int) -> None:
     made, builder = texts(12, 12), builder_for(gpt2())
     pairs = made.pairs()
-    assert training_prompts(builder, made, 6, 4, 3, together, selection) == [
+    assert list(training_prompts(builder, made, 6, 4, 3, together, selection)) == [
         builder.build([pairs[row] for row in shown], *pairs[query])
         for *shown, query in training_draws(made, 6, 4, 3, together, selection)
     ]
     asked = made.subset(range(3))
     drawn = evaluation_draws(made, asked.texts, 2, 4, 3, selection=selection)
-    assert evaluation_prompts(builder, made, asked, 9, 2, 4, 3, selection=selection) == [
+    prompts = evaluation_prompts(builder, made, asked, 9, 2, 4, 3, selection=selection)
+    assert list(prompts) == [
         builder.build([pairs[row] for row in rows], *pairs[number % 3])
         for number, rows in enumerate(drawn)
     ]

@@ -254,13 +254,13 @@ def test_the_best_of_several_sets_is_chosen(model: Path, mail: Path) -> None:
     changes = [f"model={model}", f"data.source={mail}", "prediction.draws=6"]
     opened = experiment.prepare(recipe.own_data(changes))
     predictor, best = experiment.choose(opened)
-    pool, asked = opened.splits.training, opened.splits.validation
+    pool, asked = opened.task.splits.training, opened.task.splits.validation
     gold = np.array(asked.labels)
     found = []
     for number in range(6):
         rows = data.balanced(pool.labels, 4, random.Random(f"42/{number}"))
         one = prediction.Predictor(
-            opened.loaded.model, opened.builder, [pool.pairs()[row] for row in rows], 4096
+            opened.loaded.model, opened.task.builder, [pool.pairs()[row] for row in rows], 4096
         )
         texts = prediction.calibration_texts(pool, one, 32, 42)
         raw, others = (np.log(one.raw_of(some)) for some in (asked.texts, texts))

@@ -71,7 +71,7 @@ def test_demo_finishes_its_update_and_says_how_to_go_on(
     out, _ = command.ends(number)
     assert out.endswith(f"to go on: abft-mlx finetune --resume {folder}\n")
     lines = RunFolder(folder).metrics()
-    held = checkpoint.load(folder / "checkpoint")[0]
+    held = checkpoint.load(folder / "checkpoint")
     assert held.facts["progress"]["updates"] == len(lines) > 0
     assert not (folder / "run.lock").exists()
 

@@ -18,6 +18,7 @@ from cli_support import invoke
 from test_trainer import make_recipe, make_trainer, same, trained
 
 from abft_mlx.errors import StoppedError
+from abft_mlx.events import OnUpdate
 from abft_mlx.trainer import RunFolder, Stop, checkpoint
 
 # Tests that run in the background inherit an ignored SIGINT.
@@ -54,12 +55,12 @@ def test_an_update_is_finished_and_saved(tmp_path: Path, number: int, step: int)
         return make_trainer(recipe, folder, fingerprint="a", stop=stop, **options)
 
     with stop.watching(), pytest.raises(StoppedError) as caught:
-        trainer(on_update=ask).run()
+        trainer(events=OnUpdate(ask)).run()
     assert caught.value.exit_status == STATUS[signal.Signals(number)]
     assert len(lines) == 1
     assert lines[0].startswith("finishing this update")
     assert [one["step"] for one in folder.metrics()] == list(range(1, step + 1))
-    held = checkpoint.load(folder.checkpoint_path)[0]
+    held = checkpoint.load(folder.checkpoint_path)
     assert held.facts["progress"]["updates"] == step
     stop.number = None
     resumed = trainer()
@@ -177,7 +178,7 @@ def test_a_whole_command_ends_so_that_it_can_go_on(
     said = "interrupted" if number == signal.SIGINT else "terminated"
     assert err.endswith(f"to go on: abft-mlx finetune --resume '{folder}'\nerror: {said}\n")
     assert json.loads(out)["error"] == {"kind": "Interrupted", "message": said, "problems": []}
-    held = checkpoint.load(folder / "checkpoint")[0]
+    held = checkpoint.load(folder / "checkpoint")
     lines = RunFolder(folder).metrics()
     assert held.facts["progress"]["updates"] == len(lines) > 0
     assert not (folder / "run.lock").exists()

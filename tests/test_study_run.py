@@ -7,7 +7,8 @@ import math
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,7 @@ from study_support import report, text
 
 from abft_mlx import adapters, experiment, loading, study
 from abft_mlx.errors import AdapterError, RunError
-from abft_mlx.study.runner import SilentStudy
-from abft_mlx.study.work import plain
+from abft_mlx.study.running import plain
 
 NAMES = [
     "demo--generated-emotion--untrained",
@@ -41,16 +41,20 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 MODELS = "models: [demo, {name: again, model: demo}]"
 
 
-def failing(wrong: Callable[[str], BaseException | None]) -> study.Tools:
-    """Tools that cannot open the tasks for which ``wrong`` has an error."""
+@contextmanager
+def failing(wrong: Callable[[str], BaseException | None]) -> Iterator[None]:
+    """Tasks for which ``wrong`` has an error cannot be opened."""
+    whole = experiment.prepare
 
-    def prepare(recipe: Any) -> Any:
+    def prepare(recipe: Any, **options: Any) -> Any:
         error = wrong(recipe.name)
         if error is not None:
             raise error
-        return experiment.prepare(recipe)
+        return whole(recipe, **options)
 
-    return study.Tools(prepare=prepare)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "prepare", prepare)
+        yield
 
 
 def test_a_cells_file(whole: Path) -> None:
@@ -111,9 +115,8 @@ def test_a_complete_study_only_rewrites_its_reports(whole: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (whole / "cells").iterdir()}
     table = (whole / "table.csv").read_bytes()
     (whole / "table.csv").unlink()
-    outcome = study.run(
-        study.loads(text()), whole, report=report, tools=failing(lambda _: RuntimeError("no"))
-    )
+    with failing(lambda _: RuntimeError("no")):
+        outcome = study.run(study.loads(text()), whole, report=report)
     assert outcome.ran == []
     assert (whole / "table.csv").read_bytes() == table
     assert {path: path.stat().st_mtime_ns for path in (whole / "cells").iterdir()} == before
@@ -125,17 +128,16 @@ sys.path.insert(0, {tests!r})
 from abft_mlx import runtime
 runtime.prepare()
 from abft_mlx import study
-from abft_mlx.study.runner import SilentStudy
 from study_support import report, text
 
-class Kill(SilentStudy):
+class Kill(study.StudyEvents):
     updates = 0
     def update(self, update):
         self.updates += 1
         if self.updates == 3:
             os.kill(os.getpid(), signal.SIGKILL)
 
-study.run(study.loads(text()), sys.argv[1], report=report, watcher=Kill())
+study.run(study.loads(text()), sys.argv[1], report=report, events=Kill())
 """
 
 
@@ -168,12 +170,12 @@ def test_what_was_begun_or_failed_comes_last(tmp_path: Path) -> None:
     begun.scratch(first).mkdir(parents=True)
     begun.cells.mkdir()
     seen: list[str] = []
-    tools = failing(lambda name: seen.append(name) or RunError("no"))
-    study.run(opened, begun.path, tools=tools)
-    assert seen == [second.task, first.task]
-    seen.clear()
-    (begun.cells / f"{second.id}.json").unlink()
-    study.run(opened, begun.path, tools=tools)
+    with failing(lambda name: seen.append(name) or RunError("no")):
+        study.run(opened, begun.path)
+        assert seen == [second.task, first.task]
+        seen.clear()
+        (begun.cells / f"{second.id}.json").unlink()
+        study.run(opened, begun.path)
     assert seen == [second.task, first.task]
 
 
@@ -189,8 +191,8 @@ ERRORS = [
 @pytest.mark.parametrize(("error", "line"), ERRORS)
 def test_a_failed_cell_does_not_stop_the_rest(error: Exception, line: str, tmp_path: Path) -> None:
     opened = study.loads(text("[vanilla]"))
-    tools = failing(lambda name: error if name == "generated/emotion" else None)
-    outcome = study.run(opened, tmp_path / "s", report=report, tools=tools)
+    with failing(lambda name: error if name == "generated/emotion" else None):
+        outcome = study.run(opened, tmp_path / "s", report=report)
     assert outcome.ran == NAMES[:2]
     assert outcome.done == [NAMES[1]]
     assert outcome.failed == {NAMES[0]: line}
@@ -203,7 +205,8 @@ def test_a_failed_cell_does_not_stop_the_rest(error: Exception, line: str, tmp_p
 
 def test_a_failed_cell_is_run_again_and_no_other(whole: Path, tmp_path: Path) -> None:
     opened, folder = study.loads(text("[vanilla]")), tmp_path / "s"
-    study.run(opened, folder, tools=failing(lambda n: RunError("no") if "emo" in n else None))
+    with failing(lambda name: RunError("no") if "emo" in name else None):
+        study.run(opened, folder)
     left_alone = study.run(opened, folder, retry_failed=False, report=report)
     assert (left_alone.ran, left_alone.failed) == ([], {NAMES[0]: "no"})
     assert left_alone.reports
@@ -216,8 +219,8 @@ def test_a_failed_cell_is_run_again_and_no_other(whole: Path, tmp_path: Path) ->
 
 def test_a_failed_cell_may_be_mended(tmp_path: Path) -> None:
     text_before = text("[vanilla]")
-    tools = failing(lambda name: RunError("no") if "emotion" in name else None)
-    study.run(study.loads(text_before), tmp_path / "s", tools=tools)
+    with failing(lambda name: RunError("no") if "emotion" in name else None):
+        study.run(study.loads(text_before), tmp_path / "s")
     mended = text_before.replace(
         "generated/emotion,", "{recipe: generated/emotion, settings: [evaluation.batch_tokens=9]},"
     )
@@ -230,21 +233,23 @@ def test_a_full_disk_stops_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(study.Store, "write", full)
     seen: list[str] = []
-    tools = failing(lambda name: seen.append(name) or RunError("no"))
-    with pytest.raises(RunError, match="no space"):
-        study.run(study.loads(text("[vanilla]")), tmp_path / "s", tools=tools)
+    with (
+        failing(lambda name: seen.append(name) or RunError("no")),
+        pytest.raises(RunError, match="no space"),
+    ):
+        study.run(study.loads(text("[vanilla]")), tmp_path / "s")
     assert len(seen) == 1
 
 
 def test_an_interruption_loses_the_running_cell_alone(tmp_path: Path) -> None:
-    class Stop(SilentStudy):
+    class Stop(study.StudyEvents):
         def update(self, update: Any) -> None:
             assert update.step == 1
             assert list((tmp_path / "s" / "running").iterdir())
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        study.run(study.loads(text()), tmp_path / "s", watcher=Stop())
+        study.run(study.loads(text()), tmp_path / "s", events=Stop())
     assert [cell["id"] for cell in study.read(tmp_path / "s")] == NAMES[:2]
     assert not list((tmp_path / "s" / "running").iterdir())
 
@@ -264,9 +269,9 @@ def test_a_shard_reports_its_own_failures_until_all_is_done(tmp_path: Path) -> N
         tmp_path / "s",
     )
     mine = [[c.id for c in study.shard(study.cells(opened), n, 3)] for n in (1, 2, 3)]
-    bad = failing(lambda _: RunError("no"))
     first = dict.fromkeys(mine[0], "no")
-    assert study.run(opened, folder, part=(1, 3), tools=bad).failed == first
+    with failing(lambda _: RunError("no")):
+        assert study.run(opened, folder, part=(1, 3)).failed == first
     assert study.run(opened, folder, part=(2, 3)).failed == {}
     last = study.run(opened, folder, part=(3, 3), report=report)
     assert (last.ran, last.failed, bool(last.reports)) == (mine[2], first, True)
@@ -296,8 +301,8 @@ def test_what_is_not_finite_is_null() -> None:
     assert plain(value) == {"a": [[1.0, None]], "3": [2.0, None], "b": [True, None]}
 
 
-class Told(SilentStudy):
-    """Writes down all that it is told."""
+class Told(study.StudyEvents):
+    """Writes down all that it hears."""
 
     def __init__(self) -> None:
         self.lines: list[tuple[Any, ...]] = []
@@ -308,36 +313,40 @@ class Told(SilentStudy):
     def begin(self, number: int, left: int, cell: study.Cell) -> None:
         self.lines.append(("begin", number, left, cell.id))
 
-    def training(self, updates: int) -> None:
-        self.lines.append(("training", updates))
+    def prepared(self, experiment: Any, trainable: int) -> None:
+        self.lines.append(("prepared", experiment.recipe.training.updates, trainable > 0))
 
     def update(self, update: Any) -> None:
         self.lines.append(("update", update.step))
 
-    def measuring(self) -> None:
-        self.lines.append(("measuring",))
+    def stage(self, what: str) -> None:
+        self.lines.append(("stage", what))
 
-    def prompts(self, done: int, total: int) -> None:
-        self.lines.append(("prompts", done, total))
+    def progress(self, done: int, total: int) -> None:
+        self.lines.append(("progress", done, total))
 
     def end(self, cell: study.Cell, document: dict[str, Any]) -> None:
         self.lines.append(("end", cell.id, document["status"]))
 
 
-def test_progress_is_told(tmp_path: Path) -> None:
+def test_progress_is_heard(tmp_path: Path) -> None:
     opened = study.loads(text("[abft]"))
-    study.run(opened, tmp_path / "s", tools=failing(lambda _: RunError("no")), part=(1, 2))
+    with failing(lambda _: RunError("no")):
+        study.run(opened, tmp_path / "s", part=(1, 2))
     told = Told()
-    tools = failing(lambda name: RunError("no") if "purpose" in name else None)
-    study.run(opened, tmp_path / "s", watcher=told, tools=tools)
+    with failing(lambda name: RunError("no") if "purpose" in name else None):
+        study.run(opened, tmp_path / "s", events=told)
     emotion, purpose = (cell.id for cell in study.cells(opened))
     mine = told.lines.index(("begin", 2, 2, emotion)) if told.lines[1][3] == purpose else 1
     assert told.lines[0] == ("planned", 2, 0, 2)
-    trained = told.lines[mine:]
-    assert trained[1:5] == [("training", 2), ("update", 1), ("update", 2), ("measuring",)]
-    assert ("prompts", 8, 8) in trained
-    assert ("end", emotion, "done") in trained
+    trained = [line for line in told.lines[mine:] if line[0] in ("prepared", "update", "end")]
+    assert trained[:4] == [
+        ("prepared", 2, True), ("update", 1), ("update", 2), ("end", emotion, "done"),
+    ]  # fmt: skip
+    measuring = told.lines.index(("stage", "measuring"))
+    assert ("progress", 8, 8) in told.lines[measuring:]
     assert ("end", purpose, "failed") in told.lines
     told.lines.clear()
-    study.run(opened, tmp_path / "s", watcher=told, tools=tools)
+    with failing(lambda name: RunError("no") if "purpose" in name else None):
+        study.run(opened, tmp_path / "s", events=told)
     assert told.lines[:2] == [("planned", 1, 1, 2), ("begin", 1, 1, purpose)]

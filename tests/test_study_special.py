@@ -10,7 +10,7 @@ from study_support import text
 
 from abft_mlx import adapters, experiment, study
 from abft_mlx.errors import RunError
-from abft_mlx.study.work import _MEASURES, _best, _check_splits
+from abft_mlx.study.running import _MEASURES, _best, _check_splits
 
 FEW = "training.learning_rate=0.05, objective.filter=false, training.validation_prompts=8"
 
@@ -84,9 +84,11 @@ def test_test_prompts_have_no_say_in_the_factor(
 ) -> None:
     factors: list[float] = []
 
+    whole = adapters.combine
+
     def combine(model: Any, strengths: Any) -> None:
         factors.append(strengths[0][1])
-        adapters.combine(model, strengths)
+        whole(model, strengths)
 
     def measure(_: Any, chosen: list[Any], __: Any) -> dict[str, float]:
         accuracy = {6: {0: 0.5, 1: 0.6, 2: 0.7}, 8: {0: 0.9, 1: 0.8, 2: 0.1}}
@@ -94,10 +96,11 @@ def test_test_prompts_have_no_say_in_the_factor(
         return {**rest, "accuracy": accuracy[len(chosen)][factors[-1]]}
 
     monkeypatch.setattr(experiment.Experiment, "measure", measure)
+    monkeypatch.setattr(adapters, "combine", combine)
     opened = one_task(
         "[{like: extrapolate, factors: [0, 1, 2], settings: [training.validation_prompts=6]}]"
     )
-    outcome = study.run(opened, tmp_path / "s", tools=study.Tools(combine=combine))
+    outcome = study.run(opened, tmp_path / "s")
     assert outcome.failed == {}
     (cell,) = study.read(tmp_path / "s")
     found = cell["extrapolation"]

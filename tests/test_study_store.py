@@ -11,8 +11,8 @@ from study_support import text
 
 from abft_mlx import study
 from abft_mlx.errors import OutputError
+from abft_mlx.study.running import plain
 from abft_mlx.study.store import difference
-from abft_mlx.study.work import plain
 
 NAMES = [
     "demo--generated-emotion--untrained",

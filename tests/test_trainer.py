@@ -11,6 +11,7 @@ from mlx.utils import tree_flatten
 from abft_mlx import adapters
 from abft_mlx import recipe as recipes
 from abft_mlx.errors import OutputError, RunError
+from abft_mlx.events import OnUpdate
 from abft_mlx.objective import PunishController
 from abft_mlx.prompts import Prompt
 from abft_mlx.trainer import RunFolder, Trainer, plan
@@ -71,7 +72,7 @@ def folder(tmp_path):
 def test_the_loss_falls_and_only_the_adapter_moves():
     updates = []
     recipe = make_recipe("training.updates=12", "objective.pid=false")
-    trainer = make_trainer(recipe, on_update=updates.append)
+    trainer = make_trainer(recipe, events=OnUpdate(updates.append))
     before = {n: np.array(v) for n, v in tree_flatten(trainer.model.parameters())}
     trainer.run()
     after = {n: np.array(v) for n, v in tree_flatten(trainer.model.parameters())}
@@ -165,7 +166,9 @@ def test_a_resumed_run_ends_bit_for_bit_as_an_undisturbed_one(tmp_path, stop_aft
             if update.step == stop:
                 raise StopHereError
 
-        trainer = make_trainer(make_recipe(*changes), folder, on_update=on_update, fingerprint="x")
+        trainer = make_trainer(
+            make_recipe(*changes), folder, events=OnUpdate(on_update), fingerprint="x"
+        )
         trainer.validate = lambda: float(np.array(trained_sum(trainer.model)) % 1)
         trainer.run(resume=resume)
         return trained(trainer.model), trainer.progress, folder.metrics()
@@ -202,7 +205,7 @@ def test_the_best_on_validation_is_kept(keep):
     accuracies = iter([0.1, 0.5, 0.9, 0.4])
     seen = []
     trainer = make_trainer(recipe, validate=lambda: next(accuracies))
-    trainer.on_update = lambda update: seen.append((update, trained(trainer.model)))
+    trainer.events = OnUpdate(lambda update: seen.append((update, trained(trainer.model))))
     progress = trainer.run()
     assert progress.validations == [(0, 0.1), (2, 0.5), (4, 0.9), (6, 0.4)]
     assert progress.best_update == 4
@@ -239,17 +242,18 @@ def test_clipping_bounds_the_gradient():
 def test_folder_refuses_what_is_not_a_run(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(OutputError, match=r"holds thesis\.txt, which no run wrote"):
-        RunFolder(tmp_path).create(overwrite=True)
+        RunFolder(tmp_path).opened(overwrite=True).__enter__()
     assert (tmp_path / "thesis.txt").read_text() == "mine"
     with pytest.raises(OutputError, match="is a file"):
-        RunFolder(tmp_path / "thesis.txt").create()
+        RunFolder(tmp_path / "thesis.txt").opened().__enter__()
 
 
 def test_folder_overwrites_only_when_told(folder):
     make_trainer(make_recipe(), folder).run()
     with pytest.raises(OutputError, match="--overwrite"):
+        folder.opened().__enter__()
+    with folder.opened(overwrite=True):
         folder.create()
-    folder.create(overwrite=True)
     assert list(folder.path.iterdir()) == []
 
 
@@ -303,13 +307,13 @@ def test_the_gradient_is_an_average_over_prompts():
 
 def test_every_update_has_a_random_key_of_its_own():
     trainer = make_trainer(make_recipe())
-    keys, original = [], trainer.step.update
+    keys, original = [], trainer.step.gradients
 
-    def update(*args):
+    def gradients(*args):
         keys.append(tuple(mx.random.state[0].tolist()))
         return original(*args)
 
-    trainer.step.update = update
+    trainer.step.gradients = gradients
     trainer.run()
     assert len(set(keys)) == 6
 

@@ -138,11 +138,11 @@ def test_a_checkpoint_belongs_to_all_texts_of_a_mixture(model, tasks) -> None:
     first, second = tasks
     recipe = recipes.resolve(recipes.default())
     made = {
-        facts.fingerprint(recipe, model, some)
+        facts.digest(facts.made_with(recipe, model, some))
         for some in ([first], [second], [first, second], [second, first])
     }
     assert len(made) == 4
-    assert facts.fingerprint(recipe, model, [first]) in made
+    assert facts.digest(facts.made_with(recipe, model, [first])) in made
 
 
 def test_a_mixture_wants_one_number_of_demonstrations(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import small_task
+from heard import Heard
 from hypothesis import given
 from hypothesis import strategies as st
 from small_task import HandGenerator
@@ -15,8 +16,7 @@ from small_task import HandGenerator
 from abft_mlx.data import Generator, LabelledTexts, demonstration_rows
 from abft_mlx.errors import DataError
 from abft_mlx.evaluation import unseen as module
-from abft_mlx.evaluation.intervals import intervals
-from abft_mlx.evaluation.metrics import summary
+from abft_mlx.evaluation.metrics import intervals, summary
 from abft_mlx.evaluation.unseen import LONGEST_SEARCH, unseen, unseen_prompts, unseen_rows
 
 
@@ -147,8 +147,8 @@ def by_hand(task: Any, model: Any) -> dict[str, np.ndarray]:
 def test_metrics_equal_a_model_asked_prompt_by_prompt() -> None:
     task, model = small_task.task(), small_task.model()
     gold = np.array([task.splits.test.labels[i % 12] for i in range(24)])
-    told: list[tuple[int, int]] = []
-    found = unseen(model, task, small_task.settings(), lambda *done: told.append(done))
+    heard = Heard()
+    found = unseen(model, task, small_task.settings(), heard)
     assert list(found) == ["random", "unseen", "zero_shot"]
     for name, probabilities in by_hand(task, model).items():
         wanted = summary(probabilities, gold)
@@ -162,8 +162,8 @@ def test_metrics_equal_a_model_asked_prompt_by_prompt() -> None:
         assert found[name]["interval"]["accuracy"] == pytest.approx(ends["accuracy"], abs=1e-5)
         assert set(found[name]) == {*wanted, "reliability", "interval", "right"}
     assert len({found[name]["right"] for name in found}) == 3
-    assert told[-1] == (24 + 24 + 12, 24 + 24 + 12)
-    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert heard.counts[-1] == (24 + 24 + 12, 24 + 24 + 12)
+    assert [done for done, _ in heard.counts] == sorted(done for done, _ in heard.counts)
 
 
 def test_known_probabilities_are_used_and_not_measured_again(

@@ -23,6 +23,7 @@ from test_local import autodiff, prompts, step_of
 from abft_mlx import adapters, attention, experiment, loading, memory_estimate, ports, study
 from abft_mlx import recipe as recipes
 from abft_mlx.errors import AdapterError, RecipeError
+from abft_mlx.events import OnUpdate
 from abft_mlx.induction import window
 from abft_mlx.recipe import AdapterSection
 from abft_mlx.trainer.plan import micro_batches, shared_micro_batches
@@ -188,13 +189,13 @@ def test_a_resumed_run_takes_no_census(
 
     folder = tmp_path / "cut"
     with pytest.raises(StopHereError):
-        experiment.finetune(recipes.load("demo", [*SMALL, AUTO]), folder, on_update=stop)
+        experiment.finetune(recipes.load("demo", [*SMALL, AUTO]), folder, events=OnUpdate(stop))
 
     def census(*_: object) -> None:
         raise AssertionError("a census")
 
     monkeypatch.setattr(experiment.Experiment, "census", census)
-    resumed = experiment.resume(folder)
+    resumed = experiment.finetune(None, folder)
     for name in ("adapters.safetensors", "recipe.yaml"):
         assert (folder / name).read_bytes() == (run.output / name).read_bytes()
     assert resumed.experiment.window == run.experiment.window

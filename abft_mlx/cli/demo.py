@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from abft_mlx.cli import options, words
 from abft_mlx.cli.finetune import Follow
-from abft_mlx.cli.progress import board, size
+from abft_mlx.cli.progress import BoardEvents, board, size
 from abft_mlx.cli.shell import Shell, alone, plain
 
 if TYPE_CHECKING:
@@ -60,22 +60,25 @@ def _run(
     folder = output or api.default_output(recipe)
     trainer.RunFolder(folder).check(overwrite=overwrite)
     with board(shell) as shown:
-        opened = experiment.prepare(recipe, on_stage=shown.stage)
+        events = BoardEvents(shown)
+        opened = experiment.prepare(recipe, events=events)
         shown.stage("making test prompts")
         prompts = len(opened.test_prompts())
         shown.clear()
         shell.say(f"1/3 measuring the bundled model on {prompts:,} held-out prompts …")
         shown.stage("bundled model")
-        before = opened.measure_all(shown.progress)
+        before = opened.measure_all(events)
         shown.clear()
         shell.say("2/3 fine-tuning its attention …")
         with Follow(shell, shown, folder) as follow:
-            result = experiment.train(opened, folder, overwrite=overwrite, **follow.callbacks)
+            result = experiment.finetune(
+                opened, folder, overwrite=overwrite, events=follow, stop=follow.stop
+            )
         shown.clear()
         shell.say("3/3 measuring again …")
         shown.stage("with adapter")
         try:
-            after = opened.measure_all(shown.progress)
+            after = opened.measure_all(events)
         except KeyboardInterrupt:
             shown.clear()
             shell.tell(f"the run is whole; to measure it: {_measure(folder)}")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from abft_mlx.cli import options, words
-from abft_mlx.cli.progress import board
+from abft_mlx.cli.progress import BoardEvents, board
 from abft_mlx.cli.shell import Shell, join_ranks, plain, table
 from abft_mlx.errors import OutputError, UsageError
 
@@ -148,7 +148,7 @@ def _measure(
     shell.say(f"measuring {opened.model} on {opened.data.source} …")
     with board(shell) as shown:
         document = experiment.evaluate(
-            opened, subject.adapter, on_progress=shown.progress, on_stage=shown.stage, ranks=ranks
+            opened, subject.adapter, events=BoardEvents(shown), ranks=ranks
         )
     asked, measured = opened.evaluation.queries, document["prompts"]
     if "verdict" not in document:

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from abft_mlx.cli import options, words
-from abft_mlx.cli.progress import Board, board, duration, size
+from abft_mlx.cli.progress import Board, BoardEvents, board, duration, size
 from abft_mlx.cli.shell import Shell, join_ranks
 from abft_mlx.errors import RunError, UsageError
 
 if TYPE_CHECKING:
+    from abft_mlx.events import Update
     from abft_mlx.experiment import Experiment, RunResult
     from abft_mlx.tracking import Tracking
-    from abft_mlx.trainer import Update
 
 # What the paper did (arXiv 2505.14233, section 4 and appendix A).
 _PAPER: dict[str, Any] = {
@@ -111,7 +111,7 @@ def finetune(
 
         runtime.use_wired_memory()
         if resume is not None:
-            folder = resume
+            opened, folder = None, resume
         else:
             opened = options.open_recipe(recipe, changes)
             folder = output or api.default_output(opened)
@@ -120,12 +120,14 @@ def finetune(
             Follow(shell, shown, folder, tracking, first=ranks.first) as follow,
         ):
             follow.begun = resume is not None
-            if resume is not None:
-                result = experiment.resume(folder, **follow.callbacks, ranks=ranks)
-            else:
-                result = experiment.finetune(
-                    opened, folder, overwrite=overwrite, **follow.callbacks, ranks=ranks
-                )
+            result = experiment.finetune(
+                opened,
+                folder,
+                overwrite=overwrite,
+                events=follow,
+                stop=follow.stop,
+                ranks=ranks,
+            )
         if not ranks.first:
             return
         shell.tell(*_outcome(result))
@@ -139,14 +141,14 @@ def finetune(
     shell.document(document)
 
 
-class Follow(contextlib.ExitStack):
+class Follow(BoardEvents, contextlib.ExitStack):
     """Prints the plan of a run when it is ready, shows its updates, and reports them to trackers.
 
     While it is open a signal ends the run after the update that goes on.
 
     Attributes:
         begun: whether the run's folder holds a run that can be resumed.
-        callbacks: what ``experiment.finetune``, ``train`` and ``resume`` take.
+        stop: what a signal asks to end the run.
     """
 
     def __init__(
@@ -160,24 +162,17 @@ class Follow(contextlib.ExitStack):
     ) -> None:
         from abft_mlx import trainer
 
-        super().__init__()
+        contextlib.ExitStack.__init__(self)
+        BoardEvents.__init__(self, shown)
         self._first = first
         self._shell = shell
-        self._board = shown
         self._output = output
         self._tracking = tracking
-        self._stop = trainer.Stop(shown.note)
+        self.stop = trainer.Stop(shown.note)
         self.begun = False
-        self.callbacks: dict[str, Any] = {
-            "on_prepared": self.prepared,
-            "on_update": self.updated,
-            "on_stage": shown.stage,
-            "on_progress": shown.progress,
-            "on_notice": self.noticed,
-        }
 
     def __enter__(self) -> Follow:
-        self.callbacks["stop"] = self.enter_context(self._stop.watching())
+        self.enter_context(self.stop.watching())
         self.push(self._interrupted)
         return self
 
@@ -201,14 +196,9 @@ class Follow(contextlib.ExitStack):
         self.begun = True
         self._board.training(experiment.recipe.training.updates)
 
-    def noticed(self, line: str) -> None:
-        """Print what a quiet command prints, too."""
-        self._board.clear()
-        self._shell.tell(line)
-
-    def updated(self, update: Update) -> None:
+    def update(self, update: Update) -> None:
         """Show and report one update."""
-        self._board.update(update)
+        super().update(update)
         if self._tracking is not None:
             self._tracking.updated(update)
 
@@ -280,8 +270,8 @@ def _document(result: RunResult) -> dict[str, Any]:
         "output": str(result.output),
         "model": experiment.recipe.model,
         "data": experiment.recipe.data.source,
-        "labels": list(experiment.space.names),
-        "label_words": list(experiment.space.words),
+        "labels": list(experiment.task.space.names),
+        "label_words": list(experiment.task.space.words),
         "warnings": words.warnings(experiment),
         "trainable_parameters": result.trainable_parameters,
         "adapter_bytes": result.adapter_bytes,

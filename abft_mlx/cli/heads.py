@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from abft_mlx.cli import options
-from abft_mlx.cli.progress import board
+from abft_mlx.cli.progress import BoardEvents, board
 from abft_mlx.cli.shell import Shell, alone, table
 from abft_mlx.errors import UsageError
 
@@ -97,8 +97,7 @@ def heads(
                 subject.adapter,
                 prompts=prompts or experiment.HEADS_PROMPTS,
                 detectors=detectors,
-                on_stage=shown.stage,
-                on_progress=shown.progress,
+                events=BoardEvents(shown),
             )
         for path in files:
             (induction.write_csv if path.suffix == ".csv" else induction.write_heads)(path, census)

@@ -15,11 +15,12 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Literal
 
+from abft_mlx.events import Events, Update
+
 if TYPE_CHECKING:
     from rich.progress import Progress, Task
 
     from abft_mlx.cli.shell import Shell
-    from abft_mlx.trainer import Update
 
 # A log gets a line for what takes longer than this, then lines ever farther apart.
 _FIRST_LINE_SECONDS, _LONGEST_SILENCE_SECONDS = 3.0, 60.0
@@ -225,6 +226,29 @@ class Board:
             self._timer.cancel()
         task.fields["said_at"] = self._clock()
         self.note("  ".join(part for part in parts if part))
+
+
+class BoardEvents(Events):
+    """Shows stages, prompts and updates of a run on a board.
+
+    Args:
+        shown: the board.
+    """
+
+    def __init__(self, shown: Board) -> None:
+        self._board = shown
+
+    def update(self, update: Update) -> None:
+        """Show one update."""
+        self._board.update(update)
+
+    def stage(self, what: str) -> None:
+        """Show what begins."""
+        self._board.stage(what)
+
+    def progress(self, done: int, total: int) -> None:
+        """Show how many prompts are done."""
+        self._board.progress(done, total)
 
 
 def duration(seconds: float) -> str:

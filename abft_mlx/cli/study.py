@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from abft_mlx.cli import words
-from abft_mlx.cli.progress import Board, board, duration
+from abft_mlx.cli.progress import Board, BoardEvents, board, duration
 from abft_mlx.cli.shell import Shell, join_ranks, table
 from abft_mlx.errors import UsageError
 
 if TYPE_CHECKING:
-    from abft_mlx.study import Cell, Outcome, Study
-    from abft_mlx.trainer import Update
+    from abft_mlx.study import Cell, Outcome, Study, StudyEvents
 
 
 def study(
@@ -135,7 +134,7 @@ def _run(
                 part=part,
                 retry_failed=retry_failed,
                 report=_write_reports,
-                watcher=Follow(shown),
+                events=_follow(shown),
             )
     except KeyboardInterrupt:
         rest = ["--output", folder] if output else []
@@ -203,54 +202,49 @@ def _tell(shell: Shell, outcome: Outcome) -> None:
         )
 
 
-class Follow:
+def _follow(shown: Board) -> StudyEvents:
     """Shows which cell of how many runs, and inside it updates and prompts."""
+    from abft_mlx.study import StudyEvents
 
-    def __init__(self, shown: Board) -> None:
-        self._board = shown
-        self._begun = time.perf_counter()
-        self._measured = ""
+    class Follow(BoardEvents, StudyEvents):
+        """Shows a study on a board."""
 
-    def planned(self, left: int, held: int, total: int) -> None:
-        """Say how much there is to do."""
-        self._board.note(
-            f"{total:,} cells: {left:,} to run now, {held:,} done before or left to other shards"
-        )
+        def __init__(self) -> None:
+            super().__init__(shown)
+            self._begun = time.perf_counter()
 
-    def begin(self, number: int, left: int, cell: Cell) -> None:
-        """Name the cell, and guess how long it all takes from the cells so far."""
-        seconds = None
-        if number > 1:
-            each = (time.perf_counter() - self._begun) / (number - 1)
-            seconds = each * (left - number + 1)
-        self._measured = "base model" if cell.kind == "predict" else "measuring"
-        self._board.cell(cell.id, number, left, seconds)
-        self._board.stage("opening model and data")
+        def planned(self, left: int, held: int, total: int) -> None:
+            """Say how much there is to do."""
+            shown.note(
+                f"{total:,} cells: {left:,} to run now, {held:,} done before or left to other "
+                "shards"
+            )
 
-    def training(self, updates: int) -> None:
-        """Have updates shown."""
-        self._board.training(updates)
+        def begin(self, number: int, left: int, cell: Cell) -> None:
+            """Name the cell, and guess how long it all takes from the cells so far."""
+            seconds = None
+            if number > 1:
+                each = (time.perf_counter() - self._begun) / (number - 1)
+                seconds = each * (left - number + 1)
+            shown.cell(cell.id, number, left, seconds)
+            shown.stage("opening model and data")
 
-    def update(self, update: Update) -> None:
-        """Show one update."""
-        self._board.update(update)
+        def prepared(self, experiment: Any, trainable: int) -> None:
+            """Have updates shown."""
+            del trainable
+            training = experiment.recipe.training
+            shown.training(training.updates)
 
-    def measuring(self) -> None:
-        """A measurement begins."""
-        self._board.stage(self._measured)
+        def end(self, cell: Cell, document: dict[str, Any]) -> None:
+            """Say what the cell came to."""
+            del cell
+            shown.clear()
+            took = duration(document["seconds"])
+            if document["error"]:
+                shown.note(f"  failed after {took}: {document['error']}")
+                return
+            method = document["evaluation"].get("methods", {}).get("vanilla")
+            accuracy = f", accuracy {method['accuracy']:.1%}" if method else ""
+            shown.note(f"  done in {took}{accuracy}")
 
-    def prompts(self, done: int, total: int) -> None:
-        """Show how many prompts are measured."""
-        self._board.progress(done, total)
-
-    def end(self, cell: Cell, document: dict[str, Any]) -> None:
-        """Say what the cell came to."""
-        del cell
-        self._board.clear()
-        took = duration(document["seconds"])
-        if document["error"]:
-            self._board.note(f"  failed after {took}: {document['error']}")
-            return
-        method = document["evaluation"].get("methods", {}).get("vanilla")
-        accuracy = f", accuracy {method['accuracy']:.1%}" if method else ""
-        self._board.note(f"  done in {took}{accuracy}")
+    return Follow()

@@ -38,9 +38,9 @@ def plan(experiment: Experiment, trainable: int | None, output: object = None) -
         output: the run folder, if any.
     """
     recipe = experiment.recipe
-    texts = experiment.texts
+    texts = experiment.task.texts
     counts = texts.class_counts()
-    rows = experiment.splits.rows
+    rows = experiment.task.splits.rows
     parts = [
         f"{len(some):,} for {name}"
         for name, some in rows.items()
@@ -49,7 +49,7 @@ def plan(experiment: Experiment, trainable: int | None, output: object = None) -
     lines = [
         f"model     {recipe.model}" + (f" at {recipe.revision}" if recipe.revision else ""),
         f"data      {texts.source}: {len(texts):,} texts: {', '.join(parts)}",
-        "labels    " + _labels(counts, experiment.space.words),
+        "labels    " + _labels(counts, experiment.task.space.words),
     ]
     lines += [f"warning   {text}" for text in warnings(experiment)]
     if trainable is not None:
@@ -72,9 +72,9 @@ def plan(experiment: Experiment, trainable: int | None, output: object = None) -
             lines.append(f"layers    {_layers(experiment)}")
         else:
             lines.append("training  none: only head weights are fitted, to the model as it is")
-    if experiment.builder.shortened:
+    if experiment.task.builder.shortened:
         lines.append(
-            f"warning   {experiment.builder.shortened:,} texts shortened to "
+            f"warning   {experiment.task.builder.shortened:,} texts shortened to "
             f"{recipe.prompt.max_text_tokens} tokens (prompt.max_text_tokens)"
         )
     if output is not None:
@@ -113,7 +113,7 @@ def _numbers(layers: Sequence[int]) -> str:
 
 def warnings(experiment: Experiment) -> list[str]:
     """What is odd about the data, one line each."""
-    return [*experiment.texts.warnings, *experiment.splits.warnings]
+    return [*experiment.task.texts.warnings, *experiment.task.splits.warnings]
 
 
 def _labels(counts: Mapping[str, int], words: Sequence[str]) -> str:

@@ -1,25 +1,30 @@
 """How good a classifier a prompted model is."""
 
 from abft_mlx.evaluation.baselines import bag_of_words, majority
-from abft_mlx.evaluation.comparisons import against_base, right_answers, right_string
-from abft_mlx.evaluation.continuations import vocabulary_logits
-from abft_mlx.evaluation.intervals import bootstrap_interval, intervals, mcnemar
+from abft_mlx.evaluation.forward import (
+    Outputs,
+    check_finite,
+    hidden_states,
+    label_logits,
+    label_probabilities,
+    label_scores,
+    read_out_probabilities,
+    vocabulary_logits,
+)
 from abft_mlx.evaluation.methods import entry, probabilities_of, report, zero_shot_prompts
 from abft_mlx.evaluation.metrics import (
+    against_base,
+    bootstrap_interval,
     coverage,
     expected_calibration_error,
+    intervals,
+    mcnemar,
+    right_answers,
+    right_string,
     softmax,
     summary,
     temperature,
 )
-from abft_mlx.evaluation.outputs import Outputs, hidden_states
-from abft_mlx.evaluation.probabilities import (
-    check_finite,
-    label_logits,
-    label_probabilities,
-    label_scores,
-)
-from abft_mlx.evaluation.read_out import read_out_probabilities
 from abft_mlx.evaluation.suite import measure
 from abft_mlx.evaluation.verdict import verdict
 

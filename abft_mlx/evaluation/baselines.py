@@ -22,11 +22,7 @@ TOLERANCE, MOST_STEPS = 1e-5, 1000
 
 
 def majority(labels: Sequence[int]) -> int:
-    """The most frequent class; of equally frequent ones the first.
-
-    Args:
-        labels: class numbers, at least one.
-    """
+    """The most frequent class, of at least one; of equally frequent ones the first."""
     counts = Counter(labels)
     return min(counts, key=lambda label: (-counts[label], label))
 

@@ -14,10 +14,10 @@ import mlx.nn as nn
 import numpy as np
 
 from abft_mlx.data import Generator
-from abft_mlx.evaluation._progress import Progress
-from abft_mlx.evaluation.calibration import domain_queries
+from abft_mlx.evaluation.forward import label_probabilities
+from abft_mlx.evaluation.methods import domain_queries
 from abft_mlx.evaluation.metrics import accuracy, softmax
-from abft_mlx.evaluation.probabilities import label_probabilities
+from abft_mlx.events import Events
 from abft_mlx.prompts import Prompt
 from abft_mlx.ranks import Ranks
 from abft_mlx.recipe import EvaluationSection
@@ -60,12 +60,10 @@ def wrong_labels(
 
 
 def entropy(mean: np.ndarray, *, compat: bool = False) -> float:
-    """Entropy in nats of a mean probability vector; ln C where no label is favoured.
+    """Entropy in nats of a (C,) mean probability vector; ln C where no label is favoured.
 
-    Args:
-        mean: (C,).
-        compat: put the vector through a softmax first unless it sums to exactly 1.0, as the
-            benchmark does.
+    With ``compat`` the vector goes through a softmax first unless it sums to exactly 1.0, as in the
+    benchmark.
     """
     if compat and float(np.cumsum(mean)[-1]) != 1.0:
         mean = softmax(mean)
@@ -76,12 +74,7 @@ def entropy(mean: np.ndarray, *, compat: bool = False) -> float:
 def posterior_kl(probabilities: np.ndarray, gold: np.ndarray) -> float | None:
     """KL divergence in nats of the mean probabilities from the gold labels' frequencies.
 
-    Args:
-        probabilities: (N, C).
-        gold: (N,) label indices.
-
-    Returns:
-        None where it is infinite: some label is gold nowhere (the protocol has no smoothing).
+    None where it is infinite: some label is gold nowhere (the protocol has no smoothing).
     """
     mean = probabilities.mean(axis=0)
     frequency = np.bincount(gold, minlength=len(mean)) / len(gold)
@@ -103,14 +96,9 @@ def correctness(demonstrations: int) -> list[float]:
 
 
 def prior_prompts(task: Task, section: EvaluationSection) -> tuple[list[Prompt], list[Prompt]]:
-    """Prompts whose query says nothing: an empty one, and one of random words.
+    """N prompts with an empty query, and N with one of random words; gold label 0.
 
-    Args:
-        task: what is asked; its demonstration split gives the words.
-        section: the demonstrations of its test prompts are shown.
-
-    Returns:
-        N contextual and N domain prompts, with class 0 for gold label.
+    The demonstrations are those of the test prompts; their split gives the words.
     """
     builder = task.builder_for(allow_empty=True)
     pool = task.splits.demonstrations.pairs()
@@ -128,15 +116,7 @@ def prior_prompts(task: Task, section: EvaluationSection) -> tuple[list[Prompt],
 
 
 def wrong_label_prompts(task: Task, section: EvaluationSection) -> list[list[Prompt]]:
-    """The test prompts at each of the five rates of wrong labels.
-
-    Args:
-        task: what is asked.
-        section: size and seed of its test prompts, which are those at rate 0.
-
-    Returns:
-        For each rate N prompts.
-    """
+    """For each of the five rates of wrong labels the N test prompts; those at rate 0 are plain."""
     rows = task.test_rows(section)
     pool, asked = task.splits.demonstrations, task.splits.test.pairs()
     queries = task.test_queries(section)
@@ -161,7 +141,7 @@ def bias(
     section: EvaluationSection,
     vanilla: np.ndarray,
     gold: np.ndarray,
-    on_progress: Progress | None = None,
+    events: Events | None = None,
     ranks: Ranks | None = None,
 ) -> dict[str, Any]:
     """Contextual, domain and posterior bias, and what wrong labels of demonstrations do (GLER).
@@ -172,7 +152,7 @@ def bias(
         section: size, seed and batch size; ``compat`` for the benchmark's faults.
         vanilla: (N, C) probabilities of the test prompts.
         gold: (N,) their gold labels.
-        on_progress: told how many prompts of how many are done.
+        events: who hears how many prompts of how many are done.
         ranks: the processes that measure together; each gets the same.
 
     Returns:
@@ -189,7 +169,7 @@ def bias(
         [prompt for prompts in parts for prompt in prompts],
         task.space,
         batch_tokens=section.batch_tokens,
-        on_progress=on_progress,
+        on_progress=(events or Events()).progress,
         ranks=ranks,
     )
     empty, words, *rates = np.split(probabilities, len(parts))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import mlx.nn as nn
@@ -13,6 +13,7 @@ from abft_mlx.evaluation.bias import bias
 from abft_mlx.evaluation.robustness import robustness
 from abft_mlx.evaluation.transfer import transfer
 from abft_mlx.evaluation.unseen import unseen
+from abft_mlx.events import Events
 from abft_mlx.ranks import Ranks
 from abft_mlx.recipe import EvaluationSection
 from abft_mlx.task import Task
@@ -25,8 +26,7 @@ def measure(
     *,
     trained: Sequence[Task] = (),
     others: Sequence[Task] = (),
-    on_progress: Callable[[int, int], None] | None = None,
-    on_stage: Callable[[str], None] | None = None,
+    events: Events | None = None,
     ranks: Ranks | None = None,
 ) -> dict[str, Any]:
     """Measure a model as it is now.
@@ -37,8 +37,7 @@ def measure(
         section: protocols, methods and sizes.
         trained: the tasks whose training texts transfer must not ask for; ``task`` if none.
         others: the tasks that the transfer protocol measures on.
-        on_progress: told how many prompts of how many are done, of one measurement at a time.
-        on_stage: told what is measured.
+        events: who hears what is measured, and how many prompts of how many are done.
         ranks: the processes that measure together; each gets the same.
 
     Returns:
@@ -47,8 +46,7 @@ def measure(
         ``transfer``.
     """
     document: dict[str, Any] = {}
-    vanilla = None
-    tell = on_stage or (lambda _what: None)
+    vanilla, events = None, events or Events()
     wanted = set(section.protocols)
     if wanted & {"accuracy", "bias"}:
         asked = section
@@ -56,27 +54,23 @@ def measure(
             asked = section.model_copy(update={"methods": ["vanilla"]})
         elif "bias" in wanted and "vanilla" not in section.methods:
             asked = section.model_copy(update={"methods": ["vanilla", *section.methods]})
-        tell("making test prompts")
-        prompts = task.test_prompts(section)
+        events.stage("making test prompts")
+        prompts = list(task.test_prompts(section))
         gold = np.array([one.gold for one in prompts])
         groups = np.arange(len(prompts)) % task.test_queries(section)
-        found = methods.probabilities_of(model, task, prompts, asked, on_progress, ranks, on_stage)
+        found = methods.probabilities_of(model, task, prompts, asked, events, ranks)
         vanilla = found.get("vanilla")
         if "accuracy" in wanted:
             document |= methods.report(found, gold, groups, section)
         if "bias" in wanted:
-            tell("bias")
-            document["bias"] = bias(
-                model, task, section, found["vanilla"], gold, on_progress, ranks
-            )
+            events.stage("bias")
+            document["bias"] = bias(model, task, section, found["vanilla"], gold, events, ranks)
     if "robustness" in wanted:
-        tell("robustness")
-        document["robustness"] = robustness(model, task, section, on_progress, ranks)
+        events.stage("robustness")
+        document["robustness"] = robustness(model, task, section, events, ranks)
     if "unseen" in wanted:
-        tell("unseen labels")
-        document["unseen"] = unseen(model, task, section, on_progress, vanilla, ranks)
+        events.stage("unseen labels")
+        document["unseen"] = unseen(model, task, section, events, vanilla, ranks)
     if "transfer" in wanted:
-        document["transfer"] = transfer(
-            model, others, trained or (task,), section, on_progress, ranks, on_stage
-        )
+        document["transfer"] = transfer(model, others, trained or (task,), section, events, ranks)
     return document

@@ -7,7 +7,7 @@ counted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import mlx.nn as nn
@@ -15,7 +15,8 @@ import numpy as np
 
 from abft_mlx.data import fold
 from abft_mlx.evaluation import methods
-from abft_mlx.evaluation.probabilities import label_probabilities
+from abft_mlx.evaluation.forward import label_probabilities
+from abft_mlx.events import Events
 from abft_mlx.ranks import Ranks
 from abft_mlx.recipe import EvaluationSection
 from abft_mlx.task import Task
@@ -36,9 +37,8 @@ def transfer(
     others: Sequence[Task],
     trained: Sequence[Task],
     section: EvaluationSection,
-    on_progress: Callable[[int, int], None] | None = None,
+    events: Events | None = None,
     ranks: Ranks | None = None,
-    on_stage: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Measure a model on tasks that it was not trained on.
 
@@ -48,9 +48,8 @@ def transfer(
         trained: the tasks that the adapter was, or would be, trained on.
         section: the evaluation's size; the test prompts are those of the protocol, less the ones
             whose query was seen in training.
-        on_progress: told how many prompts of how many are done, task by task.
+        events: who hears which task is measured, and how many prompts of how many are done.
         ranks: the processes that measure together; each gets the same.
-        on_stage: told which task is measured.
 
     Returns:
         ``accuracy``, the plain mean over tasks (None where nothing is left), and ``tasks``: for
@@ -58,11 +57,10 @@ def transfer(
         ``shared_queries`` left out, and ``shared_demonstrations``, the counted prompts that show a
         text seen in training.
     """
-    seen = seen_texts(trained)
+    events, seen = events or Events(), seen_texts(trained)
     found: dict[str, Any] = {}
     for task in others:
-        if on_stage is not None:
-            on_stage(f"transfer to {task.name}")
+        events.stage(f"transfer to {task.name}")
         prompts = task.test_prompts(section)
         queries = task.test_queries(section)
         shared = [fold(text) in seen for text in task.splits.test.texts[:queries]]
@@ -81,7 +79,7 @@ def transfer(
                 chosen,
                 task.space,
                 batch_tokens=section.batch_tokens,
-                on_progress=on_progress,
+                on_progress=events.progress,
                 ranks=ranks,
             )
             entry |= methods.entry(probabilities, gold, groups, section)

@@ -15,9 +15,9 @@ import numpy as np
 
 from abft_mlx.data import Generator
 from abft_mlx.errors import DataError
-from abft_mlx.evaluation._progress import Progress, part
+from abft_mlx.evaluation.forward import label_probabilities
 from abft_mlx.evaluation.methods import entry, zero_shot_prompts
-from abft_mlx.evaluation.probabilities import label_probabilities
+from abft_mlx.events import Events
 from abft_mlx.prompts import Prompt
 from abft_mlx.ranks import Ranks
 from abft_mlx.recipe import EvaluationSection
@@ -69,15 +69,7 @@ def unseen_rows(
 
 
 def unseen_prompts(task: Task, section: EvaluationSection) -> list[Prompt]:
-    """The test prompts with demonstrations of labels other than the query's.
-
-    Args:
-        task: what is asked.
-        section: queries, repeats, seed.
-
-    Raises:
-        DataError: too few demonstration rows without some query's label.
-    """
+    """The test prompts with demonstrations of labels other than the query's."""
     pool = task.splits.demonstrations
     asked = task.splits.test.pairs()[: task.test_queries(section)]
     gold = [label for _, label in asked]
@@ -117,7 +109,7 @@ def unseen(
     model: nn.Module,
     task: Task,
     section: EvaluationSection,
-    on_progress: Progress | None = None,
+    events: Events | None = None,
     vanilla: np.ndarray | None = None,
     ranks: Ranks | None = None,
 ) -> dict[str, Any]:
@@ -127,7 +119,7 @@ def unseen(
         model: a loaded model, with an adapter or without.
         task: what is asked.
         section: size, seed, batch size, bootstrap samples, compat.
-        on_progress: told how many prompts of how many are done.
+        events: who hears how many prompts of how many are done.
         vanilla: (N, C) probabilities of the test prompts, if they are known.
         ranks: the processes that measure together; each gets the same.
 
@@ -139,11 +131,11 @@ def unseen(
     Raises:
         DataError: too few demonstration rows without some query's label.
     """
-    hidden = unseen_prompts(task, section)
+    events = events or Events()
     random = task.test_prompts(section)
+    # No batch holds prompts with and without demonstrations.
+    shown = [*(random if vanilla is None else ()), *unseen_prompts(task, section)]
     alone = zero_shot_prompts(task, section)
-    unknown = random if vanilla is None else []
-    total = len(unknown) + len(hidden) + len(alone)
 
     def measure(prompts: list[Prompt], before: int) -> np.ndarray:
         return label_probabilities(
@@ -151,14 +143,14 @@ def unseen(
             prompts,
             task.space,
             batch_tokens=section.batch_tokens,
-            on_progress=part(on_progress, before, total),
+            on_progress=lambda done, _: events.progress(before + done, len(shown) + len(alone)),
             ranks=ranks,
         )
 
-    together = measure(unknown + hidden, 0)
-    seen = together[: len(unknown)] if vanilla is None else vanilla
-    other = together[len(unknown) :]
-    without = np.tile(measure(alone, len(unknown) + len(hidden)), (section.repeats, 1))
+    together = measure(shown, 0)
+    seen = together[: len(random)] if vanilla is None else vanilla
+    other = together[-len(random) :]
+    without = np.tile(measure(alone, len(shown)), (section.repeats, 1))
     gold = np.array([prompt.gold for prompt in random])
     groups = np.arange(len(gold)) % len(alone)
     return {

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from abft_mlx.evaluation.comparisons import right_answers
-from abft_mlx.evaluation.intervals import mcnemar
+from abft_mlx.evaluation.metrics import mcnemar, right_answers
 
 # Differences with a larger p-value count as none.
 SIGNIFICANT = 0.05
@@ -14,15 +13,7 @@ BETTER, SAME, WORSE = "better", "no clear difference", "worse"
 
 
 def compare(right: str, other: str) -> str:
-    """Whether one method is better than another on the same texts.
-
-    Args:
-        right: the method's ``right`` string.
-        other: that of the other method.
-
-    Returns:
-        BETTER, SAME or WORSE, by the exact McNemar test.
-    """
+    """BETTER, SAME or WORSE by the exact McNemar test of two ``right`` strings."""
     found = mcnemar(right_answers(right), right_answers(other))
     if found["p_value"] >= SIGNIFICANT:
         return SAME
@@ -30,12 +21,7 @@ def compare(right: str, other: str) -> str:
 
 
 def recalls(labels: list[str], counts: list[list[int]]) -> dict[str, float | None]:
-    """Share of each class's texts that were labelled rightly; None for a class without texts.
-
-    Args:
-        labels: C names.
-        counts: (C, C) confusion, gold labels down.
-    """
+    """Share of each class's texts that were labelled rightly; None for a class without texts."""
     return {
         name: row[number] / sum(row) if sum(row) else None
         for number, (name, row) in enumerate(zip(labels, counts, strict=True))
@@ -77,6 +63,7 @@ def verdict(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _sentence(found: Mapping[str, Any]) -> str:
+    """The verdict in a sentence."""
     words = {BETTER: "better than", SAME: "not clearly different from", WORSE: "worse than"}
     parts = [
         f"{words[found[against]]} {name} ({found[rate]:.1%})"
@@ -92,6 +79,7 @@ def _sentence(found: Mapping[str, Any]) -> str:
 
 
 def _next(found: Mapping[str, Any]) -> str:
+    """What to do next."""
     if found["n"] < 100:
         more = f"label more texts: {found['n']} test texts say little"
     else:

@@ -25,7 +25,7 @@ from abft_mlx.adapters.files import HUB_NAME
 from abft_mlx.adapters.lora import SplitLoRALinear, is_quantized
 from abft_mlx.errors import AdapterError, DataError, OutputError, RunError, UsageError
 from abft_mlx.evaluation import check_finite, hidden_states, vocabulary_logits
-from abft_mlx.evaluation.outputs import Outputs
+from abft_mlx.evaluation.forward import Outputs
 from abft_mlx.exchange import fused, peft
 from abft_mlx.exchange.fused import BITS, Precision
 from abft_mlx.files import write_failure
@@ -269,8 +269,8 @@ def _open(
     if shipped is None:
         opened = experiment.prepare(recipe, adapter)
         few = recipe.evaluation.model_copy(update={"queries": count, "repeats": 1})
-        chosen = opened.task.test_prompts(few)
-        return opened.loaded, opened.space, chosen, f"test texts of {recipe.data.source}"
+        chosen = list(opened.task.test_prompts(few))
+        return opened.loaded, opened.task.space, chosen, f"test texts of {recipe.data.source}"
     section = prediction.with_words(recipes.task(recipe), shipped)
     try:
         texts = data.load(section.data)

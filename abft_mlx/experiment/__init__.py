@@ -1,10 +1,8 @@
-"""The rooms put together: from a recipe to a trained adapter, to accuracy, to heads."""
+"""The parts put together: from a recipe to a trained adapter, to accuracy, to heads."""
 
-from abft_mlx.experiment.fitting import fit, open_texts
-from abft_mlx.experiment.opened import Experiment, prepare
-from abft_mlx.experiment.runs import HEADS_PROMPTS, document, evaluate, heads
-from abft_mlx.experiment.shipping import choose
-from abft_mlx.experiment.training import RunResult, finetune, resume, train
+from abft_mlx.experiment.finetuning import RunResult, finetune, fit
+from abft_mlx.experiment.measuring import HEADS_PROMPTS, choose, document, evaluate, heads
+from abft_mlx.experiment.opened import Experiment, open_texts, prepare
 
 __all__ = [
     "HEADS_PROMPTS",
@@ -18,6 +16,4 @@ __all__ = [
     "heads",
     "open_texts",
     "prepare",
-    "resume",
-    "train",
 ]

@@ -61,11 +61,6 @@ class Prefixes:
     def __len__(self) -> int:
         return len(self.beginnings[0]) if self.beginnings else 0
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of what is kept."""
-        return sum(one.nbytes for one in _arrays(self._cache))
-
     def hidden(self, tokens: mx.array, which: Sequence[int] | None = None) -> mx.array:
         """Hidden states after the final norm, of tokens that stand behind the beginnings.
 
@@ -82,29 +77,25 @@ class Prefixes:
             before = mx.array(self.beginnings)[mx.array(which)]
             whole = mx.concatenate([before, tokens.astype(before.dtype)], axis=1)
             return self._port.hidden(self.model, whole)[:, len(self) :]
-        return self._port.hidden(self.model, tokens, self._spread(len(tokens), which))
+        rows = None if len(self.beginnings) == 1 else mx.array(which)
+        return self._port.hidden(self.model, tokens, _spread(self._cache, len(tokens), rows))
 
-    def extended(
-        self, tokens: mx.array, which: Sequence[int] | None = None
-    ) -> tuple[mx.array, Prefixes]:
-        """Run tokens behind the beginnings, and keep both together as beginnings of their own.
+    def extended(self, tokens: mx.array) -> tuple[mx.array, Prefixes]:
+        """Run tokens behind the one beginning, or none, and keep both together as beginnings.
 
         A model whose prompts must be computed whole computes these again in ``hidden``.
 
         Args:
             tokens: (B, T) token ids without padding.
-            which: as for ``hidden``.
 
         Returns:
             (B, width) hidden states of the last tokens, and B beginnings of P + T tokens.
         """
         made = Prefixes(self.model, [])
-        own = [tuple(one) for one in tokens.tolist()]
-        rows = [0] * len(own) if which is None else which
-        known = self.beginnings or ((),)
-        made.beginnings = tuple((*known[row], *one) for row, one in zip(rows, own, strict=True))
+        (before,) = self.beginnings or ((),)
+        made.beginnings = tuple((*before, *row) for row in tokens.tolist())
         if self._cache:
-            made._cache = self._spread(len(own), which)
+            made._cache = _spread(self._cache, len(tokens), None)
         elif cacheable(self.model):
             made._cache = make_prompt_cache(self.model)
         hidden = self._port.hidden(self.model, tokens, made._cache or None)[:, -1]
@@ -140,11 +131,6 @@ class Prefixes:
         else:
             hidden = self.hidden(every, rows.tolist())
         return hidden.reshape(len(which), R, T, -1)
-
-    def _spread(self, size: int, which: Sequence[int] | None) -> list[Any]:
-        """A copy of the cache with a row for each of so many prompts."""
-        rows = None if len(self.beginnings) == 1 else mx.array(which)
-        return _spread(self._cache, size, rows)
 
 
 class Prefix(Prefixes):
@@ -251,6 +237,7 @@ def _attend_in_parts(original: Callable[..., mx.array]) -> Callable[..., mx.arra
 
 
 def _known(cache: Any) -> bool:
+    """Whether a batch can go on from a cache of this kind."""
     if type(cache) is CacheList:
         return all(map(_known, cache.caches))
     return type(cache) in KNOWN

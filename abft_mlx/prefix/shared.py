@@ -18,6 +18,14 @@ from abft_mlx.errors import UnsupportedArchitectureError
 from abft_mlx.ports import architecture, port_for
 
 
+def common_prefix(tokens: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """The tokens that all of some sequences, at least one, begin with."""
+    first, last = min(tokens), max(tokens)
+    pairs = enumerate(zip(first, last, strict=False))
+    parting = next((place for place, (one, other) in pairs if one != other), None)
+    return first if parting is None else first[:parting]
+
+
 class PrefixKeys(KVCache):
     """Keys and values of a prefix, to which those of a batch's prompts are added in passing.
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,11 +45,16 @@ class PromptBatch:
     def halves(self) -> list[PromptBatch]:
         """The same prompts in two batches of the same width."""
         middle = len(self) // 2
-        names = [one.name for one in fields(self)]
-        return [
-            PromptBatch(**{name: getattr(self, name)[part] for name in names})
-            for part in (slice(middle), slice(middle, None))
-        ]
+        return [self._taken(part) for part in (slice(middle), slice(middle, None))]
+
+    def of_one_length(self) -> list[PromptBatch]:
+        """The same prompts in batches without padding."""
+        parts = [(int(last), self._taken(self.last == last)) for last in np.unique(self.last)]
+        return [replace(part, tokens=part.tokens[:, : last + 1]) for last, part in parts]
+
+    def _taken(self, rows: slice | NDArray[np.bool_]) -> PromptBatch:
+        """Some of the prompts."""
+        return PromptBatch(**{part.name: getattr(self, part.name)[rows] for part in fields(self)})
 
 
 def batches(
@@ -77,6 +83,10 @@ def batches(
         longest = len(prompts[order[0]].token_ids)
         width = -(-longest // bucket_tokens) * bucket_tokens
         size = max(1, min(max_tokens // (cached_tokens + width), max_prompts or len(order)))
+        if cached_tokens:
+            # What is short behind a long beginning would be mostly padding.
+            buckets = (-(-len(prompts[row].token_ids) // bucket_tokens) for row in order[:size])
+            size = sum(2 * bucket_tokens * count >= width for count in buckets)
         made.append(pad(prompts, order[:size], width))
         del order[:size]
     return made
@@ -109,6 +119,37 @@ def _table(values: Sequence[tuple[int, ...]]) -> NDArray[np.int32]:
     return np.array(values, dtype=np.int32).reshape(len(values), -1)
 
 
+class Prompts(Sequence[Prompt]):
+    """Prompts that are built when they are first asked for, and kept.
+
+    Args:
+        size: how many there are.
+        build: makes prompt number i.
+    """
+
+    def __init__(self, size: int, build: Callable[[int], Prompt]) -> None:
+        self._build = build
+        self._built: list[Prompt | None] = [None] * size
+
+    def __len__(self) -> int:
+        return len(self._built)
+
+    @overload
+    def __getitem__(self, index: int) -> Prompt: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Prompt]: ...
+
+    def __getitem__(self, index: int | slice) -> Prompt | list[Prompt]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        number = range(len(self))[index]
+        prompt = self._built[number]
+        if prompt is None:
+            prompt = self._built[number] = self._build(number)
+        return prompt
+
+
 def training_prompts(
     builder: PromptBuilder,
     texts: LabelledTexts,
@@ -117,7 +158,7 @@ def training_prompts(
     seed: int = 42,
     together: int = 1,
     selection: str = "random",
-) -> list[Prompt]:
+) -> Prompts:
     """N prompts of k demonstrations and a query, all from the training part.
 
     Args:
@@ -132,16 +173,18 @@ def training_prompts(
     Raises:
         DataError: too few rows.
         RecipeError: nearest, where prompts share their demonstrations.
-        PromptError: a prompt cannot be built.
+        PromptError: when a prompt is asked for that cannot be built.
     """
     pairs = texts.pairs()
-    prompts = []
     drawn = training_draws(texts, n, k, seed, together, selection)
-    for number, rows in enumerate(drawn):
+
+    def build(number: int) -> Prompt:
+        rows = drawn[number]
         *shown, query = (pairs[row] for row in rows)
         where = f"training prompt {number} (training rows {', '.join(map(str, rows))})"
-        prompts.append(builder.build(shown, *query, where=where))
-    return prompts
+        return builder.build(shown, *query, where=where)
+
+    return Prompts(len(drawn), build)
 
 
 def evaluation_prompts(
@@ -155,7 +198,8 @@ def evaluation_prompts(
     *,
     fixed: bool = False,
     selection: str = "random",
-) -> list[Prompt]:
+    limit: int | None = None,
+) -> Prompts:
     """Test prompts: every query with its demonstrations, repeat after repeat.
 
     Query q in repeat r is prompt q + n · r, where n is the smaller of queries and len(test).
@@ -171,11 +215,12 @@ def evaluation_prompts(
         fixed: all prompts of a repeat show the same demonstrations.
         selection: random (with ``fixed`` false the protocol's), balanced or nearest; see
             `data.evaluation_draws`.
+        limit: only so many of them, the first.
 
     Raises:
         DataError: no demonstrations or no queries.
         RecipeError: nearest and fixed.
-        PromptError: a prompt cannot be built.
+        PromptError: when a prompt is asked for that cannot be built.
     """
     n = min(queries, len(test))
     if not n or not len(demonstrations):
@@ -184,12 +229,13 @@ def evaluation_prompts(
             "evaluation needs both"
         )
     shown, asked = demonstrations.pairs(), test.pairs()
-    prompts = []
     drawn = evaluation_draws(
         demonstrations, test.texts[:n], repeats, k, seed, selection=selection, fixed=fixed
-    )
-    for number, rows in enumerate(drawn):
+    )[:limit]
+
+    def build(number: int) -> Prompt:
         where = f"evaluation prompt {number} (test row {number % n})"
-        chosen = [shown[row] for row in rows]
-        prompts.append(builder.build(chosen, *asked[number % n], where=where))
-    return prompts
+        chosen = [shown[row] for row in drawn[number]]
+        return builder.build(chosen, *asked[number % n], where=where)
+
+    return Prompts(len(drawn), build)

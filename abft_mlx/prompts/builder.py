@@ -37,10 +37,13 @@ class Prompt:
 
 # Texts and pieces whose tokens are kept, some tens of megabytes; then they are forgotten.
 KEPT = 2**14
+# So many of a builder's first prompts are compared with the tokens of their whole text, and then
+# every so many-th. What merges mostly does so in every prompt.
+VERIFIED, EVERY = 64, 16
 
 
 class PromptBuilder:
-    """Assembles prompts, and checks that a prompt's pieces are how its text is tokenised.
+    """Assembles prompts, and checks of some that their pieces are how their text is tokenised.
 
     A prompt is its head (what stands up to the first label), then a label word and a tail (what
     stands up to the next label, or to the end) in turn. A tail is encoded behind its label word, so
@@ -80,6 +83,7 @@ class PromptBuilder:
         self.context_tokens = context_tokens
         self.allow_empty = allow_empty
         self.shortened = 0
+        self._built = 0
         self._texts: dict[str, str] = {}
         self._heads: dict[str, list[int]] = {}
         self._tails: dict[tuple[int, str], list[int]] = {}
@@ -131,8 +135,9 @@ class PromptBuilder:
                 f"longest here has {longest} tokens), or lower "
                 "prompt.demonstrations"
             )
-        text = self._whole(pieces, texts, labels, query, where)
-        self._verify(text, ids, where)
+        self._built += 1
+        if self._built <= VERIFIED or self._built % EVERY == 0:
+            self._verify(self._whole(pieces, texts, labels, query, where), ids, where)
         return Prompt(tuple(ids), tuple(positions), labels, gold, self.space.targets[gold])
 
     def text(self, demonstrations: Sequence[tuple[str, int]], query: str) -> str:
@@ -143,14 +148,17 @@ class PromptBuilder:
         return self.template.render(shown, self._text(query, "prompt"))
 
     def _encode(self, text: str) -> list[int]:
+        """A text's tokens."""
         return list(self.tokenizer.encode(text, add_special_tokens=False))
 
     def _head(self, piece: str) -> list[int]:
+        """The tokens of what begins a prompt."""
         if piece not in self._heads:
             _keep(self._heads, piece, self._encode(piece))
         return self._heads[piece]
 
     def _tail(self, label: int, piece: str) -> list[int]:
+        """The tokens of what follows a label."""
         key = (label, piece)
         if key not in self._tails:
             anchor, size = self._anchors[label]

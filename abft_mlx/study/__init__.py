@@ -2,10 +2,9 @@
 
 from abft_mlx.study.methods import UNTRAINED, built_in
 from abft_mlx.study.plan import Cell, cell_id, cells, shard
-from abft_mlx.study.runner import Outcome, StudyWatcher, run
+from abft_mlx.study.running import Outcome, StudyEvents, run
 from abft_mlx.study.sections import MethodEntry, ModelEntry, Study, TaskEntry, find, load, loads
 from abft_mlx.study.store import Store, read
-from abft_mlx.study.work import Tools, Watcher, run_cell
 
 __all__ = [
     "UNTRAINED",
@@ -15,10 +14,8 @@ __all__ = [
     "Outcome",
     "Store",
     "Study",
-    "StudyWatcher",
+    "StudyEvents",
     "TaskEntry",
-    "Tools",
-    "Watcher",
     "built_in",
     "cell_id",
     "cells",
@@ -27,6 +24,5 @@ __all__ = [
     "loads",
     "read",
     "run",
-    "run_cell",
     "shard",
 ]

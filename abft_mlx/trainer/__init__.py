@@ -1,9 +1,9 @@
 """One training loop: compiled step, metrics, checkpoints, resume."""
 
+from abft_mlx.events import Update
 from abft_mlx.stopping import Stop
-from abft_mlx.trainer.finite import DivergedError
-from abft_mlx.trainer.loop import Progress, Trainer
-from abft_mlx.trainer.run_folder import EVALUATION_FILE, SCHEMA, RunFolder, Update, check_schema
+from abft_mlx.trainer.loop import DivergedError, Progress, Trainer
+from abft_mlx.trainer.run_folder import EVALUATION_FILE, SCHEMA, RunFolder, check_schema
 
 __all__ = [
     "EVALUATION_FILE",

@@ -31,15 +31,10 @@ def first_trained(model: nn.Module) -> int:
 
 
 def input_bytes(model: nn.Module, length_tokens: int) -> int:
-    """Bytes of the hidden states that go into the first block that trains, from shapes alone.
+    """Bytes for one prompt of what goes into the first block that trains, from shapes alone.
 
-    Args:
-        model: a loaded model, or one that is never evaluated, with adapters attached.
-        length_tokens: of a prompt.
-
-    Returns:
-        The bytes for one prompt; 0 where no block lies below, or blocks are run piece by piece.
-        Not asked is whether hidden states suffice.
+    0 where no block lies below, or blocks are run piece by piece. Not asked is whether hidden
+    states suffice.
     """
     first = first_trained(model)
     if first in (0, len(ports.port_for(model).blocks(model))):

@@ -1,4 +1,4 @@
-"""All that a run needs to go on: a safetensors file, its checksum, and the one before."""
+"""All that a run needs to go on, in one safetensors file that is replaced as a whole."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
+from abft_mlx import files
 from abft_mlx.errors import OutputError
-from abft_mlx.files import array_failure, parse_json
-from abft_mlx.trainer import generations
 
 FILE_NAME = "state.safetensors"
 SCHEMA = 1
@@ -40,79 +39,47 @@ class Checkpoint:
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write the checkpoint into ``folder``; the one that lay there stays as the one before.
+    """Write the checkpoint into ``folder``, in place of the one that lies there.
 
     Raises:
         OutputError: the folder cannot be written.
         RunError: the disk is full or the quota is used up; what lay there stays.
     """
     arrays: dict[str, mx.array] = {}
-    for prefix, tree in (
-        ("trainable", checkpoint.trainable),
-        ("optimizer", checkpoint.optimizer),
-        ("best", checkpoint.best or {}),
-    ):
-        arrays.update({f"{prefix}/{name}": value for name, value in tree_flatten(tree)})
+    for part in ("trainable", "optimizer", "best"):
+        tree = getattr(checkpoint, part) or {}
+        arrays.update({f"{part}/{name}": value for name, value in tree_flatten(tree)})
     metadata = {"schema": str(SCHEMA), "facts": json.dumps(checkpoint.facts)}
-
-    def fill(new: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise files.write_failure(folder, error) from error
+    with files.replacing(folder / FILE_NAME) as temporary:
         try:
-            mx.save_safetensors(str(new / FILE_NAME), arrays, metadata=metadata)
+            mx.save_safetensors(str(temporary), arrays, metadata=metadata)
         except RuntimeError as error:
-            raise array_failure(folder, error) from error
-
-    generations.replace(folder, fill)
+            raise files.array_failure(folder, error) from error
 
 
-def exists(folder: Path) -> bool:
-    """Whether there is anything that a run could go on from, damaged or not."""
-    new, *placed = generations.names(folder)
-    return any(one.is_dir() for one in placed) or (new.is_dir() and generations.damage(new) is None)
-
-
-def load(folder: Path) -> tuple[Checkpoint, Path, list[str]]:
-    """Read the newest checkpoint that is whole.
-
-    Returns:
-        The checkpoint, where it lies, and what is wrong with newer ones.
+def load(folder: Path) -> Checkpoint:
+    """Read the checkpoint.
 
     Raises:
-        OutputError: there is none, or none can be read.
+        OutputError: there is none, or it cannot be read.
     """
-    if not exists(folder):
+    path = folder / FILE_NAME
+    if not path.is_file():
         raise OutputError(f"{folder.parent}: no checkpoint to resume from; start the run anew")
-    chosen, wrong = generations.newest(folder)
-    if chosen is None:
-        raise OutputError(f"no checkpoint can be used: {'; '.join(wrong)}; start the run anew")
-    return _read(chosen / FILE_NAME), chosen, wrong
-
-
-def difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
-    """What two runs were made with that is not the same, in a few words."""
-    theirs, ours = (json.loads(json.dumps(one)) for one in (theirs, ours))
-    said = [
-        f"{name} was {_short(theirs.get(name))} and is {_short(ours.get(name))}"
-        for name in {**theirs, **ours}
-        if theirs.get(name) != ours.get(name)
-    ]
-    more = [f"and {len(said) - _NAMED} more"] if len(said) > _NAMED else []
-    return ", ".join([*said[:_NAMED], *more])
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= _SHORT else f"{text[: _SHORT - 1]}…"
-
-
-def _read(path: Path) -> Checkpoint:
     try:
         arrays, metadata = mx.load(str(path), return_metadata=True)
         # Arrays are read lazily; this file is about to be replaced.
         mx.eval(arrays)
-        facts = parse_json(metadata["facts"])
+        facts = files.parse_json(metadata["facts"])
         schema = metadata["schema"]
     except (RuntimeError, KeyError, ValueError) as error:
-        raise OutputError(f"{path}: not a readable checkpoint ({error}); start anew") from error
+        raise OutputError(
+            f"{path}: not a readable checkpoint ({error}); start anew with --overwrite"
+        ) from error
     if schema != str(SCHEMA):
         raise OutputError(f"{path}: checkpoint schema {schema}, this version reads {SCHEMA}")
 
@@ -121,9 +88,22 @@ def _read(path: Path) -> Checkpoint:
         found = [(n[start:], a) for n, a in arrays.items() if n.startswith(f"{prefix}/")]
         return tree_unflatten(found) if found else None
 
-    return Checkpoint(
-        trainable=part("trainable"),
-        optimizer=part("optimizer"),
-        best=part("best"),
-        facts=facts,
-    )
+    return Checkpoint(part("trainable"), part("optimizer"), part("best"), facts)
+
+
+def difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+    """What two runs were made with that is not the same, in a few words."""
+    theirs, ours = (json.loads(json.dumps(values)) for values in (theirs, ours))
+    different = [
+        f"{name} was {_short(theirs.get(name))} and is {_short(ours.get(name))}"
+        for name in {**theirs, **ours}
+        if theirs.get(name) != ours.get(name)
+    ]
+    more = [f"and {len(different) - _NAMED} more"] if len(different) > _NAMED else []
+    return ", ".join([*different[:_NAMED], *more])
+
+
+def _short(value: Any) -> str:
+    """A value as JSON, cut to fit into a message."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _SHORT else f"{text[: _SHORT - 1]}…"

@@ -4,25 +4,33 @@ from __future__ import annotations
 
 import signal
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
+from mlx.utils import tree_flatten
 
 from abft_mlx import adapters, prefix, runtime
-from abft_mlx.errors import RecipeError, StoppedError
+from abft_mlx.errors import OutputError, RecipeError, RunError, StoppedError
+from abft_mlx.events import MEASURES, Events, Update
 from abft_mlx.objective import PunishController
 from abft_mlx.prompts import Prompt
 from abft_mlx.ranks import Ranks
 from abft_mlx.recipe import Recipe
 from abft_mlx.stopping import Stop
-from abft_mlx.trainer import backoff, finite, memory, plan, state
-from abft_mlx.trainer.run_folder import MEASURES, RunFolder, Update
-from abft_mlx.trainer.step import Step
+from abft_mlx.trainer import checkpoint, memory, plan
+from abft_mlx.trainer.run_folder import RunFolder
+from abft_mlx.trainer.step import Step, Totals
+
+
+class DivergedError(RunError):
+    """A run stopped because too many updates in a row were not finite.
+
+    The model is as its last finite update left it.
+    """
 
 
 @dataclass
@@ -53,7 +61,7 @@ class Progress:
 
 
 class Trainer:
-    """Runs ABFT, or end-to-end fine-tuning, on a model that has adapters attached.
+    """Trains a model that has adapters attached, by the recipe's objective.
 
     Several ranks make the same updates: each takes its share of an update's prompts, and gradients
     and head counts are those of all. The first rank alone writes to the folder, which the others
@@ -61,16 +69,16 @@ class Trainer:
 
     Args:
         model: a loaded model, adapters attached, everything else frozen.
-        prompts: the training prompts, all with the same number of demonstrations.
+        prompts: the training prompts, all with the same number of demonstrations. Only those that
+            the updates see are looked at.
         recipe: a resolved recipe; its objective and training sections are used.
         folder: where metrics and checkpoints go, or None to write nothing.
         validate: gives the model's accuracy in 0..1 as it is now; called before the first update,
             every ``training.validate_every`` updates and after the last, where that is not 0. All
             ranks must get the same number.
-        on_update: told of every update.
+        events: who hears of every update.
         fingerprint: what is trained on what; a checkpoint with another one is refused.
         made_with: what the fingerprint stands for, by name, so that a refusal can name it.
-        on_notice: told, in a line, what a person should know of; a warning where it is left out.
         stop: what may ask the run to end; after the update that goes on it then does.
         ranks: the processes that train together; this one alone if None.
 
@@ -91,10 +99,9 @@ class Trainer:
         *,
         folder: RunFolder | None = None,
         validate: Callable[[], float] | None = None,
-        on_update: Callable[[Update], None] | None = None,
+        events: Events | None = None,
         fingerprint: str = "",
         made_with: dict[str, Any] | None = None,
-        on_notice: Callable[[str], None] | None = None,
         stop: Stop | None = None,
         ranks: Ranks | None = None,
     ) -> None:
@@ -103,10 +110,9 @@ class Trainer:
         self.recipe = recipe
         self.folder = folder
         self.validate = validate if recipe.training.validate_every else None
-        self.on_update = on_update
+        self.events = events or Events()
         self.fingerprint = fingerprint
         self.made_with = made_with or {}
-        self.on_notice = on_notice or _warn
         self.stop = stop or Stop()
         self.ranks = ranks or Ranks()
         self.progress = Progress()
@@ -121,7 +127,7 @@ class Trainer:
                 f"prompts cannot be shared by {self.ranks.size} processes; start at most {groups}"
             )
         assert training.learning_rate is not None, "the recipe must be resolved"
-        # End to end, equation 1 is only measured: both its weights are 0.
+        # Of the other objectives equation 1 is only measured: both its weights are 0.
         supervised = objective.kind == "abft"
         self.reward_weight = objective.reward if supervised else 0.0
         self.controller = PunishController(
@@ -134,6 +140,7 @@ class Trainer:
         # The paper's Adam corrects its bias; MLX's does so only when asked.
         self.optimizer = optim.Adam(training.learning_rate, bias_correction=True)
         keeps = training.keep_hidden and training.together == 1
+        seen = [prompts[row] for group in self._groups_seen() for row in self._rows(group)]
         self.step = Step(
             model,
             self.optimizer,
@@ -143,7 +150,7 @@ class Trainer:
             objective=objective.kind,
             lm_head=objective.lm_head if objective.kind == "read_out" else 0.0,
             together=training.together,
-            classes=1 + max(label for one in prompts for label in one.demonstration_labels),
+            classes=1 + max(label for prompt in seen for label in prompt.demonstration_labels),
             gradient=training.gradient,
             checkpointing=training.gradient_checkpointing,
             max_gradient_norm=training.max_gradient_norm,
@@ -151,8 +158,8 @@ class Trainer:
             kept_bytes=memory.kept_bytes(model, recipe, self.ranks.size) if keeps else None,
         )
         self._shareable = training.together == 1 or prefix.shareable(model)
-        longest = max(len(one.token_ids) for one in prompts)
-        self.backoff = backoff.Backoff(
+        longest = max(len(prompt.token_ids) for prompt in seen)
+        self.backoff = memory.Backoff(
             memory.micro_batch_rows(model, recipe, longest),
             training.together,
             training.micro_batch_tokens == "auto",
@@ -189,16 +196,15 @@ class Trainer:
         """
         training = self.recipe.training
         runtime.reset_peak_memory()
-        settle = state.restore(self) if resume else None
+        if resume:
+            self._restore()
         # Never validate before this: ranks that differ may not validate alike.
         self.ranks.agree(
             f"{self.fingerprint} {self.progress.updates}",
             "recipe, model, data, version or checkpoint",
         )
-        if settle is None:
+        if not resume:
             self._validate()
-        elif self.ranks.first:
-            settle()  # all ranks have read by now
         adapters.train_mode(self.model)
         try:
             if self.backoff.automatic:
@@ -208,7 +214,7 @@ class Trainer:
                     self._one_update()
                     self._stop_if_asked()
                 yield self.progress
-        except finite.DivergedError:
+        except DivergedError:
             self._take_best()
             raise
         finally:
@@ -218,10 +224,102 @@ class Trainer:
                 self.step.kept.close()
         self._take_best()
 
-    def _take_best(self) -> None:
-        if self.best is not None:
-            self.model.update(self.best)
-        mx.eval(self.model.trainable_parameters())
+    def _one_update(self) -> None:
+        """Train on the next prompts, write the line of metrics, validate and save where due."""
+        start = time.perf_counter()
+        progress, training = self.progress, self.recipe.training
+        punish_weight = self.controller.punish_weight
+        totals = self._train(self._next_prompts(), punish_weight)
+        seconds = time.perf_counter() - start
+        if totals.finite:
+            self.controller.update(totals.induction_heads)
+            progress.skipped_in_a_row = 0
+        else:
+            progress.skipped += 1
+            progress.skipped_in_a_row += 1
+        progress.updates += 1
+        progress.tokens += totals.tokens
+        progress.seconds += seconds
+        progress.peak_memory_bytes = max(progress.peak_memory_bytes, runtime.peak_memory_bytes())
+        diverged = progress.skipped_in_a_row >= min(training.non_finite_updates, training.updates)
+        update = Update(
+            step=progress.updates,
+            seen_examples=progress.updates * training.prompts_per_update,
+            **{name: getattr(totals, name) if totals.finite else None for name in MEASURES},
+            A=punish_weight,
+            B=self.reward_weight,
+            learning_rate=float(self.optimizer.learning_rate.item()),
+            tokens=totals.tokens,
+            seconds=seconds,
+            peak_memory_bytes=progress.peak_memory_bytes,
+            validation_accuracy=None if diverged else self._validate_if_due(),
+            note=self.backoff.news(),
+            skipped=None if totals.finite else f"{totals}: not both finite",
+            compilations=self.step.compilations.count if self.step.compiled else None,
+        )
+        if self.folder is not None and self.ranks.first:
+            self.folder.add_metrics(update)
+            self._saved = not diverged and self._due(training.checkpoint_every)
+            if self._saved:
+                self._save(self.folder)
+        self.events.update(update)
+        if diverged:
+            raise self._diverged(totals)
+
+    def _next_prompts(self) -> list[Prompt]:
+        """This rank's share of the prompts of the update that comes next."""
+        training, m = self.recipe.training, self.recipe.training.together
+        groups = plan.update_rows(
+            len(self.prompts) // m,
+            training.prompts_per_update // m,
+            self.progress.updates,
+            training.seed,
+        )
+        if self.ranks.size > 1:
+            lengths = [len(self.prompts[group * m].token_ids) for group in groups]
+            groups = plan.share(groups, lengths, self.ranks.rank, self.ranks.size)
+        return [self.prompts[row] for group in groups for row in self._rows(group)]
+
+    def _rows(self, group: int) -> range:
+        """Where the prompts of a group are, which share their demonstrations."""
+        m = self.recipe.training.together
+        return range(group * m, group * m + m)
+
+    def _groups_seen(self) -> list[int]:
+        """The groups of prompts that the run sees at all."""
+        training, m = self.recipe.training, self.recipe.training.together
+        groups = len(self.prompts) // m
+        seen = max(1, min(groups, training.updates * training.prompts_per_update // m))
+        # The first pass over them all, as far as the updates come.
+        return sorted(plan.update_rows(groups, seen, 0, training.seed))
+
+    def _train(self, chosen: Sequence[Prompt], punish_weight: float) -> Totals:
+        """One optimizer step, in smaller micro-batches where memory runs out."""
+        seed = self.recipe.training.seed
+        while True:
+            # Dropout's key follows from seed, update and rank, so resuming needs no random state.
+            key = (self.progress.updates << 32) | (seed & 0xFFFFFFFF)
+            mx.random.seed(key ^ (self.ranks.rank << 56))
+            batches = self._cut(chosen)
+            try:
+                self.step.accumulate(batches, punish_weight)
+                break
+            except (RuntimeError, MemoryError) as error:
+                words = memory.words_of(error)
+            # Only now are the arrays gone that the exception's frames held.
+            runtime.release_memory()
+            self.backoff.smaller(min(self.rows, len(chosen)), words)
+        return self.step.apply(batches)
+
+    def _cut(self, chosen: Sequence[Prompt]) -> list[plan.MicroBatch]:
+        """The prompts in micro-batches."""
+        m = self.recipe.training.together
+        if m == 1:
+            return plan.micro_batches(chosen, self.rows)
+        bucket = plan.BUCKET_TOKENS if self.step.compiled else 1
+        return plan.shared_micro_batches(
+            chosen, m, self.rows, bucket_tokens=bucket, whole=not self._shareable
+        )
 
     def _measure(self) -> None:
         """See how many prompts fit, where a rough estimate leaves a doubt."""
@@ -234,128 +332,34 @@ class Trainer:
             return
         if training.gradient == "exact" and each > room * memory.ROUGHLY:
             self.backoff.fail(f"{room / 1e9:.1f} GB are left")
-        groups = range(0, len(self.prompts), m)
-        longest_first = sorted(groups, key=lambda row: -len(self.prompts[row].token_ids))
+        longest_first = sorted(
+            self._groups_seen(), key=lambda group: -len(self.prompts[group * m].token_ids)
+        )
 
         def peak_bytes(rows: int) -> int:
-            begins = longest_first[: rows // m]
-            batches = self._cut([self.prompts[row + n] for row in begins for n in range(m)])
-            progress = self.progress
-            progress.peak_memory_bytes = max(
-                progress.peak_memory_bytes, runtime.peak_memory_bytes()
-            )
+            groups = longest_first[: rows // m]
+            batches = self._cut([self.prompts[row] for one in groups for row in self._rows(one)])
+            before = runtime.peak_memory_bytes()
+            self.progress.peak_memory_bytes = max(self.progress.peak_memory_bytes, before)
             return memory.peak_bytes(lambda: self.step.gradients(batches, 0.0))
 
-        backoff.attempt(
-            lambda peak: self.backoff.measure(peak, room), peak_bytes, self.backoff.fail
-        )
-
-    def _cut(self, chosen: Sequence[Prompt]) -> list[plan.MicroBatch]:
-        m = self.recipe.training.together
-        if m == 1:
-            return plan.micro_batches(chosen, self.rows)
-        bucket = plan.BUCKET_TOKENS if self.step.compiled else 1
-        return plan.shared_micro_batches(
-            chosen, m, self.rows, bucket_tokens=bucket, whole=not self._shareable
-        )
-
-    def _one_update(self) -> None:
-        training, progress = self.recipe.training, self.progress
-        start = time.perf_counter()
-        m = training.together
-        groups = plan.update_rows(
-            len(self.prompts) // m,
-            training.prompts_per_update // m,
-            progress.updates,
-            training.seed,
-        )
-        if self.ranks.size > 1:
-            lengths = [len(self.prompts[group * m].token_ids) for group in groups]
-            groups = plan.share(groups, lengths, self.ranks.rank, self.ranks.size)
-        chosen = [self.prompts[group * m + number] for group in groups for number in range(m)]
-
-        def cut() -> list[plan.MicroBatch]:
-            # Dropout's key follows from seed, update and rank, so resuming needs no random state.
-            key = (progress.updates << 32) | (training.seed & 0xFFFFFFFF)
-            mx.random.seed(key ^ (self.ranks.rank << 56))
-            return self._cut(chosen)
-
-        def smaller(said: str) -> list[plan.MicroBatch]:
-            self.backoff.smaller(min(self.rows, len(chosen)), said)
-            return cut()
-
-        punish_weight = self.controller.punish_weight
-        skipped = None
         try:
-            totals = self.step.update(cut(), punish_weight, smaller)
-            self.controller.update(totals.induction_heads)
-            progress.skipped_in_a_row = 0
-        except finite.NonFiniteError as error:
-            totals, skipped = error.totals, finite.found(error.totals)
-            progress.skipped += 1
-            progress.skipped_in_a_row += 1
-        seconds = time.perf_counter() - start
-        progress.updates += 1
-        progress.tokens += totals.tokens
-        progress.seconds += seconds
-        progress.peak_memory_bytes = max(progress.peak_memory_bytes, runtime.peak_memory_bytes())
-        last = progress.updates == training.updates
-        rate = float(self.optimizer.learning_rate.item())
-        ending = None
-        if progress.skipped_in_a_row >= min(training.non_finite_updates, training.updates):
-            ending = finite.stopped(
-                self.model,
-                totals,
-                update=progress.updates,
-                in_a_row=progress.skipped_in_a_row,
-                applied=progress.updates - progress.skipped,
-                learning_rate=rate,
-            )
-        accuracy = None
-        if (
-            ending is None
-            and training.validate_every
-            and (last or progress.updates % training.validate_every == 0)
-        ):
-            accuracy = self._validate()
-        update = Update(
-            step=progress.updates,
-            seen_examples=progress.updates * training.prompts_per_update,
-            **{name: None if skipped else getattr(totals, name) for name in MEASURES},
-            A=punish_weight,
-            B=self.reward_weight,
-            learning_rate=rate,
-            tokens=totals.tokens,
-            seconds=seconds,
-            peak_memory_bytes=progress.peak_memory_bytes,
-            validation_accuracy=accuracy,
-            note=self.backoff.news(),
-            skipped=skipped,
-            compilations=self.step.compilations.count if self.step.compiled else None,
-        )
-        if self.folder is not None and self.ranks.first:
-            self.folder.add_metrics(update)
-            self._saved = ending is None and (
-                last or progress.updates % training.checkpoint_every == 0
-            )
-            if self._saved:
-                state.save(self, self.folder)
-        if self.on_update is not None:
-            self.on_update(update)
-        if ending is not None:
-            raise ending
+            self.backoff.measure(peak_bytes, room)
+        except (RuntimeError, MemoryError) as error:
+            self.backoff.fail(memory.words_of(error))
 
-    def _stop_if_asked(self) -> None:
-        asked = self.stop.number is not None
-        if self.ranks.size > 1 and self.stop.watched:
-            asked = self.ranks.count(asked) > 0
-        if not asked:
-            return
-        if self.folder is not None and self.ranks.first and not self._saved:
-            state.save(self, self.folder)
-        raise StoppedError(self.stop.number or signal.SIGTERM)
+    def _due(self, every: int) -> bool:
+        """Whether something is due that is done every so many updates, and after the last."""
+        last = self.progress.updates == self.recipe.training.updates
+        return last or self.progress.updates % every == 0
+
+    def _validate_if_due(self) -> float | None:
+        """The accuracy where this update is followed by a validation."""
+        every = self.recipe.training.validate_every
+        return self._validate() if every and self._due(every) else None
 
     def _validate(self) -> float | None:
+        """The accuracy as the model is now; notes the best."""
         if self.validate is None:
             return None
         adapters.train_mode(self.model, False)
@@ -370,6 +374,97 @@ class Trainer:
                 self.best = self.model.trainable_parameters()
         return accuracy
 
+    def _take_best(self) -> None:
+        """Give the model the parameters of the best validation, if there is one."""
+        if self.best is not None:
+            self.model.update(self.best)
+        mx.eval(self.model.trainable_parameters())
 
-def _warn(line: str) -> None:
-    warnings.warn(line, RuntimeWarning, stacklevel=2)
+    def _stop_if_asked(self) -> None:
+        """Save and end the run where somebody asked for that, on any rank."""
+        asked = self.stop.number is not None
+        if self.ranks.size > 1 and self.stop.watched:
+            asked = self.ranks.count(asked) > 0
+        if not asked:
+            return
+        if self.folder is not None and self.ranks.first and not self._saved:
+            self._save(self.folder)
+        raise StoppedError(self.stop.number or signal.SIGTERM)
+
+    def _save(self, folder: RunFolder) -> None:
+        """Write a checkpoint."""
+        facts = {
+            "progress": asdict(self.progress),
+            "controller": self.controller.state(),
+            "rows": self.backoff.rows,
+            "shapes": sorted(self.step.shapes),
+            "fingerprint": self.fingerprint,
+            "made_with": self.made_with,
+        }
+        trainable, optimizer = self.model.trainable_parameters(), self.optimizer.state
+        folder.save_checkpoint(checkpoint.Checkpoint(trainable, optimizer, self.best, facts))
+
+    def _restore(self) -> None:
+        """Take the state of the folder's checkpoint."""
+        folder = self.folder
+        if folder is None:
+            raise OutputError("nothing to resume: this run writes no folder")
+        found = checkpoint.load(folder.checkpoint_path)
+        facts = found.facts
+        if facts["fingerprint"] != self.fingerprint:
+            named = checkpoint.difference(facts.get("made_with", {}), self.made_with)
+            raise OutputError(
+                f"{folder.path}: its checkpoint was made with another recipe, model, data or "
+                f"version{f' ({named})' if named else ''}; put that back, or start anew with "
+                "--overwrite"
+            )
+        ours, theirs = (
+            {name: array.shape for name, array in tree_flatten(tree)}
+            for tree in (self.model.trainable_parameters(), found.trainable)
+        )
+        if ours != theirs:
+            raise OutputError(f"{folder.path}: its checkpoint does not fit this model")
+        progress = dict(facts["progress"])
+        progress["validations"] = [tuple(pair) for pair in progress["validations"]]
+        if self.ranks.first:
+            folder.keep_metrics(progress["updates"])
+        self.progress = replace(self.progress, **progress)
+        self.model.update(found.trainable)
+        self.optimizer.state = found.optimizer
+        self.best = found.best
+        self.controller = PunishController.from_state(facts["controller"])
+        # How an update is cut decides its last bits, and the memory left may be another now.
+        self.backoff.rows = facts["rows"]
+        self.step.shapes = {tuple(shape) for shape in facts["shapes"]}
+
+    def _diverged(self, totals: Totals) -> DivergedError:
+        """The end of a run, with all that helps to find out why."""
+        progress, arrays = self.progress, tree_flatten(self.model.trainable_parameters())
+        applied, in_a_row = progress.updates - progress.skipped, progress.skipped_in_a_row
+        sizes = {name: mx.abs(array.astype(mx.float32)).max().item() for name, array in arrays}
+        largest = max(sizes, key=lambda name: sizes[name])
+        several = f" ({in_a_row} such updates in a row)" if in_a_row > 1 else ""
+        kept = f"what the {applied} others trained is kept" if applied else "nothing was trained"
+        broken = next((name for name, array in self._weights() if not _finite(array)), None)
+        way_out = (
+            f"{broken} of the model is not finite: take another copy of it, or another model"
+            if broken
+            else "lower training.learning_rate, or set training.max_gradient_norm, or take the "
+            "model in float32 or bfloat16"
+        )
+        return DivergedError(
+            f"update {progress.updates}: {totals}: not both finite{several}, so the run stops; "
+            f"learning rate {self.optimizer.learning_rate.item():g}, largest trained weight "
+            f"{sizes[largest]:.3g} ({largest}); no such update was applied, and {kept}; {way_out}"
+        )
+
+    def _weights(self) -> Iterator[tuple[str, mx.array]]:
+        """The model's parameters that can be anything but finite."""
+        for name, array in tree_flatten(self.model.parameters()):
+            if mx.issubdtype(array.dtype, mx.floating):
+                yield name, array
+
+
+def _finite(array: mx.array) -> bool:
+    """Whether every number of an array is finite."""
+    return bool(mx.isfinite(array).all().item())

@@ -76,6 +76,7 @@ class MicroBatch:
 
 
 def _filled(prompts: Sequence[Prompt], chosen: list[int], rows: int, width: int) -> MicroBatch:
+    """A micro-batch of some prompts, filled up with the last one."""
     filling = [chosen[-1]] * (rows - len(chosen))
     weights = (np.arange(rows) < len(chosen)).astype(np.float32)
     return MicroBatch(pad(prompts, chosen + filling, width), weights)
@@ -89,19 +90,11 @@ def padded_tokens(longest_tokens: int, bucket_tokens: int = BUCKET_TOKENS) -> in
 def micro_batches(
     prompts: Sequence[Prompt], rows: int, *, bucket_tokens: int = BUCKET_TOKENS
 ) -> list[MicroBatch]:
-    """Cut one update into micro-batches of the same number of rows.
+    """Cut one update into micro-batches of the same number of rows, shortest first.
 
-    Prompts are sorted by length, so that each micro-batch holds prompts of like length; lengths
-    are rounded up to a multiple of ``bucket_tokens``. A compiled step then meets a handful of
-    shapes.
-
-    Args:
-        prompts: the update's prompts, all with the same number of demonstrations.
-        rows: rows of every micro-batch; the last one is filled up with rows of weight 0.
-        bucket_tokens: what widths are rounded up to.
-
-    Returns:
-        Micro-batches, shortest first.
+    Each holds prompts of like length, and its width is rounded up to a multiple of
+    ``bucket_tokens``, so that a compiled step meets a handful of shapes. The last one is filled up
+    with rows of weight 0. All prompts have the same number of demonstrations.
     """
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row].token_ids))
     rows = min(rows, len(order))
@@ -121,19 +114,14 @@ def shared_micro_batches(
     bucket_tokens: int = 1,
     whole: bool = False,
 ) -> list[MicroBatch]:
-    """Cut one update of prompts that share demonstrations into micro-batches.
+    """Cut one update, each ``together`` prompts of which share demonstrations.
 
-    Groups whose shared beginnings are equally long go into one micro-batch. Where lengths are
-    rounded, shapes are to be few: then every micro-batch has the same number of groups, the last
-    one filled up with prompts of weight 0, and the shortest of its beginnings is what all share.
-    The rest of a beginning stands in each of its prompts.
-
-    Args:
-        prompts: the update's prompts; each ``together`` in a row share their demonstrations.
-        together: prompts of a group (m).
-        rows: prompts of a micro-batch, at most, but at least one group.
-        bucket_tokens: what lengths are rounded to.
-        whole: compute prompts whole, for a model that cannot share.
+    Groups whose shared beginnings are equally long go into one micro-batch of at most ``rows``
+    prompts, but at least one group. Where lengths are rounded to ``bucket_tokens``, shapes are to
+    be few: then every micro-batch has the same number of groups, the last one filled up with
+    prompts of weight 0, and the shortest of its beginnings is what all share. The rest of a
+    beginning stands in each of its prompts. With ``whole``, for a model that cannot share, so does
+    all of it.
     """
     groups: list[tuple[int, int, list[Prompt]]] = []
     for start in range(0, len(prompts), together):
@@ -154,6 +142,7 @@ def shared_micro_batches(
 
 
 def _pieces(groups: list[Any], size: int) -> list[list[Any]]:
+    """Groups in lists of so many."""
     return [groups[start : start + size] for start in range(0, len(groups), size)]
 
 
@@ -176,11 +165,7 @@ def _sharing(
 def rows_within(budget_tokens: int, longest_tokens: int, prompts: int, bucket_tokens: int) -> int:
     """Rows of a micro-batch: the largest power of two that a token budget holds, at least one.
 
-    Args:
-        budget_tokens: tokens that one micro-batch may hold, padding included.
-        longest_tokens: longest prompt of the whole run.
-        prompts: prompts in one update; never more rows than these.
-        bucket_tokens: what widths are rounded up to.
+    Never more than ``prompts``; the longest prompt of the run decides, padding counted.
     """
     width = padded_tokens(longest_tokens, bucket_tokens)
     rows = 1
@@ -190,16 +175,10 @@ def rows_within(budget_tokens: int, longest_tokens: int, prompts: int, bucket_to
 
 
 def update_rows(examples: int, prompts_per_update: int, update: int, seed: int) -> list[int]:
-    """Indices of the prompts that one update sees.
+    """Indices of the prompts that update number ``update``, from 0, sees.
 
-    The training prompts are passed over again and again, each pass in an order of its own that
-    depends on the seed and the pass alone; updates take consecutive pieces of that sequence.
-
-    Args:
-        examples: training prompts.
-        prompts_per_update: prompts averaged in one update.
-        update: number of the update, from 0.
-        seed: the recipe's training seed.
+    The examples are passed over again and again, each pass in an order of its own that depends on
+    the seed and the pass alone; updates take consecutive pieces of that sequence.
     """
     chosen: list[int] = []
     position = update * prompts_per_update
@@ -214,13 +193,6 @@ def update_rows(examples: int, prompts_per_update: int, update: int, seed: int) 
 
 
 def share(groups: Sequence[int], lengths: Sequence[int], rank: int, size: int) -> list[int]:
-    """One rank's part of an update: every group in one part, and parts of like lengths.
-
-    Args:
-        groups: what the update sees, at least ``size``.
-        lengths: tokens of each, as far as they are known.
-        rank: whose part, from 0.
-        size: how many parts.
-    """
+    """One rank's part of an update: every group in one part of ``size``, lengths alike."""
     order = sorted(range(len(groups)), key=lambda number: lengths[number])
     return [groups[number] for number in order[rank::size]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -47,7 +47,7 @@ def census(
         model: a loaded model.
         chosen: the prompts.
         max_tokens: of a batch.
-        on_progress: told how many prompts of how many are done.
+        on_progress: called with the number of prompts done and of all.
     """
     counted = HeadCensus()
     for batch in prompts.batches(chosen, max_tokens=runtime.batch_tokens(max_tokens)):
@@ -76,7 +76,7 @@ def inspect(
     facts: Mapping[str, Any] | None = None,
     on_progress: Progress | None = None,
 ) -> Heads:
-    """What is to be seen of a model's heads, in the states that it has.
+    """What a model's heads do, in the states that it has.
 
     Args:
         loaded: the model, with or without an adapter; it is left as it was.
@@ -87,40 +87,33 @@ def inspect(
         examples: prompts whose rows are kept.
         seed: of the random tokens; kept among the facts.
         facts: more of them.
-        on_progress: told how many prompts of how many are done, over all states; random rows are
-            counted, too.
+        on_progress: called with the number of prompts done and of all, over all states; random
+            rows are counted, too.
 
     Returns:
         State ``before`` of the base and, if there is an adapter, ``after`` with it.
     """
-    model, with_adapter = loaded.model, bool(adapters.adapted(loaded.model))
-    states: dict[str, HeadState] = {}
+    model = loaded.model
     picked = _picked(chosen, examples)
+    states: dict[str, HeadState] = {}
     rows: list[dict[str, np.ndarray]] = [{} for _ in picked]
     each = len(chosen) + (SEQUENCES if detectors else 0)
+    total = each * (2 if adapters.adapted(model) else 1)
 
-    def look(name: str) -> None:
-        begun = len(states) * each
+    def counted(before: int) -> Progress:
+        return lambda done, _: on_progress(before + done, total) if on_progress else None
 
-        def tell(done: int, _all: int) -> None:
-            if on_progress is not None:
-                on_progress(begun + done, each * (2 if with_adapter else 1))
-
-        counted = census(model, chosen, max_tokens=max_tokens, on_progress=tell)
-        begun += len(chosen)
-        found = _detected(loaded, task, seed, tell) if detectors else None
-        states[name] = replace(HeadState.of(counted, found), weight=_weights(model))
-        for n, prompt in enumerate(picked):
-            rows[n][name] = _rows(model, prompt)
-
-    if with_adapter:
-        with adapters.without(model):
-            look(BEFORE)
-        look(AFTER)
-    else:
-        look(BEFORE)
-    kept_bytes = sum(one.nbytes // 2 for one in rows[0].values()) if rows else 0
-    kept = min(len(picked), EXAMPLE_BYTES // max(kept_bytes, 1))
+    for name in _states(model):
+        before = len(states) * each
+        census_ = census(model, chosen, max_tokens=max_tokens, on_progress=counted(before))
+        found = None
+        if detectors:
+            found = _detected(loaded, task, seed, counted(before + len(chosen)))
+        states[name] = replace(HeadState.of(census_, found), weight=_weights(model))
+        for prompt, known in zip(picked, rows, strict=True):
+            known[name] = _rows(model, prompt)
+    example_bytes = sum(table.nbytes // 2 for table in rows[0].values()) if rows else 0
+    kept = min(len(picked), EXAMPLE_BYTES // max(example_bytes, 1))
     return Heads(
         states=states,
         examples=tuple(_example(loaded, prompt, rows[n]) for n, prompt in enumerate(picked[:kept])),
@@ -137,14 +130,18 @@ def example(loaded: Loaded, prompt: prompts.Prompt) -> Example:
         loaded: the model, with or without an adapter; it is left as it was.
         prompt: any prompt of its tokenizer.
     """
-    rows: dict[str, np.ndarray] = {}
-    if adapters.adapted(loaded.model):
-        with adapters.without(loaded.model):
-            rows[BEFORE] = _rows(loaded.model, prompt)
-        rows[AFTER] = _rows(loaded.model, prompt)
-    else:
-        rows[BEFORE] = _rows(loaded.model, prompt)
+    rows = {name: _rows(loaded.model, prompt) for name in _states(loaded.model)}
     return _example(loaded, prompt, rows)
+
+
+def _states(model: nn.Module) -> Iterator[str]:
+    """The names of the model's states, the model in each of them meanwhile."""
+    if adapters.adapted(model):
+        with adapters.without(model):
+            yield BEFORE
+        yield AFTER
+    else:
+        yield BEFORE
 
 
 def token_texts(tokenizer: Any, token_ids: Sequence[int]) -> tuple[str, ...]:
@@ -156,7 +153,7 @@ def token_texts(tokenizer: Any, token_ids: Sequence[int]) -> tuple[str, ...]:
         tokenizer: mlx-lm's tokenizer wrapper.
         token_ids: T tokens.
     """
-    ids = [int(one) for one in token_ids]
+    ids = [int(token) for token in token_ids]
     texts: list[str] = []
     # Only the last tokens are decoded, from a place where a character ends: a decoder may take
     # back characters until their bytes end, and spaces that are cleaned up.
@@ -170,9 +167,8 @@ def token_texts(tokenizer: Any, token_ids: Sequence[int]) -> tuple[str, ...]:
             texts.append("")
         else:
             pairs = enumerate(zip(shown, text, strict=False))
-            least = min(len(shown), len(text))
-            known = next((at for at, (one, other) in pairs if one != other), least)
-            texts.append(text[known:])
+            alike = min(len(shown), len(text))
+            texts.append(text[next((at for at, (a, b) in pairs if a != b), alike) :])
             shown = text
         if ends and n + 1 - whole >= DECODED_TOKENS:
             # What was a whole character one window ago begins the next.
@@ -185,13 +181,14 @@ def token_texts(tokenizer: Any, token_ids: Sequence[int]) -> tuple[str, ...]:
 
 def _picked(chosen: Sequence[prompts.Prompt], count: int) -> list[prompts.Prompt]:
     """Prompts of as many classes as can be, each with a demonstration that has its label."""
-    told = [one for one in chosen if one.gold in one.demonstration_labels] or list(chosen)
-    first = {one.gold: n for n, one in reversed(list(enumerate(told)))}
-    order = sorted(range(len(told)), key=lambda n: (first[told[n].gold] != n, n))
-    return [told[n] for n in order[:count]]
+    able = [one for one in chosen if one.gold in one.demonstration_labels] or list(chosen)
+    first = {prompt.gold: n for n, prompt in reversed(list(enumerate(able)))}
+    order = sorted(range(len(able)), key=lambda n: (first[able[n].gold] != n, n))
+    return [able[n] for n in order[:count]]
 
 
 def _example(loaded: Loaded, prompt: prompts.Prompt, rows: dict[str, np.ndarray]) -> Example:
+    """A prompt as heads.npz keeps it."""
     return Example(
         token_texts(loaded.tokenizer, prompt.token_ids),
         np.array(prompt.label_positions),
@@ -205,33 +202,33 @@ def _rows(model: nn.Module, prompt: prompts.Prompt) -> np.ndarray:
     """(L, H, T) float32, NaN for layers without heads."""
     tokens = np.array([prompt.token_ids], dtype=np.int32)
     rows = attention.capture(model, tokens, np.array([prompt.last]))
-    heads = max((one.shape[1] for one in rows if one is not None), default=0)
+    heads = max((row.shape[1] for row in rows if row is not None), default=0)
     table = np.full((len(rows), heads, tokens.shape[1]), np.nan, dtype=np.float32)
-    for layer, one in enumerate(rows):
-        if one is not None:
-            table[layer, : one.shape[1]] = np.asarray(one[0])
+    for layer, row in enumerate(rows):
+        if row is not None:
+            table[layer, : row.shape[1]] = np.asarray(row[0])
     return table
 
 
 def _weights(model: nn.Module) -> np.ndarray | None:
     """(L, H) weights of the model's read-out, NaN where there is no head; None without one."""
-    found = read_out.of(model)
-    if found is None:
+    weights = read_out.of(model)
+    if weights is None:
         return None
     counts = ports.head_counts(model)
     table = np.full((len(ports.heads(model)), max(counts.values())), np.nan)
-    for layer, one in found.weights().items():
-        table[layer, : len(one)] = one
+    for layer, values in weights.weights().items():
+        table[layer, : len(values)] = values
     return table
 
 
 def _detected(
     loaded: Loaded, task: Task, seed: int, on_progress: Progress | None = None
 ) -> Detected:
+    """The scores of the classic detectors, on repeated random tokens."""
     tokenizer = loaded.tokenizer
-    special = {int(one) for one in getattr(tokenizer, "all_special_ids", ())}
-    size = len(tokenizer.get_vocab())
-    vocabulary = np.array([n for n in range(size) if n not in special])
+    special = {int(token) for token in getattr(tokenizer, "all_special_ids", ())}
+    vocabulary = np.array([n for n in range(len(tokenizer.get_vocab())) if n not in special])
     fitting = min(REPEATED_TOKENS, ((loaded.context_tokens or 2**31) - 1) // 2, len(vocabulary))
     return detect(
         loaded.model,

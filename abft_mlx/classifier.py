@@ -1,4 +1,4 @@
-"""A few-shot classifier with scikit-learn's manners: ``fit``, ``predict``, ``predict_proba``.
+"""A few-shot classifier as a scikit-learn estimator: ``fit``, ``predict``, ``predict_proba``.
 
 Letters: N texts, C classes, K demonstrations.
 """
@@ -6,21 +6,80 @@ Letters: N texts, C classes, K demonstrations.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from abft_mlx import adapters, data, experiment, files, prediction
 from abft_mlx import recipe as recipes
-from abft_mlx.classifier.estimator import Estimator
-from abft_mlx.classifier.labels import classes_of
 from abft_mlx.errors import DataError, NotFittedError, OutputError, UsageError
-from abft_mlx.trainer import SCHEMA, Progress, Update
+from abft_mlx.events import OnUpdate, Update
+from abft_mlx.trainer import SCHEMA, Progress
 
 _TEXTS, _LABELS, _SHOWN = "X", "y", "demonstrations"
+_Self = TypeVar("_Self", bound="_Estimator")
+
+
+class _Estimator:
+    """Scikit-learn's conventions without scikit-learn, which is imported when it asks."""
+
+    # What versions of scikit-learn before 1.6 look for.
+    _estimator_type = "classifier"
+
+    @classmethod
+    def _parameters(cls) -> list[str]:
+        """Names of the arguments of ``__init__``, which are kept under their own names."""
+        return [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The parameters as they were given; none of them has parameters of its own.
+
+        Args:
+            deep: has no effect.
+        """
+        del deep
+        return {name: getattr(self, name) for name in self._parameters()}
+
+    def set_params(self: _Self, **parameters: Any) -> _Self:
+        """Change parameters; what was fitted stays until the next :meth:`fit`.
+
+        Raises:
+            ValueError: no such parameter.
+        """
+        for name in parameters:
+            if name not in self._parameters():
+                raise ValueError(
+                    f"{type(self).__name__} has no parameter {name!r}; there are "
+                    f"{', '.join(self._parameters())}"
+                )
+        for name, value in parameters.items():
+            setattr(self, name, value)
+        return self
+
+    def __sklearn_tags__(self) -> Any:
+        """Scikit-learn's description of an estimator: a classifier of texts."""
+        from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags
+
+        return Tags(
+            estimator_type="classifier",
+            target_tags=TargetTags(required=True),
+            classifier_tags=ClassifierTags(),
+            input_tags=InputTags(one_d_array=True, two_d_array=False, string=True),
+        )
+
+    def __repr__(self) -> str:
+        """The parameters that are not the defaults."""
+        defaults = inspect.signature(type(self).__init__).parameters
+        given = [
+            f"{name}={value!r}"
+            for name, value in self.get_params().items()
+            if value is not defaults[name].default
+        ]
+        return f"{type(self).__name__}({', '.join(given)})"
 
 
 @dataclass(frozen=True)
@@ -33,7 +92,7 @@ class _Ready:
     progress: Progress | None = None
 
 
-class Classifier(Estimator):
+class Classifier(_Estimator):
     """A language model with an adapter and demonstrations, as an estimator of scikit-learn.
 
     With an adapter or demonstrations it predicts at once, exactly as ``abft-mlx predict`` does;
@@ -114,7 +173,7 @@ class Classifier(Estimator):
             RunError: training could not go on.
         """
         texts, labels = data.listed(X, _TEXTS), data.listed(y, _LABELS)
-        classes, names = classes_of(labels)
+        classes, names = _classes_of(labels)
         given = data.given(texts, labels, names, _TEXTS, self._recipe().data.empty_texts)
         if self.train and self.adapter is not None:
             raise UsageError(
@@ -125,12 +184,12 @@ class Classifier(Estimator):
         shown = self._shown(names)
         progress = None
         if self.train:
-            made, progress = experiment.fit(made, self.on_update)
+            made, progress = experiment.fit(made, OnUpdate(self.on_update))
         if shown is None:
             predictor, _ = experiment.choose(made)
-            opened = prediction.Opened(made.recipe, predictor, made.texts.source)
+            opened = prediction.Opened(made.recipe, predictor, made.task.texts.source)
         else:
-            opened = prediction.behind(made.recipe, made.loaded.model, made.builder, shown)
+            opened = prediction.behind(made.recipe, made.loaded.model, made.task.builder, shown)
         self._fitted = _Ready(opened, classes, names, progress)
         return self
 
@@ -318,7 +377,7 @@ class Classifier(Estimator):
         """What the parameters alone describe, opened."""
         recipe = self._recipe()
         if self._named() is None and not isinstance(self.demonstrations, (str, Path)):
-            classes, names = classes_of([label for _, label in self._pairs()])
+            classes, names = _classes_of([label for _, label in self._pairs()])
             columns = names
         else:
             # In the recipe's order, so that words chosen for them are those of abft-mlx predict.
@@ -346,6 +405,7 @@ class Classifier(Estimator):
         return data.given(texts, labels, names, _SHOWN)
 
     def _pairs(self) -> list[tuple[Any, Any]]:
+        """The demonstrations as pairs of text and label."""
         pairs = data.listed(self.demonstrations, _SHOWN)
         for number, pair in enumerate(pairs):
             if not isinstance(pair, (tuple, list)) or len(pair) != 2:
@@ -355,3 +415,24 @@ class Classifier(Estimator):
         if not pairs:
             raise DataError("demonstrations is empty; give pairs of text and label, or None")
         return [(text, label) for text, label in pairs]
+
+
+def _classes_of(labels: Sequence[Any]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The classes as their users call them, sorted, and their names in the same order."""
+    named: dict[str, Any] = {}
+    for label in labels:
+        known = named.setdefault(data.word(label), label)
+        if known != label:
+            raise DataError(
+                f"labels {known!r} and {label!r} have the same name; make them the same"
+            )
+    if len({_kind(label) for label in named.values()}) > 1:
+        shown = ", ".join(repr(label) for label in list(named.values())[:4])
+        raise DataError(f"labels of several kinds ({shown}); make them all words")
+    order = sorted(named, key=lambda name: named[name])
+    return np.array([named[name] for name in order]), tuple(order)
+
+
+def _kind(label: Any) -> type:
+    """Word, truth value or number."""
+    return next((kind for kind in (str, bool) if isinstance(label, kind)), int)

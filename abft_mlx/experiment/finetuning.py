@@ -1,0 +1,346 @@
+"""From a recipe to a trained adapter: one function for a new run and for one that goes on."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from abft_mlx import (
+    adapters,
+    attention,
+    facts,
+    files,
+    ports,
+    prediction,
+    prefix,
+    read_out,
+    runtime,
+)
+from abft_mlx import recipe as recipes
+from abft_mlx.events import Events
+from abft_mlx.experiment import measuring
+from abft_mlx.experiment.opened import Experiment, prepare
+from abft_mlx.induction import HEADS_FILE, Window, write_heads
+from abft_mlx.prompts import Prompt, Prompts
+from abft_mlx.ranks import Ranks
+from abft_mlx.trainer import (
+    EVALUATION_FILE,
+    DivergedError,
+    Progress,
+    RunFolder,
+    Stop,
+    Trainer,
+    plan,
+)
+
+# Enough for a mean number of heads in every layer.
+WINDOW_PROMPTS = 32
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a finished fine-tuning run came to.
+
+    Attributes:
+        experiment: with the fine-tuned model in it, and the recipe with the layers that trained.
+        progress: updates, seconds, validations, peak memory.
+        output: the run folder.
+        trainable_parameters: numbers that were trained.
+        adapter_bytes: size of ``adapters.safetensors``; 0 on a rank that did not write it.
+        evaluation: eval's JSON of the classifier on test rows, with its verdict; None where the
+            recipe measures the paper's way, or there are no test rows.
+    """
+
+    experiment: Experiment
+    progress: Progress
+    output: Path
+    trainable_parameters: int
+    adapter_bytes: int
+    evaluation: dict[str, Any] | None = None
+
+
+def finetune(
+    run: recipes.Recipe | Experiment | None,
+    output: str | Path,
+    *,
+    overwrite: bool = False,
+    events: Events | None = None,
+    stop: Stop | None = None,
+    ranks: Ranks | None = None,
+) -> RunResult:
+    """Fine-tune, write the run folder, and measure the classifier.
+
+    Args:
+        run: a recipe, or an experiment that `prepare` opened without an adapter, whose model is
+            changed in place. None continues the run in the folder from its checkpoint, with the
+            recipe that lies there; one that ended before its first checkpoint begins again.
+        output: the run folder.
+        overwrite: replace a run that lies there.
+        events: who hears of the plan, the stages, the prompts and the updates.
+        stop: what may ask the run to end; it then saves a checkpoint and raises StoppedError.
+        ranks: the processes that train together; the first one writes the folder.
+
+    Raises:
+        UsageError: something does not fit, or the folder cannot be used.
+        RunError: the loss stopped being finite (the last good adapter is kept), the disk is full,
+            or a rank is gone.
+    """
+    events, ranks, folder = events or Events(), ranks or Ranks(), RunFolder(Path(output))
+    resume = run is None
+    with contextlib.ExitStack() as hold:
+        if ranks.first:
+            hold.enter_context(folder.opened(overwrite=overwrite, resume=resume))
+        if run is None:
+            before, recipe = folder.read_begun()
+            experiment = prepare(recipe, processes=ranks.size, events=events)
+            experiment = replace(experiment, window=_window(before))
+        elif isinstance(run, Experiment):
+            experiment = run
+        else:
+            experiment = prepare(run, processes=ranks.size, events=events)
+        resume = resume and folder.has_checkpoint()
+        validation, validate = _validation(experiment, events, ranks)
+        experiment, chosen = _attached(experiment, events, blank=resume)
+        recipe, model = experiment.recipe, experiment.loaded.model
+        made_with = facts.made_with(recipe, experiment.loaded, experiment.trained_tasks)
+        fingerprint = facts.digest(made_with)
+        trainer = Trainer(
+            model,
+            chosen,
+            recipe,
+            folder=folder,
+            validate=validate,
+            events=events,
+            fingerprint=fingerprint,
+            made_with=made_with,
+            stop=stop,
+            ranks=ranks,
+        )
+        ranks.agree(f"{fingerprint} {resume}", "recipe, model, data, version or checkpoint")
+        if ranks.first and not resume:
+            folder.create(keep=run is None)
+            folder.write_run(_facts(experiment))
+            recipes.save(recipe, folder.recipe_path)
+        trainable = adapters.trainable_parameters(model)
+        events.prepared(experiment, trainable)
+        try:
+            progress = trainer.run(resume=resume)
+        except DivergedError as error:
+            if ranks.first:
+                _keep_last_good(experiment, trainer.progress, folder, str(error))
+            raise
+        adapter_bytes, measured = 0, None
+        if ranks.first:
+            adapters.save(model, folder.path, base_model=recipe.model)
+            adapter_bytes = (folder.path / "adapters.safetensors").stat().st_size
+            written = {
+                **_facts(experiment),
+                "finished": True,
+                "totals": _totals(trainer, adapter_bytes),
+                "shift": adapters.shift_norms(model),
+            }
+            if progress.validations:
+                written["validation"] = _validated(progress, validation, recipe)
+            measured = _ship(experiment, folder, written, events)
+        ranks.wait()
+    return RunResult(experiment, progress, folder.path, trainable, adapter_bytes, measured)
+
+
+def fit(experiment: Experiment, events: Events | None = None) -> tuple[Experiment, Progress]:
+    """Fine-tune the experiment's model in place, as `finetune` does, without a run folder.
+
+    Args:
+        experiment: from `open_texts`, without an adapter.
+        events: who hears of every update.
+
+    Returns:
+        The experiment with the layers that trained in its recipe, and what the run came to.
+
+    Raises:
+        UsageError: something does not fit.
+        RunError: the loss stopped being finite, or memory does not suffice.
+    """
+    events = events or Events()
+    experiment, chosen = _attached(experiment, events)
+    validate = None
+    if len(experiment.task.splits.validation):
+
+        def validate() -> float:
+            return measuring.validated(experiment)
+
+    model, recipe = experiment.loaded.model, experiment.recipe
+    trainer = Trainer(model, chosen, recipe, validate=validate, events=events)
+    return experiment, trainer.run()
+
+
+def _attached(
+    experiment: Experiment, events: Events, *, blank: bool = False
+) -> tuple[Experiment, Prompts]:
+    """Put the adapter, and a read-out where one is trained, on the model.
+
+    With ``blank`` a checkpoint will fill the head weights, and they are not fitted.
+    """
+    model, chosen = experiment.loaded.model, experiment.training_prompts()
+    if experiment.recipe.adapter.layers == "auto":
+        events.stage("looking for layers with induction heads")
+        window = Window.of(experiment.census(chosen[:WINDOW_PROMPTS], events))
+        adapter = experiment.recipe.adapter.model_copy(update={"layers": window.layers})
+        recipe = experiment.recipe.model_copy(update={"adapter": adapter})
+        experiment = replace(experiment, recipe=recipe, window=window)
+    recipe = experiment.recipe
+    adapters.attach(model, recipe.adapter, seed=recipe.training.seed)
+    if recipe.objective.kind == "read_out" and blank:
+        counts = ports.head_counts(model)
+        read_out.attach(model, {layer: np.zeros(count) for layer, count in counts.items()})
+    elif recipe.objective.kind == "read_out":
+        events.stage("fitting head weights")
+        _fit_head_weights(experiment, chosen, events)
+    return experiment, chosen
+
+
+def _fit_head_weights(experiment: Experiment, chosen: Sequence[Prompt], events: Events) -> None:
+    """Put a read-out on the model, fitted on the first training prompts by the model as it is."""
+    model, recipe = experiment.loaded.model, experiment.recipe
+    m = recipe.training.together
+    chosen = chosen[: max(m, recipe.objective.fit_prompts // m * m)]
+    longest = max(len(prompt.token_ids) for prompt in chosen)
+    batch_rows = runtime.batch_tokens(recipe.evaluation.batch_tokens) // longest
+    classes = 1 + max(label for prompt in chosen for label in prompt.demonstration_labels)
+    features, gold, groups = [], [], []
+    done = 0
+    whole = not prefix.shareable(model)
+    for batch in plan.shared_micro_batches(chosen, m, batch_rows, whole=whole):
+        arrays = batch.arrays()
+        tokens, last = arrays["tokens"], arrays["last"]
+        if batch.prefix is None:
+            rows = attention.forward(model, tokens, last)[1]
+        else:
+            behind = last - batch.prefix.shape[1]
+            rows = prefix.forward(model, arrays["prefix"], tokens, behind)[1]
+        labelled = (arrays["label_positions"], arrays["demonstration_labels"])
+        features.append(np.array(read_out.features_of(rows, *labelled, classes)))
+        gold.append(batch.batch.gold)
+        groups.append((done + np.arange(len(batch.batch))) // m)
+        done += batch.prompts
+        events.progress(done, len(chosen))
+    weights = read_out.fit(np.concatenate(features), np.concatenate(gold), np.concatenate(groups))
+    read_out.attach(model, read_out.by_layer(weights, ports.head_counts(model)))
+    mx.eval(model.trainable_parameters())
+
+
+def _window(before: dict[str, Any]) -> Window | None:
+    """The window that the census of an earlier start of this run chose."""
+    known = before.get("window")
+    return Window(**known) if known else None
+
+
+def _validation(
+    experiment: Experiment, events: Events, ranks: Ranks
+) -> tuple[int, Callable[[], float] | None]:
+    """How many prompts a validation takes, and what gives its accuracy; 0 and None for none."""
+    training = experiment.recipe.training
+    if not training.validate_every:
+        return 0, None
+    if experiment.recipe.evaluation.demonstrations == "classifier":
+        count = min(len(experiment.task.splits.validation), training.validation_prompts)
+
+        def ask() -> float:
+            return measuring.validated(experiment)
+
+    else:
+        prompts = list(experiment.validation_prompts())
+        count = len(prompts)
+
+        def ask() -> float:
+            return experiment.measure(prompts, events, ranks)["accuracy"]
+
+    def validate() -> float:
+        events.stage("validation")
+        accuracy = ask()
+        events.stage("")
+        return accuracy
+
+    return (count, validate) if count else (0, None)
+
+
+def _totals(trainer: Trainer, adapter_bytes: int) -> dict[str, Any]:
+    """``totals`` of run.json."""
+    progress = trainer.progress
+    totals = {
+        "updates": progress.updates,
+        "seen_examples": progress.updates * trainer.recipe.training.prompts_per_update,
+        "tokens": progress.tokens,
+        "seconds": progress.seconds,
+        "peak_memory_bytes": progress.peak_memory_bytes,
+        "process_peak_bytes": runtime.process_peak_bytes(),
+        "adapter_bytes": adapter_bytes,
+        "micro_batch_prompts": trainer.rows,
+        "compiled_shapes": sorted(trainer.step.shapes),
+    }
+    if progress.skipped:
+        totals["skipped_updates"] = progress.skipped
+    if trainer.kept_hidden is not None:
+        totals["kept_hidden"] = trainer.kept_hidden
+    if trainer.ranks.size > 1:
+        totals["processes"] = trainer.ranks.size
+    return totals
+
+
+def _validated(progress: Progress, prompts: int, recipe: recipes.Recipe) -> dict[str, Any]:
+    """``validation`` of run.json."""
+    return {
+        "prompts": prompts,
+        "before": progress.validations[0][1],
+        "after": progress.validations[-1][1],
+        "best": progress.best_accuracy,
+        "best_update": progress.best_update,
+        "kept_update": progress.best_update if recipe.training.keep_best else progress.updates,
+    }
+
+
+def _ship(
+    experiment: Experiment, folder: RunFolder, written: dict[str, Any], events: Events
+) -> dict[str, Any] | None:
+    """Complete the folder with heads, demonstrations, run.json and the measured classifier."""
+    recipe, splits = experiment.recipe, experiment.task.splits
+    count = recipe.training.census_prompts
+    if count:
+        events.stage("looking at heads")
+        measured = len(splits.test) > 0
+        prompts = experiment.test_prompts() if measured else experiment.training_prompts()
+        write_heads(folder.path / HEADS_FILE, experiment.heads(prompts[:count], events=events))
+    events.stage("choosing demonstrations")
+    predictor, accuracy = measuring.choose(experiment, events=events)
+    prediction.write_demonstrations(folder.path, predictor)
+    written["classifier"] = prediction.facts(predictor)
+    if accuracy is not None:
+        written["classifier"]["validation_accuracy"] = accuracy
+    folder.write_run(written)
+    if recipe.evaluation.demonstrations != "classifier" or not len(splits.test):
+        return None
+    document = measuring.evaluate_classifier(experiment, predictor, folder.path, events=events)
+    files.write_json(folder.path / EVALUATION_FILE, document)
+    return document
+
+
+def _keep_last_good(
+    experiment: Experiment, progress: Progress, folder: RunFolder, reason: str
+) -> None:
+    """Of a run that stopped, write the adapter as its last finite or best update left it."""
+    if progress.updates > progress.skipped:
+        adapters.save(experiment.loaded.model, folder.path, base_model=experiment.recipe.model)
+    folder.write_run({**_facts(experiment), "stopped": reason})
+
+
+def _facts(experiment: Experiment) -> dict[str, Any]:
+    """What run.json holds from the start."""
+    known = facts.of_run(
+        experiment.recipe, experiment.loaded, experiment.task, experiment.trained_tasks
+    )
+    return known | ({"window": asdict(experiment.window)} if experiment.window else {})

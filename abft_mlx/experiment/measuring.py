@@ -1,0 +1,341 @@
+"""From a recipe, or a trained run, to measured accuracy, a verdict, or what heads do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from abft_mlx import adapters, data, evaluation, facts, prediction
+from abft_mlx import recipe as recipes
+from abft_mlx.errors import DataError
+from abft_mlx.events import Events
+from abft_mlx.experiment.opened import Experiment, prepare
+from abft_mlx.induction import Heads
+from abft_mlx.ranks import Ranks
+from abft_mlx.trainer import RunFolder
+
+# Enough for a head's mean attention to two digits.
+HEADS_PROMPTS = 128
+# Simple baselines learn from at most so many training texts.
+MOST_BASELINE_TEXTS = 4096
+
+
+class _Named(Events):
+    """Passes stages and progress on, with words before each stage's name."""
+
+    def __init__(self, events: Events, words: str) -> None:
+        self.events, self.words = events, words
+        self.progress = events.progress  # type: ignore[method-assign]
+
+    def stage(self, what: str) -> None:
+        self.events.stage(self.words + what)
+
+
+def document(
+    experiment: Experiment,
+    measured: dict[str, Any],
+    *,
+    adapter: object = None,
+    base: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Eval's JSON document (docs/reference.md).
+
+    Args:
+        experiment: what was measured.
+        measured: parts of the document, of the model with its adapter, if there is one.
+        adapter: what to call it.
+        base: the same parts without it.
+    """
+    recipe, section, task = experiment.recipe, experiment.recipe.evaluation, experiment.task
+    made: dict[str, Any] = {
+        "schema": facts.SCHEMA,
+        "model": recipe.model,
+        "adapter": None if adapter is None else str(adapter),
+        "data": recipe.data.source,
+        "labels": list(task.space.names),
+        "label_words": list(task.space.words),
+        "chat_template": task.chat_template,
+        "k": recipe.prompt.demonstrations,
+        "prompts": task.test_queries(section) * section.repeats,
+        "seed": section.seed,
+        "demonstrations": section.demonstrations,
+        "compat": section.compat,
+        **measured,
+    }
+    if base is not None:
+        made["base"] = base
+        if "methods" in made:
+            made["comparisons"] = made["comparisons"] + evaluation.against_base(
+                made["methods"], base["methods"]
+            )
+    return made
+
+
+def evaluate(
+    recipe: recipes.Recipe,
+    adapter: adapters.Named | None = None,
+    *,
+    events: Events | None = None,
+    ranks: Ranks | None = None,
+) -> dict[str, Any]:
+    """Measure a model on fixed seeded test prompts, without and with an adapter.
+
+    Args:
+        recipe: names model, data, prompts and the evaluation's size.
+        adapter: a run folder, an adapter folder, a hub id, or None.
+        events: who hears what is opened and measured, one measurement at a time.
+        ranks: the processes that measure together; each gets the whole document.
+
+    Returns:
+        The document of ``eval --json``. Its parts describe the model with the adapter where
+        there is one; ``base`` then holds the same parts without it, and ``comparisons`` also every
+        method against itself without the adapter.
+    """
+    events, ranks = events or Events(), ranks or Ranks()
+    adapter = None if adapter is None else adapters.find(adapter)
+    if recipe.evaluation.demonstrations == "classifier":
+        return _evaluate_shipped(recipe, adapter, events, ranks)
+    experiment = prepare(recipe, adapter, events=events)
+    _agree(experiment, adapter, ranks)
+    named = "model, " if adapter is None else "with adapter, "
+    measured = experiment.measure_all(_Named(events, named), ranks)
+    base = None
+    if adapter is not None:
+        adapters.detach(experiment.loaded.model)
+        base = experiment.measure_all(_Named(events, "base model, "), ranks)
+    return document(experiment, measured, adapter=adapter, base=base)
+
+
+def heads(
+    recipe: recipes.Recipe,
+    adapter: adapters.Named | None = None,
+    *,
+    prompts: int = HEADS_PROMPTS,
+    detectors: bool = True,
+    events: Events | None = None,
+) -> Heads:
+    """See what a model's heads do on test prompts, without and with an adapter.
+
+    Args:
+        recipe: names model, data and prompts.
+        adapter: a run folder, an adapter folder, a hub id, or None.
+        prompts: how many test prompts to look at; as many as there are where these are fewer.
+        detectors: also score every head on repeated random tokens.
+        events: who hears what is opened and how many prompts are done, random rows among them.
+
+    Returns:
+        State ``before`` and, with an adapter, ``after``.
+    """
+    events = events or Events()
+    adapter = None if adapter is None else adapters.find(adapter)
+    experiment = prepare(recipe, adapter, events=events)
+    events.stage("looking at heads")
+    return experiment.heads(
+        experiment.test_prompts()[:prompts],
+        detectors=detectors,
+        adapter=None if adapter is None else adapter.name,
+        events=events,
+    )
+
+
+def choose(
+    experiment: Experiment, *, draws: int | None = None, events: Events | None = None
+) -> tuple[prediction.Predictor, float | None]:
+    """Choose demonstrations for the model as it is now: see :func:`prediction.choose`.
+
+    Args:
+        experiment: its training texts are shown, its validation texts decide.
+        draws: sets of demonstrations to try; None means the recipe's number.
+        events: who hears how many validation prompts are done.
+
+    Returns:
+        The predictor, and its accuracy on the validation texts, None where there are none.
+    """
+    task, pool = experiment.task, experiment.task.splits.training
+    k, _ = prediction.demonstrations_that_fit(task.section, pool, task.builder)
+    return prediction.choose(
+        experiment.loaded.model,
+        task.builder,
+        pool,
+        task.splits.validation,
+        k,
+        experiment.recipe,
+        draws=draws,
+        on_progress=(events or Events()).progress,
+    )
+
+
+def validated(experiment: Experiment) -> float:
+    """Accuracy on the validation texts, behind the first set of demonstrations."""
+    accuracy = choose(experiment, draws=1)[1]
+    assert accuracy is not None
+    return accuracy
+
+
+def evaluate_classifier(
+    experiment: Experiment,
+    predictor: prediction.Predictor,
+    adapter: object = None,
+    *,
+    events: Events | None = None,
+    ranks: Ranks | None = None,
+) -> dict[str, Any]:
+    """Measure a classifier on test rows, compare it with simple ones, and judge it.
+
+    Args:
+        experiment: its model has the adapter on, if there is one.
+        predictor: of that model.
+        adapter: what to call the adapter; None for a model without one.
+        events: who hears what is measured, one measurement at a time.
+        ranks: the processes that measure together; each gets the whole document.
+
+    Returns:
+        Eval's JSON with ``methods.classifier``, ``baselines`` and ``verdict``.
+
+    Raises:
+        RunError: the model's probabilities are not finite, or a rank is gone.
+    """
+    events, section = events or Events(), experiment.recipe.evaluation
+    pairs = experiment.task.splits.test.pairs()[: section.queries]
+    gold = np.array([label for _, label in pairs])
+    events.stage("measuring the classifier")
+    parts = _measured(predictor, pairs, section, events, ranks)
+    base = None
+    if adapter is not None:
+        events.stage("measuring without the adapter")
+        with adapters.without(experiment.loaded.model):
+            alone = _settled_again(experiment, predictor)
+            base = _measured(alone, pairs, section, events, ranks)
+    made = document(experiment, parts | {"comparisons": []}, adapter=adapter, base=base)
+    made["k"], made["prompts"] = predictor.k, len(pairs)
+    events.stage("bag of words")
+    made["baselines"] = _baselines(experiment, [text for text, _ in pairs], gold)
+    made["verdict"] = evaluation.verdict(made)
+    return made
+
+
+def _measured(
+    predictor: prediction.Predictor,
+    pairs: list[tuple[str, int]],
+    section: recipes.EvaluationSection,
+    events: Events,
+    ranks: Ranks | None,
+) -> dict[str, Any]:
+    """``methods`` and ``probabilities`` of eval's JSON: with calibration, and vanilla without."""
+    gold, groups = np.array([label for _, label in pairs]), np.arange(len(pairs))
+    raw = predictor.raw_probabilities(predictor.prompts_of(pairs), events.progress, ranks)
+    evaluation.check_finite(raw)
+    found = {"classifier": predictor.calibrated(raw), "vanilla": raw}
+    # log p times the temperature is the scores again, up to a constant.
+    scores = predictor.temperature * np.log(np.maximum(found["classifier"], 1e-300))
+    return {
+        "methods": {
+            name: evaluation.entry(values, gold, groups, section) for name, values in found.items()
+        },
+        "probabilities": {
+            "temperature": predictor.temperature,
+            "expected_calibration_error_before": evaluation.expected_calibration_error(
+                evaluation.softmax(scores), gold
+            ),
+            "coverage": evaluation.coverage(found["classifier"], gold),
+        },
+    }
+
+
+def _settled_again(experiment: Experiment, predictor: prediction.Predictor) -> prediction.Predictor:
+    """The same demonstrations on the model as it is now, with a calibration of its own."""
+    recipe, splits = experiment.recipe, experiment.task.splits
+    # No labels are used, so test texts serve where there are no training texts.
+    pool = splits.training if len(splits.training) else splits.test
+    texts = prediction.calibration_texts(
+        pool, predictor, recipe.prediction.calibration_texts, recipe.evaluation.seed
+    )
+    base = prediction.Predictor(
+        experiment.loaded.model,
+        predictor.builder,
+        predictor.demonstrations,
+        recipe.evaluation.batch_tokens,
+        nearest=predictor.nearest,
+    )
+    asked = splits.validation.pairs()[: recipe.training.validation_prompts]
+    prediction.settle(base, texts, asked)
+    return base
+
+
+def _baselines(experiment: Experiment, texts: list[str], gold: np.ndarray) -> dict[str, Any]:
+    """Majority class and bag of words, learned from the training rows; empty without any."""
+    training, names = experiment.task.splits.training, experiment.task.space.names
+    if not len(training):
+        return {}
+    known, labels = training.texts[:MOST_BASELINE_TEXTS], training.labels[:MOST_BASELINE_TEXTS]
+    common = evaluation.majority(labels)
+    probabilities = evaluation.bag_of_words(known, labels, texts, len(names))
+    groups = np.arange(len(texts))
+    return {
+        "majority": {"label": names[common], "accuracy": float((gold == common).mean())},
+        "bag_of_words": evaluation.entry(probabilities, gold, groups, experiment.recipe.evaluation),
+    }
+
+
+def _agree(experiment: Experiment, adapter: adapters.Source | None, ranks: Ranks) -> None:
+    """Check that all ranks measure the same."""
+    if ranks.size > 1:
+        tasks = (experiment.task, *experiment.trained_tasks, *experiment.others)
+        made_with = facts.made_with(experiment.recipe, experiment.loaded, tasks)
+        attached = "" if adapter is None else facts.weights_fingerprint(adapter.folder)
+        text = facts.digest(made_with) + attached
+        ranks.agree(text, "recipe, model, adapter, data or version")
+
+
+def _evaluate_shipped(
+    recipe: recipes.Recipe, adapter: adapters.Source | None, events: Events, ranks: Ranks
+) -> dict[str, Any]:
+    """Measure what predict uses: a run's own demonstrations, or ones chosen as finetune does."""
+    run: dict[str, Any] = {}
+    shipped = None if adapter is None else prediction.Shipped.read(adapter.folder)
+    if adapter is not None and shipped is not None:
+        run = RunFolder(adapter.folder).read_run()
+        section = prediction.with_words(recipes.task(recipe), shipped)
+        recipe = recipe.model_copy(update={"data": section.data, "prompt": section.prompt})
+        source = recipe.data.source
+        if data.kind(source) == "file" and not Path(source).expanduser().exists():
+            raise DataError(
+                f"{source}: no such file, and the test rows come from it; give labelled texts with "
+                "--data FILE (predict needs none)"
+            )
+    # A classifier that Python saved does not know its texts: all others are test texts.
+    trained_on = None if shipped is None else run.get("data", {}).get("fingerprint", "")
+    experiment = prepare(recipe, adapter, events=events, trained_on=trained_on)
+    if trained_on:
+        _check_rows(experiment, run)
+    _agree(experiment, adapter, ranks)
+    if not len(experiment.task.splits.test):
+        raise DataError(
+            f"{recipe.data.source} has no test rows (data.holdout is {recipe.data.holdout}); give "
+            "other labelled texts with --data"
+        )
+    if shipped is not None:
+        model, builder = experiment.loaded.model, experiment.task.builder
+        predictor = shipped.predictor(model, builder, recipe.evaluation.batch_tokens)
+    else:
+        events.stage("choosing demonstrations")
+        predictor, _ = choose(experiment, events=events)
+    return evaluate_classifier(experiment, predictor, adapter, events=events, ranks=ranks)
+
+
+def _check_rows(experiment: Experiment, run: dict[str, Any]) -> None:
+    """See that no row that a run was trained on is measured, as far as its facts tell."""
+    known, section, task = run["data"], experiment.recipe.data, experiment.task
+    if known["fingerprint"] == task.texts.fingerprint():
+        rows = {name: len(part) for name, part in task.splits.rows.items()}
+        same = (known.get("rows", rows), run["seeds"]["data"]) == (rows, section.seed)
+    else:
+        same = Path(section.source).resolve() != Path(known["source"]).resolve()
+    if not same:
+        raise DataError(
+            f"{section.source}, or how it is divided, is not what it was when this run was "
+            "trained, so rows that it was trained on would be measured; put that back, or give "
+            "other labelled texts with --data"
+        )
