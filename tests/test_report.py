@@ -180,14 +180,14 @@ def test_it_says_what_was_trained_and_what_came_of_it(run: Path) -> None:
         "Which mails are unwanted.",
         "ABFT trained 36,864 parameters, LoRA of rank 16 on W_Q and W_K, in the model made on "
         "mails.csv (2 labels), prompts of 4 demonstrations.",
-        "It took 12 updates of 384 prompts in all, 5.66 s, 22 MB of MLX's memory at the peak, an "
-        "adapter of 149 kB (CPU, two cores).",
+        "12 updates of 384 prompts in all took 5.66 s, with 22 MB of MLX's memory at the peak "
+        "(CPU, two cores); the adapter is 149 kB.",
         "Accuracy (vanilla) 56.2% → 81.2%, +25.0 points (95% interval with the adapter 78.2% to "
         "83.2%, n = 94).",
         "n = 94 prompts; 3 demonstrations each; test prompts and demonstrations drawn with seed 42;"
         " one training, with seed 42",
-        "The adapter (vanilla) against the base (vanilla), on the same prompts: 31 right where the "
-        "other is wrong, 4 the other way round (exact McNemar test, p < 0.001).",
+        "On the same prompts, the adapter (vanilla) is right 31 times where the base (vanilla) is "
+        "wrong, and wrong 4 times where that is right (exact McNemar test, p < 0.001).",
         "spam taken for ham: 7",
         "python 3.11.7, mlx 0.32.4",
         "data 42, training 43, evaluation 42",

@@ -1,51 +1,7 @@
 """Figures: functions from arrays to matplotlib Axes, and the style they share."""
 
-from abft_mlx.analysis.figures.heads import (
-    attention_map,
-    attention_maps,
-    detectors,
-    head_map,
-    head_maps,
-    label_attention,
-    shift,
-)
-from abft_mlx.analysis.figures.results import (
-    accuracy,
-    confusion,
-    confusions,
-    consistency,
-    data_efficiency,
-    extrapolation,
-    grid,
-    head_count,
-    interpolation,
-    plane,
-    reliability,
-    time_to_accuracy,
-    training_curves,
-    unseen,
-)
+from abft_mlx.analysis.figures import heads, results
+from abft_mlx.analysis.figures.heads import *  # noqa: F403
+from abft_mlx.analysis.figures.results import *  # noqa: F403
 
-__all__ = [
-    "accuracy",
-    "attention_map",
-    "attention_maps",
-    "confusion",
-    "confusions",
-    "consistency",
-    "data_efficiency",
-    "detectors",
-    "extrapolation",
-    "grid",
-    "head_count",
-    "head_map",
-    "head_maps",
-    "interpolation",
-    "label_attention",
-    "plane",
-    "reliability",
-    "shift",
-    "time_to_accuracy",
-    "training_curves",
-    "unseen",
-]
+__all__ = [*heads.__all__, *results.__all__]

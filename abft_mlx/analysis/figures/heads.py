@@ -1,6 +1,7 @@
 """Figures of heads: attention over tokens, maps of layers by heads, lines over layers.
 
-Letters: L layers, H heads, R rows of heads, T tokens, K demonstrations.
+Each function draws on a matplotlib Axes, which it returns, or on an empty Figure, and returns its
+Axes. Letters: L layers, H heads, R rows of heads, T tokens, K demonstrations.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import numpy as np
 
 from abft_mlx.analysis.figures import style
 
+__all__ = ["attention_map", "attention_maps", "detectors", "head_map", "head_maps",
+           "label_attention", "shift"]  # fmt: skip
 RIGHT, WRONG = "label equal to the gold one", "other label"
 QUERY_TOKENS = 6
 NUMBERED_CELLS = 96
@@ -42,9 +45,6 @@ def attention_map(
         names: of the R heads.
         last: name the tokens: of maps above one another the last one does.
         bar: draw the colour bar.
-
-    Returns:
-        ``axes``.
     """
     from matplotlib.colors import PowerNorm
     from matplotlib.transforms import offset_copy
@@ -91,17 +91,7 @@ def attention_maps(
 ) -> list[Any]:
     """Several states of a model over one prompt, one above the other.
 
-    Args:
-        figure: an empty matplotlib Figure.
-        states: for each state (R, T), the same heads in all.
-        tokens: as of :func:`attention_map`, like the next three.
-        label_positions: (K,).
-        right: (K,) bool.
-        names: of the R heads.
-        state_names: of the states.
-
-    Returns:
-        The Axes.
+    ``states`` are (R, T) each, the same heads in all; the rest is as of :func:`attention_map`.
     """
     panels = figure.subplots(len(states), squeeze=False)[:, 0]
     for panel, rows, name in zip(panels, states, state_names, strict=True):
@@ -130,9 +120,6 @@ def head_map(
         diverging: colours of two sides around 0, for differences.
         least: what the colours span at the least, so that noise looks like it.
         bar: draw the colour bar.
-
-    Returns:
-        ``axes``.
     """
     low, high = limits or _limits([values], diverging=diverging, least=least)
     image = axes.imshow(
@@ -170,16 +157,8 @@ def head_maps(
 ) -> list[Any]:
     """A map for each state, with one scale, and of every later state the change from the first.
 
-    Args:
-        figure: an empty matplotlib Figure; maps stand side by side where it is wide.
-        states: for each state (L, H), NaN where there is no head.
-        names: of the states.
-        label: what the values are, with their unit.
-        diverging: the values themselves have two signs.
-        least: what a scale spans at the least.
-
-    Returns:
-        The Axes.
+    ``states`` are (L, H) each; the rest is as of :func:`head_map`. Maps stand side by side where
+    the figure is wide.
     """
     count = 2 * len(states) - 1
     wide = figure.get_figwidth() > style.WIDTHS["column"] + 1
@@ -201,14 +180,8 @@ def head_maps(
 def detectors(axes: Any, magnitude: np.ndarray, induction: np.ndarray) -> Any:
     """Two notions of induction head: a point for every head, coloured by its layer.
 
-    Args:
-        axes: a matplotlib Axes.
-        magnitude: (L, H) attention on the label tokens, NaN where there is no head.
-        induction: (L, H) attention on the token behind the earlier occurrence, on repeated random
-            tokens.
-
-    Returns:
-        ``axes``.
+    ``magnitude`` (L, H) is attention on the label tokens, ``induction`` (L, H) on the token behind
+    the earlier occurrence, on repeated random tokens; NaN where there is no head.
     """
     known = ~(np.isnan(magnitude) | np.isnan(induction))
     layers = np.broadcast_to(np.arange(len(magnitude))[:, None], magnitude.shape)
@@ -231,14 +204,8 @@ def label_attention(
 ) -> Any:
     """Attention on label tokens, layer by layer (the paper's figure 4); the gold label's is dashed.
 
-    Args:
-        axes: a matplotlib Axes.
-        on_labels: for each state (L,) mean over heads of the attention on all label tokens.
-        on_gold: for each state (L,) the part of it on labels equal to the gold one.
-        names: of the states, such as ``before``.
-
-    Returns:
-        ``axes``.
+    For each state (L,) means over heads of the attention on all label tokens, and of the part of
+    it on labels equal to the gold one.
     """
     for index, (name, every, gold) in enumerate(zip(names, on_labels, on_gold, strict=True)):
         layers, state = np.arange(len(every)), style.plain(name, 28)
@@ -253,14 +220,7 @@ def shift(
 ) -> Any:
     """How far fine-tuning moved each layer's weights (the paper's appendix B).
 
-    Args:
-        axes: a matplotlib Axes.
-        shifts: for each name (L,) Frobenius norms of W' - W.
-        spread: for each name (L,) standard deviations over runs.
-        names: such as ``abft W_Q``.
-
-    Returns:
-        ``axes``.
+    For each name (L,) Frobenius norms of W' - W, and their standard deviations over runs.
     """
     for index, (name, norms, around) in enumerate(zip(names, shifts, spread, strict=True)):
         style.line(axes, index, np.arange(len(norms)), norms, name, spread=around)
@@ -269,12 +229,9 @@ def shift(
 
 
 def spaced(count: int, fitting: int, first: Iterable[int] = ()) -> list[int]:
-    """Those of ``count`` places that get a text, so that no two texts touch.
+    """Those of ``count`` places that get a text, so that no two of the ``fitting`` texts touch.
 
-    Args:
-        count: places.
-        fitting: how many texts fit along all of them.
-        first: places to name, the most important first; of two that are too close the earlier.
+    ``first`` are places to name, the most important first; of two that are too close the earlier.
     """
     taken: list[int] = []
     for place in (*first, *range(0, count, max(1, -(-count // fitting)))):

@@ -1,6 +1,7 @@
 """Figures of training and of answers: curves, bars, grids, confusion matrices, reliability.
 
-Letters: M methods, J tasks, U updates, C classes, S states. Rates are in 0..1, NaN for none.
+Each function draws on a matplotlib Axes, which it returns, or on an empty Figure, and returns its
+Axes. Letters: M methods, J tasks, U updates, C classes, S states. Rates are in 0..1, NaN for none.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ import numpy as np
 
 from abft_mlx.analysis.figures import style
 
+__all__ = ["accuracy", "confusion", "confusions", "consistency", "data_efficiency",
+           "extrapolation", "grid", "head_count", "interpolation", "plane", "reliability",
+           "time_to_accuracy", "training_curves", "unseen"]  # fmt: skip
 # Panels of the training curves from the top: label, and what the values are multiplied by.
 QUANTITIES: dict[str, tuple[str, float]] = {
     "loss": ("loss", 1.0),
@@ -44,15 +48,9 @@ def training_curves(
 ) -> list[Any]:
     """Loss, its terms, heads, A and validation over the prompts seen (the paper's figure 5).
 
-    Args:
-        figure: an empty matplotlib Figure; a panel for each quantity, a line in it for each run.
-        seen: for each run (U,) training prompts seen after each update.
-        curves: for each run (U,) arrays by the names of ``QUANTITIES``, NaN where not measured.
-        names: of the runs.
-        spread: as ``curves``, half the height of a band around each line.
-
-    Returns:
-        The Axes.
+    A panel for each quantity, a line in it for each run: ``seen`` has (U,) training prompts after
+    each update, ``curves`` (U,) arrays by the names of ``QUANTITIES``, NaN where not measured, and
+    ``spread`` half the height of a band around each.
     """
     shown = quantities(curves)
     panels = figure.subplots(max(1, len(shown)), sharex=True, squeeze=False)[:, 0]
@@ -82,17 +80,9 @@ def time_to_accuracy(
     names: Sequence[str],
     untrained: float | None = None,
 ) -> Any:
-    """Accuracy against the seconds that training took, over a logarithmic axis.
+    """Accuracy against the seconds in updates, over a logarithmic axis.
 
-    Args:
-        axes: a matplotlib Axes.
-        seconds: for each run (P,), above 0.
-        accuracy: for each run (P,).
-        names: of the runs.
-        untrained: accuracy before training, or None.
-
-    Returns:
-        ``axes``.
+    For each run ``seconds`` and ``accuracy`` are (P,); ``untrained`` is a level.
     """
     from matplotlib.ticker import LogLocator
 
@@ -115,15 +105,7 @@ def head_count(
 ) -> Any:
     """Induction heads while training (the paper's figure 5).
 
-    Args:
-        axes: a matplotlib Axes.
-        seen: for each method (U,) prompts seen so far.
-        heads: for each method (U,) mean induction heads in a prompt.
-        spread: for each method (U,) standard deviations over runs.
-        methods: their names.
-
-    Returns:
-        ``axes``.
+    For each method (U,) prompts seen, mean heads in a prompt, and deviations over runs.
     """
     for index, method in enumerate(methods):
         style.line(
@@ -143,16 +125,8 @@ def data_efficiency(
 ) -> Any:
     """Accuracy against the number of training examples (the paper's figure 2).
 
-    Args:
-        axes: a matplotlib Axes.
-        examples: (E,) distinct training prompts.
-        accuracy: (M, E).
-        ends: (2, M, E) both ends of the intervals.
-        methods: M names.
-        untrained: accuracy of the base, or None.
-
-    Returns:
-        ``axes``.
+    ``examples`` is (E,), ``accuracy`` (M, E), ``ends`` (2, M, E) of the intervals; ``untrained`` a
+    level.
     """
     for index, method in enumerate(methods):
         style.line(
@@ -175,17 +149,7 @@ def accuracy(
 ) -> Any:
     """Grouped bars of methods on tasks; a black line across a bar is the paper's number.
 
-    Args:
-        axes: a matplotlib Axes.
-        accuracy: (M, J).
-        spread: (M, J) standard deviations over seeds.
-        paper: (M, J).
-        methods: M names.
-        tasks: J names of the groups.
-        label: of the y axis.
-
-    Returns:
-        ``axes``.
+    ``accuracy``, its ``spread`` over seeds and ``paper`` are (M, J).
     """
     width = 0.8 / len(methods)
     places = np.arange(len(tasks), dtype=np.float64)
@@ -220,15 +184,7 @@ def consistency(
 ) -> Any:
     """Consistency before and after fine-tuning (the paper's table 3).
 
-    Args:
-        axes: a matplotlib Axes.
-        values: (M, 2) over templates and over demonstrations.
-        spread: (M, 2) standard deviations over seeds.
-        paper: (M, 2).
-        methods: M names.
-
-    Returns:
-        ``axes``.
+    ``values``, ``spread`` and ``paper`` are (M, 2): over templates and over demonstrations.
     """
     kinds = ("over templates", "over demonstrations")
     return accuracy(axes, values, spread, paper, methods, kinds, "consistency of answers (%)")
@@ -244,16 +200,8 @@ def unseen(
 ) -> Any:
     """Accuracy where no demonstration carries the gold label (the paper's figure 3).
 
-    Args:
-        axes: a matplotlib Axes.
-        values: (M, 2) with random demonstrations and with the gold label unseen.
-        spread: (M, 2) standard deviations over seeds.
-        paper: (M, 2).
-        zero_shot: (M,), a level for each method.
-        methods: M names.
-
-    Returns:
-        ``axes``.
+    ``values``, ``spread`` and ``paper`` are (M, 2): with random demonstrations, and with the gold
+    label unseen; ``zero_shot`` (M,) is a level for each method.
     """
     for index, method in enumerate(methods):
         if not np.isnan(zero_shot[index]):
@@ -272,18 +220,9 @@ def grid(
     limits: tuple[float, float],
     title: str,
 ) -> Any:
-    """Accuracy over punish and reward weights (the paper's figure 6).
+    """Accuracy (A, B) over punish weights (A,) and reward weights (B,) (the paper's figure 6).
 
-    Args:
-        axes: a matplotlib Axes.
-        accuracy: (A, B).
-        punish: (A,) values of the punish weight.
-        reward: (B,) values of the reward weight.
-        limits: lowest and highest accuracy of the colours, the same for grids to be compared.
-        title: the method.
-
-    Returns:
-        ``axes``.
+    ``limits`` are those of the colours, the same for grids to be compared.
     """
     low, high = (100 * end for end in limits)
     image = axes.imshow(
@@ -309,15 +248,8 @@ def plane(
 ) -> Any:
     """Accuracy on the plane of a base and two fine-tunings of it (the paper's figures 7 and 9).
 
-    Args:
-        axes: a matplotlib Axes.
-        accuracy: (F, F), first method's factor by second method's.
-        factors: (F,) of both.
-        names: the two methods; the first one is the horizontal axis.
-        paper: the paper's accuracies of ``base``, ``first``, ``second`` and ``best``.
-
-    Returns:
-        ``axes``.
+    ``accuracy`` is (F, F), the first method's factor (the horizontal axis) by the second's; both
+    have the ``factors`` (F,). ``paper`` has ``base``, ``first``, ``second`` and ``best``.
     """
     values = 100 * accuracy.T
     levels = np.linspace(values.min(), max(values.max(), values.min() + 1e-6), 12)
@@ -350,15 +282,8 @@ def interpolation(
 ) -> Any:
     """Accuracy on the straight line between two fine-tunings of a base (the paper's figure 7).
 
-    Args:
-        axes: a matplotlib Axes.
-        share: (P,) of the second fine-tuning; 0 is the first one alone, 1 the second alone.
-        accuracy: (R, P), a row for each run; the band is one standard deviation.
-        names: of the two fine-tunings.
-        base: accuracy of the base, or None.
-
-    Returns:
-        ``axes``.
+    ``share`` (P,) is of the second one; ``accuracy`` (R, P) has a row for each run, whose standard
+    deviation is a band; ``base`` is a level.
     """
     first, second = (style.plain(name, 24) for name in names)
     middle, around = mean_and_deviation(100 * accuracy)
@@ -378,15 +303,8 @@ def extrapolation(
 ) -> Any:
     """Accuracy over the factor of an adapter, which the paper left open beyond 1.
 
-    Args:
-        axes: a matplotlib Axes.
-        factors: (F,).
-        validation: (R, F), a row for each run; bands are one standard deviation.
-        test: (R, F).
-        chosen: (R,) factor that each run's validation prompts chose.
-
-    Returns:
-        ``axes``.
+    ``factors`` is (F,), ``validation`` and ``test`` are (R, F), a row for each run, with bands of
+    one standard deviation; ``chosen`` (R,) is what each run's validation prompts chose.
     """
     for index, (name, values) in enumerate((("validation", validation), ("test", test))):
         middle, around = mean_and_deviation(100 * values)
@@ -402,16 +320,8 @@ def extrapolation(
 def confusion(axes: Any, counts: np.ndarray, names: Sequence[str], *, bar: bool = True) -> Any:
     """Which classes are taken for which: gold classes downwards, answers to the right.
 
-    Up to 14 classes the counts stand in the cells; of more classes every n-th is named.
-
-    Args:
-        axes: a matplotlib Axes.
-        counts: (C, C) prompts, gold class by answer; colours are shares of the gold class.
-        names: of the C classes.
-        bar: draw the colour bar.
-
-    Returns:
-        ``axes``.
+    ``counts`` (C, C) stand in the cells of up to 14 classes; of more classes every n-th is named.
+    Colours are shares of the gold class.
     """
     of_class = counts.sum(axis=1, keepdims=True)
     share = 100.0 * counts / np.maximum(1, of_class)
@@ -437,17 +347,7 @@ def confusion(axes: Any, counts: np.ndarray, names: Sequence[str], *, bar: bool 
 def confusions(
     figure: Any, counts: Sequence[np.ndarray], names: Sequence[str], state_names: Sequence[str]
 ) -> list[Any]:
-    """A confusion matrix for each state: side by side, or one above the other in a column.
-
-    Args:
-        figure: an empty matplotlib Figure.
-        counts: for each state (C, C) prompts, gold class by answer.
-        names: of the C classes.
-        state_names: of the states.
-
-    Returns:
-        The Axes.
-    """
+    """A confusion matrix for each state: side by side, or one above the other in a column."""
     wide = figure.get_figwidth() > style.WIDTHS["column"] + 1
     shape = (1, len(counts)) if wide else (len(counts), 1)
     panels = figure.subplots(*shape, squeeze=False).ravel()
@@ -467,15 +367,7 @@ def reliability(
 ) -> list[Any]:
     """How often answers are right at each confidence, and how many prompts are there.
 
-    Args:
-        figure: an empty matplotlib Figure.
-        confidence: (S, bins) mean of the highest probability, NaN for an empty bin.
-        accuracy: (S, bins) share answered rightly, NaN for an empty bin.
-        count: (S, bins) prompts.
-        names: of the S states.
-
-    Returns:
-        The Axes: accuracy, and prompts below it.
+    ``confidence`` and ``accuracy`` are (S, bins), NaN for an empty bin, ``count`` (S, bins).
     """
     upper, lower = figure.subplots(2, sharex=True, height_ratios=(3, 1))
     upper.plot([0, 100], [0, 100], color="black", linewidth=0.8, linestyle=":", label="calibrated")
