@@ -100,10 +100,7 @@ def test_what_cannot_be_honoured(key: str, value: Any, way_out: str) -> None:
 )
 def test_values_that_cannot_be_read(key: str, values: list[Any]) -> None:
     for value in values:
-        cut = f"{value!r:.80}"
-        assert refusal(**{key: value}) == (
-            f"{WHERE}: {key} is {cut}, which cannot be read; compare it with PEFT's LoraConfig"
-        )
+        assert refusal(**{key: value}).startswith(f"{WHERE}: {key} is {value!r:.80}, which cannot")
 
 
 def test_ranks_and_scales_of_layers() -> None:

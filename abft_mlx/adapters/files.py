@@ -368,25 +368,26 @@ def _misfits(model: nn.Module, adapter: Folder) -> list[str]:
     for name, tensor in sorted(adapter.tensors.items()):
         path, _, leaf = name.rpartition(".")
         linear = base_linear(resolve(model, path)) if path and has(model, path) else None
+        problem = None
         if not isinstance(linear, nn.Linear | nn.QuantizedLinear):
-            problems.append(f"{name}: the model has no linear layer {path!r}")
-            continue
-        if leaf not in leaves and not (path == head and leaf == "weight"):
-            problems.append(f"{name}: not a {adapter.kind} tensor ({' or '.join(leaves)})")
-            continue
-        if leaf == "weight" and "scales" in linear and path != head:
-            problems.append(f"{name}: the model's {path} is quantized")
-            continue
-        if leaf == "weight" and f"{path}.lora_a" in adapter.tensors:
-            problems.append(f"{name}: there are LoRA tensors of {path}, too")
-            continue
-        shape, outputs, inputs = tensor.shape, output_dims(linear), input_dims(linear)
-        rank = shape[1 if leaf == "lora_a" else 0] if len(shape) == 2 else 0
-        places = {"weight": (outputs, inputs), "lora_a": (inputs, rank), "lora_b": (rank, outputs)}
-        if shape != places[leaf]:
-            problems.append(f"{name}: shape {shape}, the model needs {places[leaf]}")
-        elif ranks.setdefault(path, rank) != rank:
-            problems.append(f"{path}: lora_a has rank {ranks[path]}, lora_b {rank}")
+            problem = f"the model has no linear layer {path!r}"
+        elif leaf not in leaves and not (path == head and leaf == "weight"):
+            problem = f"not a {adapter.kind} tensor ({' or '.join(leaves)})"
+        elif leaf == "weight" and "scales" in linear and path != head:
+            problem = f"the model's {path} is quantized"
+        elif leaf == "weight" and f"{path}.lora_a" in adapter.tensors:
+            problem = f"there are LoRA tensors of {path}, too"
+        else:
+            outputs, inputs, shape = output_dims(linear), input_dims(linear), tensor.shape
+            rank = shape[leaf == "lora_a"] if len(shape) == 2 else 0
+            sizes = {"weight": (outputs, inputs), "lora_a": (inputs, rank)}
+            needed = sizes.get(leaf, (rank, outputs))
+            if shape != needed:
+                problem = f"shape {shape}, the model needs {needed}"
+            elif ranks.setdefault(path, rank) != rank:
+                problem = f"rank {rank}, lora_a has {ranks[path]}"
+        if problem:
+            problems.append(f"{name}: {problem}")
     if adapter.kind == "full":
         return problems
     # A half of a pair, or all of a layer that the keys name, may be missing.
