@@ -48,57 +48,23 @@ def odd() -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("model", "section", "message"),
+    ("model", "section", "words"),
     [
-        (
-            llama,
-            AdapterSection(layers=[7, 1, 3]),
-            "adapter.layers [3, 7]: this model has attention layers 0 to 2; name some of those, or "
-            "leave it out for all",
-        ),
-        (
-            llama,
-            AdapterSection(layers="auto"),
-            "adapter.layers auto is resolved by the census at the start of a run; give layer "
-            "numbers, or None for all",
-        ),
-        (
-            llama,
-            AdapterSection(rank=33),
-            "adapter.rank 33: model.layers.0.self_attn.k_proj is 32 x 64; use a rank of 1 to 32",
-        ),
-        (
-            lambda: llama(bits=4),
-            AdapterSection(rank=65, layers=[1]),
-            "adapter.rank 65: model.layers.1.self_attn.q_proj is 64 x 64; use a rank of 1 to 64",
-        ),
-        (
-            lambda: tiny_models.build("qwen2"),
-            AdapterSection(head=True),
-            "adapter.head: this model's LM head is its embedding (model.embed_tokens), so training "
-            "it would change the inputs, too; set adapter.head to false",
-        ),
-        (
-            lambda: llama(bits=4),
-            FULL,
-            f"{Q} is quantized, and a quantized base cannot train W_Q and W_K in full; set "
-            "adapter.kind to lora, or take the unquantized model",
-        ),
-        (
-            odd,
-            FULL,
-            "model.layers.1.self_attn.k_proj is a Odd, which cannot train in full; set "
-            "adapter.kind to lora",
-        ),
+        (llama, AdapterSection(layers=[7, 1, 3]), "adapter.layers [3, 7]: this model has"),
+        (llama, AdapterSection(layers="auto"), "adapter.layers auto is resolved by the census"),
+        (llama, AdapterSection(rank=33), "k_proj is 32 x 64; use a rank of 1 to 32"),
+        (lambda: llama(bits=4), AdapterSection(rank=65, layers=[1]), "q_proj is 64 x 64; use a"),
+        (lambda: tiny_models.build("qwen2"), AdapterSection(head=True), "LM head is its embedding"),
+        (lambda: llama(bits=4), FULL, f"{Q} is quantized, and a quantized base cannot train"),
+        (odd, FULL, "model.layers.1.self_attn.k_proj is a Odd, which cannot train in full"),
     ],
-    ids=lambda one: one[:20] if isinstance(one, str) else "",
 )
 def test_what_cannot_be_attached(
-    model: Callable[[], nn.Module], section: AdapterSection, message: str
+    model: Callable[[], nn.Module], section: AdapterSection, words: str
 ) -> None:
-    made = model()
-    assert refusal(lambda: adapters.attach(made, section)) == message
-    assert not adapters.adapted(made)
+    base = model()
+    assert words in refusal(lambda: adapters.attach(base, section))
+    assert not adapters.adapted(base)
 
 
 def test_no_layers_are_not_all_layers() -> None:
@@ -116,29 +82,21 @@ def test_ranks_up_to_the_smaller_side() -> None:
 
 def test_one_adapter_at_a_time_and_none_for_nothing(tmp_path: Path) -> None:
     model = llama()
-    nothing = "this model carries no adapter; attach() or load() one first"
-    assert refusal(lambda: adapters.scale(model, 2.0)) == nothing
-    assert refusal(lambda: adapters.merge(model)) == nothing
-    assert refusal(lambda: adapters.save(model, tmp_path)) == (
-        "this model carries no adapter, so there is nothing to save"
-    )
-    assert refusal(lambda: adapters.shift_norms(model)) == nothing
-    assert refusal(lambda: adapters.combine(model, [])) == (
-        "no adapters to combine; give at least one folder with its factor"
-    )
-    assert refusal(lambda: adapters.combine(model, [("run", 1.0), ("other", float("-inf"))])) == (
-        "factor -inf of other: give a finite number, such as 0.5"
-    )
+    for action in (
+        lambda: adapters.scale(model, 2.0),
+        lambda: adapters.merge(model),
+        lambda: adapters.save(model, tmp_path),
+        lambda: adapters.shift_norms(model),
+    ):
+        assert refusal(action).startswith("this model carries no adapter")
+    assert refusal(lambda: adapters.combine(model, [])).startswith("no adapters to combine")
+    endless = [("run", 1.0), ("other", float("-inf"))]
+    assert refusal(lambda: adapters.combine(model, endless)).startswith("factor -inf of other")
     adapters.attach(model, LORA)
-    assert refusal(lambda: adapters.attach(model, LORA)) == (
-        "this model already carries an adapter; detach() it first"
-    )
+    assert "already carries an adapter" in refusal(lambda: adapters.attach(model, LORA))
     quantized = llama(bits=4)
     adapters.attach(quantized, LORA)
-    assert refusal(lambda: adapters.merge(quantized)) == (
-        "model.layers.0.self_attn.k_proj is quantized, and quantizing the merged weight again "
-        "would lose part of the adapter; pass dequantize=True, or keep the adapter beside the base"
-    )
+    assert "pass dequantize=True" in refusal(lambda: adapters.merge(quantized))
 
 
 @pytest.fixture
@@ -205,7 +163,8 @@ def test_settings_that_need_not_be_there(run: Path) -> None:
 
 def problems(run: Path, model: nn.Module) -> list[str]:
     """What does not fit, the frame of the message checked and taken off."""
-    told = refusal(lambda: files.fitting(model, run))
+    told = refusal(lambda: adapters.load(model, run))
+    assert not adapters.adapted(model)
     start, _, rest = told.partition(" mismatches): ")
     end = "; use the base model that it was trained on"
     assert rest.endswith(end)
@@ -236,7 +195,7 @@ K = "model.layers.1.self_attn.k_proj"
         ({f"{Q}.lora_a": (65, 4)}, [f"{Q}.lora_a: shape (65, 4), the model needs (64, 4)"]),
         ({f"{Q}.lora_a": (64,)}, [f"{Q}.lora_a: shape (64,), the model needs (64, 0)"]),
         ({f"{Q}.lora_b": (4, 63)}, [f"{Q}.lora_b: shape (4, 63), the model needs (4, 64)"]),
-        ({f"{K}.lora_b": (3, 32)}, [f"{K}: lora_a has rank 4, lora_b 3"]),
+        ({f"{K}.lora_b": (3, 32)}, [f"{K}.lora_b: rank 3, lora_a has 4"]),
         ({f"{Q}.lora_b": None}, [f"{Q}.lora_b: {MISSING}"]),
         ({f"{Q}.lora_a": None}, [f"{Q}.lora_a: {MISSING}"]),
         (

@@ -12,7 +12,6 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import tiny_models
-from cli_support import invoke
 from mlx.utils import tree_flatten
 from test_local import prompts, step_of
 
@@ -184,10 +183,3 @@ def test_what_does_not_fit_together_is_one_line(other: str, said: str) -> None:
     with pytest.raises(RecipeError, match=said) as caught:
         recipe.default([SETTING, other])
     assert "\n" not in str(caught.value)
-
-
-def test_doctor_says_that_it_cannot_estimate_it() -> None:
-    settings = ("--set", SETTING, "--set", "objective.kind=end_to_end")
-    result = invoke("doctor", "--model", "demo", *settings)
-    assert result.exit_code == 2
-    assert "gradient_checkpointing true: MLX cannot describe" in result.stderr

@@ -118,18 +118,7 @@ def plain(pairs: dict[str, Pair], tmp_path_factory: pytest.TempPathFactory) -> P
         ({"r": 0}, "r is 0, which cannot be read"),
         ({"lora_dropout": 1.0}, "lora_dropout is 1.0, which cannot be read"),
         ({"rank_pattern": {"(": 3}}, "rank_pattern is {'(': 3}, which cannot be read"),
-        ({"target_modules": 7}, "target_modules is 7, which cannot be read"),
         ({"r": 5}, "lora_A (4, 64) and lora_B (64, 4) are not of the rank 5"),
-        (
-            {"target_modules": ["q_proj"]},
-            "model.layers.0.self_attn.k_proj: adapter_model.safetensors has tensors of it, but",
-        ),
-        (
-            {"target_modules": ["q_proj", "k_proj", "v_proj"]},
-            "model.layers.0.self_attn.v_proj: target_modules names it, but",
-        ),
-        ({"layers_to_transform": [0, 1]}, "model.layers.2.self_attn.k_proj: adapter_model"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save names lm_head, which"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused_by_name(

@@ -34,13 +34,6 @@ def test_what_is_not_said_is_as_in_peft() -> None:
     assert parse(**dict.fromkeys(Settings.model_fields)) == PLAIN
 
 
-def test_one_value_or_a_list() -> None:
-    assert parse(layers_to_transform=1).layers_to_transform == [1]
-    assert parse(layers_to_transform=[]).layers_to_transform == []
-    assert parse(modules_to_save="lm_head").modules_to_save == ["lm_head"]
-    assert parse(r=1, lora_alpha=6, lora_dropout=0.999).lora_alpha == 6.0
-
-
 @pytest.mark.parametrize("start", [None, True, False, "gaussian", "eva", "orthogonal"])
 def test_starts_that_leave_the_base_alone(start: Any) -> None:
     assert parse(init_lora_weights=start) == PLAIN
@@ -50,7 +43,7 @@ def test_keys_that_change_nothing() -> None:
     harmless = ("auto_mapping", "base_model_name_or_path", "revision", "inference_mode",
                 "fan_in_fan_out", "peft_version", "megatron_core", "loftq_config", "eva_config",
                 "corda_config", "lora_ga_config", "qalora_group_size", "ensure_weight_tying",
-                "layers_pattern")  # fmt: skip
+                "layers_pattern", "target_modules", "modules_to_save")  # fmt: skip
     assert parse(**dict.fromkeys(harmless, "whatever")) == PLAIN
     for unset in (None, False, {}, [], ""):
         assert parse(of_next_year=unset) == PLAIN
@@ -92,18 +85,11 @@ def test_what_cannot_be_honoured(key: str, value: Any, way_out: str) -> None:
             ],
         ),
         ("alpha_pattern", [{"(": 3}, {"q": "x"}, {"q": math.inf}, [1]]),
-        ("target_modules", [7, [7], ["q", None], "(", "a" * 2001, "(" * 990 + ")" * 990]),
-        ("exclude_modules", [7, [7], "("]),
-        ("layers_to_transform", ["1", ["a"], 1.5, [1.0]]),
-        ("modules_to_save", [7, [7], "("]),
     ],
 )
 def test_values_that_cannot_be_read(key: str, values: list[Any]) -> None:
     for value in values:
-        cut = f"{value!r:.80}"
-        assert refusal(**{key: value}) == (
-            f"{WHERE}: {key} is {cut}, which cannot be read; compare it with PEFT's LoraConfig"
-        )
+        assert refusal(**{key: value}).startswith(f"{WHERE}: {key} is {value!r:.80}, which cannot")
 
 
 def test_ranks_and_scales_of_layers() -> None:
@@ -126,50 +112,3 @@ def test_ranks_and_scales_of_layers() -> None:
         assert found.rank(name) == rank, name
         assert found.scale(name) == alpha / rank, name
     assert parse(r=4, lora_alpha=6, use_rslora=True).scale(Q.format(0)) == 3
-
-
-ENDS = {"target_modules": ["q_proj", K.format(5)]}
-
-
-@pytest.mark.parametrize(
-    ("written", "yes", "no"),
-    [
-        ({}, [], [Q.format(0)]),
-        (ENDS, [Q.format(0), K.format(5), "q_proj"], [K.format(0), "model.qq_proj"]),
-        (
-            ENDS | {"layers_to_transform": [1, 11]},
-            # A full name needs no number.
-            [Q.format(1), Q.format(11), K.format(5)],
-            [Q.format(0), Q.format(5), K.format(1), "model.q_proj"],
-        ),
-        (
-            # The first number is the layer's, not that of an expert.
-            {"target_modules": ["w1"], "layers_to_transform": 3},
-            ["model.layers.3.experts.0.w1"],
-            ["model.layers.0.experts.3.w1"],
-        ),
-        (
-            ENDS | {"exclude_modules": [Q.format(2)]},
-            [Q.format(0)],
-            [Q.format(2)],
-        ),
-        (ENDS | {"exclude_modules": r".*\.[02]\..*"}, [Q.format(1)], [Q.format(0), Q.format(2)]),
-        (ENDS | {"modules_to_save": [Q.format(2)]}, [Q.format(0)], [Q.format(2)]),
-        (
-            {"target_modules": "all-linear", "modules_to_save": ["lm_head"]},
-            [Q.format(0), "anything"],
-            ["lm_head", "model.lm_head"],
-        ),
-        # A pattern fits the whole name, and layer numbers say nothing.
-        (
-            {"target_modules": r".*\.[01]\.self_attn\.q_proj", "layers_to_transform": [7]},
-            [Q.format(0), Q.format(1)],
-            [Q.format(2), Q.format(0) + ".more", K.format(0)],
-        ),
-    ],
-)
-def test_layers_that_peft_puts_lora_on(
-    written: dict[str, Any], yes: list[str], no: list[str]
-) -> None:
-    found = parse(**written)
-    assert [name for name in yes + no if found.targets(name)] == yes

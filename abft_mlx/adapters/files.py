@@ -257,19 +257,6 @@ def _read_peft(model: nn.Module, folder: Path, written: dict[str, Any]) -> Folde
     layers, names, problems = _mapped(model, _tensors(file))
     for path, tensors in layers.items():
         problems += _peft_problems(names[path], tensors, settings)
-    paths = peft.linear_paths(model)
-    if settings.target_modules != "all-linear":
-        problems += [
-            f"{name}: target_modules names it, but {peft.WEIGHTS} has no tensors of it"
-            for path, name in ({path: path for path in paths} | peft.named(model, paths)).items()
-            if path not in layers and settings.targets(name)
-        ]
-    heads = [names[path] for path, tensors in layers.items() if "weight" in tensors]
-    problems += [
-        f"modules_to_save names {one}, which {peft.WEIGHTS} does not hold"
-        for one in settings.modules_to_save
-        if not any(name == one or name.endswith(f".{one}") for name in heads)
-    ]
     _refuse(folder, problems)
     lora = {path: names[path] for path, tensors in layers.items() if "weight" not in tensors}
     scales = {path: settings.scale(name) for path, name in lora.items()}
@@ -316,15 +303,11 @@ def _mapped(
 def _peft_problems(name: str, tensors: dict[str, mx.array], settings: peft.Settings) -> list[str]:
     """What is wrong with the tensors of one layer."""
     if "weight" in tensors:
-        if len(tensors) > 1:
-            return [f"{name}.weight: there are LoRA tensors of it, too"]
-        saved = any(name == one or name.endswith(f".{one}") for one in settings.modules_to_save)
-        return [] if saved else [f"{name}.weight: modules_to_save does not name it"]
+        alone = len(tensors) == 1
+        return [] if alone else [f"{name}.weight: there are LoRA tensors of it, too"]
     if len(tensors) < 2:
         missing = "lora_A" if "lora_b" in tensors else "lora_B"
         return [f"{name}.{missing}.weight: missing from {peft.WEIGHTS}"]
-    if not settings.targets(name):
-        return [f"{name}: {peft.WEIGHTS} has tensors of it, but target_modules does not name it"]
     rank, a, b = settings.rank(name), tensors["lora_a"].shape, tensors["lora_b"].shape
     if len(a) != 2 or len(b) != 2 or a[0] != rank or b[1] != rank:
         return [f"{name}: lora_A {a} and lora_B {b} are not of the rank {rank} in {CONFIG}"]
@@ -368,25 +351,26 @@ def _misfits(model: nn.Module, adapter: Folder) -> list[str]:
     for name, tensor in sorted(adapter.tensors.items()):
         path, _, leaf = name.rpartition(".")
         linear = base_linear(resolve(model, path)) if path and has(model, path) else None
+        problem = None
         if not isinstance(linear, nn.Linear | nn.QuantizedLinear):
-            problems.append(f"{name}: the model has no linear layer {path!r}")
-            continue
-        if leaf not in leaves and not (path == head and leaf == "weight"):
-            problems.append(f"{name}: not a {adapter.kind} tensor ({' or '.join(leaves)})")
-            continue
-        if leaf == "weight" and "scales" in linear and path != head:
-            problems.append(f"{name}: the model's {path} is quantized")
-            continue
-        if leaf == "weight" and f"{path}.lora_a" in adapter.tensors:
-            problems.append(f"{name}: there are LoRA tensors of {path}, too")
-            continue
-        shape, outputs, inputs = tensor.shape, output_dims(linear), input_dims(linear)
-        rank = shape[1 if leaf == "lora_a" else 0] if len(shape) == 2 else 0
-        places = {"weight": (outputs, inputs), "lora_a": (inputs, rank), "lora_b": (rank, outputs)}
-        if shape != places[leaf]:
-            problems.append(f"{name}: shape {shape}, the model needs {places[leaf]}")
-        elif ranks.setdefault(path, rank) != rank:
-            problems.append(f"{path}: lora_a has rank {ranks[path]}, lora_b {rank}")
+            problem = f"the model has no linear layer {path!r}"
+        elif leaf not in leaves and not (path == head and leaf == "weight"):
+            problem = f"not a {adapter.kind} tensor ({' or '.join(leaves)})"
+        elif leaf == "weight" and "scales" in linear and path != head:
+            problem = f"the model's {path} is quantized"
+        elif leaf == "weight" and f"{path}.lora_a" in adapter.tensors:
+            problem = f"there are LoRA tensors of {path}, too"
+        else:
+            outputs, inputs, shape = output_dims(linear), input_dims(linear), tensor.shape
+            rank = shape[leaf == "lora_a"] if len(shape) == 2 else 0
+            sizes = {"weight": (outputs, inputs), "lora_a": (inputs, rank)}
+            needed = sizes.get(leaf, (rank, outputs))
+            if shape != needed:
+                problem = f"shape {shape}, the model needs {needed}"
+            elif ranks.setdefault(path, rank) != rank:
+                problem = f"rank {rank}, lora_a has {ranks[path]}"
+        if problem:
+            problems.append(f"{name}: {problem}")
     if adapter.kind == "full":
         return problems
     # A half of a pair, or all of a layer that the keys name, may be missing.

@@ -159,13 +159,7 @@ def input_dims(module: nn.Module) -> int:
 
 @dataclass(frozen=True)
 class Target:
-    """One projection that an adapter can train.
-
-    Attributes:
-        layer: index of its layer.
-        path: full dotted path, as in the weights' names.
-        projection: the port's entry for it.
-    """
+    """One projection that an adapter can train: its layer's index and its full dotted path."""
 
     layer: int
     path: str

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import mlx.nn as nn
 from mlx_lm.tuner.lora import LoRALinear
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from abft_mlx.adapters.lora import targets
 from abft_mlx.errors import AdapterError
@@ -140,20 +140,17 @@ def _pattern(value: str) -> str:
     return value
 
 
-def _as_list(value: Any) -> Any:
-    """One value in a list; nothing is an empty one."""
-    return value if isinstance(value, list) else [] if value is None else [value]
-
-
-# No real adapter comes near these lengths.
-_Pattern = Annotated[str, Field(max_length=2000), AfterValidator(_pattern)]
+# No real adapter comes near this length, or the ones below.
 _Name = Annotated[str, Field(max_length=200), AfterValidator(_pattern)]
 _Rank = Annotated[int, Field(ge=1)]
 _Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Settings(BaseModel):
-    """What PEFT's LoraConfig says of layers, by their names in transformers; its own keys."""
+    """What PEFT's LoraConfig says of ranks and scales, under its own keys.
+
+    Which layers there are, the file's tensors say.
+    """
 
     model_config = ConfigDict(strict=True, frozen=True)
 
@@ -163,12 +160,6 @@ class Settings(BaseModel):
     alpha_pattern: dict[_Name, _Number] = Field({}, max_length=1000)
     use_rslora: bool = False
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    # Names, or ends of names; or one pattern.
-    target_modules: list[str] | _Pattern = []
-    exclude_modules: list[str] | _Pattern = []
-    # Where ends of names are looked for; empty for all.
-    layers_to_transform: Annotated[list[int], BeforeValidator(_as_list)] = []
-    modules_to_save: Annotated[list[_Pattern], BeforeValidator(_as_list)] = []
 
     @classmethod
     def parse(cls, written: dict[str, Any], where: Path) -> Settings:
@@ -219,21 +210,6 @@ class Settings(BaseModel):
         alpha = _matching(self.alpha_pattern, name, self.lora_alpha)
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
-    def targets(self, name: str) -> bool:
-        """Whether PEFT puts LoRA on a layer."""
-        if _names(self.exclude_modules, name) or _names(self.modules_to_save, name):
-            return False
-        if self.target_modules == "all-linear":
-            return True
-        if not _names(self.target_modules, name):
-            return False
-        # A pattern, or a full name, needs no layer number.
-        whole = isinstance(self.target_modules, str) or name in self.target_modules
-        if whole or not self.layers_to_transform:
-            return True
-        number = re.match(r".*?\.(\d+)\.", name)
-        return number is not None and int(number[1]) in self.layers_to_transform
-
 
 # The other ways to start change the base's own weights, which the adapter then is relative to.
 _STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
@@ -242,17 +218,11 @@ _IGNORED = frozenset({
     "peft_type", "task_type", "bias", "init_lora_weights", "auto_mapping",
     "base_model_name_or_path", "revision", "inference_mode", "fan_in_fan_out", "peft_version",
     "megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
-    "qalora_group_size", "ensure_weight_tying", "layers_pattern",
+    "qalora_group_size", "ensure_weight_tying", "layers_pattern", "target_modules",
+    "exclude_modules", "layers_to_transform", "modules_to_save",
 })  # fmt: skip
 
 
 def _matching(patterns: dict[str, Any], name: str, default: Any) -> Any:
     """The value of the first pattern that fits the end of a name."""
     return next((v for p, v in patterns.items() if re.match(rf"(.*\.)?({p})$", name)), default)
-
-
-def _names(names: list[str] | str, name: str) -> bool:
-    """Whether a pattern fits a name, or one of several names is its end."""
-    if isinstance(names, str):
-        return re.fullmatch(names, name) is not None
-    return any(name == one or name.endswith(f".{one}") for one in names)
