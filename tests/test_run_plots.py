@@ -174,15 +174,15 @@ class TestFigures:
         assert ticks(panels[0].yaxis) == ["ham", "spam", "$ca_t$"]
         assert "n = 12 test prompts" in caption
 
-    def test_a_classifier_is_drawn_where_there_are_no_plain_predictions(
-        self, tmp_path: Path
-    ) -> None:
-        measured = evaluation(BEFORE, AFTER)
+    def test_a_classifiers_answers_come_first(self, tmp_path: Path) -> None:
+        measured = evaluation(BEFORE, BEFORE)
         for side in (measured, measured["base"]):
-            side["methods"] = {"classifier": side["methods"]["vanilla"]}
+            side["methods"]["classifier"] = evaluated(AFTER)
         run = read_run(write_run(tmp_path / "run", measured=measured))
-        ((_, _, panels),) = drawn("confusion", run)
+        ((_, caption, panels),) = drawn("confusion", run)
         assert [panel.get_title() for panel in panels] == ["before", "after"]
+        assert [text.get_text() for text in panels[1].texts][:3] == ["4", "0", "0"]
+        assert "the classifier's answers" in caption
 
     def test_reliability(self, run: RunData) -> None:
         ((_, _, (upper, lower)),) = drawn("reliability", run)

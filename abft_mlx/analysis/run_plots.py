@@ -19,7 +19,7 @@ from abft_mlx.analysis.plots import (
     over_heads,
     unique,
 )
-from abft_mlx.analysis.run_data import ABFT, Method, RunData
+from abft_mlx.analysis.run_data import ABFT, Evaluation, Method, RunData
 from abft_mlx.induction import Example, Heads, HeadState
 
 AFTER = "after"
@@ -394,15 +394,19 @@ def _called(run: RunData, state: str, others: Sequence[RunData]) -> str:
 
 
 def _measured(run: RunData) -> dict[str, Method]:
-    """Plain predictions of the base and of the model with the adapter, or the classifier's."""
-    if run.evaluation is None:
-        return {}
-    states = {name: run.evaluation.state(name) for name in ("before", "after")}
-    for method in ("vanilla", "classifier"):
-        found = {name: methods[method] for name, methods in states.items() if method in methods}
-        if found:
-            return found
-    return {}
+    """The classifier's answers, or else plain predictions, of the base and with the adapter."""
+    name = _method(run)
+    states = (
+        {state: run.evaluation.state(state) for state in ("before", "after")}
+        if run.evaluation
+        else {}
+    )
+    return {state: methods[name] for state, methods in states.items() if name in methods}
+
+
+def _method(run: RunData) -> str:
+    """What the figures of answers show."""
+    return "classifier" if "classifier" in (run.evaluation or Evaluation()).methods else "vanilla"
 
 
 def _no_evaluation(run: RunData, what: str) -> str:
@@ -433,4 +437,5 @@ def _heads_caption(run: RunData, more: str, runs: Sequence[RunData] = ()) -> str
 def _evaluation_caption(run: RunData, more: str) -> str:
     """A caption with the prompts of the evaluation."""
     n = run.evaluation.prompts if run.evaluation else None
-    return _caption(run, "" if n is None else f"n = {n:,} test prompts", more)
+    method = "" if _method(run) == "vanilla" else "the classifier's answers"
+    return _caption(run, "" if n is None else f"n = {n:,} test prompts", method, more)

@@ -291,9 +291,9 @@ def _run_page(run: RunData, drawer: _Drawer) -> dict[str, Any]:
 
 
 def _confused(names: Sequence[str], methods: Mapping[str, Method]) -> list[str]:
-    """The most frequent confusions of the last method that has a table of them."""
+    """The most frequent confusions of the first method that has a table of them."""
     tables = [method.counts(len(names)) for method in methods.values()]
-    counts = next((table for table in reversed(tables) if table is not None), np.zeros((0, 0), int))
+    counts = next((table for table in tables if table is not None), np.zeros((0, 0), int))
     wrong = counts - np.diag(np.diag(counts))
     order = np.argsort(-wrong, axis=None, kind="stable")[:_CONFUSIONS_SHOWN]
     pairs = [np.unravel_index(at, wrong.shape) for at in order if wrong.flat[at]]
