@@ -103,13 +103,13 @@ def record_attention(
         queries: mx.array, keys: Any, values: Any, *args: Any, **options: Any
     ) -> mx.array:
         (recorder,) = held
-        given = dict(zip(("cache", "scale", "mask", "sinks"), args, strict=False)) | options
+        named = dict(zip(("cache", "scale", "mask", "sinks"), args, strict=False)) | options
 
         def row(last: mx.array) -> mx.array:
             if not isinstance(keys, mx.array):
                 raise ModelError("patterns cannot be read from a quantized key/value cache")
-            more = {name: given.get(name) for name in ("mask", "sinks")}
-            return last_row(queries, keys, last, scale=given["scale"], **more)
+            more = {name: named.get(name) for name in ("mask", "sinks")}
+            return last_row(queries, keys, last, scale=named["scale"], **more)
 
         recorder.record(layers, row)
         attend = original if recorder.attend is None else recorder.attend(original)
@@ -266,14 +266,14 @@ def _recording_class(
     around = getattr(kind.__call__, "__globals__", {})
     # Functions that methods call, and methods.
     functions = {
-        one: recording(around.get(one), seam, {})
-        for one, seam in seams.items()
-        if not hasattr(kind, one)
+        place: recording(around.get(place), seam, {})
+        for place, seam in seams.items()
+        if not hasattr(kind, place)
     }
     methods = {
-        one: recording(getattr(kind, one), seam, functions)
-        for one, seam in seams.items()
-        if hasattr(kind, one)
+        place: recording(getattr(kind, place), seam, functions)
+        for place, seam in seams.items()
+        if hasattr(kind, place)
     }
     return subclass(kind, **methods, _abft_instrumented=True)
 

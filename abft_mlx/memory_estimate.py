@@ -59,8 +59,8 @@ def _way_out(
         tries += [(lora, bits), (lora + fewer[-1], bits)]
     for changes, bits in tries:
         model, _ = loading.skeleton(recipe.model, recipe.revision, bits=bits)
-        found = estimate(model, recipes.change(recipe, changes), length_tokens)
-        if max(found["training_bytes"], found["evaluation_bytes"]) <= limit_bytes:
+        changed = estimate(model, recipes.change(recipe, changes), length_tokens)
+        if max(changed["training_bytes"], changed["evaluation_bytes"]) <= limit_bytes:
             words = [f"--set {change}" for change in changes]
             if bits:
                 words.insert(0, "a 4-bit copy of the model (mlx_lm.convert -q --q-bits 4)")
@@ -101,14 +101,15 @@ def estimate(model: nn.Module, recipe: Recipe, length_tokens: int) -> dict[str, 
         kept = min(kept, memory.kept_bytes(model, recipe))
     count = adapters.trainable_parameters(model)
     adapters.detach(model)
-    seen = max(1, min(evaluation.batch_tokens // tokens, evaluation.queries * evaluation.repeats))
+    prompts = evaluation.queries * evaluation.repeats
+    batch = max(1, min(evaluation.batch_tokens // tokens, prompts))
     return {
         "parameters": base_parameters,
         "trainable_parameters": count,
         "rows": rows,
         "tokens": tokens,
         "micro_batches": micro_batches,
-        "evaluation_rows": seen,
+        "evaluation_rows": batch,
         "weights_bytes": weights,
         "adapter_bytes": resident - weights,
         "moments_bytes": 2 * trainable,
@@ -116,14 +117,14 @@ def estimate(model: nn.Module, recipe: Recipe, length_tokens: int) -> dict[str, 
         "activations_bytes": update,
         "kept_hidden_bytes": kept,
         "training_bytes": resident + 2 * trainable + gradients + update + kept,
-        "evaluation_bytes": resident + seen * query,
+        "evaluation_bytes": resident + batch * query,
     }
 
 
 def _activations(model: nn.Module, recipe: Recipe, rows: int, tokens: int) -> tuple[int, int]:
     """Bytes beside weights and gradients: of a micro-batch, and of one prompt's evaluation."""
     objective, together = recipe.objective, recipe.training.together
-    types = [one.dtype for _, one in tree_flatten(model.parameters())]
+    types = [array.dtype for _, array in tree_flatten(model.parameters())]
     itemsize = min(dtype.size for dtype in types if mx.issubdtype(dtype, mx.floating))
     heads = max(shape.n_heads for shape in ports.heads(model) if shape is not None)
     width = max(shape.n_heads * shape.head_dim for shape in ports.heads(model) if shape is not None)
@@ -133,7 +134,7 @@ def _activations(model: nn.Module, recipe: Recipe, rows: int, tokens: int) -> tu
     args = getattr(model, "args", None)
     experts = max(getattr(args, name, None) or 1 for name in EXPERTS_PER_TOKEN)
     for block in blocks:
-        weights = [one.weight for _, one in block.module.named_modules() if "weight" in one]
+        weights = [m.weight for _, m in block.module.named_modules() if "weight" in m]
         outputs = [w.shape[-2] * (1 if w.ndim == 2 else experts) for w in weights if w.ndim > 1]
         layers.append(sum(outputs) + stream)
     trained = set(adapters.trained_layers(model))
@@ -155,4 +156,4 @@ def _activations(model: nn.Module, recipe: Recipe, rows: int, tokens: int) -> tu
 
 def _bytes(tree: Any) -> int:
     """Bytes of all arrays of a tree."""
-    return sum(one.nbytes for _, one in tree_flatten(tree))
+    return sum(array.nbytes for _, array in tree_flatten(tree))

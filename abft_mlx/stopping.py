@@ -47,15 +47,15 @@ class Stop:
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        taken = [one for one in SIGNALS if signal.getsignal(one) != signal.SIG_IGN]
-        before = {one: signal.signal(one, self._handle) for one in taken}
+        taken = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        before = {number: signal.signal(number, self._handle) for number in taken}
         self.watched = True
         try:
             yield self
         finally:
             self.watched = False
-            for one, handler in before.items():
-                signal.signal(one, handler)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
@@ -70,9 +70,9 @@ class Stop:
         """Note the first signal, and leave the second to the system."""
         del frame
         self.number = number
-        for one in SIGNALS:
-            if signal.getsignal(one) == self._handle:
-                signal.signal(one, signal.SIG_DFL)
+        for taken in SIGNALS:
+            if signal.getsignal(taken) == self._handle:
+                signal.signal(taken, signal.SIG_DFL)
         if not self._deferred:
             raise StoppedError(number)
         if sys.stderr.isatty():  # a process that is killed leaves the cursor as it is

@@ -197,7 +197,7 @@ def read(model: nn.Module, folder: str | Path) -> Folder:
         # The weights are for stock mlx-lm; what was trained is the LoRA tensors and the head.
         factors = _tensors(folder / FACTORS)
         merged = {f"{name.rpartition('.')[0]}.weight" for name in factors}
-        tensors = factors | {name: one for name, one in tensors.items() if name not in merged}
+        tensors = factors | {n: tensor for n, tensor in tensors.items() if n not in merged}
         kind = "lora"
     if kind == "full":
         return Folder(folder, kind, 1.0, 0.0, (), tensors)
@@ -262,17 +262,17 @@ def _read_peft(model: nn.Module, folder: Path, written: dict[str, Any]) -> Folde
     scales = {path: settings.scale(name) for path, name in lora.items()}
     common = next(iter(scales.values())) if len(set(scales.values())) == 1 else 1.0
     rank = max((settings.rank(name) for name in lora.values()), default=0)
-    found = {}
+    fitted = {}
     for path, tensors in layers.items():
         if path not in lora:
-            found[f"{path}.weight"] = tensors["weight"]
+            fitted[f"{path}.weight"] = tensors["weight"]
             continue
         a, b = (tensors[leaf].astype(mx.float32).T for leaf in ("lora_a", "lora_b"))
         missing = rank - a.shape[1]
         factor = scales[path] / common if common else 0.0
-        found[f"{path}.lora_a"] = mx.pad(a, [(0, 0), (0, missing)])
-        found[f"{path}.lora_b"] = mx.pad(b, [(0, missing), (0, 0)]) * factor
-    return Folder(folder, "lora", common, settings.lora_dropout, (), found)
+        fitted[f"{path}.lora_a"] = mx.pad(a, [(0, 0), (0, missing)])
+        fitted[f"{path}.lora_b"] = mx.pad(b, [(0, missing), (0, 0)]) * factor
+    return Folder(folder, "lora", common, settings.lora_dropout, (), fitted)
 
 
 def _mapped(
@@ -286,7 +286,7 @@ def _mapped(
     names: dict[str, str] = {}
     problems = []
     for source, tensor in sorted(tensors.items()):
-        ending = next((one for one in leaves if source.endswith(one)), "")
+        ending = next((leaf for leaf in leaves if source.endswith(leaf)), "")
         name = source.removeprefix(peft.PREFIX).removesuffix(ending)
         path = known.get(name) or peft.ending_alike(name, paths)
         if path is None:
@@ -318,8 +318,8 @@ def _refuse(folder: Path, problems: list[str]) -> None:
     """Raise an error that shows a few of the problems, if there are any."""
     if problems:
         # Of another model all shapes differ, and one says so.
-        shapes = [one for one in problems if ": shape (" in one]
-        shown = [one for one in problems if one not in shapes[1:]][:PROBLEMS_SHOWN]
+        shapes = [problem for problem in problems if ": shape (" in problem]
+        shown = [problem for problem in problems if problem not in shapes[1:]][:PROBLEMS_SHOWN]
         more = [f"and {len(problems) - len(shown)} more"] if len(problems) > len(shown) else []
         raise AdapterError(
             f"{folder} does not fit this model ({len(problems)} mismatches): "
@@ -405,7 +405,7 @@ def load(model: nn.Module, folder: str | Path) -> None:
     head_weights = read_out.read(adapter.path, head_counts(model))
     head = port_for(model).head_path(model)
     detach(model)
-    tensors = {name: one.astype(mx.float32) for name, one in adapter.tensors.items()}
+    tensors = {name: tensor.astype(mx.float32) for name, tensor in adapter.tensors.items()}
     for path in adapter.modules:
         if f"{path}.weight" in tensors:
             put_full(model, path, head=path == head).weight = tensors[f"{path}.weight"]
@@ -477,14 +477,14 @@ def combine(model: nn.Module, adapters: Sequence[tuple[str | Path, float]]) -> N
 
 def tensors(model: nn.Module) -> dict[str, mx.array]:
     """What the adapter consists of: parameter name to tensor, as it is saved."""
-    found = {}
+    tensors = {}
     for path, module in adapted(model).items():
         if isinstance(module, LoRALinear):
-            found[f"{path}.lora_a"] = module.lora_a.astype(mx.float32)
-            found[f"{path}.lora_b"] = module.lora_b.astype(mx.float32)
+            tensors[f"{path}.lora_a"] = module.lora_a.astype(mx.float32)
+            tensors[f"{path}.lora_b"] = module.lora_b.astype(mx.float32)
         else:
-            found[f"{path}.weight"] = module.saved_weight()
-    return found
+            tensors[f"{path}.weight"] = module.saved_weight()
+    return tensors
 
 
 def save(model: nn.Module, folder: str | Path, *, base_model: str | None = None) -> None:
@@ -507,15 +507,15 @@ def save(model: nn.Module, folder: str | Path, *, base_model: str | None = None)
         raise AdapterError("this model carries no adapter, so there is nothing to save")
     folder = Path(folder)
     as_weights = _as_weights(modules)
-    lora = {path: one for path, one in modules.items() if isinstance(one, LoRALinear)}
+    lora = {path: layer for path, layer in modules.items() if isinstance(layer, LoRALinear)}
     whole = tensors(model)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise write_failure(folder, error) from error
     if as_weights:
-        _write(folder / FACTORS, {n: one for n, one in whole.items() if not n.endswith(".weight")})
-        whole = {n: one for n, one in whole.items() if n.endswith(".weight")}
+        _write(folder / FACTORS, {n: t for n, t in whole.items() if not n.endswith(".weight")})
+        whole = {n: t for n, t in whole.items() if n.endswith(".weight")}
         for path, layer in lora.items():
             base = layer.linear.weight
             change = layer.scale * (layer.lora_a @ layer.lora_b).T

@@ -183,12 +183,12 @@ def targets(model: nn.Module, layers: list[int] | None = None) -> list[Target]:
             f"layers {with_heads[0]} to {with_heads[-1]}; name some of those, or leave it out for "
             "all"
         )
-    found: dict[str, Target] = {}
+    chosen: dict[str, Target] = {}
     for n in wanted:
         for projection in port.layer_projections(modules[n]):
             path = f"{modules[n].path}.{projection.path}"
-            found.setdefault(path, Target(n, path, projection))
-    return list(found.values())
+            chosen.setdefault(path, Target(n, path, projection))
+    return list(chosen.values())
 
 
 def adapted(model: nn.Module) -> dict[str, nn.Module]:
@@ -221,7 +221,7 @@ def trained_layers(model: nn.Module) -> list[int]:
     return [
         n
         for n, layer in enumerate(port.layers(model))
-        if any(f"{layer.path}.{one.path}" in changed for one in port.layer_projections(layer))
+        if any(f"{layer.path}.{part.path}" in changed for part in port.layer_projections(layer))
     ]
 
 
@@ -471,7 +471,7 @@ def shift_norms(model: nn.Module) -> dict[str, Any]:
                 norm = _norm(modules[target.path], mx.array(outputs))
                 squares[part][target.layer] += norm**2
     head = modules.get(port.head_path(model))
-    norms = {part: [math.sqrt(one) for one in some] for part, some in squares.items()}
+    norms = {part: [math.sqrt(square) for square in some] for part, some in squares.items()}
     return norms | {"head": None if head is None else _norm(head, slice(None))}
 
 

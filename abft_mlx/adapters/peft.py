@@ -78,13 +78,13 @@ def named(model: nn.Module, paths: Iterable[str]) -> dict[str, str]:
     if name in SAME_ATTENTION:
         known = {target.path for target in targets(model)} | {port_for(model).head_path(model)}
         return {path: path for path in paths if path in known}
-    found = {}
+    theirs = {}
     for path in paths:
         for own, other in BEGINNINGS.get(name, ()):
             if path.startswith(own):
-                found[path] = other + path.removeprefix(own)
+                theirs[path] = other + path.removeprefix(own)
                 break
-    return found
+    return theirs
 
 
 def transposed(model: nn.Module) -> bool:
@@ -99,11 +99,9 @@ def wraps(model: nn.Module) -> bool:
 
 def linear_paths(model: nn.Module) -> list[str]:
     """Full paths of a model's linear layers, those under an adapter by the adapter's path."""
-    inner = {f"{path}.linear" for path, one in model.named_modules() if isinstance(one, LoRALinear)}
+    inner = {f"{path}.linear" for path, m in model.named_modules() if isinstance(m, LoRALinear)}
     kinds = (nn.Linear, nn.QuantizedLinear, LoRALinear)
-    return [
-        path for path, one in model.named_modules() if isinstance(one, kinds) and path not in inner
-    ]
+    return [path for path, m in model.named_modules() if isinstance(m, kinds) and path not in inner]
 
 
 def ending_alike(name: str, paths: Iterable[str]) -> str | None:

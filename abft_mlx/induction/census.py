@@ -72,11 +72,11 @@ class HeadCensus:
         self.prompts += int(gold.shape[0])
 
     def _mean(self, store: list[np.ndarray | None]) -> np.ndarray:
-        width = max((len(one) for one in store if one is not None), default=0)
+        width = max((len(heads) for heads in store if heads is not None), default=0)
         table = np.full((len(store), width), math.nan)
-        for layer, one in enumerate(store):
-            if one is not None:
-                table[layer, : len(one)] = one / max(self.prompts, 1)
+        for layer, heads in enumerate(store):
+            if heads is not None:
+                table[layer, : len(heads)] = heads / max(self.prompts, 1)
         return table
 
     @property
@@ -103,7 +103,7 @@ class HeadCensus:
     def heads_by_layer(self) -> list[float | None]:
         """Mean number of induction heads in a prompt, None for a layer without heads."""
         count = max(self.prompts, 1)
-        return [None if one is None else float(one.sum()) / count for one in self._kept]
+        return [None if heads is None else float(heads.sum()) / count for heads in self._kept]
 
     @property
     def heads_per_prompt(self) -> float:

@@ -116,15 +116,15 @@ def detect(
             if row is None:
                 continue
             at = mx.broadcast_to(where[:, None, :], (*row.shape[:2], len(back)))
-            seen = np.asarray(mx.take_along_axis(row, at, axis=-1).sum(axis=0), dtype=np.float64)
+            mass = np.asarray(mx.take_along_axis(row, at, axis=-1).sum(axis=0), dtype=np.float64)
             before = totals[layer]
-            totals[layer] = seen if before is None else before + seen
+            totals[layer] = mass if before is None else before + mass
         if on_progress is not None:
             on_progress(min(first + BATCH, sequences), sequences)
-    width = max((len(one) for one in totals if one is not None), default=0)
+    width = max((len(heads) for heads in totals if heads is not None), default=0)
     table = np.full((len(back), len(totals), width), math.nan)
-    for layer, one in enumerate(totals):
-        if one is not None:
-            table[:, layer, : len(one)] = one.T / sequences
+    for layer, heads in enumerate(totals):
+        if heads is not None:
+            table[:, layer, : len(heads)] = heads.T / sequences
     previous, duplicate, induction = table
     return Detected(previous, duplicate, induction, sequences, N)

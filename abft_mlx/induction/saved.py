@@ -60,10 +60,10 @@ class HeadState:
     @property
     def tables(self) -> dict[str, np.ndarray]:
         """Name to array of all that is known: the census, detectors' scores, head weights."""
-        found = {part: getattr(self, part) for part in CENSUS}
+        tables = {part: getattr(self, part) for part in CENSUS}
         if self.detected is not None:
-            found |= {part: getattr(self.detected, part) for part in DETECTED}
-        return found if self.weight is None else found | {"weight": self.weight}
+            tables |= {part: getattr(self.detected, part) for part in DETECTED}
+        return tables if self.weight is None else tables | {"weight": self.weight}
 
     @property
     def on_gold(self) -> np.ndarray:
@@ -192,20 +192,22 @@ def _heads(about: dict[str, Any], arrays: dict[str, np.ndarray]) -> Heads:
     for name, sizes in about["states"].items():
         detected = None
         if sizes is not None:
-            previous, duplicate, induction = (arrays[f"{name}.detected.{one}"] for one in DETECTED)
+            previous, duplicate, induction = (arrays[f"{name}.detected.{p}"] for p in DETECTED)
             counts = (sizes["sequences"], sizes["repeated_tokens"])
             detected = Detected(previous, duplicate, induction, *counts)
         census = {part: arrays[f"{name}.{part}"] for part in CENSUS}
         states[name] = HeadState(**census, detected=detected, weight=arrays.get(f"{name}.weight"))
     examples = tuple(
         Example(
-            tokens=tuple(one["tokens"]),
+            tokens=tuple(entry["tokens"]),
             label_positions=arrays[f"example{n}.label_positions"],
             demonstration_labels=arrays[f"example{n}.demonstration_labels"],
-            gold=int(one["gold"]),
-            rows={name: arrays[f"example{n}.{name}"].astype(np.float32) for name in one["states"]},
+            gold=int(entry["gold"]),
+            rows={
+                name: arrays[f"example{n}.{name}"].astype(np.float32) for name in entry["states"]
+            },
         )
-        for n, one in enumerate(about["examples"])
+        for n, entry in enumerate(about["examples"])
     )
     facts = dict(about["facts"])
     return Heads(states, examples, tuple(about["labels"]), int(about["prompts"]), facts)
@@ -228,6 +230,5 @@ def _fits_together(heads: Heads) -> bool:
             and all(0 <= label < len(heads.labels) for label in (*labels, example.gold))
         ):
             return False
-    return all(isinstance(text, str) for one in heads.examples for text in one.tokens) and all(
-        isinstance(label, str) for label in heads.labels
-    )
+    texts = [*heads.labels, *(token for example in heads.examples for token in example.tokens)]
+    return all(isinstance(text, str) for text in texts)

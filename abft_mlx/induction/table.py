@@ -88,8 +88,8 @@ def agreement(state: HeadState) -> Agreement | None:
 
 def _spearman(first: np.ndarray, second: np.ndarray) -> float:
     """Spearman's rank correlation, NaN where one of the two is constant."""
-    ranks = [_ranks(one) for one in (first, second)]
-    if any(np.ptp(one) == 0 for one in ranks):
+    ranks = [_ranks(values) for values in (first, second)]
+    if any(np.ptp(rank) == 0 for rank in ranks):
         return math.nan
     return float(np.corrcoef(ranks)[0, 1])
 

@@ -30,13 +30,13 @@ class Window:
     def of(cls, census: HeadCensus, share: float = WINDOW_SHARE) -> Window:
         """The smallest window of a census."""
         heads = census.heads_by_layer
-        layers = window(heads, share) or [n for n, one in enumerate(heads) if one is not None]
+        layers = window(heads, share) or [n for n, count in enumerate(heads) if count is not None]
         return cls(layers, heads, census.prompts, share)
 
     @property
     def heads(self) -> float:
         """Induction heads in a prompt."""
-        return sum(one or 0.0 for one in self.heads_by_layer)
+        return sum(count or 0.0 for count in self.heads_by_layer)
 
     @property
     def heads_inside(self) -> float:
@@ -57,8 +57,8 @@ def window(heads_by_layer: Sequence[float | None], share: float = WINDOW_SHARE) 
     Returns:
         Layer numbers in order; empty where no head was seen.
     """
-    layers = [n for n, one in enumerate(heads_by_layer) if one is not None]
-    counts = [one for one in heads_by_layer if one is not None]
+    layers = [n for n, count in enumerate(heads_by_layer) if count is not None]
+    counts = [count for count in heads_by_layer if count is not None]
     # Sums of means: a run that holds exactly the share must not fail by a rounding.
     needed = share * sum(counts) * (1 - 1e-9)
     if not sum(counts):

@@ -151,17 +151,17 @@ class Namespace:
         return getattr(self.original, name)
 
 
-def finding(function: FunctionType, found: Mapping[str, Any]) -> FunctionType:
+def finding(function: FunctionType, names: Mapping[str, Any]) -> FunctionType:
     """The same code, which finds other things under some of its global names."""
-    made = FunctionType(
+    copy = FunctionType(
         function.__code__,
-        function.__globals__ | dict(found),
+        function.__globals__ | dict(names),
         function.__name__,
         function.__defaults__,
         function.__closure__,
     )
-    made.__kwdefaults__ = function.__kwdefaults__
-    return made
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
 
 
 @contextmanager

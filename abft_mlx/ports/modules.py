@@ -60,10 +60,10 @@ BEFORE_HEAD: dict[str, Callable[[Any, mx.array], mx.array]] = {
 
 def resolve(module: nn.Module, path: str) -> Any:
     """The submodule or attribute at a dotted path."""
-    found: Any = module
-    for part in path.split("."):
-        found = found[int(part)] if part.isdigit() else getattr(found, part)
-    return found
+    part: Any = module
+    for name in path.split("."):
+        part = part[int(name)] if name.isdigit() else getattr(part, name)
+    return part
 
 
 def has(module: nn.Module, path: str) -> bool:

@@ -164,17 +164,17 @@ class Port:
 
     def blocks(self, model: nn.Module) -> list[Block]:
         """The model's blocks, in the order in which it runs them, as often as it does."""
-        found: list[Block] = []
+        runs: list[Block] = []
         count = 0
         for times in self.passes:
             for blocks in _several(self.layer_list):
                 for number, module in enumerate(resolve(model, blocks)):
                     layers = times * len(_several(self.attention))
-                    found.append(
+                    runs.append(
                         Block(f"{blocks}.{number}", module, tuple(range(count, count + layers)))
                     )
                     count += layers
-        return found
+        return runs
 
     def _attention_paths(self, model: nn.Module) -> Iterator[tuple[str, int]]:
         """Where attention modules may sit, and how often each attends."""
@@ -198,8 +198,8 @@ class Port:
         return [] if module is None else self._projections(module)
 
     def _projections(self, attention: nn.Module) -> list[Projection]:
-        found = [one for one in self.projections if has(attention, one.path)]
-        return found if any("q" in one.role for one in found) else []
+        present = [part for part in self.projections if has(attention, part.path)]
+        return present if any("q" in part.role for part in present) else []
 
     def head_shape(self, layer: Layer) -> HeadShape | None:
         """The heads of one layer, or None for a layer without softmax attention."""
@@ -212,9 +212,9 @@ class Port:
             if isinstance(self.n_kv_heads, int)
             else getattr(layer.keys, self.n_kv_heads)
         )
-        projection = next(one for one in self._projections(attention) if "q" in one.role)
+        projection = next(p for p in self._projections(attention) if "q" in p.role)
         counts = {"q": n_heads, "k": n_kv_heads, "v": n_kv_heads, "gate": n_heads}
-        parts = [one for one in projection.parts or (projection.role,) if isinstance(one, str)]
+        parts = [part for part in projection.parts or (projection.role,) if isinstance(part, str)]
         outputs = output_dims(resolve(attention, projection.path))
         return HeadShape(n_heads, n_kv_heads, outputs // sum(counts[part] for part in parts))
 
@@ -247,7 +247,7 @@ class Port:
         heads = {"q": shape.n_heads, "k": shape.n_kv_heads, "v": shape.n_kv_heads,
                  "gate": shape.n_heads}  # fmt: skip
         blocks = {"": 1, "head": shape.n_heads, "group": shape.n_kv_heads}[projection.per]
-        found: dict[str, list[np.ndarray]] = {}
+        indices: dict[str, list[np.ndarray]] = {}
         start = 0
         for _ in range(blocks):
             for part in projection.parts:
@@ -255,9 +255,9 @@ class Port:
                     role, width = part, heads[part] // blocks * shape.head_dim
                 else:
                     role, width = part[0], int(getattr(attention, part[1]))
-                found.setdefault(role, []).append(np.arange(start, start + width))
+                indices.setdefault(role, []).append(np.arange(start, start + width))
                 start += width
-        return {role: np.concatenate(several) for role, several in found.items()}
+        return {role: np.concatenate(several) for role, several in indices.items()}
 
     def hidden(
         self, model: nn.Module, tokens: mx.array, cache: Sequence[Any] | None = None

@@ -118,7 +118,7 @@ def _in_wrapper(port: Port, *architectures: str) -> Port:
         architectures=architectures,
         layer_list=f"language_model.{port.layer_list}",
         stem=f"language_model.{port.stem}",
-        heads=tuple(f"language_model.{one}" for one in port.heads),
+        heads=tuple(f"language_model.{head}" for head in port.heads),
     )
 
 
@@ -295,7 +295,7 @@ def port_for(model: nn.Module) -> Port:
 
 def head_counts(model: nn.Module) -> dict[int, int]:
     """Layer number to its number of query heads, for layers with softmax attention."""
-    return {n: one.n_heads for n, one in enumerate(heads(model)) if one is not None}
+    return {n: shape.n_heads for n, shape in enumerate(heads(model)) if shape is not None}
 
 
 def heads(model: nn.Module) -> list[HeadShape | None]:
