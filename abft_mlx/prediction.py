@@ -238,8 +238,10 @@ class Predictor:
             pairs: N texts and class numbers.
         """
         return [
-            self.builder.build(self.shown(text), text, gold, where=f"text {number}")
-            for number, (text, gold) in enumerate(pairs, 1)
+            self.builder.build(
+                self.shown(pair[0]), *pair, where=getattr(pair, "place", f"text {n}")
+            )
+            for n, pair in enumerate(pairs, 1)
         ]
 
     def _answers(self, asked: Sequence[tuple[data.Query, prompts.Prompt]]) -> list[Prediction]:

@@ -97,6 +97,7 @@ def test_csv_every_problem_with_row_and_physical_line(tmp_path: Path) -> None:
 def test_a_text_knows_its_place_in_the_file(tmp_path: Path) -> None:
     texts = load(write(tmp_path, "a.csv", 'text,label\n"two\nlines",x\n\nb,y\n'))
     assert texts.subset([1]).place(0) == f"{texts.source} row 2 (line 5)"
+    assert texts.subset([1]).pairs()[0].place == f"{texts.source} row 2 (line 5)"
 
 
 def test_csv_open_quote_is_found(tmp_path: Path) -> None:

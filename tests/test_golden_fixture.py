@@ -82,7 +82,7 @@ def setting(change: str) -> Patch:
 
 
 L9_SWAPPED = (*robustness.L9[:7], robustness.L9[8], robustness.L9[7])
-GENERATOR = data.generator
+GENERATOR = data.sampling
 CHANGES: dict[str, tuple[str, Patch]] = {
     "multiplier": ("generator", constant(GENERATOR, "_MULTIPLIER", 1664526)),
     "increment": ("generator", constant(GENERATOR, "_INCREMENT", 1013904222)),

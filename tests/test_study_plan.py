@@ -309,13 +309,13 @@ BAD = {
     GRID + "settings: [model=x]": "model is what models sets",
     GRID + "settings: [updates=3]": "'updates' is no setting; write section.key",
     GRID + "settings: [training.updates]": "'training.updates' is no setting; write section.key=",
-    GRID + "settings: [training.updatse=3]": "model demo, task generated/emotion: setting "
-    "training.updatse: unknown key training.updatse (value 3); did you mean updates?",
-    GRID + "settings: [training.updates=x]": "setting training.updates: training.updates is 'x'",
+    GRID + "settings: [training.updatse=3]": "model demo, task generated/emotion: setting: "
+    "unknown key training.updatse (value 3); did you mean updates?",
+    GRID + "settings: [training.updates=x]": "setting: training.updates is 'x'",
     GRID + "sweep: {training.seed: [1]}": "training.seed is what seeds sets",
     GRID + "sweep: {training.updates: []}": "training.updates has no values",
     GRID + "sweep: {training.updates: [1, 1]}": "training.updates has a value twice",
-    GRID + "sweep: {training.updates: [0]}": "method abft: setting training.updates: ",
+    GRID + "sweep: {training.updates: [0]}": "method abft: setting: ",
     GRID.replace("/purpose", "/porpoise"): "study grid: task generated/porpoise: no recipe is "
     "called 'generated/porpoise': did you mean generated/purpose?",
     START + "tasks: [demo]\nmethods: [plane]": "plane needs two axes",

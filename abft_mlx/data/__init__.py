@@ -1,13 +1,21 @@
 """Labelled texts: reading, checking, and the protocol's seeded splits and samplers."""
 
-from abft_mlx.data.generator import Generator, demonstration_rows, training_rows
 from abft_mlx.data.loading import builtin_tasks, kind, load, report
 from abft_mlx.data.queries import Queries, Query, queries_of
 from abft_mlx.data.rows import Report, given, listed, word
-from abft_mlx.data.selection import Nearest, balanced, evaluation_draws, training_draws
+from abft_mlx.data.sampling import (
+    Generator,
+    Nearest,
+    TfIdf,
+    Vectors,
+    balanced,
+    demonstration_rows,
+    evaluation_draws,
+    training_draws,
+    training_rows,
+)
 from abft_mlx.data.splits import Splits, all_test, split
 from abft_mlx.data.texts import LabelledTexts, fold
-from abft_mlx.data.tfidf import TfIdf, Vectors
 
 __all__ = [
     "Generator",

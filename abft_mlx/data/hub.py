@@ -10,7 +10,7 @@ from typing import Any
 
 from abft_mlx import hub
 from abft_mlx.data import rows
-from abft_mlx.data.generator import Generator
+from abft_mlx.data.sampling import Generator
 from abft_mlx.errors import AbftError, DataError, RecipeError, RunError
 from abft_mlx.recipe import DataSection
 from abft_mlx.recipe.files import parse

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from abft_mlx.data.generator import Generator
+from abft_mlx.data.sampling import Generator
 from abft_mlx.data.texts import LabelledTexts, fold
 from abft_mlx.errors import DataError, first_few
 from abft_mlx.recipe import DataSection

@@ -10,6 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 
+class Pair(tuple[str, int]):
+    """A text and its class number, and the place where it was read, for messages."""
+
+    place: str
+
+
 @dataclass(frozen=True)
 class LabelledTexts:
     """Texts with their class numbers.
@@ -49,9 +55,12 @@ class LabelledTexts:
             f"{self.source} {self.places[row]}" if self.places else f"{self.source} text {row + 1}"
         )
 
-    def pairs(self) -> list[tuple[str, int]]:
+    def pairs(self) -> list[Pair]:
         """Text and class number of every row."""
-        return list(zip(self.texts, self.labels, strict=True))
+        pairs = [Pair(pair) for pair in zip(self.texts, self.labels, strict=True)]
+        for row, pair in enumerate(pairs):
+            pair.place = self.place(row)
+        return pairs
 
     def fingerprint(self) -> str:
         """Hex SHA-256 of names, texts and labels in order; not of where they were read."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -218,7 +219,7 @@ def evaluate_classifier(
 
 def _measured(
     predictor: prediction.Predictor,
-    pairs: list[tuple[str, int]],
+    pairs: Sequence[tuple[str, int]],
     section: recipes.EvaluationSection,
     events: Events,
     ranks: Ranks | None,
