@@ -104,7 +104,7 @@ class Evaluation(Measured):
     adapter: str | None = None
     labels: list[str] = []
     prompts: int | None = None
-    k: int | None = None
+    k: int | str | None = None
     seed: int | None = None
     comparisons: list[Comparison] = []
     base: Measured | None = None
@@ -145,9 +145,9 @@ class RunFile(BaseModel):
     chat_template: str | None = None
     seeds: Object = {}
     trainable_parameters: int | None = None
-    totals: dict[str, int | float | list[Any] | None] = {}
+    totals: Object = {}
     shift: dict[str, Numbers | float | None] | None = None
-    validation: dict[str, int | float | None] | None = None
+    validation: Object = {}
 
     def norms(self, part: str) -> np.ndarray | None:
         """(L,) norms of the change of W_Q (``q``) or W_K (``k``), NaN where none trains."""

@@ -150,7 +150,7 @@ def time_to_accuracy(run: RunData, others: Sequence[RunData]) -> list[Plot] | st
             "no accuracy was validated while training; train with "
             "--set training.validate_every=8 --set data.validation_rows=64, or other numbers"
         )
-    validation = run.run.validation or {}
+    validation = run.run.validation
     draw = on_axes(
         figures.time_to_accuracy, seconds=[x for x, _ in points.values()],
         accuracy=[y for _, y in points.values()], names=list(points),

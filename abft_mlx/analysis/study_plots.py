@@ -18,6 +18,7 @@ from abft_mlx.analysis.plots import (
     on_axes,
     over_heads,
     stem,
+    unique,
 )
 from abft_mlx.analysis.run_data import ABFT, ABFT_ONLY, CURVES
 from abft_mlx.analysis.study_data import (
@@ -90,14 +91,15 @@ def without(name: str, facts: Facts) -> str:
 def accuracy(facts: Facts, found: Group) -> list[Plot]:
     """Methods by tasks, for each model."""
     made, paper = [], facts.published
-    for model, some in _by_model(one for one in scored(found) if not one.cell.sweep):
-        groups, columns = list(rows(some).values()), tasks(some)
-        cells = [[means(of_task(group, task)) for task in columns] for group in groups]
+    for model, some, groups in _by_model(one for one in scored(found) if not one.cell.sweep):
+        columns = tasks(some)
         theirs = [
             [paper.accuracy(_called(facts, group), group[0].method, task) for task in columns]
             for group in groups
         ]
-        values, spread = _arrays(cells)
+        values, spread = _arrays(
+            [[means(of_task(group, task)) for task in columns] for group in groups]
+        )
         draw = on_axes(
             figures.accuracy, accuracy=values, spread=spread, paper=_rates(theirs),
             methods=_labels(groups), tasks=[paper.task(task) for task in columns],
@@ -108,18 +110,14 @@ def accuracy(facts: Facts, found: Group) -> list[Plot]:
 
 def consistency(facts: Facts, found: Group) -> list[Plot]:
     """Both consistencies, averaged over tasks, for each model."""
-    made, kinds = [], ("template", "demonstrations")
-    for model, some in _by_model(
-        one for one in found if one.plain and one.cell.evaluation.robustness
-    ):
-        groups = list(rows(some).values())
-        reads = [reader("robustness", kind, "consistency") for kind in kinds]
-        values, spread = _arrays([[means(group, read) for read in reads] for group in groups])
+    made, kinds, paper = [], ("template", "demonstrations"), facts.published
+    measured = (one for one in found if one.plain and one.cell.evaluation.robustness)
+    for model, some, groups in _by_model(measured):
+        values, spread = _table(groups, [("robustness", kind, "consistency") for kind in kinds])
         theirs = [
-            [facts.published.consistency(_called(facts, group), kind, group[0].label)
-             for kind in kinds]
+            [paper.consistency(_called(facts, group), kind, group[0].label) for kind in kinds]
             for group in groups
-        ]  # fmt: skip
+        ]
         draw = on_axes(
             figures.consistency, values=values, spread=spread, paper=_rates(theirs),
             methods=_labels(groups),
@@ -131,10 +129,9 @@ def consistency(facts: Facts, found: Group) -> list[Plot]:
 def unseen(facts: Facts, found: Group) -> list[Plot]:
     """Random, unseen and zero-shot accuracy, averaged over tasks, for each model."""
     made, kinds = [], ("random", "unseen", "zero_shot")
-    for model, some in _by_model(one for one in found if one.plain and one.cell.evaluation.unseen):
-        groups = list(rows(some).values())
-        reads = [reader("unseen", kind, "accuracy") for kind in kinds]
-        values, spread = _arrays([[means(group, read) for read in reads] for group in groups])
+    measured = (one for one in found if one.plain and one.cell.evaluation.unseen)
+    for model, some, groups in _by_model(measured):
+        values, spread = _table(groups, [("unseen", kind, "accuracy") for kind in kinds])
         theirs = np.full((len(groups), 2), np.nan)
         for row, group in enumerate(groups):
             published = facts.published.facts["figure3"].get(_called(facts, group) or "", {})
@@ -151,37 +148,30 @@ def unseen(facts: Facts, found: Group) -> list[Plot]:
 def data_efficiency(_facts: Facts, found: Group) -> list[Plot]:
     """Methods over training sizes, for each model."""
     made = []
-    for model, some in _by_model(scored(found)):
-        swept = [one for one in some if EXAMPLES in one.cell.sweep]
-        if not swept:
-            continue
-        sizes = sorted({one.cell.sweep[EXAMPLES] for one in swept})
-        methods = list(dict.fromkeys(one.method for one in swept))
-        groups = [
-            [
-                [one for one in swept if (one.method, one.cell.sweep[EXAMPLES]) == (method, size)]
-                for size in sizes
-            ]
-            for method in methods
-        ]
-        table = np.array([[_ends(group) for group in line] for line in groups])
-        base = [one for one in some if one.method == "vanilla"]
+    for model, some, _ in _by_model(one for one in scored(found) if EXAMPLES in one.cell.sweep):
+        sizes = sorted({one.cell.sweep[EXAMPLES] for one in some})
+        methods = unique(one.method for one in some)
+        table = np.array([
+            [_ends([one for one in some if (one.method, one.cell.sweep[EXAMPLES]) == (name, size)])
+             for size in sizes]
+            for name in methods
+        ])  # fmt: skip
+        base = [one for one in scored(found) if (one.model, one.method) == (model, "vanilla")]
         draw = on_axes(
             figures.data_efficiency, examples=np.array(sizes, dtype=np.float64),
             accuracy=table[..., 0], ends=np.moveaxis(table[..., 1:], -1, 0), methods=methods,
             untrained=_ends(base)[0] if base else None,
         )  # fmt: skip
         more = "bands are 95% intervals over seeds and prompts"
-        made.append(Plot(stem("data-efficiency", model), draw, _caption(model, swept, more)))
+        made.append(Plot(stem("data-efficiency", model), draw, _caption(model, some, more)))
     return made
 
 
 def _ends(group: Group) -> tuple[float, float, float]:
     """Mean accuracy and both ends of its interval, NaN where they are not known."""
-    whole = average(group)
+    whole, mean = average(group), means(group)
     if whole is not None:
         return whole.mean, whole.low, whole.high
-    mean = means(group)
     return (mean[0] if mean else np.nan), np.nan, np.nan
 
 
@@ -189,15 +179,12 @@ def training(_facts: Facts, found: Group) -> list[Plot]:
     """Loss, its terms, heads and A against prompts seen, a line for each method."""
     made = []
     trained = [one for one in found if one.plain and one.cell.run and one.cell.run.curve]
-    for model, some in _by_model(_unswept(trained)):
-        every = list(rows(some).values())
+    for model, some, every in _by_model(_unswept(trained)):
         groups = every[:LINES]
-        read = [_training_curves(group) for group in groups]
-        curves = [middle for _, middle, _ in read]
+        seen, curves, spread = zip(*map(_training_curves, groups), strict=True)
         draw = partial(
-            figures.training_curves, seen=[seen for seen, _, _ in read], curves=curves,
-            names=_labels(groups), spread=[around for _, _, around in read],
-        )  # fmt: skip
+            figures.training_curves, seen=seen, curves=curves, names=_labels(groups), spread=spread
+        )
         more = joined(
             BANDS,
             len(every) > LINES and f"the first {LINES} of {len(every)} settings",
@@ -222,8 +209,13 @@ def _training_curves(
         if all(name in step for curve in curves for step in curve[:length]):
             runs = [[step[name] for step in curve[:length]] for curve in curves]
             middle[name], around[name] = mean_and_deviation(np.array(runs, dtype=np.float64))
-    seen = [step["seen_examples"] for step in curves[0][:length]]
-    return np.array(seen, dtype=np.float64), middle, around
+    return _seen(group, length), middle, around
+
+
+def _seen(group: Group, length: int) -> np.ndarray:
+    """(U,) training prompts seen after each update."""
+    curve = group[0].cell.run.curve if group[0].cell.run else []
+    return np.array([step["seen_examples"] for step in curve[:length]], dtype=np.float64)
 
 
 def _label_loss(group: Group) -> bool:
@@ -235,18 +227,15 @@ def head_count(_facts: Facts, found: Group) -> list[Plot]:
     """Heads against prompts seen, a line for each method, for each model."""
     made = []
     counted = [one for one in found if one.plain and one.cell.heads]
-    for model, some in _by_model(_unswept(counted)):
-        groups = list(rows(some).values())
+    for model, some, groups in _by_model(_unswept(counted)):
         seen, heads, spread = [], [], []
         for group in groups:
             length = min(len(one.cell.heads) for one in group)
-            middle, around = mean_and_deviation(
-                np.array([one.cell.heads[:length] for one in group])
-            )
-            curve = group[0].cell.run.curve if group[0].cell.run else []
-            seen.append(np.array([step["seen_examples"] for step in curve[:length]], dtype=float))
+            runs = np.array([one.cell.heads[:length] for one in group])
+            middle, around = mean_and_deviation(runs)
             heads.append(middle)
             spread.append(around)
+            seen.append(_seen(group, length))
         draw = on_axes(
             figures.head_count, seen=seen, heads=heads, spread=spread, methods=_labels(groups)
         )
@@ -257,16 +246,16 @@ def head_count(_facts: Facts, found: Group) -> list[Plot]:
 def shift(_facts: Facts, found: Group) -> list[Plot]:
     """Norms of the change of W_Q and W_K in every layer, for each model."""
     made = []
-    for model, some in _by_model(one for one in found if one.plain and one.cell.shift):
-        names, middle, around = [], [], []
-        for group in rows(some).values():
-            for part in ("q", "k"):
-                norms = [(one.cell.shift or {})[part] for one in group]
-                mean, spread = mean_and_deviation(np.array(norms, dtype=np.float64))
-                names.append(f"{group[0].label} W_{part.upper()}")
-                middle.append(mean)
-                around.append(spread)
-        draw = on_axes(figures.shift, shifts=middle, spread=around, names=names)
+    for model, some, groups in _by_model(one for one in found if one.plain and one.cell.shift):
+        norms = {
+            f"{group[0].label} W_{part.upper()}": mean_and_deviation(
+                np.array([(one.cell.shift or {})[part] for one in group], dtype=np.float64)
+            )
+            for group in groups
+            for part in ("q", "k")
+        }
+        middle, around = zip(*norms.values(), strict=True)
+        draw = on_axes(figures.shift, shifts=middle, spread=around, names=list(norms))
         made.append(Plot(stem("shift", model), draw, _caption(model, some, BANDS)))
     return made
 
@@ -274,12 +263,11 @@ def shift(_facts: Facts, found: Group) -> list[Plot]:
 def label_attention(_facts: Facts, found: Group) -> list[Plot]:
     """Attention on labels in every layer, for each model and each state of it."""
     made = []
-    for model, some in _by_model(one for one in found if one.plain and one.cell.census):
+    for model, some, groups in _by_model(one for one in found if one.plain and one.cell.census):
         names, on_labels, on_gold = [], [], []
-        for group in rows(some).values():
-            censuses = [one.cell.census for one in group if one.cell.census]
+        for group in groups:
             magnitude, correctness = (
-                np.nanmean([over_heads(getattr(census, key)) for census in censuses], axis=0)
+                np.nanmean([over_heads(getattr(one.cell.census, key)) for one in group], axis=0)
                 for key in ("magnitude", "correctness")
             )
             names.append("before" if group[0].method == "vanilla" else group[0].label)
@@ -287,7 +275,8 @@ def label_attention(_facts: Facts, found: Group) -> list[Plot]:
             # Magnitude is right plus wrong, correctness right less wrong.
             on_gold.append((magnitude + correctness) / 2)
         draw = on_axes(figures.label_attention, on_labels=on_labels, on_gold=on_gold, names=names)
-        more = f"means over heads and the first {censuses[0].prompts or '?'} prompts"
+        prompts = some[0].cell.census.prompts if some[0].cell.census else None
+        more = f"means over heads and the first {prompts or '?'} prompts"
         made.append(Plot(stem("label-attention", model), draw, _caption(model, some, more)))
     return made
 
@@ -296,18 +285,17 @@ def grid(_facts: Facts, found: Group) -> list[Plot]:
     """One grid over both weights for each model and method, one scale of colours for a model."""
     made = []
     swept = [one for one in scored(found) if {PUNISH, REWARD} <= set(one.cell.sweep)]
-    for model, some in _by_model(swept):
+    for model, some, _ in _by_model(swept):
         punish, reward = (sorted({one.cell.sweep[key] for one in some}) for key in (PUNISH, REWARD))
         tables = {}
-        for method in dict.fromkeys(one.method for one in some):
-            cells: dict[tuple[float, float], list[Measurement]] = {}
+        for method in unique(one.method for one in some):
+            at: dict[tuple[float, float], list[Measurement]] = {}
             for one in some:
-                if one.method == method:
-                    cells.setdefault((one.cell.sweep[PUNISH], one.cell.sweep[REWARD]), []).append(
-                        one
-                    )
-            values = [[means(cells.get((a, b), [])) for b in reward] for a in punish]
-            tables[method] = _arrays(values)[0]
+                pair = (one.cell.sweep[PUNISH], one.cell.sweep[REWARD])
+                at.setdefault(pair, []).extend([one] if one.method == method else [])
+            tables[method] = _arrays([[means(at.get((a, b), [])) for b in reward] for a in punish])[
+                0
+            ]
         every = np.stack(list(tables.values()))
         for method, table in tables.items():
             draw = on_axes(
@@ -502,12 +490,16 @@ _MAKERS: dict[str, Callable[[Facts, Group], list[Plot]]] = {
 }
 
 
-def _by_model(found: Iterable[Measurement]) -> list[tuple[str, list[Measurement]]]:
-    """Measurements of each model, in order."""
-    grouped: dict[str, list[Measurement]] = {}
-    for one in found:
-        grouped.setdefault(one.model, []).append(one)
-    return list(grouped.items())
+def _by_model(
+    found: Iterable[Measurement],
+) -> list[tuple[str, list[Measurement], list[list[Measurement]]]]:
+    """Measurements of each model in order: all of them, and those of each method."""
+    some = list(found)
+    made = []
+    for model in unique(one.model for one in some):
+        own = [one for one in some if one.model == model]
+        made.append((model, own, list(rows(own).values())))
+    return made
 
 
 def _by_model_and_task(found: Group) -> list[tuple[str, str, dict[str, list[Measurement]]]]:
@@ -515,7 +507,7 @@ def _by_model_and_task(found: Group) -> list[tuple[str, str, dict[str, list[Meas
     plain = [one for one in scored(found) if one.plain and not one.cell.sweep]
     return [
         (model, task, {key[1]: group for key, group in rows(of_task(some, task)).items()})
-        for model, some in _by_model(plain)
+        for model, some, _ in _by_model(plain)
         for task in tasks(some)
     ]
 
@@ -542,6 +534,13 @@ def _arrays(
     pairs = [[made or (None, None) for made in line] for line in cells]
     table = np.array(pairs, dtype=np.float64)
     return table[..., 0], table[..., 1]
+
+
+def _table(
+    groups: Sequence[Group], keys: Sequence[tuple[str, str, str]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Means over tasks of numbers of the evaluation, and their spreads: methods by numbers."""
+    return _arrays([[means(group, reader(*key)) for key in keys] for group in groups])
 
 
 def _rates(published: Sequence[Sequence[float | None]]) -> np.ndarray:
