@@ -34,20 +34,26 @@ def examine(recipe: Recipe, length_tokens: int, limit_bytes: int) -> dict[str, A
     model, config = loading.skeleton(recipe.model, recipe.revision)
     most = loading.context_tokens(config)
     if most is not None and length_tokens > most:
-        raise UsageError(f"--length {length_tokens}: {recipe.model} takes at most {most} tokens")
+        raise UsageError(
+            f"--length {length_tokens}: {recipe.model} takes at most {most} tokens; give fewer"
+        )
     recipe = recipes.share(recipe, able=prefix.shareable(model))
     parts = estimate(model, recipe, length_tokens)
     bits = (config.get("quantization") or {}).get("bits")
-    fits, way_out = max(parts["training_bytes"], parts["evaluation_bytes"]) <= limit_bytes, None
-    if not fits:
-        way_out = _way_out(recipe, parts, length_tokens, limit_bytes, quantized=bits is not None)
+    fits = _peak(parts) <= limit_bytes
+    way_out = None if fits else _way_out(recipe, parts, length_tokens, limit_bytes, bits)
     facts = {"model": recipe.model, "number_type": loading.number_type(config), "bits": bits}
     facts |= {"length_tokens": length_tokens, **parts}
     return facts | {"limit_bytes": limit_bytes, "fits": fits, "way_out": way_out}
 
 
+def _peak(parts: dict[str, int]) -> int:
+    """The larger of the two peaks."""
+    return max(parts["training_bytes"], parts["evaluation_bytes"])
+
+
 def _way_out(
-    recipe: Recipe, parts: dict[str, int], length_tokens: int, limit_bytes: int, *, quantized: bool
+    recipe: Recipe, parts: dict[str, int], length_tokens: int, limit_bytes: int, bits: int | None
 ) -> str:
     """The mildest change that fits: fewer prompts at a time, LoRA, a 4-bit model."""
     rows = [2**power for power in range(12, 0, -1) if 2**power < parts["rows"]] + [1]
@@ -55,16 +61,13 @@ def _way_out(
     fewer = [[f"{key}={count * parts['tokens']}" for key in keys] for count in rows]
     lora = ["adapter.kind=lora"] if recipe.adapter.kind == "full" else []
     tries: list[tuple[list[str], int | None]] = [(changes, None) for changes in fewer]
-    for bits in [None] * bool(lora) + [4] * (not quantized):
-        tries += [(lora, bits), (lora + fewer[-1], bits)]
-    for changes, bits in tries:
-        model, _ = loading.skeleton(recipe.model, recipe.revision, bits=bits)
-        changed = estimate(model, recipes.change(recipe, changes), length_tokens)
-        if max(changed["training_bytes"], changed["evaluation_bytes"]) <= limit_bytes:
-            words = [f"--set {change}" for change in changes]
-            if bits:
-                words.insert(0, "a 4-bit copy of the model (mlx_lm.convert -q --q-bits 4)")
-            return f"fits with {' and '.join(words)}"
+    for copy in [None] * bool(lora) + [4] * (bits is None):
+        tries += [(lora, copy), (lora + fewer[-1], copy)]
+    for changes, copy in tries:
+        model, _ = loading.skeleton(recipe.model, recipe.revision, bits=copy)
+        if _peak(estimate(model, recipes.change(recipe, changes), length_tokens)) <= limit_bytes:
+            words = ["a 4-bit copy of the model (mlx_lm.convert -q --q-bits 4)"] * bool(copy)
+            return f"fits with {' and '.join(words + [f'--set {change}' for change in changes])}"
     return "nothing that this package can change makes it fit; take a smaller model or machine"
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -10,6 +13,7 @@ import numpy as np
 import pytest
 import tiny_models
 from mlx_lm.models import llama
+from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load_model
 
 from abft_mlx import attention, ports
@@ -58,6 +62,38 @@ def test_logits_of_some_tokens_are_the_models_own(
         expected[np.arange(len(tokens)), np.array(last)][:, chosen],
         atol=1e-5,
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("falcon_h1", {"tie_word_embeddings": True, "lm_head_multiplier": 0.25}),
+        ("gear", {"final_logit_softcapping": 2.0}),
+        ("gemma2", {"final_logit_softcapping": 2.0}),
+        ("granite", {"logits_scaling": 4.0}),
+        ("minicpm", {"tie_word_embeddings": False}),
+        ("phixtral", {}),
+        ("gemma3n", {}),
+    ],
+)
+def test_scales_and_caps_of_logits(
+    name: str, changes: dict[str, Any], benchmark: Callable[[str], ModuleType]
+) -> None:
+    """Settings that the tiny models of the sweep leave out, and models with a head of their own."""
+    tiny = benchmark("tiny_configs")
+    if not changes:
+        model = tiny.build(name)
+    else:
+        module = pytest.importorskip(f"mlx_lm.models.{name}")
+        model = module.Model(module.ModelArgs.from_dict(tiny.settings(name) | changes))
+    tokens = mx.array([[3, 7, 11, 2, 9]])
+    port = ports.port_for(model)
+    expected = model(tokens, cache=make_prompt_cache(model)) if port.needs_cache else model(tokens)
+    assert not mx.array_equal(expected, mx.zeros_like(expected))
+    hidden = port.hidden(model, tokens)
+    assert mx.array_equal(port.logits(model, hidden), expected)
+    few = port.logits(model, hidden, [3, 80, 3])
+    assert mx.abs(few - expected[..., mx.array([3, 80, 3])]).max().item() <= 1e-5
 
 
 def test_logits_count_the_heads_bias_and_are_float32_in_a_16_bit_model() -> None:

@@ -7,8 +7,6 @@ K demonstrations.
 from __future__ import annotations
 
 import json
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,11 +23,6 @@ SCHEMA = 1
 HEADS_FILE = "heads.npz"
 CENSUS = ("magnitude", "correctness", "share", "sink")
 DETECTED = ("previous_token", "duplicate_token", "induction")
-_BROKEN = (
-    OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, EOFError,
-    zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
-"""What reading a file of another kind ends in."""
 
 
 @dataclass(frozen=True)
@@ -180,10 +173,13 @@ def read_heads(path: str | Path) -> Heads:
         return heads
     except FileNotFoundError:
         raise OutputError(f"{path}: there is no such file; abft-mlx heads makes it") from None
-    except _BROKEN as error:
-        raise OutputError(f"{path}: is no file of heads ({error}); abft-mlx heads makes one") from (
-            error
-        )
+    except OutputError:
+        raise
+    except Exception as error:  # of a damaged file NumPy, zipfile and tokenize raise anything
+        reason = " ".join(str(error).split())
+        raise OutputError(
+            f"{path}: is no file of heads ({reason}); abft-mlx heads makes one"
+        ) from error
 
 
 def _heads(about: dict[str, Any], arrays: dict[str, np.ndarray]) -> Heads:
