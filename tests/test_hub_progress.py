@@ -126,7 +126,7 @@ def test_a_command_shows_downloads_on_a_terminal(
     if quiet:
         assert shown.terminal == ""
     else:
-        assert f"downloading {BASE}  " in shown.text
+        assert f"downloading {BASE} " in shown.text
         assert f"opening {BASE}" in shown.text
         assert shown.screen == []
 
