@@ -1,4 +1,4 @@
-"""What is no adapter, or fits no model: each case in one line, word for word."""
+"""What is no adapter, or fits no model: each case in one line."""
 
 from __future__ import annotations
 
