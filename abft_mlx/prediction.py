@@ -245,6 +245,7 @@ class Predictor:
         ]
 
     def _answers(self, asked: Sequence[tuple[data.Query, prompts.Prompt]]) -> list[Prediction]:
+        """The answers to prompts."""
         names = self.builder.space.names
         chosen = [prompt for _, prompt in asked]
         found = self.probabilities(chosen)
@@ -254,6 +255,7 @@ class Predictor:
         ]
 
     def _prompt(self, text: str, where: str) -> prompts.Prompt:
+        """The prompt that asks for a text's label."""
         # Nothing here looks at the gold label, which nobody knows.
         return self.builder.build(self.shown(text), text, 0, where=where)
 
@@ -265,6 +267,7 @@ class Predictor:
             self.prefix = self._computed(shared)
 
     def _computed(self, token_ids: Sequence[int]) -> Prefix | AttendedPrefix:
+        """A prefix of these tokens."""
         return (AttendedPrefix if self.reads_attention else Prefix)(self.model, token_ids)
 
     def _shared(self) -> tuple[int, ...]:
@@ -284,6 +287,7 @@ class Predictor:
 
 
 def _log(probabilities: np.ndarray) -> np.ndarray:
+    """Logarithms of probabilities, of 0 a large negative number."""
     return np.log(np.maximum(probabilities, 1e-300))
 
 

@@ -140,6 +140,7 @@ class Tracking:
                 self._lose(name, "the end", error)
 
     def _each(self, when: str, tell: Callable[[Any], None]) -> None:
+        """Report to each tracker; those that fail are left out from then on."""
         for name, callback in tuple(self._open.items()):
             try:
                 tell(callback)
@@ -148,6 +149,7 @@ class Tracking:
                 self._lose(name, when, error)
 
     def _lose(self, name: str, when: str, error: Exception) -> None:
+        """Note a tracker that failed, and say so."""
         self.lost[name] = f"{when}: {_reason(error)}"
         self._say(
             f"warning: {name} failed at {when} ({_reason(error)}) and is told nothing more; the "
@@ -156,11 +158,13 @@ class Tracking:
 
 
 def _reason(error: Exception) -> str:
+    """The first line of an error."""
     lines = str(error).split("\n")
     return next((line.strip() for line in lines if line.strip()), type(error).__name__)
 
 
 def _shown(value: Any, key: str = "") -> Any:
+    """Values without paths of this machine."""
     if isinstance(value, dict):
         return {name: _shown(inner, name) for name, inner in value.items()}
     if isinstance(value, list):

@@ -124,12 +124,7 @@ def inspect(
 
 
 def example(loaded: Loaded, prompt: prompts.Prompt) -> Example:
-    """One prompt with every head's last row, in the states that the model has.
-
-    Args:
-        loaded: the model, with or without an adapter; it is left as it was.
-        prompt: any prompt of its tokenizer.
-    """
+    """One prompt with every head's last row, in the states that the model has."""
     rows = {name: _rows(loaded.model, prompt) for name in _states(loaded.model)}
     return _example(loaded, prompt, rows)
 
@@ -145,13 +140,9 @@ def _states(model: nn.Module) -> Iterator[str]:
 
 
 def token_texts(tokenizer: Any, token_ids: Sequence[int]) -> tuple[str, ...]:
-    """What each token adds to the text, so that all together are the text.
+    """What each of T tokens adds to the text, so that all together are the text.
 
     A token that ends inside a character adds nothing, and the one that completes it the character.
-
-    Args:
-        tokenizer: mlx-lm's tokenizer wrapper.
-        token_ids: T tokens.
     """
     ids = [int(token) for token in token_ids]
     texts: list[str] = []

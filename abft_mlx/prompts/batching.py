@@ -116,6 +116,7 @@ def pad(prompts: Sequence[Prompt], rows: Sequence[int], width: int) -> PromptBat
 
 
 def _table(values: Sequence[tuple[int, ...]]) -> NDArray[np.int32]:
+    """(N, K) of N rows."""
     return np.array(values, dtype=np.int32).reshape(len(values), -1)
 
 

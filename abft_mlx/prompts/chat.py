@@ -135,9 +135,11 @@ class ChatTemplate:
         return _WAY_OUT
 
     def _turns(self, texts: Sequence[str], query: str) -> list[str]:
+        """The K + 1 user turns."""
         return [turn.strip() for turn in self.template.turns(texts, query)]
 
     def _rendered(self, users: Sequence[str], words: Sequence[str]) -> str:
+        """What the chat template writes of K + 1 user turns and K assistant turns."""
         messages = [{"role": "user", "content": users[0]}]
         for word, user in zip(words, users[1:], strict=True):
             messages.append({"role": "assistant", "content": word})
@@ -177,4 +179,5 @@ def _options(tokenizer: Any) -> dict[str, Any]:
 
 
 def _end(text: str) -> str:
+    """The last characters of a text, for a message."""
     return text[-32:]

@@ -309,6 +309,7 @@ class _Context:
 
 
 def _mapped(names: Sequence[str], words: Mapping[str, str]) -> list[str]:
+    """The words that a map gives, or else the labels themselves."""
     for name in words:
         if name not in names:
             near = difflib.get_close_matches(name, list(names), n=1)
@@ -334,4 +335,5 @@ def _letters(count: int) -> list[str]:
 
 
 def _called(name: str, word: str) -> str:
+    """A label and its word, for a message."""
     return f"label {name!r}" if name == word else f"label {name!r} (word {word!r})"

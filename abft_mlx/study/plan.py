@@ -164,6 +164,7 @@ class _Plan:
         swept: dict[str, Any],
         group: int,
     ) -> Iterator[Cell]:
+        """The cells of a method with some swept values."""
         kind = methods.built_in()[entry.like].kind
         made = {
             task.name: self._recipes(model, task, entry, predicts, swept)
@@ -209,6 +210,7 @@ class _Plan:
         return found
 
     def _axis(self, name: str, entry: MethodEntry) -> MethodEntry:
+        """A method that trains, by the name that a plane has for it."""
         known = methods.built_in()
         named = {one.name: one for one in self.study.methods}
         if name not in named and name in known:
@@ -230,6 +232,7 @@ class _Plan:
         predicts: list[str],
         swept: dict[str, Any],
     ) -> Recipe:
+        """The resolved recipe of a cell."""
         method = methods.built_in()[entry.like]
         changes = [*method.changes, *settings, *(recipes.override(k, v) for k, v in swept.items())]
         if predicts:
@@ -293,6 +296,7 @@ class _Plan:
     def _mixture(
         self, made: Recipe, others: list[TaskSection], entry: MethodEntry
     ) -> list[TaskSection]:
+        """The study's other tasks, checked."""
         if not others:
             raise self._wrong(
                 f"method {entry.name} trains on the study's other tasks, and there are none; name "
@@ -305,14 +309,17 @@ class _Plan:
         return others
 
     def _wrong(self, message: str) -> RecipeError:
+        """An error that names the study."""
         return RecipeError(f"study {self.study.name}: {message}")
 
 
 def _word(value: Any) -> str:
+    """A swept value, for a cell's id."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def _sets(key: str, settings: Sequence[str]) -> bool:
+    """Whether settings hold a key."""
     return any(one.partition("=")[0].strip() == key for one in settings)
 
 
@@ -322,6 +329,7 @@ def _trains(key: str) -> bool:
 
 
 def _seed(recipe: Recipe, seed: int | None) -> Recipe:
+    """The recipe with a seed."""
     if seed is None:
         return recipe
     return recipe.model_copy(update={"training": recipe.training.model_copy(update={"seed": seed})})
@@ -340,6 +348,7 @@ def _carve(recipe: Recipe) -> Recipe:
 
 
 def _factors(entry: MethodEntry, kind: methods.Kind) -> tuple[float, ...]:
+    """The factors that are tried."""
     if entry.factors:
         return tuple(entry.factors)
     return {

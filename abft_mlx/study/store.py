@@ -63,6 +63,7 @@ class Store:
         return held
 
     def _check_name(self, study: Study) -> None:
+        """See that the folder holds this study or none."""
         path = self.path / STUDY_FILE
         try:
             held = parse(path.read_text(encoding="utf-8"), str(path)).get("name")
@@ -130,6 +131,7 @@ def read(folder: str | Path) -> list[dict[str, Any]]:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """A cell's document."""
     try:
         document = files.parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -170,6 +172,7 @@ def difference(cell: Cell, document: dict[str, Any]) -> str | None:
 
 
 def _differences(before: Any, after: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
+    """Every setting that differs: its key and both values."""
     if isinstance(before, dict) and isinstance(after, dict):
         for name in {**before, **after}:
             if name not in _FREE:

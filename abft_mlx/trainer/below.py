@@ -97,13 +97,7 @@ def boundary(model: nn.Module) -> int | None:
 def run_below(
     model: nn.Module, first: int, tokens: mx.array, last: mx.array
 ) -> tuple[mx.array, Rows]:
-    """Run the blocks below a block, and none from there on.
-
-    Args:
-        model: a loaded model.
-        first: the block, from :func:`boundary`.
-        tokens: (B, T) right-padded token ids.
-        last: (B,) last position of each prompt.
+    """Run the blocks below a block, from :func:`boundary`, and none from there on.
 
     Returns:
         (B, T, width) hidden states that go into that block, and a (B, H, T) pattern row for each
@@ -126,12 +120,9 @@ def run_below(
 
 @contextmanager
 def beginning(model: nn.Module, first: int, known: mx.array) -> Iterator[None]:
-    """Let runs begin at a block while the context is open: none below it is run.
+    """Let runs begin at a block, with the (B, T, width) known hidden states that go into it.
 
-    Args:
-        model: a loaded model.
-        first: the block, from :func:`boundary`.
-        known: (B, T, width) hidden states that go into it.
+    No block below it is run while the context is open.
     """
 
     def around(number: int, block: Callable[[mx.array], Any], hidden: mx.array) -> Any:

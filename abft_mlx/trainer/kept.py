@@ -72,6 +72,7 @@ class Store:
             self._spill(key, array)
 
     def _spill(self, key: bytes, array: mx.array) -> None:
+        """Write an array into the temporary folder, where the disk has room."""
         if self.folder is None:
             self.folder = Path(tempfile.mkdtemp(prefix="abft-mlx-hidden-"))
         if shutil.disk_usage(self.folder).free - array.nbytes < self.spare_bytes:
@@ -145,7 +146,7 @@ class Kept:
         self._terms: dict[bytes, np.ndarray] = {}
 
     def arrays(self, micro_batch: MicroBatch) -> dict[str, mx.array]:
-        """A micro-batch's arrays with two more.
+        """A micro-batch's arrays, with what lies below the first block that trains.
 
         Returns:
             :meth:`MicroBatch.arrays` with ``hidden``, (B, T, width) hidden states that go into the

@@ -106,6 +106,7 @@ def value_and_grad(
 
 
 def _trains(module: nn.Module) -> bool:
+    """Whether anything in a module trains."""
     return bool(tree_flatten(module.trainable_parameters()))
 
 

@@ -67,7 +67,7 @@ class RunFolder:
         if resume:
             self.read_run()
         self._content()
-        existed = self.path.exists()
+        made = [path for path in (self.path, *self.path.parents) if not path.exists()]
         lock = filelock.FileLock(self.path / LOCK_FILE, timeout=0)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -89,9 +89,9 @@ class RunFolder:
             with contextlib.suppress(OSError):  # it may be gone, or can no longer be written
                 (self.path / LOCK_FILE).unlink()
             lock.release()
-            if not existed:
-                with contextlib.suppress(OSError):  # it holds a run
-                    self.path.rmdir()
+            with contextlib.suppress(OSError):  # it holds a run
+                for path in made:
+                    path.rmdir()
 
     def has_checkpoint(self) -> bool:
         """Whether there is something to go on from."""
