@@ -211,16 +211,16 @@ def _comparisons(document: Mapping[str, Any]) -> Table | None:
     """The paired tests."""
     if not document.get("comparisons"):
         return None
-    made = table("", "only the first right", "only the second right", "p")
+    rows = table("", "only the first right", "only the second right", "p")
     for pair in document["comparisons"]:
         second = pair["second"].replace("base.", "base model's ")
-        made.add_row(
+        rows.add_row(
             f"{pair['first']} against {second}",
             f"{pair['only_first']:,}",
             f"{pair['only_second']:,}",
             f"{pair['p_value']:.2g}",
         )
-    return made
+    return rows
 
 
 def _table(
@@ -229,11 +229,11 @@ def _table(
     """One part of the document, a column for each state."""
     if not any(part in state for state in states.values()):
         return None
-    made = table("", *states)
+    shown = table("", *states)
     columns = [rows(state[part]) for state in states.values()]
     for name in columns[0]:
-        made.add_row(name, *(column.get(name, "") for column in columns))
-    return made
+        shown.add_row(name, *(column.get(name, "") for column in columns))
+    return shown
 
 
 def _rate(measured: Mapping[str, Any], key: str = "accuracy") -> str:

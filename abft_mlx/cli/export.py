@@ -84,7 +84,7 @@ def export(
         precision = exchange.Precision(dequantize, float_merged, quantize)
         try:
             with board(shell) as shown:
-                made = exchange.export(
+                exported = exchange.export(
                     folder,
                     to,
                     output,
@@ -102,10 +102,10 @@ def export(
                 )
         except DataError as error:
             raise DataError(f"{error}; or export with --no-measure", error.problems) from error
-        _show_export(shell, made)
+        _show_export(shell, exported)
         if (folder / prediction.DEMONSTRATIONS_FILE).is_file():
             shell.say(f"prompt    {words.command('predict', run, '--show-prompt', 'TEXT')}")
-    shell.document(_document(made, run, to, opened.model, scale))
+    shell.document(_document(exported, run, to, opened.model, scale))
 
 
 def _has_recipe(run: Path) -> bool:
@@ -145,29 +145,29 @@ def _recipe(
     return options.open_recipe(None, changes)
 
 
-def _show_export(shell: Shell, made: Exported) -> None:
+def _show_export(shell: Shell, exported: Exported) -> None:
     """Print what was written."""
-    megabytes = sum(made.files.values()) / 1e6
-    shell.tell(f"{len(made.files)} files, {megabytes:,.2f} MB in {made.folder}")
-    if made.precision is not None:
-        shell.say(f"weights   {made.precision}")
-    if made.base_model is not None:
-        shell.say(f"base      {made.base_model}")
-    if made.comparison is not None:
-        for line in _measured(made.comparison, made.measured_on):
+    megabytes = sum(exported.files.values()) / 1e6
+    shell.tell(f"{len(exported.files)} files, {megabytes:,.2f} MB in {exported.folder}")
+    if exported.precision is not None:
+        shell.say(f"weights   {exported.precision}")
+    if exported.base_model is not None:
+        shell.say(f"base      {exported.base_model}")
+    if exported.comparison is not None:
+        for line in _measured(exported.comparison, exported.measured_on):
             shell.say(line)
-    for text in made.warnings:
+    for text in exported.warnings:
         shell.tell(f"warning   {text}")
 
 
 def _measured(compared: Comparison, on: str | None) -> list[str]:
     """The comparison as lines for a person."""
     lines = [f"measured  on {compared.prompts} prompts, against base + adapter: {on}"]
-    for name, one in (("written", compared.result), ("base", compared.base)):
+    for name, logits in (("written", compared.result), ("base", compared.base)):
         lines.append(
-            f"  {name:8}logits differ by {one.vocabulary_mean:.2g} on average and "
-            f"{one.vocabulary_max:.2g} at most, those of labels by {one.labels_mean:.2g} and "
-            f"{one.labels_max:.2g}; same label in {one.agreement} of {compared.prompts}"
+            f"  {name:8}logits differ by {logits.vocabulary_mean:.2g} on average and "
+            f"{logits.vocabulary_max:.2g} at most, those of labels by {logits.labels_mean:.2g} and "
+            f"{logits.labels_max:.2g}; same label in {logits.agreement} of {compared.prompts}"
         )
     if compared.kept is None:
         lines.append("  the adapter has no effect on labels")
@@ -176,7 +176,7 @@ def _measured(compared: Comparison, on: str | None) -> list[str]:
     return lines
 
 
-def _document(made: Exported, run: str, to: str, model: str, scale: float) -> dict[str, Any]:
+def _document(exported: Exported, run: str, to: str, model: str, scale: float) -> dict[str, Any]:
     """The JSON document of export."""
     return {
         "schema": 1,
@@ -184,15 +184,15 @@ def _document(made: Exported, run: str, to: str, model: str, scale: float) -> di
         "to": to,
         "model": model,
         "scale": scale,
-        "output": str(made.folder),
-        "files": made.files,
-        "bytes": sum(made.files.values()),
-        "layers": made.layers,
-        "base_model": made.base_model,
-        "weights": made.precision,
-        "measured": None if made.comparison is None else made.comparison.as_dict(),
-        "measured_on": made.measured_on,
-        "warnings": list(made.warnings),
+        "output": str(exported.folder),
+        "files": exported.files,
+        "bytes": sum(exported.files.values()),
+        "layers": exported.layers,
+        "base_model": exported.base_model,
+        "weights": exported.precision,
+        "measured": None if exported.comparison is None else exported.comparison.as_dict(),
+        "measured_on": exported.measured_on,
+        "warnings": list(exported.warnings),
     }
 
 

@@ -153,8 +153,8 @@ def _table(census: Heads, limit: int | None) -> tuple[Table, int]:
     places.sort(key=lambda at: (-ranks[tuple(at)], at))
     classic = {key: _CLASSIC[key] for key in _CLASSIC if all(state.detected for state in states)}
     weight = ("weight",) if weights else ()
-    made = table("layer", "head", "", *weight, *_SCORES.values(), *classic.values(), left=0)
-    made.padding = (0, 1, 0, 0)
+    rows = table("layer", "head", "", *weight, *_SCORES.values(), *classic.values(), left=0)
+    rows.padding = (0, 1, 0, 0)
     for layer, head in places[:limit]:
         where = [str(layer), str(head)]
         for name, state in census.states.items():
@@ -166,9 +166,9 @@ def _table(census: Heads, limit: int | None) -> tuple[Table, int]:
             if weights:
                 own = "" if state.weight is None else f"{state.weight[layer, head]:+.2f}"
                 cells = [own, *cells]
-            made.add_row(*where, name, *cells)
+            rows.add_row(*where, name, *cells)
             where = ["", ""]
-    return made, len(places) - len(places[:limit])
+    return rows, len(places) - len(places[:limit])
 
 
 def _document(census: Heads, files: list[Path]) -> dict[str, Any]:

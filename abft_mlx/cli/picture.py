@@ -239,22 +239,22 @@ def pieces(
 
 def clean(text: str) -> str:
     """A text without anything that a terminal obeys: controls, escapes, changes of direction."""
-    made = []
+    kept = []
     for character in text:
         category = unicodedata.category(character)
         if character in "\n\t":
-            made.append("⏎ " if character == "\n" else " ")
+            kept.append("⏎ " if character == "\n" else " ")
         elif category in ("Cc", "Cs", "Co", "Cn", "Zl", "Zp"):
-            made.append("·")
+            kept.append("·")
         elif category != "Cf":
-            made.append(character)
-    cleaned = "".join(made)
+            kept.append(character)
+    cleaned = "".join(kept)
     return cleaned if cell_len(cleaned) or not text else "·"
 
 
 def _tokens(texts: Sequence[str], rows: np.ndarray, labels: Mapping[int, bool]) -> list[Piece]:
     """A piece for each token; one without text, half a character, counts with the next."""
-    made, carried = [], np.zeros(len(rows))
+    pieces, carried = [], np.zeros(len(rows))
     for place, text in enumerate(texts):
         weights = carried + rows[:, place]
         if not text and place + 1 < len(texts) and place not in labels:
@@ -266,13 +266,13 @@ def _tokens(texts: Sequence[str], rows: np.ndarray, labels: Mapping[int, bool]) 
         shown = clean(text)
         if cell_len(shown) > _LONGEST_TOKEN_CELLS:
             shown = set_cell_size(shown, _LONGEST_TOKEN_CELLS - 1) + "…"
-        made.append(Piece(shown, labels.get(place), tuple(map(float, weights))))
-    return made
+        pieces.append(Piece(shown, labels.get(place), tuple(map(float, weights))))
+    return pieces
 
 
-def _together(some: Sequence[Piece]) -> Piece:
+def _together(pieces: Sequence[Piece]) -> Piece:
     """An ellipsis that stands for some pieces."""
-    return Piece(" …", None, tuple(map(float, np.sum([one.weights for one in some], axis=0))))
+    return Piece(" …", None, tuple(map(float, np.sum([piece.weights for piece in pieces], axis=0))))
 
 
 def _cut(part: list[Piece], width: int) -> list[Piece]:

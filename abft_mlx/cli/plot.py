@@ -54,20 +54,20 @@ def plot(
                 raise UsageError(f"--format {formats}: {name!r} is none of {', '.join(FORMATS)}")
         listed = [name.strip() for text in only or () for name in text.split(",")]
         wanted = [name for name in dict.fromkeys(listed) if name]
-        seen = analysis.look(source, only=None if only is None else wanted, beside=beside or ())
-        folder = output or seen.output
+        drawing = analysis.look(source, only=None if only is None else wanted, beside=beside or ())
+        folder = output or drawing.output
         figures: list[dict[str, Any]] = []
         if only_list:
-            for name, some in seen.figures.items():
+            for name, some in drawing.figures.items():
                 if not as_json:
                     shell.tell(f"{name}: {', '.join(figure.stem for figure in some)}")
                 figures += [
                     {"name": name, "stem": figure.stem, "caption": figure.caption}
                     for figure in some
                 ]
-        elif not seen.figures:
-            reasons = "; ".join(seen.notes) or "nothing of what was asked for was measured"
-            raise UsageError(f"{seen.source}: there is nothing to draw: {reasons}")
+        elif not drawing.figures:
+            reasons = "; ".join(drawing.notes) or "nothing of what was asked for was measured"
+            raise UsageError(f"{drawing.source}: there is nothing to draw: {reasons}")
         else:
 
             def drawn(figure: Figure) -> None:
@@ -75,16 +75,16 @@ def plot(
                 shell.say(*(f"wrote {file}" for file in files))
                 figures.append({"name": figure.name, "caption": figure.caption, "files": files})
 
-            analysis.draw(seen, folder, formats=tuple(chosen), width=width, tell=drawn)
-        shell.say(*(f"note: {note}" for note in seen.notes))
+            analysis.draw(drawing, folder, formats=tuple(chosen), width=width, tell=drawn)
+        shell.say(*(f"note: {note}" for note in drawing.notes))
     shell.document(
         {
             "schema": 1,
-            "kind": seen.kind,
-            "source": str(seen.source),
+            "kind": drawing.kind,
+            "source": str(drawing.source),
             "output": str(folder),
             "figures": figures,
-            "notes": list(seen.notes),
+            "notes": list(drawing.notes),
         }
     )
 

@@ -93,10 +93,10 @@ def table(*headings: str, left: int = 1) -> Table:
     """An empty table without lines; the columns after the first ``left`` are right-aligned."""
     from rich.table import Table
 
-    made = Table(box=None, pad_edge=False)
+    empty = Table(box=None, pad_edge=False)
     for number, heading in enumerate(headings):
-        made.add_column(heading, justify="left" if number < left else "right", overflow="fold")
-    return made
+        empty.add_column(heading, justify="left" if number < left else "right", overflow="fold")
+    return empty
 
 
 def plain(value: Any) -> Any:

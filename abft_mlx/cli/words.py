@@ -141,14 +141,14 @@ def measures(rows: Mapping[str, Mapping[str, Any]]) -> Table:
     with_interval = any("interval" in method for method in rows.values())
     if with_interval:
         headings.insert(1, "95% interval")
-    made = table("", *headings)
+    shown = table("", *headings)
     for name, method in rows.items():
         cells = [f"{method[key]:.1%}" for key in _MEASURES]
         if with_interval:
             low, high = method.get("interval", {}).get("accuracy", (None, None))
             cells.insert(1, "" if low is None else f"{low:.1%}–{high:.1%}")
-        made.add_row(name, *cells)
-    return made
+        shown.add_row(name, *cells)
+    return shown
 
 
 def verdict(document: Mapping[str, Any]) -> list[str]:
@@ -157,43 +157,43 @@ def verdict(document: Mapping[str, Any]) -> list[str]:
     Args:
         document: eval's JSON with a verdict.
     """
-    found = document["verdict"]
-    low, high = found["interval"] or (None, None)
+    verdict = document["verdict"]
+    low, high = verdict["interval"] or (None, None)
     rows = [
         (
-            "with the adapter" if "before" in found else "prompting",
-            found["accuracy"],
+            "with the adapter" if "before" in verdict else "prompting",
+            verdict["accuracy"],
             "" if low is None else f"95% interval {low:.1%} to {high:.1%}",
         )
     ]
-    if "before" in found:
-        rows.append(("prompting", found["before"], "the same demonstrations, no adapter"))
-    if "bag_of_words" in found:
+    if "before" in verdict:
+        rows.append(("prompting", verdict["before"], "the same demonstrations, no adapter"))
+    if "bag_of_words" in verdict:
         common = document["baselines"]["majority"]["label"]
-        rows.append(("bag of words", found["bag_of_words"], "logistic regression, no model"))
-        rows.append((f"always {common!r}", found["majority"], ""))
+        rows.append(("bag of words", verdict["bag_of_words"], "logistic regression, no model"))
+        rows.append((f"always {common!r}", verdict["majority"], ""))
     width = max(len(name) for name, _, _ in rows)
     # Of other texts than a run's own nobody knows.
-    unseen = " that were not trained on" if "bag_of_words" in found else ""
-    lines = [f"accuracy on {found['n']:,} test texts{unseen}:"]
+    unseen = " that were not trained on" if "bag_of_words" in verdict else ""
+    lines = [f"accuracy on {verdict['n']:,} test texts{unseen}:"]
     lines += [f"  {name:<{width}}  {rate:6.1%}  {note}".rstrip() for name, rate, note in rows]
-    known = {name: one for name, one in found["recall"].items() if one is not None}
+    known = {name: rate for name, rate in verdict["recall"].items() if rate is not None}
     worst = sorted(known, key=known.__getitem__)[:_CLASSES_SHOWN]
     kinds = "recall of each class" if len(worst) == len(known) else "recall of the worst classes"
     lines.append(f"{kinds}: " + ", ".join(f"{name} {known[name]:.0%}" for name in worst))
     useful = [
-        f"{one['threshold']:g} answers {one['coverage']:.0%} of the texts, {one['accuracy']:.1%} "
-        "of them rightly"
-        for one in document.get("probabilities", {}).get("coverage", [])
-        if one["threshold"] in _THRESHOLDS_SHOWN
-        and one["coverage"] >= _LEAST_COVERAGE
-        and one["accuracy"] > found["accuracy"]
+        f"{level['threshold']:g} answers {level['coverage']:.0%} of the texts, "
+        f"{level['accuracy']:.1%} of them rightly"
+        for level in document.get("probabilities", {}).get("coverage", [])
+        if level["threshold"] in _THRESHOLDS_SHOWN
+        and level["coverage"] >= _LEAST_COVERAGE
+        and level["accuracy"] > verdict["accuracy"]
     ]
     if useful:
         lines.append(f"predict --threshold {'; '.join(useful)}")
-    lines.append(found["sentence"])
+    lines.append(verdict["sentence"])
     # Without an adapter the command line says which command is next.
-    return [*lines, f"next: {found['next']}"] if "before" in found else lines
+    return [*lines, f"next: {verdict['next']}"] if "before" in verdict else lines
 
 
 def confusion(names: Sequence[str], counts: Sequence[Sequence[int]]) -> Table | None:
@@ -205,10 +205,10 @@ def confusion(names: Sequence[str], counts: Sequence[Sequence[int]]) -> Table | 
     """
     if len(names) > _CLASSES_SHOWN:
         return None
-    made = table("gold \\ predicted", *names)
+    rows = table("gold \\ predicted", *names)
     for name, row in zip(names, counts, strict=True):
-        made.add_row(name, *(f"{count:,}" for count in row))
-    return made
+        rows.add_row(name, *(f"{count:,}" for count in row))
+    return rows
 
 
 def command(*words: object) -> str:

@@ -36,8 +36,8 @@ def report(section: DataSection) -> Report:
         DataError: they cannot be found or opened at all.
     """
     source = section.source
-    found = kind(source)
-    if found == "builtin":
+    where = kind(source)
+    if where == "builtin":
         return _builtin(source, section)
     path = Path(source).expanduser()
     if path.is_file() or path.suffix.lower() in rows.READERS:
@@ -47,7 +47,7 @@ def report(section: DataSection) -> Report:
         raise DataError(f"{source} is a folder; name a file in it ({', '.join(rows.READERS)})")
     if is_path(source):
         raise DataError(f"{source}: no such file; a path is relative to the current folder")
-    if found == "hub":
+    if where == "hub":
         from abft_mlx.data import hub
 
         table = hub.read(section)

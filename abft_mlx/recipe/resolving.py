@@ -27,9 +27,9 @@ def resolve(recipe: Recipe) -> Recipe:
         objective = recipe.objective.model_copy(update={"layers": counting})
         recipe = recipe.model_copy(update={"objective": objective})
     if recipe.prompt.chat:
-        transfer = [_in_turns(one) for one in recipe.evaluation.transfer]
+        transfer = [_in_turns(task) for task in recipe.evaluation.transfer]
         evaluation = recipe.evaluation.model_copy(update={"transfer": transfer})
-        mixture = [_in_turns(one) for one in recipe.mixture]
+        mixture = [_in_turns(task) for task in recipe.mixture]
         recipe = recipe.model_copy(update={"mixture": mixture, "evaluation": evaluation})
     return recipe
 
@@ -51,8 +51,8 @@ def share(recipe: Recipe, processes: int = 1, able: bool = True) -> Recipe:
     if training.shared_demonstrations != "auto":
         return recipe
     read = recipe.objective.kind == "read_out"
-    prompts = [recipe.prompt, *(one.prompt for one in recipe.mixture)]
-    nearest = any(one.selection == "nearest" for one in prompts)
+    prompts = [recipe.prompt, *(task.prompt for task in recipe.mixture)]
+    nearest = any(prompt.selection == "nearest" for prompt in prompts)
     alone = not able or recipe.adapter.layers is not None or training.gradient_checkpointing
     most = MOST_CENTRED if read else 1 if alone or nearest else MOST_TOGETHER
     whole = math.gcd(training.examples, training.prompts_per_update)
