@@ -69,9 +69,6 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-sync_folder = sync
-
-
 def array_failure(path: Path, error: RuntimeError) -> RunError:
     """The error of ours for a file of arrays that MLX could not write; MLX does not say why."""
     free = shutil.disk_usage(path.parent).free
