@@ -177,7 +177,7 @@ class Predictor:
         if not texts:
             return np.zeros((0, len(self.builder.space)))
         return self.raw_probabilities(
-            [self._prompt(one, "a text for calibration") for one in texts]
+            [self._prompt(text, "a text for calibration") for text in texts]
         )
 
     def probabilities(self, asked: Sequence[prompts.Prompt]) -> np.ndarray:
@@ -262,7 +262,7 @@ class Predictor:
     def _shorten(self, asked: Sequence[prompts.Prompt]) -> None:
         """Have a prefix that these prompts begin with; down to the last label, all of them do."""
         kept = self.prefix.token_ids
-        shared = common_prefix([kept, *(one.token_ids for one in asked)])
+        shared = common_prefix([kept, *(prompt.token_ids for prompt in asked)])
         if len(shared) < len(kept):
             self.prefix = self._computed(shared)
 
@@ -523,7 +523,7 @@ class Opened:
     def missing(self) -> list[str]:
         """Classes that no demonstration has."""
         names = self.predictor.builder.space.names
-        return sorted(set(names) - {one["label"] for one in self.shown()})
+        return sorted(set(names) - {shown["label"] for shown in self.shown()})
 
 
 def class_names(section: recipes.DataSection) -> tuple[str, ...]:

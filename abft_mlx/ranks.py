@@ -64,16 +64,16 @@ class Ranks:
         """
         if self.size == 1:
             return list(arrays)
-        flat = mx.concatenate([one.reshape(-1).astype(mx.float32) for one in arrays])
+        flat = mx.concatenate([array.reshape(-1).astype(mx.float32) for array in arrays])
         mx.eval(flat)  # this rank's own work is not the exchange's
         with self._exchange():
             flat = mx.distributed.all_sum(flat, group=self._group)
             mx.eval(flat)
         summed, start = [], 0
-        for one in arrays:
-            piece = flat[start : start + one.size]
-            summed.append(piece.reshape(one.shape).astype(one.dtype))
-            start += one.size
+        for array in arrays:
+            piece = flat[start : start + array.size]
+            summed.append(piece.reshape(array.shape).astype(array.dtype))
+            start += array.size
         return summed
 
     def count(self, number: int) -> int:

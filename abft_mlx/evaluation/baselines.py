@@ -93,7 +93,7 @@ def _product(
 ) -> np.ndarray:
     """A sparse matrix times another, column by column, which is fastest."""
     columns = np.ascontiguousarray(matrix.T)
-    return np.stack([np.add.reduceat(values * one[of], starts) for one in columns], axis=1)
+    return np.stack([np.add.reduceat(values * column[of], starts) for column in columns], axis=1)
 
 
 def _probabilities(matrix: _Matrix, weights: np.ndarray) -> np.ndarray:

@@ -54,7 +54,7 @@ def wrong_labels(
         shown = []
         for row in rows:
             wrong = {row[i] for i in generator.draw(len(row), int(len(row) * rate))}
-            shown.append(tuple((labels[one] + (one in wrong)) % classes for one in row))
+            shown.append(tuple((labels[index] + (index in wrong)) % classes for index in row))
         made.append(shown)
     return made
 

@@ -357,7 +357,7 @@ def right_answers(right: str) -> np.ndarray:
 
 def right_string(probabilities: np.ndarray, gold: np.ndarray) -> str:
     """N characters, 1 where the likeliest label is the gold one, as `right_answers` reads them."""
-    return "".join("1" if one else "0" for one in predictions(probabilities) == gold)
+    return "".join("1" if right else "0" for right in predictions(probabilities) == gold)
 
 
 def against_base(

@@ -56,7 +56,7 @@ def measure(
             asked = section.model_copy(update={"methods": ["vanilla", *section.methods]})
         events.stage("making test prompts")
         prompts = list(task.test_prompts(section))
-        gold = np.array([one.gold for one in prompts])
+        gold = np.array([prompt.gold for prompt in prompts])
         groups = np.arange(len(prompts)) % task.test_queries(section)
         found = methods.probabilities_of(model, task, prompts, asked, events, ranks)
         vanilla = found.get("vanilla")

@@ -72,7 +72,7 @@ def transfer(
         }
         if kept:
             chosen = [prompts[i] for i in kept]
-            gold = np.array([one.gold for one in chosen])
+            gold = np.array([prompt.gold for prompt in chosen])
             groups = np.array([i % queries for i in kept])
             probabilities = label_probabilities(
                 model,

@@ -52,16 +52,16 @@ def unseen_rows(
     generator = Generator(seed)
     pool, again = len(labels), k > len(labels)
     rows = [tuple(generator.draw(pool, k, again)) for _ in range(len(gold) * repeats)]
-    others = {one: [i for i in range(pool) if labels[i] != one] for one in sorted(set(gold))}
+    others = {label: [i for i in range(pool) if labels[i] != label] for label in sorted(set(gold))}
     for i, row in enumerate(rows):
         label = gold[i % len(gold)]
         left = len(others[label])
         if left < (1 if again else k):
             raise ValueError(f"{left} of {pool} rows are not of label {label}")
         tries = (pool / left) ** k if again else math.comb(pool, k) / math.comb(left, k)
-        while any(labels[one] == label for one in row):
+        while any(labels[index] == label for index in row):
             if tries > LONGEST_SEARCH:
-                row = tuple(others[label][one] for one in generator.draw(left, k, again))
+                row = tuple(others[label][index] for index in generator.draw(left, k, again))
             else:
                 row = tuple(generator.draw(pool, k, again))
         rows[i] = row
@@ -95,7 +95,7 @@ def _check(task: Task, gold: Sequence[int]) -> None:
     k = task.demonstrations
     needed = 1 if k > len(pool) else k
     for label in sorted(set(gold)):
-        others = sum(one != label for one in pool.labels)
+        others = sum(other != label for other in pool.labels)
         if others < needed:
             raise DataError(
                 f"{pool.source}: {others} of {len(pool)} demonstration rows have a label other "

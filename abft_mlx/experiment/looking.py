@@ -172,7 +172,9 @@ def token_texts(tokenizer: Any, token_ids: Sequence[int]) -> tuple[str, ...]:
 
 def _picked(chosen: Sequence[prompts.Prompt], count: int) -> list[prompts.Prompt]:
     """Prompts of as many classes as can be, each with a demonstration that has its label."""
-    able = [one for one in chosen if one.gold in one.demonstration_labels] or list(chosen)
+    able = [prompt for prompt in chosen if prompt.gold in prompt.demonstration_labels] or list(
+        chosen
+    )
     first = {prompt.gold: n for n, prompt in reversed(list(enumerate(able)))}
     order = sorted(range(len(able)), key=lambda n: (first[able[n].gold] != n, n))
     return [able[n] for n in order[:count]]

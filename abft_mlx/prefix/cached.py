@@ -52,7 +52,7 @@ class Prefixes:
         self.beginnings: tuple[tuple[int, ...], ...] = ()
         self._cache: list[Any] = []
         if len(beginnings) and len(beginnings[0]) and cacheable(model):
-            self.beginnings = tuple(tuple(one) for one in beginnings)
+            self.beginnings = tuple(tuple(tokens) for tokens in beginnings)
             self._cache = make_prompt_cache(model)
             # Only what the cache holds is computed: not the last layer's output, nor the norm.
             self._port.hidden(model, mx.array(self.beginnings), self._cache)
@@ -121,10 +121,10 @@ class Prefixes:
         if self._cache:
             chosen = mx.array(which)
             cache = [
-                _Branching(one, chosen, R)
-                if isinstance(one, KVCache)
-                else _spread(one, len(rows), rows)
-                for one in self._cache
+                _Branching(known, chosen, R)
+                if isinstance(known, KVCache)
+                else _spread(known, len(rows), rows)
+                for known in self._cache
             ]
             with attention.instrument(self.model, _attend_in_parts):
                 hidden = self._port.hidden(self.model, every, cache)
@@ -180,7 +180,7 @@ class _Branching(_GrownOnce):
         super().__init__()
         self.offset = known.offset
         self.rows = rows
-        self.shared = [one[which][..., : known.offset, :] for one in (known.keys, known.values)]
+        self.shared = [array[which][..., : known.offset, :] for array in (known.keys, known.values)]
         self.own: tuple[mx.array, ...] = ()
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
@@ -248,8 +248,8 @@ def _arrays(value: Any) -> Iterator[mx.array]:
     if isinstance(value, mx.array):
         yield value
     elif isinstance(value, (list, tuple)):
-        for one in value:
-            yield from _arrays(one)
+        for inner in value:
+            yield from _arrays(inner)
     elif hasattr(value, "__dict__"):
         yield from _arrays(list(vars(value).values()))
 
@@ -265,11 +265,11 @@ def _spread(value: Any, size: int, rows: mx.array | None) -> Any:
     if isinstance(value, mx.array):
         return mx.broadcast_to(value, (size, *value.shape[1:])) if rows is None else value[rows]
     if isinstance(value, (list, tuple)):
-        return type(value)(_spread(one, size, rows) for one in value)
+        return type(value)(_spread(inner, size, rows) for inner in value)
     if type(value) is KVCache and value.keys is not None:
         grown = _GrownOnce()
         # Versions of mlx-lm differ in what they give out; the arrays grow in steps.
-        kept = [one[..., : value.offset, :] for one in (value.keys, value.values)]
+        kept = [array[..., : value.offset, :] for array in (value.keys, value.values)]
         grown.keys, grown.values = _spread(kept, size, rows)
         grown.offset = value.offset
         return grown

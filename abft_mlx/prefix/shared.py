@@ -99,7 +99,7 @@ class AttendedPrefix:
             self.token_ids = tuple(token_ids)
             self._caches = prefix_caches(model)
             port_for(model).hidden(model, mx.array([self.token_ids]), self._caches)
-            mx.eval([(one.keys, one.values) for one in self._caches])
+            mx.eval([(cache.keys, cache.values) for cache in self._caches])
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -116,7 +116,7 @@ class AttendedPrefix:
         """
         if not self._caches:
             return attention.forward(self.model, tokens, last)[1]
-        caches = [PrefixKeys(one.keys, one.values) for one in self._caches]
+        caches = [PrefixKeys(cache.keys, cache.values) for cache in self._caches]
         with attention.instrument(self.model) as recorder:
             recorder.last = last
             port_for(self.model).hidden(self.model, tokens, caches)
@@ -129,10 +129,10 @@ def prefix_caches(model: nn.Module) -> list[PrefixKeys]:
     Raises:
         UnsupportedArchitectureError: the model keeps something else than keys and values.
     """
-    kinds = {type(one) for one in make_prompt_cache(model)}
+    kinds = {type(cache) for cache in make_prompt_cache(model)}
     # A window's cache only saves memory: the window itself is in the mask.
     if kinds - {KVCache, RotatingKVCache}:
-        others = ", ".join(sorted(one.__name__ for one in kinds - {KVCache, RotatingKVCache}))
+        others = ", ".join(sorted(kind.__name__ for kind in kinds - {KVCache, RotatingKVCache}))
         raise UnsupportedArchitectureError(
             f"architecture {architecture(model)!r} keeps {others} of what it has read, which "
             "prompts cannot share; set training.shared_demonstrations to 1"
@@ -180,5 +180,7 @@ def forward(
     with attention.instrument(model, attend) as recorder:
         port.hidden(model, prefix, caches)
         recorder.last = last
-        hidden = port.hidden(model, tokens, [PrefixKeys(one.keys, one.values) for one in caches])
+        hidden = port.hidden(
+            model, tokens, [PrefixKeys(cache.keys, cache.values) for cache in caches]
+        )
         return hidden, recorder.rows

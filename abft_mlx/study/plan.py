@@ -69,7 +69,7 @@ class Cell:
             "recipe": self.recipe.model_dump(mode="json"),
         }
         if self.axes:
-            found["axes"] = {n: one.model_dump(mode="json") for n, one in self.axes.items()}
+            found["axes"] = {n: recipe.model_dump(mode="json") for n, recipe in self.axes.items()}
         if self.factors:
             found["factors"] = list(self.factors)
         return found
@@ -143,18 +143,18 @@ class _Plan:
         """The study's methods; those that only predict, and change nothing, become one."""
         known = methods.built_in()
         plain = [
-            one
-            for one in self.study.methods
-            if known[one.like].kind == "predict"
-            and one == MethodEntry(name=one.like, like=one.like)
+            entry
+            for entry in self.study.methods
+            if known[entry.like].kind == "predict"
+            and entry == MethodEntry(name=entry.like, like=entry.like)
         ]
         if plain:
-            names = dict.fromkeys(["vanilla", *(one.like for one in plain)])
+            names = dict.fromkeys(["vanilla", *(entry.like for entry in plain)])
             yield _UNTRAINED, list(names)
-        for one in self.study.methods:
-            if one not in plain:
-                predicts = known[one.like].kind == "predict"
-                yield one, list(dict.fromkeys(["vanilla", one.like])) if predicts else []
+        for entry in self.study.methods:
+            if entry not in plain:
+                predicts = known[entry.like].kind == "predict"
+                yield entry, list(dict.fromkeys(["vanilla", entry.like])) if predicts else []
 
     def _grid(
         self,
@@ -212,7 +212,7 @@ class _Plan:
     def _axis(self, name: str, entry: MethodEntry) -> MethodEntry:
         """A method that trains, by the name that a plane has for it."""
         known = methods.built_in()
-        named = {one.name: one for one in self.study.methods}
+        named = {entry.name: entry for entry in self.study.methods}
         if name not in named and name in known:
             named[name] = MethodEntry(name=name, like=name)
         if name not in named or known[named[name].like].kind != "train":
@@ -250,7 +250,9 @@ class _Plan:
             if not _sets("training.validation_prompts", given):
                 number = f"training.validation_prompts={VALIDATION_PROMPTS}"
                 made = recipes.change(made, [number], where)
-        others = [self._section(model, one, changes) for one in self.study.tasks if one != task]
+        others = [
+            self._section(model, other, changes) for other in self.study.tasks if other != task
+        ]
         if method.mixture:
             made = made.model_copy(update={"mixture": self._mixture(made, others, entry)})
         if "transfer" in made.evaluation.protocols and others:
@@ -289,7 +291,9 @@ class _Plan:
 
     def _section(self, model: ModelEntry, task: TaskEntry, changes: Sequence[str]) -> TaskSection:
         """Another task of the study, with what a method or a sweep changes of data and prompts."""
-        of_tasks = [one for one in changes if one.startswith(("data.", "prompt.", "variants."))]
+        of_tasks = [
+            change for change in changes if change.startswith(("data.", "prompt.", "variants."))
+        ]
         where = f"study {self.study.name}, task {task.name}: setting"
         return recipes.task(recipes.change(self._base(model, task), of_tasks, where))
 
@@ -320,7 +324,7 @@ def _word(value: Any) -> str:
 
 def _sets(key: str, settings: Sequence[str]) -> bool:
     """Whether settings hold a key."""
-    return any(one.partition("=")[0].strip() == key for one in settings)
+    return any(setting.partition("=")[0].strip() == key for setting in settings)
 
 
 def _trains(key: str) -> bool:

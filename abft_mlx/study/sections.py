@@ -74,7 +74,7 @@ def _swept(values: Sweep) -> Sweep:
         _check_key(key)
         if not choices:
             raise ValueError(f"{key} has no values; give a list of at least one")
-        if len({repr(one) for one in choices}) < len(choices):
+        if len({repr(choice) for choice in choices}) < len(choices):
             raise ValueError(f"{key} has a value twice")
     return values
 
@@ -89,7 +89,7 @@ class _Entry(BaseModel):
     @field_validator("settings", check_fields=False)
     @classmethod
     def _settings(cls, settings: list[str]) -> list[str]:
-        return [_setting(one) for one in settings]
+        return [_setting(setting) for setting in settings]
 
     @field_validator("sweep", check_fields=False)
     @classmethod
@@ -186,7 +186,7 @@ class Study(_Entry):
     @field_validator("models", "tasks", "methods")
     @classmethod
     def _distinct(cls, entries: list[Any]) -> list[Any]:
-        _refuse_twice([one.name for one in entries])
+        _refuse_twice([entry.name for entry in entries])
         return entries
 
     @field_validator("seeds", "protocols")

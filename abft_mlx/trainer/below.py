@@ -26,7 +26,7 @@ Rows = list[mx.array | None]
 def first_trained(model: nn.Module) -> int:
     """Number of the first block that trains, or of blocks where none does."""
     blocks = ports.port_for(model).blocks(model)
-    trained = [bool(tree_flatten(one.module.trainable_parameters())) for one in blocks]
+    trained = [bool(tree_flatten(block.module.trainable_parameters())) for block in blocks]
     return trained.index(True) if True in trained else len(blocks)
 
 
@@ -65,7 +65,7 @@ def boundary(model: nn.Module) -> int | None:
     blocks = port.blocks(model)
     if first in (0, len(blocks)):
         return None
-    above = [f"{one.path}." for one in blocks[first:]] + [f"{port.head_path(model)}."]
+    above = [f"{block.path}." for block in blocks[first:]] + [f"{port.head_path(model)}."]
     trained = [path for path, _ in tree_flatten(model.trainable_parameters())]
     if not all(path.startswith(tuple(above)) for path in trained):
         return None

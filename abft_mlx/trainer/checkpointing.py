@@ -44,7 +44,7 @@ def checkpointed(
         UnsupportedArchitectureError: blocks hand each other more than hidden states.
     """
     blocks = ports.port_for(model).blocks(model)
-    used = [n for n, one in enumerate(blocks) if counting is None or counting & set(one.layers)]
+    used = [n for n, block in enumerate(blocks) if counting is None or counting & set(block.layers)]
 
     def around(number: int, block: Callable[[mx.array], Any], hidden: mx.array) -> Any:
         last = recorder.last

@@ -50,7 +50,7 @@ def value_and_grad(
         parameters: Tree, batch: dict[str, mx.array], punish_weight: mx.array
     ) -> tuple[mx.array, Tree]:
         model.update(parameters)
-        top = max(n for n, one in enumerate(blocks) if _trains(one.module))
+        top = max(n for n, block in enumerate(blocks) if _trains(block.module))
         known = batch.get("hidden")
         first = 0 if known is None else first_trained(model)
         shared = _Shared(model, batch["prefix"], top, settle) if "prefix" in batch else None
@@ -124,9 +124,11 @@ class _Shared:
         self._blocks: dict[int, tuple[Callable[[], Any], list[int]]] = {}
 
         def around(number: int, block: Callable[[mx.array], Any], hidden: mx.array) -> Any:
-            before = {n for n, one in enumerate(first) if one.keys is not None}
+            before = {n for n, cache in enumerate(first) if cache.keys is not None}
             output = block(hidden)
-            filled = [n for n, one in enumerate(first) if one.keys is not None and n not in before]
+            filled = [
+                n for n, cache in enumerate(first) if cache.keys is not None and n not in before
+            ]
             self._blocks[number] = (lambda: block(hidden), filled)
             settle(output if number < top else [])
             return output
@@ -134,21 +136,21 @@ class _Shared:
         with ports.wrap_blocks(model, around):
             ports.port_for(model).hidden(model, tokens, first)
         self._first = first
-        self.caches = [PrefixKeys(one.keys, one.values) for one in first]
+        self.caches = [PrefixKeys(cache.keys, cache.values) for cache in first]
 
     def run_again(self, number: int) -> None:
         """Make a block's keys and values anew, from what its parameters are now."""
         again, filled = self._blocks[number]
-        for one in filled:
-            self._first[one].forget()
+        for place in filled:
+            self._first[place].forget()
         # Of what the block gives, only keys and values are ever asked for.
         again()
-        for one in filled:
-            self.caches[one].fill(self._first[one].keys, self._first[one].values)
+        for place in filled:
+            self.caches[place].fill(self._first[place].keys, self._first[place].values)
 
     def forget(self, number: int) -> None:
         """Let go of a block's keys, values and hidden states: nobody comes back to it."""
         _, filled = self._blocks.pop(number)
-        for one in filled:
-            self._first[one].forget()
-            self.caches[one].forget()
+        for place in filled:
+            self._first[place].forget()
+            self.caches[place].forget()

@@ -338,7 +338,9 @@ class Trainer:
 
         def peak_bytes(rows: int) -> int:
             groups = longest_first[: rows // m]
-            batches = self._cut([self.prompts[row] for one in groups for row in self._rows(one)])
+            batches = self._cut(
+                [self.prompts[row] for group in groups for row in self._rows(group)]
+            )
             before = runtime.peak_memory_bytes()
             self.progress.peak_memory_bytes = max(self.progress.peak_memory_bytes, before)
             return memory.peak_bytes(lambda: self.step.gradients(batches, 0.0))

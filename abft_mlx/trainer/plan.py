@@ -126,7 +126,7 @@ def shared_micro_batches(
     groups: list[tuple[int, int, list[Prompt]]] = []
     for start in range(0, len(prompts), together):
         group = list(prompts[start : start + together])
-        tokens = [one.token_ids for one in group]
+        tokens = [prompt.token_ids for prompt in group]
         # Each prompt keeps a token of its own, its last.
         shared = 0 if whole else min(len(common_prefix(tokens)), min(map(len, tokens)) - 1)
         groups.append((shared // bucket_tokens * bucket_tokens, max(map(len, tokens)), group))
@@ -136,9 +136,9 @@ def shared_micro_batches(
         cut = []
         for _, alike in itertools.groupby(groups, key=lambda one: one[0]):
             cut += _pieces(list(alike), size)
-        return [_sharing(one, len(one), bucket_tokens) for one in cut]
+        return [_sharing(piece, len(piece), bucket_tokens) for piece in cut]
     size = min(size, FEW_GROUPS, len(groups))
-    return [_sharing(one, size, bucket_tokens) for one in _pieces(groups, size)]
+    return [_sharing(piece, size, bucket_tokens) for piece in _pieces(groups, size)]
 
 
 def _pieces(groups: list[Any], size: int) -> list[list[Any]]:
@@ -150,10 +150,10 @@ def _sharing(
     groups: Sequence[tuple[int, int, list[Prompt]]], size: int, bucket_tokens: int
 ) -> MicroBatch:
     """A micro-batch of so many groups, filled up with the last one."""
-    shared, together = min(one[0] for one in groups), len(groups[0][2])
+    shared, together = min(part[0] for part in groups), len(groups[0][2])
     filled = [*groups, *[groups[-1]] * (size - len(groups))]
-    chosen = [one for _, _, group in filled for one in group]
-    longest = max(one[1] for one in groups)
+    chosen = [prompt for _, _, group in filled for prompt in group]
+    longest = max(part[1] for part in groups)
     whole = pad(chosen, range(len(chosen)), shared + padded_tokens(longest - shared, bucket_tokens))
     return MicroBatch(
         replace(whole, tokens=whole.tokens[:, shared:]),
