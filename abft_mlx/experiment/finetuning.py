@@ -211,7 +211,7 @@ def _fit_head_weights(experiment: Experiment, chosen: Sequence[Prompt], events: 
     chosen = chosen[: max(m, recipe.objective.fit_prompts // m * m)]
     longest = max(len(prompt.token_ids) for prompt in chosen)
     batch_rows = runtime.batch_tokens(recipe.evaluation.batch_tokens) // longest
-    classes = 1 + max(label for prompt in chosen for label in prompt.demonstration_labels)
+    classes = 1 + max(max((prompt.gold, *prompt.demonstration_labels)) for prompt in chosen)
     features, gold, groups = [], [], []
     done = 0
     whole = not prefix.shareable(model)

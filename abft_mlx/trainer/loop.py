@@ -150,7 +150,7 @@ class Trainer:
             objective=objective.kind,
             lm_head=objective.lm_head if objective.kind == "read_out" else 0.0,
             together=training.together,
-            classes=1 + max(label for prompt in seen for label in prompt.demonstration_labels),
+            classes=1 + max(max((prompt.gold, *prompt.demonstration_labels)) for prompt in seen),
             gradient=training.gradient,
             checkpointing=training.gradient_checkpointing,
             max_gradient_norm=training.max_gradient_norm,
