@@ -91,5 +91,5 @@ def _next(found: Mapping[str, Any]) -> str:
     if found.get("against_prompting") == WORSE:
         return f"Use the model without the adapter; or {more}."
     if found.get("against_prompting") == SAME:
-        return f"To gain more, train longer (--updates 64), or {more}."
+        return f"To gain more, train longer (--updates 128), or {more}."
     return "Label texts with it: abft-mlx predict."
