@@ -61,7 +61,7 @@ def test_json_is_refused_by_one_kind_of_error(text: str | bytes) -> None:
         parse_json(text)
 
 
-@pytest.mark.parametrize("text", ["a: " + DEEP, 'description: "\\ud800"\n', "data: [nothing]\n"])
+@pytest.mark.parametrize("text", ["a: " + DEEP, "data: [nothing]\n"])
 def test_yaml_names_its_file(tmp_path: Path, text: str) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(text, encoding="utf-8")

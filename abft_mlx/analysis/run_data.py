@@ -329,4 +329,8 @@ def _recipe(path: Path) -> tuple[str, Recipe]:
     except (OSError, ValueError, yaml.YAMLError) as error:
         message = " ".join(str(error).split())
         raise OutputError(f"{path}: cannot be read ({message:.300})") from None
-    return text, parsed(Recipe, values, path)
+    recipe = parsed(Recipe, values, path)
+    problem = schema_problem(values.get("schema"), SCHEMA, "train again")
+    if problem:
+        raise OutputError(f"{path}: {problem}")
+    return text, recipe
