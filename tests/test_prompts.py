@@ -290,7 +290,7 @@ def test_too_few_rows(call: Callable[[PromptBuilder], Any], said: str) -> None:
 def test_errors_name_the_prompt_and_its_rows() -> None:
     texts = LabelledTexts(("good", "bad", " "), (0, 1, 0), ("positive", "negative"), "made.csv")
     with pytest.raises(
-        PromptError, match=r"training prompt 0 \(training rows [\d, ]+\): a text is empty"
+        PromptError, match=r"training prompt 0 \((row \d+(, )?)+\): a text is empty"
     ):
         list(training_prompts(builder_for(gpt2()), texts, 1, 2))
     with pytest.raises(PromptError, match=r"evaluation prompt 0 \(test row 0\): a text is empty"):

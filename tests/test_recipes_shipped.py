@@ -103,4 +103,4 @@ def test_your_data_shows_every_setting_at_its_default() -> None:
             assert set(values[section]) == set(inner), section
     assert recipe.loads(shown) == recipe.load("your-data")
     commented = set(re.findall(r"^ *#(\w+):", text, flags=re.MULTILINE))
-    assert {"updates", "labels", "rank"} <= commented
+    assert {"prompts_per_update", "labels", "rank"} <= commented

@@ -182,7 +182,7 @@ def training_prompts(
     def build(number: int) -> Prompt:
         rows = drawn[number]
         *shown, query = (pairs[row] for row in rows)
-        places = ", ".join(texts.places[row] if texts.places else f"{row + 1}" for row in rows)
+        places = ", ".join(texts.places[row] if texts.places else f"row {row + 1}" for row in rows)
         where = f"training prompt {number} ({places})"
         return builder.build(shown, *query, where=where)
 
