@@ -2,7 +2,7 @@
 
 What is the same in several stands in one row.
 
-What W_Q and W_K are in each kind of attention, and why, stands in docs/ports.md.
+What W_Q and W_K are in each kind of attention, and why, is in docs/architectures.md.
 """
 
 from __future__ import annotations
