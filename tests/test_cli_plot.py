@@ -71,7 +71,7 @@ class TestRun:
             ],
             "notes": [
                 f"confusion: not drawn: {folder} holds no eval.json; "
-                f"abft-mlx eval --adapter {folder} writes it"
+                f"abft-mlx eval {folder} writes it"
             ],
         }
         assert [path.name for path in out.iterdir()] == ["shift.svg"]
@@ -91,7 +91,7 @@ class TestRun:
         # One note for all that is missing for the same reason.
         assert [line for line in lines if "eval.json" in line] == [
             f"note: confusion, reliability: not drawn: {folder} holds no eval.json; "
-            f"abft-mlx eval --adapter {folder} writes it"
+            f"abft-mlx eval {folder} writes it"
         ]
         assert not (folder / "figures").exists()
         found = document(invoke("plot", folder, "--list", "--json"))

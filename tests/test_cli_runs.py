@@ -288,7 +288,7 @@ def test_demo_tells_before_and_after(
     strongest = next(n for n, line in enumerate(lines) if line.startswith("  strongest head   la"))
     assert_picture(lines[strongest:])
     assert sum(line.startswith("layers    all train") for line in lines) == 1
-    assert f"next: abft-mlx eval --adapter {tmp_path}/one" in lines
+    assert f"next: abft-mlx eval {tmp_path}/one" in lines
     assert recipe.load(tmp_path / "one/recipe.yaml").training.seed == 1
 
     as_json = invoke("demo", "--output", tmp_path / "two", "--json")

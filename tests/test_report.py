@@ -262,7 +262,7 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     report = write_report(folder, figures=False)
     text = report.path.read_text(encoding="utf-8")
     assert len(report.missing) == 4
-    for command in ("abft-mlx eval --adapter RUN", "abft-mlx heads RUN"):
+    for command in ("abft-mlx eval RUN", "abft-mlx heads RUN"):
         assert any(command in one for one in report.missing)
         assert command in text
     assert str(tmp_path) not in text

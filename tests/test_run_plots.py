@@ -275,7 +275,7 @@ class TestMissing:
                 f"{run.folder} holds no heads.npz; abft-mlx heads {run.folder} writes it"
             )
         for name in ("confusion", "reliability"):
-            assert f"abft-mlx eval --adapter {run.folder} writes it" in found[name]
+            assert f"abft-mlx eval {run.folder} writes it" in found[name]
         assert "training.validate_every" in found["time_to_accuracy"]
         assert "metrics.jsonl" in found["training"]
         assert "no shift" in found["shift"]

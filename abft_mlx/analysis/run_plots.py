@@ -412,10 +412,10 @@ def _method(run: RunData) -> str:
 def _no_evaluation(run: RunData, what: str) -> str:
     """What is missing where nothing was measured."""
     if run.evaluation is None:
-        return f"{run.folder} holds no eval.json; abft-mlx eval --adapter {run.folder} writes it"
+        return f"{run.folder} holds no eval.json; abft-mlx eval {run.folder} writes it"
     return (
         f"{run.folder}/eval.json does not hold {what} of plain predictions; "
-        f"abft-mlx eval --adapter {run.folder} writes it anew"
+        f"abft-mlx eval {run.folder} writes it anew"
     )
 
 

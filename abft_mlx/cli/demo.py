@@ -99,7 +99,7 @@ def _run(
 
 def _measure(output: str | Path) -> str:
     """The command that measures the run again."""
-    return words.command("eval", "--adapter", output)
+    return words.command("eval", output)
 
 
 def _story(document: dict[str, Any], heads: Heads) -> list[str]:

@@ -166,9 +166,7 @@ def _check_results(
             f"{source} contains no measurement; give what abft-mlx eval --json printed"
         )
     if results.get("adapter") is None:
-        raise UsageError(
-            f"{source} was measured without an adapter; run abft-mlx eval --adapter RUN --json"
-        )
+        raise UsageError(f"{source} was measured without an adapter; run abft-mlx eval RUN --json")
     wanted = {
         "data": recipe.data.source,
         "labels": list(facts.get("labels", {})),
