@@ -1,6 +1,6 @@
 """Estimating the memory of a run before it starts: a formula on shapes, nothing is computed.
 
-Within 30% of the peaks that MLX measures on its CPU backend; docs/performance.md explains the terms.
+Within 30% of the peaks that MLX measures on its CPU backend; docs/performance.md has the terms.
 """
 
 from __future__ import annotations
