@@ -431,6 +431,8 @@ class Shipped:
             return None
         try:
             run = files.parse_json((folder / "run.json").read_text(encoding="utf-8"))
+            if not isinstance(run, dict):
+                raise OutputError(f"{folder / 'run.json'}: not a JSON object; train again")
             words = {str(name): str(word) for name, word in run["labels"].items()}
             # Texts may hold what splitlines takes for the end of a line.
             lines = path.read_text(encoding="utf-8").split("\n")
