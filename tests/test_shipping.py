@@ -147,6 +147,19 @@ def test_other_labelled_texts_are_all_test_texts(
     assert document(invoke("eval", saved, "--data", other, "--json"))["prompts"] == 30
 
 
+@pytest.mark.parametrize("command", ["eval", "predict"])
+def test_facts_of_another_kind_are_one_line(
+    command: str, trained: tuple[Path, dict], texts: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained[0], run)
+    (run / "run.json").write_text("[]")
+    result = invoke(command, run, *([texts] if command == "predict" else []))
+    assert result.exit_code == 2
+    assert "run.json" in result.stderr
+    assert "Error:" not in result.stderr
+
+
 @pytest.mark.parametrize("change", ["a row more", "a larger test part", "another seed"])
 def test_rows_that_were_trained_on_are_not_measured(
     change: str, model: Path, texts: Path, tmp_path: Path
