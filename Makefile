@@ -11,10 +11,11 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 # The lowest versions of what we need have files for no newer Python.
 LOWEST_PYTHON ?= $(shell for p in python3.11 python3; do $$p -c \
 	'import sys; sys.exit(sys.version_info[:2] != (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
-# A test file or more for each package that we need.
-LOWEST_TESTS ?= $(wildcard $(patsubst %,tests/test_%.py,requirements objective induction prompts attention adapters \
-	adapter_files peft_export peft_reading loading data data_hub recipe cli_options cli_recipes cli_runs hub push \
-	figures classifier determinism step_oracle end_to_end export))
+# One test file or more for each package that we need, and for what we do with it.
+LOWEST_TESTS ?= $(addprefix tests/test_,$(addsuffix .py,requirements objective induction prompts attention \
+	adapters adapter_files peft_export peft_reading loading data data_hub recipe cli_options cli_progress cli_recipes \
+	cli_runs cli_shell cli_terminal hub hub_progress push figures run_plots classifier determinism step_oracle \
+	end_to_end export))
 ARGS ?=
 SMOLLM2 := build/models/smollm2/config.json
 
