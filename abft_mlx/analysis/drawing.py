@@ -238,9 +238,13 @@ def _facts_file(path: Path) -> Facts:
             content = gzip.decompress(content)
         document = files.parse_json(content)
     except (OSError, ValueError, EOFError, zlib.error) as error:
-        raise OutputError(f"{path}: cannot be read ({error}); name a study's facts") from None
+        raise OutputError(
+            f"{path}: not a readable study.json ({error}); name a folder that finetune or study wrote"
+        ) from None
     if not isinstance(document, dict) or not isinstance(document.get("cells"), list):
-        raise OutputError(f"{path}: is no study's facts (study.json, or one of docs/claims)")
+        raise OutputError(
+            f"{path}: is no study's facts; name a folder that finetune or study wrote"
+        )
     problem = files.schema_problem(document.get("schema"), SCHEMA, "make it again: abft-mlx study")
     if problem:
         raise OutputError(f"{path}: {problem}")
