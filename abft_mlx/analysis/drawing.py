@@ -239,7 +239,7 @@ def _facts_file(path: Path) -> Facts:
         document = files.parse_json(content)
     except (OSError, ValueError, EOFError, zlib.error) as error:
         raise OutputError(
-            f"{path}: not a readable study.json ({error}); name a folder that finetune or study wrote"
+            f"{path}: cannot be read ({error}); name a folder that finetune or study wrote"
         ) from None
     if not isinstance(document, dict) or not isinstance(document.get("cells"), list):
         raise OutputError(
