@@ -24,6 +24,7 @@ import statistics
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import date
@@ -188,7 +189,9 @@ def measure(cell: Cell, model: Path, texts: Path) -> Iterator[dict[str, Any]]:
     named += [f"--set={one}.seed={cell.seed}" for one in ("data", "training", "evaluation")]
     began = time.perf_counter()
     if command == "finetune":
-        folder = WORK / "runs" / str(cell).replace("/", "-")
+        # With other settings a run is another one, and never continued.
+        mark = zlib.crc32(repr(named).encode())
+        folder = WORK / "runs" / f"{cell}/{mark:08x}".replace("/", "-")
         if (folder / "checkpoint").is_dir():  # interrupted
             document = run(command, "--resume", folder)
         else:
