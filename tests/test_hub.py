@@ -13,7 +13,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 from cli_support import document, invoke
-from huggingface_hub import ModelCard, constants
+from huggingface_hub import ModelCard, constants, utils
 from loopback_hub import OWNER, LoopbackHub
 from push_support import MODEL, TEXTS, make_run
 
@@ -149,14 +149,6 @@ def test_a_broken_download_goes_on_where_it_stopped(
     assert server.resumed, "the second request was for the rest only"
 
 
-def test_only_files_of_an_adapter_are_fetched(server: LoopbackHub) -> None:
-    files = server.repositories["model", NAME].files()
-    files |= {"evil.py": b"raise SystemExit", "checkpoint/adapters.safetensors": b"x"}
-    server.repositories["model", NAME].commit("main", files)
-    folder = adapters.local_folder(NAME)
-    assert {one.name for one in folder.iterdir()} <= set(adapters.files.FETCHED)
-
-
 @pytest.mark.usefixtures("server")
 def test_the_cache_serves_when_the_network_is_gone(
     monkeypatch: pytest.MonkeyPatch,
@@ -219,13 +211,6 @@ def test_a_hub_in_trouble_is_no_missing_network(
         adapters.local_folder(NAME)
 
 
-def test_a_bug_is_not_explained_away() -> None:
-    bug = KeyError("bug")
-    with pytest.raises(KeyError) as caught:
-        hub.explain(bug, hub.Asked("x", "x", "x"))
-    assert caught.value is bug
-
-
 def test_peft_goes_along(made: Path, server: LoopbackHub, tmp_path: Path) -> None:
     pytest.importorskip("peft", reason="PEFT (for development) loads what was sent")
     parcel = pushing.pack(made / "run", NAME, with_peft=True, base_model=BASE)
@@ -247,3 +232,36 @@ def test_peft_goes_along(made: Path, server: LoopbackHub, tmp_path: Path) -> Non
     assert mx.abs(ours - theirs).max().item() < 1e-4
     adapters.detach(model)
     assert mx.abs(model(mx.array([[5, 9, 7]]))[0, -1, :40] - theirs).max().item() > 1e-4
+
+
+@pytest.fixture
+def enabled() -> Iterator[None]:
+    """Bars as at the start of a program; transformers switches them off for the whole process."""
+    before = utils.are_progress_bars_disabled()
+    utils.enable_progress_bars()
+    yield
+    if before:
+        utils.disable_progress_bars()
+
+
+@pytest.mark.usefixtures("server", "enabled")
+def test_a_watcher_hears_of_every_byte_and_no_bar_is_drawn(
+    made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[tuple[str, int, int]] = []
+    with hub.watched(lambda *call: calls.append(call)):
+        folder = hub.snapshot(BASE, ["*.json", "*.safetensors"])
+        with pytest.raises(utils.RepositoryNotFoundError):
+            hub.snapshot("made/none", ["*"])
+    assert capsys.readouterr() == ("", "")
+    size = sum((made / MODEL / path.name).stat().st_size for path in folder.iterdir())
+    assert calls[-1] == (BASE, size, size)
+    counts = [done for _, done, _ in calls]
+    assert counts == sorted(set(counts))
+    assert not utils.are_progress_bars_disabled()
+    hub.snapshot(BASE, ["config.json"])
+    assert "Fetching" in capsys.readouterr().err
+    utils.disable_progress_bars()
+    with hub.watched(lambda *_: None):
+        hub.snapshot(BASE, ["config.json"])
+    assert utils.are_progress_bars_disabled()

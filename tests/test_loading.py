@@ -37,11 +37,6 @@ def test_a_folder_opens(name: str, tmp_path: Path) -> None:
     assert mx.array_equal(loaded.model(tokens), tiny_models.build(name)(tokens))
 
 
-def test_the_tokenizer_is_the_folders(folder: Path) -> None:
-    loaded = loading.load_model(str(folder))
-    assert loaded.tokenizer.encode("w5 w7", add_special_tokens=False) == [5, 7]
-
-
 def test_an_adapter_comes_along(folder: Path, tmp_path: Path) -> None:
     model = loading.load_model(str(folder)).model
     adapters.attach(model, AdapterSection(rank=2))
@@ -126,12 +121,6 @@ def test_an_architecture_that_mlx_lm_does_not_know(model_type: str, folder: Path
     assert "\n" not in str(caught.value)
 
 
-def test_an_architecture_that_has_no_port(folder: Path) -> None:
-    set_config(folder, model_type="seed_oss")
-    with pytest.raises(ModelError):
-        loading.load_model(str(folder))
-
-
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -147,11 +136,6 @@ def test_names_that_lead_nowhere(name: str, message: str) -> None:
         loading.load_model(name)
     assert name in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-def test_a_file_is_not_a_model(folder: Path) -> None:
-    with pytest.raises(ModelError, match=r"is a file; give the folder"):
-        loading.load_model(str(folder / "model.safetensors"))
 
 
 def test_the_fingerprint_sees_every_change(
@@ -176,12 +160,6 @@ def test_the_fingerprint_sees_every_change(
     content[-1] ^= 1
     weights.write_bytes(content)
     assert loading.fingerprint(folder) != sampled, "the last bytes are among the samples"
-
-
-def test_context_tokens() -> None:
-    assert loading.context_tokens({"n_positions": 1024, "n_ctx": 512}) == 1024
-    assert loading.context_tokens({"text_config": {"max_position_embeddings": 8}}) == 8
-    assert loading.context_tokens({}) is None
 
 
 @pytest.fixture
