@@ -22,15 +22,15 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made")
     make_run(folder)
     return folder
 
 
 @pytest.fixture
-def run(made: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(made / "run", tmp_path / "run"))
+def run(material: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(material / "run", tmp_path / "run"))
 
 
 @pytest.fixture
@@ -56,12 +56,12 @@ def test_what_a_dry_run_shows_is_what_is_sent(run: Path, hub: LoopbackHub) -> No
         (run / name).write_text("mine")
     shown = invoke("push", run, NAME, "--dry-run")
     assert shown.exit_code == 0
-    told = push(run, "--dry-run")
+    report = push(run, "--dry-run")
     assert hub.requests == []
     done = push(run)
     sent = hub.repositories["model", NAME].files()
     sent.pop(".gitattributes")
-    assert told["files"] == {path: len(content) for path, content in sent.items()}
+    assert report["files"] == {path: len(content) for path, content in sent.items()}
     assert sorted(sent) == [
         "README.md",
         "adapter_config.json",
@@ -71,9 +71,9 @@ def test_what_a_dry_run_shows_is_what_is_sent(run: Path, hub: LoopbackHub) -> No
         "recipe.yaml",
         "run.json",
     ]
-    assert told["card"].encode() == sent["README.md"]
+    assert report["card"].encode() == sent["README.md"]
     assert all(path in shown.stdout for path in sent)
-    assert told["card"].strip() in shown.stdout
+    assert report["card"].strip() in shown.stdout
     assert done["created"] is True
     assert sorted(done["sent"]) == sorted(sent)
     for path in ("adapters.safetensors", "adapter_config.json", "metrics.jsonl"):
@@ -126,19 +126,19 @@ def test_an_interrupted_push_is_repeated(run: Path, hub: LoopbackHub) -> None:
     assert len(stored) == len(set(stored)) == 2, "adapter and head weights were stored already"
 
 
-def texts(made: Path) -> list[str]:
-    return [line.partition(",")[0] for line in (made / TEXTS).read_text().splitlines()[1:]]
+def texts(material: Path) -> list[str]:
+    return [line.partition(",")[0] for line in (material / TEXTS).read_text().splitlines()[1:]]
 
 
-def test_texts_are_sent_only_on_request(made: Path, run: Path, hub: LoopbackHub) -> None:
+def test_texts_are_sent_only_on_request(material: Path, run: Path, hub: LoopbackHub) -> None:
     shown = [
         json.loads(line)["text"] for line in (run / "demonstrations.jsonl").read_text().splitlines()
     ]
-    assert set(shown) <= set(texts(made))
+    assert set(shown) <= set(texts(material))
     push(run)
     repository = hub.repositories["model", NAME]
     everything = b"".join(repository.files().values())
-    assert not [one for one in texts(made) if one.encode() in everything]
+    assert not [one for one in texts(material) if one.encode() in everything]
     card = repository.files()["README.md"].decode()
     assert f"predict --adapter {NAME} --model THE-BASE-MODEL --demonstrations labelled.csv" in card
     push(run, "--with-demonstrations")
@@ -147,7 +147,7 @@ def test_texts_are_sent_only_on_request(made: Path, run: Path, hub: LoopbackHub)
     card = files["README.md"].decode()
     assert f"predict --adapter {NAME} --model THE-BASE-MODEL texts.txt" in card
     everything = b"".join(files.values())
-    assert not [one for one in texts(made) if one.encode() in everything]
+    assert not [one for one in texts(material) if one.encode() in everything]
     # They are taken back by a push without them.
     assert push(run)["removed"] == ["demonstrations.jsonl"]
 
@@ -201,14 +201,14 @@ def test_without_results_the_card_claims_nothing(run: Path) -> None:
     assert "the same" not in push(run, "--dry-run")["card"]
 
 
-def test_nothing_of_this_machine_is_sent(made: Path, run: Path, hub: LoopbackHub) -> None:
+def test_nothing_of_this_machine_is_sent(material: Path, run: Path, hub: LoopbackHub) -> None:
     push(run)
     files = hub.repositories["model", NAME].files()
     for path, content in files.items():
-        for word in (str(made), MODEL, TEXTS, str(Path.home()), OWNER):
+        for word in (str(material), MODEL, TEXTS, str(Path.home()), OWNER):
             assert word.encode() not in content, (path, word)
     bodies = b"".join(body for *_, body in hub.requests)
-    assert str(made).encode() not in bodies
+    assert str(material).encode() not in bodies
     recipe = recipes.loads(files["recipe.yaml"].decode())
     own = recipes.load(str(run / "recipe.yaml"))
     assert (recipe.model, recipe.data.source) == ("(a local folder)", "(a local file)")
@@ -284,7 +284,7 @@ def test_a_failure_is_one_line_and_tells_no_token(
     assert not any("adapters.safetensors" in one.files() for one in hub.repositories.values())
 
 
-def test_what_may_not_be_pushed(run: Path, tmp_path: Path, made: Path) -> None:
+def test_what_may_not_be_pushed(run: Path, tmp_path: Path, material: Path) -> None:
     def refused(words: str, *arguments: object, folder: Path = run, name: str = NAME) -> None:
         done = invoke("push", folder, name, "--dry-run", *arguments)
         assert done.exit_code == 2, done.output
@@ -304,8 +304,8 @@ def test_what_may_not_be_pushed(run: Path, tmp_path: Path, made: Path) -> None:
     refused("eval.json is not JSON (nested too deeply)", "--results", tmp_path / "eval.json")
     facts = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps(facts | {"note": "see /data/people/anna"}))
-    told = push(run, "--dry-run")  # prose with a slash is no path of this machine that we know
-    assert told["files"]
+    report = push(run, "--dry-run")  # prose with a slash is no path of this machine that we know
+    assert report["files"]
     for leak in ("/data/people/anna", "~/mails", str(Path.cwd() / "x"), f"in {Path.home()}/x"):
         (run / "run.json").write_text(json.dumps(facts | {"note": leak}))
         refused("run.json names", folder=run)
@@ -320,7 +320,7 @@ def test_what_may_not_be_pushed(run: Path, tmp_path: Path, made: Path) -> None:
     refused("finetune --resume")
     (run / "run.json").write_text(json.dumps(facts))
     (run / "metrics.jsonl").unlink()
-    (run / "metrics.jsonl").symlink_to(made / TEXTS)
+    (run / "metrics.jsonl").symlink_to(material / TEXTS)
     refused("metrics.jsonl is a link")
 
 
@@ -336,7 +336,7 @@ def test_what_is_on_the_hub_is_named_and_what_is_here_is_not() -> None:
     assert [one.name for one in found.recipe.mixture] == ["spam", "trec"]
     assert found.recipe.mixture[0].data.source == "(a local file)"
     assert found.facts == {"mixture": {"spam": {"classes": {"ham": 3}}}}
-    # A relative folder looks like a hub id from anywhere but where the run was made.
+    # A relative folder looks like a hub id from anywhere but where the run was material.
     local, _ = clean(recipe, {"model": {"kind": "folder"}, "data": {"kind": "file"}})
     assert (local.base_model, local.datasets) == (None, ("made/trec",))
     assert (local.recipe.model, local.recipe.data.source) == ("(a local folder)", "(a local file)")

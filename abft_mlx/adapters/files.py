@@ -218,7 +218,7 @@ def _read_peft(model: nn.Module, folder: Path, written: dict[str, Any]) -> Folde
             f"{folder} has no {peft.WEIGHTS}{instead}; save the adapter with PEFT's save_pretrained"
         )
     paths, head = peft.linear_paths(model), port_for(model).head_path(model)
-    known = {name: path for path, name in peft.named(model, paths).items()}
+    own_paths = {name: path for path, name in peft.named(model, paths).items()}
     leaves = {".lora_A.weight": "lora_a", ".lora_B.weight": "lora_b", ".weight": "weight"}
     layers: dict[str, dict[str, mx.array]] = {}
     names: dict[str, str] = {}
@@ -226,7 +226,7 @@ def _read_peft(model: nn.Module, folder: Path, written: dict[str, Any]) -> Folde
     for source, tensor in _tensors(file).items():
         ending = next((leaf for leaf in leaves if source.endswith(leaf)), "")
         name = source.removeprefix(peft.PREFIX).removesuffix(ending)
-        path = known.get(name) or peft.ending_alike(name, paths)
+        path = own_paths.get(name) or peft.ending_alike(name, paths)
         if path is None or not ending or (ending == ".weight" and path != head):
             problems.append(f"{source}: this model has no place for it")
         elif names.setdefault(path, name) != name:

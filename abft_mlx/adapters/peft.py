@@ -71,8 +71,8 @@ def named(model: nn.Module, paths: Iterable[str]) -> dict[str, str]:
     if name in SAME:
         return {path: path for path in paths}
     if name in SAME_ATTENTION:
-        known = {target.path for target in targets(model)} | {port_for(model).head_path(model)}
-        return {path: path for path in paths if path in known}
+        compared = {target.path for target in targets(model)} | {port_for(model).head_path(model)}
+        return {path: path for path in paths if path in compared}
     theirs = {}
     for path in paths:
         for own, other in BEGINNINGS.get(name, ()):

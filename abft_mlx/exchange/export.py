@@ -309,18 +309,18 @@ def _open(
     section = prediction.with_words(recipes.task(recipe), shipped)
     try:
         texts = data.load(section.data)
-        asked = data.split(texts, section.data, least_demonstrations(section)).test.pairs()[:count]
+        pairs = data.split(texts, section.data, least_demonstrations(section)).test.pairs()[:count]
         problem = f"{recipe.data.source} has no test texts"
     except (DataError, RunError) as error:
         if test_texts:
             raise
-        asked, problem = [], str(error)
+        pairs, problem = [], str(error)
     loaded = loading.load_model(recipe.model, recipe.revision, adapter=adapter)
     builder = prompt_builder(section, shipped.names, loaded.tokenizer, loaded.context_tokens)
     predictor = shipped.predictor(loaded.model, builder, recipe.evaluation.batch_tokens)
     shown = shipped.demonstrations
-    if asked:
-        chosen = predictor.prompts_of(asked)
+    if pairs:
+        chosen = predictor.prompts_of(pairs)
         what = f"test texts of {recipe.data.source} behind the run's demonstrations"
     else:
         if shipped.nearest is not None:
