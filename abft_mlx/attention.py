@@ -291,9 +291,6 @@ def capture(model: nn.Module, tokens: mx.array | np.ndarray, last: mx.array | np
 
     Returns:
         One (B, H, T) float32 array per layer, None for a layer without heads; lazy, as all of MLX.
-
-    Raises:
-        ModelError: tokens and last do not fit together.
     """
     length = tokens.shape[-1]
     if isinstance(last, np.ndarray) and not ((last >= 0) & (last < length)).all():

@@ -246,10 +246,10 @@ def without(model: nn.Module) -> Iterator[None]:
 
 
 def train_mode(model: nn.Module, on: bool = True) -> None:
-    """Switch the LoRA layers' dropout on or off; no other layer changes its mode.
+    """Switch the LoRA layers' dropout on or off.
 
-    With dropout on, a compiled step must have ``mx.random.state`` among its inputs and outputs, or
-    every step draws the same mask.
+    A compiled step must then have ``mx.random.state`` among its inputs and outputs, or every step
+    draws the same mask.
     """
     for module in adapted(model).values():
         if isinstance(module, LoRALinear):
@@ -281,10 +281,6 @@ def mask_gradients(model: nn.Module, gradients: Any) -> Any:
 
     A zero gradient from the first step on leaves Adam's moments at zero, so the V part stays
     bit-identical. Weight decay would move it.
-
-    Args:
-        model: a model with an adapter.
-        gradients: tree of gradients, as ``nn.value_and_grad`` gives them.
     """
     masks = gradient_mask(model)
     if not masks:
@@ -323,13 +319,8 @@ def merge(model: nn.Module, *, dequantize: bool = False) -> None:
 
     A read-out is taken off, too: the LM head answers. The sum is rounded to the base's type.
 
-    Args:
-        model: a model with an adapter.
-        dequantize: let quantized projections become plain linear layers.
-
-    Raises:
-        AdapterError: no adapter, or a quantized base without ``dequantize``: quantizing the sum
-            again would lose a small adapter.
+    Over a quantized base it needs ``dequantize``, which lets projections become plain linear
+    layers: quantizing the sum again would lose a small adapter.
     """
     modules = adapted(model, required=True)
     quantized = [path for path, module in modules.items() if is_quantized(module)]

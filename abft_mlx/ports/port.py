@@ -248,11 +248,7 @@ class Port:
         return HeadShape(H, G, outputs // sum(counts[part] for part in parts))
 
     def part_outputs(self, layer: Layer, projection: Projection) -> dict[str, np.ndarray]:
-        """Where queries, keys and the rest lie among a projection's outputs.
-
-        Returns:
-            "q", "k", "v" or "gate", those that the projection makes, to the indices of its outputs.
-        """
+        """Indices of a projection's outputs that are "q", "k", "v" and "gate", if it makes them."""
         attention, shape = layer.attention, self.head_shape(layer)
         if attention is None or shape is None:
             return {}
@@ -287,16 +283,13 @@ class Port:
     def hidden(
         self, model: nn.Module, tokens: mx.array, cache: Sequence[Any] | None = None
     ) -> mx.array:
-        """Hidden state after the final norm, which the output head reads.
+        """Hidden states after the final norm, (B, T, width), which the output head reads.
 
         Args:
             model: a loaded model of this architecture.
             tokens: (B, T) token ids.
             cache: what ``mlx_lm.models.cache.make_prompt_cache`` makes: the tokens go on behind
                 those that it holds, and are added to it.
-
-        Returns:
-            (B, T, width).
         """
         if cache is None and self.needs_cache:
             cache = make_prompt_cache(model)
@@ -319,10 +312,10 @@ class Port:
         Args:
             model: a loaded model of this architecture.
             hidden: (..., width) hidden states after the final norm.
-            token_ids: (C,) the tokens wanted; None for the whole vocabulary.
+            token_ids: (C,) which tokens; None for the whole vocabulary.
 
         Returns:
-            (..., C) or (..., V) float32, what the model itself gives there.
+            (..., C) or (..., V) float32, as the model itself gives them.
         """
         name, head = architecture(model), self.head(model)
         if name in BEFORE_HEAD:
