@@ -22,7 +22,6 @@ from abft_mlx.recipe import AdapterSection
 
 LORA = AdapterSection(rank=4, scale=2.0)
 FULL = AdapterSection(kind="full")
-FIRST = AdapterSection(rank=4, scale=2.0)
 SECOND = AdapterSection(rank=7, scale=0.5, layers=[0, 2])
 Weights = dict[str, np.ndarray]
 
@@ -374,7 +373,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, list[
     made = {}
     for name, bits in (("llama", None), ("llama", 4), ("gpt2", None)):
         base = tiny_models.checkpoint(tmp_path_factory.mktemp("base"), name, bits=bits)
-        pair = [saved(base, base / f"run{n}", one, n) for n, one in enumerate((FIRST, SECOND))]
+        pair = [saved(base, base / f"run{n}", one, n) for n, one in enumerate((LORA, SECOND))]
         made[f"{name}-{bits}"] = (base, pair)
     return made
 
@@ -389,14 +388,14 @@ def test_two_lora_adapters(
     adapters.combine(model, [(base / f"run{n}", factor) for n, factor in enumerate(factors)])
     check(model, list(zip(pair, factors, strict=True)))
     ranks = {one.lora_a.shape[1] for one in adapters.adapted(model).values()}
-    assert ranks == {FIRST.rank + SECOND.rank}
+    assert ranks == {LORA.rank + SECOND.rank}
 
 
 def test_lora_and_weights_trained_in_full(tmp_path: Path) -> None:
     factors = (1.5, -0.5)
     base = tiny_models.checkpoint(tmp_path / "base", "llama")
     some = AdapterSection(kind="full", layers=[1, 2])
-    pair = [saved(base, tmp_path / f"run{n}", one) for n, one in enumerate((FIRST, some))]
+    pair = [saved(base, tmp_path / f"run{n}", one) for n, one in enumerate((LORA, some))]
     model, _ = load_model(base)
     adapters.combine(model, [(tmp_path / f"run{n}", one) for n, one in enumerate(factors)])
     check(model, list(zip(pair, factors, strict=True)))
@@ -409,7 +408,7 @@ def test_abft_and_end_to_end_with_a_head(bits: int | None, tmp_path: Path) -> No
     """Figure 7's plane: LoRA on the one axis, LoRA and the head on the other."""
     factors = (1.5, -0.5)
     base = tiny_models.checkpoint(tmp_path / "base", "llama", bits=bits)
-    sections = (FIRST, SECOND.model_copy(update={"head": True}))
+    sections = (LORA, SECOND.model_copy(update={"head": True}))
     pair = [saved(base, tmp_path / f"run{n}", one) for n, one in enumerate(sections)]
     assert "lm_head" in pair[1]
     model, _ = load_model(base)
