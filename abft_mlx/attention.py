@@ -14,9 +14,9 @@ cache holds), D head dim.
 from __future__ import annotations
 
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FunctionType
 from typing import Any
 
@@ -25,30 +25,31 @@ import mlx.nn as nn
 import numpy as np
 
 from abft_mlx.errors import ModelError, RunError, UnsupportedArchitectureError
-from abft_mlx.ports import Namespace, Port, architecture, finding, port_for, subclass, swapped
+from abft_mlx.ports import Namespace, architecture, finding, port_for, subclass, swapped
 
 Attend = Callable[[Callable[..., mx.array]], Callable[..., mx.array]]
 """Given a model's attention function, one that gives the same in another way."""
 
+Rows = list[mx.array | None]
+
 SEAM = "scaled_dot_product_attention"
-BY_HAND = "softmax"
 
 
 class Recorder:
-    """What an instrumented model records.
+    """What an instrumented model records, in the thread that made it.
 
     Attributes:
         last: (B,) last position of each prompt, counted in the tokens of the call; set it before
-            calling the model. While it is None nothing is recorded.
+            calling the model, which starts a new list of rows. While it is None nothing is
+            recorded.
         rows: one (B, H, S) float32 pattern row per layer of the latest call, None for a layer
-            without heads. Setting ``last`` starts a new list.
+            without heads.
         attend: what runs in place of the model's attention function, if anything.
     """
 
     def __init__(self, n_layers: int, attend: Attend | None = None) -> None:
         self.attend = attend
-        self.rows: list[mx.array | None] = [None] * n_layers
-        self._calls: Counter[tuple[int, ...]] = Counter()
+        self.rows: Rows = [None] * n_layers
         self._last: mx.array | None = None
         self._thread = threading.get_ident()
 
@@ -61,82 +62,33 @@ class Recorder:
     def last(self, positions: mx.array | None) -> None:
         self._last = positions
         self.rows = [None] * len(self.rows)
-        self._calls.clear()
 
-    def record(self, layers: tuple[int, ...], row: Callable[[mx.array], mx.array]) -> None:
-        """Keep a row of a module that is called for these layers in turn.
-
-        Args:
-            layers: of the module.
-            row: gives the row of the last positions; not called where nothing is recorded.
-        """
+    def record(self, layer: int, row: Callable[[mx.array], mx.array]) -> None:
+        """Keep the row that a function gives for the last positions; not called without those."""
         if self._last is not None and threading.get_ident() == self._thread:
-            self.rows[layers[self._calls[layers] % len(layers)]] = row(self._last)
-            self._calls[layers] += 1
+            self.rows[layer] = row(self._last)
+
+    @contextmanager
+    def aside(self, last: mx.array | None) -> Iterator[Rows]:
+        """Record into a list of its own while the block runs, nothing if ``last`` is None."""
+        before = self._last, self.rows
+        self._last, self.rows = last, [None] * len(self.rows)
+        try:
+            yield self.rows
+        finally:
+            self._last, self.rows = before
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Record nothing while the block runs, and keep what is recorded already."""
-        last, self._last = self._last, None
-        try:
+        with self.aside(None):
             yield
-        finally:
-            self._last = last
-
-    @contextmanager
-    def aside(self, last: mx.array) -> Iterator[list[mx.array | None]]:
-        """Record into a list of its own while the block runs, as if a call began here."""
-        kept = self._last, self.rows, self._calls
-        self._last, self.rows, self._calls = last, [None] * len(self.rows), Counter()
-        try:
-            yield self.rows
-        finally:
-            self._last, self.rows, self._calls = kept
-
-
-def record_attention(
-    held: list[Recorder], layers: tuple[int, ...], original: Callable[..., mx.array]
-) -> Callable[..., mx.array]:
-    """The attention function that the module of some layers gets instead of the original."""
-
-    def recording(
-        queries: mx.array, keys: Any, values: Any, *args: Any, **options: Any
-    ) -> mx.array:
-        (recorder,) = held
-        named = dict(zip(("cache", "scale", "mask", "sinks"), args, strict=False)) | options
-
-        def row(last: mx.array) -> mx.array:
-            if not isinstance(keys, mx.array):
-                raise ModelError("patterns cannot be read from a quantized key/value cache")
-            more = {name: named.get(name) for name in ("mask", "sinks")}
-            return last_row(queries, keys, last, scale=named["scale"], **more)
-
-        recorder.record(layers, row)
-        attend = original if recorder.attend is None else recorder.attend(original)
-        return attend(queries, keys, values, *args, **options)
-
-    return recording
-
-
-def record_softmax(held: list[Recorder], layers: tuple[int, ...], core: Any) -> Namespace:
-    """What a module that computes its pattern itself finds instead of ``mlx.core``."""
-
-    def recording(scores: mx.array, *args: Any, **options: Any) -> mx.array:
-        held[0].record(layers, lambda last: row_of_scores(scores, last))
-        return core.softmax(scores, *args, **options)
-
-    return Namespace(core, softmax=recording)
 
 
 def row_of_scores(scores: mx.array, last: mx.array) -> mx.array:
-    """One row of the attention pattern per prompt and head, of scores that are masked already.
+    """One row of the pattern per prompt and head, (B, H, S) float32, of scores that are masked.
 
-    Args:
-        scores: (B, H, T, S), or (B, G, H / G, T, S).
-        last: (B,) which query's row.
-
-    Returns:
-        (B, H, S) float32.
+    They are (B, H, T, S), or (B, G, H / G, T, S); ``last`` (B,) says which query's row.
     """
     T, S = scores.shape[-2:]
     whole = scores.reshape(len(last), -1, T, S)
@@ -174,11 +126,14 @@ def last_row(
     query = query.reshape(B, G, H // G, D).astype(mx.float32) * scale
     scores = (query @ keys.astype(mx.float32).swapaxes(-1, -2)).reshape(B, H, S)
     if isinstance(mask, mx.array):
-        row = _mask_row(mask, last)
-        if row.dtype == mx.bool_:
-            scores = mx.where(row, scores, -mx.inf)
+        row_mask: Any = mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
+        if row_mask.shape[2] > 1:
+            row_mask = mx.take_along_axis(row_mask, last[:, None, None, None], axis=2)
+        row_mask = row_mask.squeeze(2)
+        if row_mask.dtype == mx.bool_:
+            scores = mx.where(row_mask, scores, -mx.inf)
         else:
-            scores = scores + row.astype(mx.float32)
+            scores = scores + row_mask.astype(mx.float32)
     elif mask not in (None, "causal"):
         raise ModelError(f"attention mask {mask!r} is not known; masks are arrays or 'causal'")
     reachable = mx.arange(S) <= (last + (S - T))[:, None, None]
@@ -187,14 +142,6 @@ def last_row(
         return mx.softmax(scores, axis=-1)
     sink = mx.broadcast_to(sinks.astype(mx.float32)[None, :, None], (B, H, 1))
     return mx.softmax(mx.concatenate([scores, sink], axis=-1), axis=-1)[..., :S]
-
-
-def _mask_row(mask: mx.array, last: mx.array) -> mx.array:
-    """The mask of one query per prompt: an array that broadcasts to (B, H, S)."""
-    mask = mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
-    if mask.shape[2] == 1:
-        return mask[:, :, 0]
-    return mx.take_along_axis(mask, last[:, None, None, None], axis=2).squeeze(2)
 
 
 @contextmanager
@@ -213,69 +160,79 @@ def instrument(model: nn.Module, attend: Attend | None = None) -> Iterator[Recor
         UnsupportedArchitectureError: no port, or attention is computed in another way than it says.
         RunError: the model is already instrumented.
     """
-    port, name = port_for(model), architecture(model)
-    recorder = Recorder(len(port.layers(model)), attend)
-    attending: dict[int, tuple[nn.Module, list[int]]] = {}
-    for number, layer in enumerate(port.layers(model)):
-        module = port.attention_module(layer)
-        if module is not None:
-            attending.setdefault(id(module), (module, []))[1].append(number)
-    places = {numbers[0]: tuple(numbers) for _, numbers in attending.values()}
+    port = port_for(model)
+    layers = port.layers(model)
+    modules = {n: port.attention_module(layer) for n, layer in enumerate(layers)}
     # Classes live until the garbage collector runs, rows must not: functions reach them through a
     # list that is emptied on leaving.
-    held = [recorder]
+    held = [Recorder(len(layers), attend)]
     try:
         with swapped(
-            {numbers[0]: module for module, numbers in attending.values()},
-            lambda first, kind: _recording_class(kind, held, places[first], port, name),
+            {n: module for n, module in modules.items() if module is not None},
+            partial(_recording_class, held, architecture(model), port.by_hand),
         ):
-            yield recorder
+            yield held[0]
     finally:
         held.clear()
 
 
-def _recording_class(
-    kind: type, held: list[Recorder], layers: tuple[int, ...], port: Port, name: str
-) -> type:
+def _recording_class(held: list[Recorder], name: str, by_hand: bool, layer: int, kind: Any) -> type:
     """A subclass of an attention class that runs the same code around a recording function."""
     if "_abft_instrumented" in kind.__dict__:
         raise RunError(
             "this model is already instrumented; leave the open instrument(), capture() or "
             "forward() of it first"
         )
+    call, seam = kind.__call__, "softmax" if by_hand else SEAM
+    if not isinstance(call, FunctionType) or seam not in call.__code__.co_names:
+        raise UnsupportedArchitectureError(
+            f"architecture {name!r} does not call {seam} in its attention, so its "
+            "patterns cannot be read; use another model"
+        )
+    names = call.__globals__
+    if by_hand:
+        changed: Any = {"mx": Namespace(names["mx"], softmax=_softmax(held, layer))}
+    elif SEAM in names:
+        changed = {SEAM: _attention(held, layer, names[SEAM])}
+    else:  # it calls MLX's own
+        fast = names["mx"].fast
+        hook = _attention(held, layer, getattr(fast, SEAM))
+        changed = {"mx": Namespace(names["mx"], fast=Namespace(fast, **{SEAM: hook}))}
+    return subclass(kind, __call__=finding(call, changed), _abft_instrumented=True)
 
-    def recording(function: Any, seam: str, others: dict[str, Any]) -> FunctionType:
-        """The same code, which finds a recording function where it looks for the seam."""
-        if not isinstance(function, FunctionType) or seam not in function.__code__.co_names:
-            raise UnsupportedArchitectureError(
-                f"architecture {name!r} does not call {seam} in its attention, so its "
-                "patterns cannot be read; use another model"
-            )
-        own, changed = function.__globals__, dict(others)
-        if seam == BY_HAND:
-            changed["mx"] = record_softmax(held, layers, own["mx"])
-        elif SEAM in own:
-            changed[SEAM] = record_attention(held, layers, own[SEAM])
-        else:
-            fast = own["mx"].fast
-            hook = record_attention(held, layers, getattr(fast, SEAM))
-            changed["mx"] = Namespace(own["mx"], fast=Namespace(fast, **{SEAM: hook}))
-        return finding(function, changed)
 
-    seams = dict.fromkeys(port.calls, SEAM) | dict.fromkeys(port.by_hand, BY_HAND)
-    around = getattr(kind.__call__, "__globals__", {})
-    # Functions that methods call, and methods.
-    functions = {
-        place: recording(around.get(place), seam, {})
-        for place, seam in seams.items()
-        if not hasattr(kind, place)
-    }
-    methods = {
-        place: recording(getattr(kind, place), seam, functions)
-        for place, seam in seams.items()
-        if hasattr(kind, place)
-    }
-    return subclass(kind, **methods, _abft_instrumented=True)
+def _attention(
+    held: list[Recorder], layer: int, original: Callable[..., mx.array]
+) -> Callable[..., mx.array]:
+    """What one layer's module calls instead of its attention function."""
+
+    def recording(
+        queries: mx.array, keys: Any, values: Any, *args: Any, **options: Any
+    ) -> mx.array:
+        named = dict(zip(("cache", "scale", "mask", "sinks"), args, strict=False)) | options
+
+        def row(last: mx.array) -> mx.array:
+            if not isinstance(keys, mx.array):
+                raise ModelError("patterns cannot be read from a quantized key/value cache")
+            more = {name: named.get(name) for name in ("mask", "sinks")}
+            return last_row(queries, keys, last, scale=named["scale"], **more)
+
+        (recorder,) = held
+        recorder.record(layer, row)
+        attend = original if recorder.attend is None else recorder.attend(original)
+        return attend(queries, keys, values, *args, **options)
+
+    return recording
+
+
+def _softmax(held: list[Recorder], layer: int) -> Callable[..., mx.array]:
+    """What one layer's module calls instead of ``mx.softmax``."""
+
+    def recording(scores: mx.array, *args: Any, **options: Any) -> mx.array:
+        held[0].record(layer, partial(row_of_scores, scores))
+        return mx.softmax(scores, *args, **options)
+
+    return recording
 
 
 def forward(
@@ -284,7 +241,7 @@ def forward(
     last: mx.array,
     attend: Attend | None = None,
     first_layer: int = 0,
-) -> tuple[mx.array, list[mx.array | None]]:
+) -> tuple[mx.array, Rows]:
     """Run the model up to its final norm and record every layer's pattern row.
 
     Differentiable in the model's parameters, and usable inside ``mx.compile`` (with ``model.state``
@@ -308,26 +265,14 @@ def forward(
 
 
 def run(
-    model: nn.Module,
-    recorder: Recorder,
-    tokens: mx.array,
-    last: mx.array,
-    first_layer: int = 0,
-) -> tuple[mx.array, list[mx.array | None]]:
-    """As :func:`forward`, of a model that is instrumented already.
-
-    Args:
-        model: the model.
-        recorder: what :func:`instrument` gave for it.
-        tokens: (B, T) right-padded token ids.
-        last: (B,) last position of each prompt.
-        first_layer: as there.
-    """
+    model: nn.Module, recorder: Recorder, tokens: mx.array, last: mx.array, first_layer: int = 0
+) -> tuple[mx.array, Rows]:
+    """As :func:`forward`, of a model that is instrumented already."""
     recorder.last = last
     port = port_for(model)
     hidden = port.hidden(model, tokens)
-    expected = zip(recorder.rows[first_layer:], port.layers(model)[first_layer:], strict=True)
-    for row, layer in expected:
+    layers = port.layers(model)[first_layer:]
+    for row, layer in zip(recorder.rows[first_layer:], layers, strict=True):
         if row is None and port.attention_module(layer) is not None:
             raise UnsupportedArchitectureError(
                 f"this {architecture(model)} model computes its attention in another way than "
@@ -336,9 +281,7 @@ def run(
     return hidden, recorder.rows
 
 
-def capture(
-    model: nn.Module, tokens: mx.array | np.ndarray, last: mx.array | np.ndarray
-) -> list[mx.array | None]:
+def capture(model: nn.Module, tokens: mx.array | np.ndarray, last: mx.array | np.ndarray) -> Rows:
     """Pattern rows of the last position, for every layer and head.
 
     Args:
@@ -348,17 +291,10 @@ def capture(
 
     Returns:
         One (B, H, T) float32 array per layer, None for a layer without heads; lazy, as all of MLX.
-
-    Raises:
-        ModelError: tokens and last do not fit together.
     """
-    if not isinstance(last, mx.array):
-        positions = np.asarray(last)
-        length = tokens.shape[-1]
-        if positions.size and not (positions.min() >= 0 and positions.max() < length):
-            raise ModelError(
-                f"last positions {positions.tolist()} are not all within 0..{length - 1}"
-            )
+    length = tokens.shape[-1]
+    if isinstance(last, np.ndarray) and not ((last >= 0) & (last < length)).all():
+        raise ModelError(f"last positions {last.tolist()} are not all within 0..{length - 1}")
     tokens, last = mx.array(tokens), mx.array(last)
     if tokens.ndim != 2 or last.shape != tokens.shape[:1]:
         raise ModelError(

@@ -80,14 +80,13 @@ def array_failure(path: Path, error: RuntimeError) -> RunError:
 
 def write_failure(path: Path, error: OSError) -> OutputError | RunError:
     """The error of ours that says why ``path`` could not be written."""
-    if error.errno == errno.ENOSPC:
-        return RunError(f"{path}: {error.strerror}; free some space and run again")
-    if error.errno == errno.EDQUOT:
-        return RunError(
-            f"{path}: {error.strerror}; free some space, or have the quota raised, and run again"
-        )
-    if error.errno == errno.EFBIG:
-        return RunError(f"{path}: {error.strerror}; raise the limit (ulimit -f) and run again")
+    ways_out = {
+        errno.ENOSPC: "free some space",
+        errno.EDQUOT: "free some space, or have the quota raised,",
+        errno.EFBIG: "raise the limit (ulimit -f)",
+    }
+    if error.errno in ways_out:
+        return RunError(f"{path}: {error.strerror}; {ways_out[error.errno]} and run again")
     reason = error.strerror or str(error)
     return OutputError(f"{path}: cannot be written ({reason}); choose another folder")
 
@@ -109,12 +108,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def read_bytes(path: Path, most_bytes: int) -> bytes:
-    """The content of a file that is not longer than it may be.
-
-    Raises:
-        ValueError: it is longer.
-        OSError: it cannot be read.
-    """
+    """The content of a file; ValueError if it is longer than it may be."""
     with path.open("rb") as file:
         content = file.read(most_bytes + 1)
     if len(content) > most_bytes:
@@ -139,17 +133,15 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         raise ValueError(str(error)) from error
 
 
-def schema_problem(found: Any, reads: int, again: str) -> str | None:
+def schema_problem(written: Any, reads: int, again: str) -> str | None:
     """What is wrong with a file's schema version, in words; None where it can be read.
 
-    A file without a version is older than versions are, and reads as the first.
-
     Args:
-        found: the version that the file says it is of; None where it says none.
+        written: the version that the file says it is of; None, older than versions are, reads as 1.
         reads: the version that is written now, the newest that is read.
         again: how to get the file as this version of the package writes it.
     """
-    version = 1 if found is None else found
+    version = 1 if written is None else written
     if type(version) is int and 1 <= version <= reads:
         return None
     newer = type(version) is int and version > reads
@@ -161,6 +153,23 @@ def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_arrays(path: Path, arrays: dict[str, Any], form: str = "mlx") -> None:
+    """Write a safetensors file of MLX's arrays whole or not at all.
+
+    Args:
+        path: ends with ``.safetensors``.
+        arrays: name to array.
+        form: which program's layout it says that they have, "mlx" or "pt".
+    """
+    import mlx.core as mx
+
+    with replacing(path) as temporary:
+        try:
+            mx.save_safetensors(str(temporary), arrays, {"format": form})
+        except RuntimeError as error:
+            raise array_failure(path, error) from error
 
 
 def write_json(path: Path, value: Any) -> None:

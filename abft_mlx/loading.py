@@ -23,38 +23,27 @@ from mlx_lm import utils as mlx_lm_utils
 from abft_mlx import adapters, hub
 from abft_mlx.errors import AbftError, ModelError, UnsupportedArchitectureError
 from abft_mlx.files import is_path, parse_json, tensor_shapes
-from abft_mlx.ports import Port, freeze, port_for, supported_in_words
+from abft_mlx.ports import Port, port_for, supported_in_words
 
 DEMO = "demo"
 HUB_FILES = ["*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "*.txt", "*.jinja"]
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "*.tiktoken")
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
-MOST_LAYERS = 4096
 HASHED_WHOLE_BYTES = 1_000_000_000
 SAMPLES, SAMPLE_BYTES = 64, 65_536
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model, ready for use.
+    """A model, ready for use."""
 
-    Attributes:
-        model: the mlx-lm model, frozen unless an adapter was asked for.
-        tokenizer: mlx-lm's tokenizer wrapper.
-        config: the checkpoint's config.json.
-        source: the name it was asked for by.
-        path: the folder it was read from.
-        port: where its attention lives.
-        context_tokens: the longest prompt it was made for, None if its config does not say.
-    """
-
-    model: nn.Module
-    tokenizer: Any
-    config: dict[str, Any]
-    source: str
-    path: Path
+    model: nn.Module  # mlx-lm's, frozen unless an adapter was asked for
+    tokenizer: Any  # mlx-lm's tokenizer wrapper
+    config: dict[str, Any]  # the checkpoint's config.json
+    source: str  # the name it was asked for by
+    path: Path  # the folder it was read from
     port: Port
-    context_tokens: int | None
+    context_tokens: int | None  # the longest prompt it was made for, if its config says so
 
     @cached_property
     def fingerprint(self) -> str:
@@ -82,11 +71,27 @@ def load_model(
     path = find(name, revision)
     config = _config(path)
     _weight_files(path)  # an error of ours where there are none
-    _check_tokenizer(path)
-    model, config = _model(path, config)
+    if not any(any(path.glob(pattern)) for pattern in TOKENIZER_FILES):
+        raise ModelError(
+            f"{path} has no tokenizer ({' or '.join(TOKENIZER_FILES[:3])}); copy the tokenizer "
+            "files of the model that it was made from"
+        )
+    model, config = _model(path, config, path)
     port = port_for(model)
-    tokenizer = _tokenizer(path, config)
-    freeze(model)
+    try:
+        tokenizer = mlx_lm_utils.load_tokenizer(
+            path,
+            # Else transformers asks on standard input whether to run a tokenizer's code,
+            # and warns of texts that are longer than the context before they are shortened.
+            tokenizer_config_extra={"trust_remote_code": False, "model_max_length": 2**40},
+            eos_token_ids=config.get("eos_token_id"),
+        )
+    except Exception as error:  # tokenizer libraries raise whatever they meet
+        raise ModelError(
+            f"the tokenizer in {path} cannot be opened: {type(error).__name__}: "
+            f"{hub.first_line(error)}"
+        ) from error
+    model.freeze()
     if source is not None:
         adapters.load(model, source.folder)
     mx.eval(model.parameters())
@@ -100,9 +105,6 @@ def find(name: str, revision: str | None = None, *, config_only: bool = False) -
         name: as :func:`load_model`.
         revision: branch, tag or commit of a hub model.
         config_only: of a hub model fetch its config.json alone.
-
-    Raises:
-        ModelError: no such folder, no such hub model, no access to it, or no network and no copy.
     """
     if name == DEMO:
         return Path(str(files("abft_mlx"))) / "assets" / "demo-model"
@@ -115,7 +117,17 @@ def find(name: str, revision: str | None = None, *, config_only: bool = False) -
         raise ModelError(
             f"model {name!r}: no such folder; give a folder, a hub id like owner/name, or demo"
         )
-    return _fetch(name, revision, ["config.json"] if config_only else HUB_FILES)
+    request = hub.Request(
+        f"model {name}",
+        f"model {name!r} is neither a folder here nor a model on the hub that you may read",
+        "give a local folder",
+        revision,
+    )
+    try:
+        wanted = ["config.json"] if config_only else HUB_FILES
+        return hub.snapshot(name, wanted, revision=revision)
+    except Exception as error:
+        raise ModelError(hub.explain(error, request).message) from error
 
 
 def parameter_count(model: nn.Module) -> int:
@@ -136,20 +148,8 @@ def kind(name: str) -> str:
     return "folder" if Path(name).expanduser().is_dir() else "hub"
 
 
-def _fetch(name: str, revision: str | None, files_wanted: list[str]) -> Path:
-    asked = hub.Asked(
-        f"model {name}",
-        f"model {name!r} is neither a folder here nor a model on the hub that you may read",
-        "give a local folder",
-        revision,
-    )
-    try:
-        return hub.snapshot(name, files_wanted, revision=revision)
-    except Exception as error:
-        raise ModelError(hub.explain(error, asked).message) from error
-
-
 def _config(path: Path) -> dict[str, Any]:
+    """The content of a model folder's config.json."""
     file = path / "config.json"
     if not file.is_file():
         raise ModelError(f"{path} has no config.json; give the folder of a model")
@@ -159,26 +159,13 @@ def _config(path: Path) -> dict[str, Any]:
         raise ModelError(f"{file} cannot be read as JSON: {error}; fetch it again") from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise ModelError(f"{file} names no model_type; give the folder of a model that mlx-lm runs")
-    _check_counts(config, file)
     return config
-
-
-def _check_counts(config: dict[str, Any], file: Path) -> None:
-    """Refuse counts of layers that would be built, one by one, for hours."""
-    for section in (config, config.get("text_config")):
-        for key, value in section.items() if isinstance(section, dict) else ():
-            counts = "layer" in key and isinstance(value, (int, float))
-            if counts and not isinstance(value, bool) and not -1 <= value <= MOST_LAYERS:
-                raise ModelError(
-                    f"{file}: {key} is {value!r:.60}, more than {MOST_LAYERS:,} layers or fewer "
-                    "than none; fetch it again"
-                )
 
 
 def _weight_files(path: Path) -> list[Path]:
     """Weight files as mlx-lm picks them, each checked to be whole."""
-    found = sorted(path.glob("model*.safetensors"))
-    if not found:
+    weights = sorted(path.glob("model*.safetensors"))
+    if not weights:
         others = sorted(p.name for p in path.iterdir() if p.suffix in (".bin", ".pt", ".gguf"))
         instead = f" (found {', '.join(others[:3])})" if others else ""
         raise ModelError(
@@ -186,25 +173,22 @@ def _weight_files(path: Path) -> list[Path]:
             "mlx_lm.convert"
         )
     index = path / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            named = set(parse_json(index.read_text(encoding="utf-8"))["weight_map"].values())
-            if not all(isinstance(one, str) for one in named):
-                raise ValueError("weight_map names no files")
-        except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
-            raise ModelError(f"{index} cannot be read: {error}; fetch it again") from error
-        missing = sorted(named - {p.name for p in found})
-        if missing:
-            raise ModelError(
-                f"{path} lacks {len(missing)} of its weight files, {missing[0]:.80} first; "
-                "fetch it again"
-            )
-    for file in found:
+    try:
+        names = parse_json(index.read_bytes())["weight_map"].values() if index.is_file() else ()
+        missing = sorted({*names} - {file.name for file in weights})
+    except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+        raise ModelError(f"{index} cannot be read: {error}; fetch it again") from error
+    if missing:
+        raise ModelError(
+            f"{path} lacks {len(missing)} of its weight files, {missing[0]:.80} first; "
+            "fetch it again"
+        )
+    for file in weights:
         try:
             tensor_shapes(file)
         except (OSError, ValueError) as error:
             raise ModelError(f"{file} is broken: {error}; fetch it again") from error
-    return found
+    return weights
 
 
 def fingerprint(path: Path) -> str:
@@ -213,9 +197,6 @@ def fingerprint(path: Path) -> str:
     Up to 1 GB of weights every byte is hashed (``sha256:``). Beyond, each weight file adds its
     size, its whole header and 64 samples of 64 KiB spread over it (``sha256-sampled:``): a changed
     shape, type, name or file is seen, a change of single weights may not be.
-
-    Raises:
-        ModelError: weights are missing or broken.
     """
     weights = _weight_files(path)
     whole = sum(file.stat().st_size for file in weights) <= HASHED_WHOLE_BYTES
@@ -241,14 +222,12 @@ def fingerprint(path: Path) -> str:
 
 
 def _model(
-    path: Path, config: dict[str, Any], *, source: str | None = None, strict: bool = True
+    path: Path, config: dict[str, Any], source: str | Path, *, strict: bool = True
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The model with its weights mapped but not yet read; none need be there unless strict."""
-    where = source or path
-    # mlx-lm 0.31, the last for Python 3.10, would run it without being asked.
-    if config.get("model_file") is not None:
+    if config.get("model_file") is not None:  # mlx-lm runs it without asking
         raise ModelError(
-            f"{where} brings model code of its own, {config['model_file']!r}, which is never run; "
+            f"{source} brings model code of its own, {config['model_file']!r}, which is never run; "
             "give a model whose architecture mlx-lm knows"
         )
     try:
@@ -256,14 +235,14 @@ def _model(
     except AbftError:
         raise
     except Exception as error:  # mlx-lm's model classes raise whatever they meet
-        text = _first_line(error)
+        text = hub.first_line(error)
         if re.fullmatch(r"Model type \S+ not supported\.", text):
             raise UnsupportedArchitectureError(
-                f"{where}: mlx-lm does not know the architecture {config['model_type']!r}; "
+                f"{source}: mlx-lm does not know the architecture {config['model_type']!r}; "
                 f"{supported_in_words()}"
             ) from error
         raise ModelError(
-            f"{where} cannot be opened as a {config['model_type']} model: "
+            f"{source} cannot be opened as a {config['model_type']} model: "
             f"{type(error).__name__}: {text}"
         ) from error
 
@@ -283,26 +262,13 @@ def skeleton(
 
     Returns:
         The model, frozen, and its config.
-
-    Raises:
-        ModelError: it cannot be found or read, or is quantized in a way that config.json does not
-            tell.
-        UnsupportedArchitectureError: mlx-lm or this package does not know its architecture.
     """
-    path = find(name, revision, config_only=True)
-    config = _config(path)
-    model = describe(config, f"model {name}", bits=bits)
-    return model, config
+    config = _config(find(name, revision, config_only=True))
+    return describe(config, f"model {name}", bits=bits), config
 
 
 def describe(config: dict[str, Any], source: str, *, bits: int | None = None) -> nn.Module:
-    """As :func:`skeleton`, from a config at hand.
-
-    Args:
-        config: the content of a config.json.
-        source: what errors call it.
-        bits: as :func:`skeleton`.
-    """
+    """As :func:`skeleton`, from the content of a config.json; errors call it ``source``."""
     quantization = config.get("quantization")
     if quantization is None and "quantization_config" in config:
         method = (config["quantization_config"] or {}).get("quant_method")
@@ -314,7 +280,7 @@ def describe(config: dict[str, Any], source: str, *, bits: int | None = None) ->
     # mlx-lm builds a model only from a folder; this one holds nothing but the config.
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(plain), encoding="utf-8")
-        model, _ = _model(Path(folder), plain, source=source, strict=False)
+        model, _ = _model(Path(folder), plain, source, strict=False)
     port_for(model)
     dtype = getattr(mx, number_type(config), None)
     if not isinstance(dtype, mx.Dtype):
@@ -327,7 +293,7 @@ def describe(config: dict[str, Any], source: str, *, bits: int | None = None) ->
         quantization = {"group_size": 64, "bits": bits}
     if quantization is not None:
         _quantize(model, quantization, source)
-    freeze(model)
+    model.freeze()
     return model
 
 
@@ -338,6 +304,8 @@ def number_type(config: dict[str, Any]) -> str:
 
 
 def _quantize(model: nn.Module, quantization: dict[str, Any], source: str) -> None:
+    """Quantize as a config.json says that the checkpoint is."""
+
     def chosen(path: str, module: nn.Module) -> bool | dict[str, Any]:
         if path in quantization:
             return quantization[path]
@@ -356,37 +324,8 @@ def _quantize(model: nn.Module, quantization: dict[str, Any], source: str) -> No
     except Exception as error:  # whatever a foreign config.json makes MLX raise
         raise ModelError(
             f"{source}: its config.json's quantization {quantization} cannot be used: "
-            f"{_first_line(error)}"
+            f"{hub.first_line(error)}"
         ) from error
-
-
-def _check_tokenizer(path: Path) -> None:
-    if not any(any(path.glob(pattern)) for pattern in TOKENIZER_FILES):
-        raise ModelError(
-            f"{path} has no tokenizer ({' or '.join(TOKENIZER_FILES[:3])}); copy the tokenizer "
-            "files of the model that it was made from"
-        )
-
-
-def _tokenizer(path: Path, config: dict[str, Any]) -> Any:
-    try:
-        return mlx_lm_utils.load_tokenizer(
-            path,
-            # Unless told, transformers asks on standard input whether to run a tokenizer's code,
-            # and warns of texts that are longer than the context before they are shortened.
-            tokenizer_config_extra={"trust_remote_code": False, "model_max_length": 2**40},
-            eos_token_ids=config.get("eos_token_id"),
-        )
-    except Exception as error:  # tokenizer libraries raise whatever they meet
-        raise ModelError(
-            f"the tokenizer in {path} cannot be opened: {type(error).__name__}: "
-            f"{_first_line(error)}"
-        ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 def context_tokens(config: dict[str, Any]) -> int | None:

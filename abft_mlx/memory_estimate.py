@@ -82,7 +82,7 @@ def estimate(model: nn.Module, recipe: Recipe, length_tokens: int) -> dict[str, 
     training, evaluation, objective = recipe.training, recipe.evaluation, recipe.objective
     base_parameters, weights = loading.parameter_count(model), _bytes(model.parameters())
     layers = None if recipe.adapter.layers == "auto" else recipe.adapter.layers
-    adapters.place(model, recipe.adapter.model_copy(update={"layers": layers}))
+    adapters.attach(model, recipe.adapter.model_copy(update={"layers": layers}))
     if objective.kind == "read_out":
         read_out.attach(model, {n: mx.zeros(H) for n, H in ports.head_counts(model).items()})
     tokens = plan.padded_tokens(length_tokens)

@@ -21,7 +21,7 @@ import mlx.nn as nn
 import numpy as np
 
 from abft_mlx.errors import AdapterError
-from abft_mlx.files import array_failure, replacing
+from abft_mlx.files import write_arrays
 from abft_mlx.induction import label_attention
 
 FILE = "head_weights.safetensors"
@@ -150,11 +150,7 @@ def save(model: nn.Module, folder: Path) -> None:
         path.unlink(missing_ok=True)
         return
     arrays = {f"layer{layer}": mx.array(one) for layer, one in found.weights().items()}
-    with replacing(path) as temporary:
-        try:
-            mx.save_safetensors(str(temporary), arrays, {"format": "mlx"})
-        except RuntimeError as error:
-            raise array_failure(path, error) from error
+    write_arrays(path, arrays)
 
 
 def read(folder: Path, heads: Mapping[int, int]) -> dict[int, mx.array] | None:

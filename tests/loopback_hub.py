@@ -1,7 +1,7 @@
 """A hub on this machine, for the real ``huggingface_hub`` client: repositories kept in memory.
 
 It answers what reading and writing repositories asks of the real one (whoami, create, preupload,
-commit, branches, revision, tree, paths-info, resolve with ranges, LFS, pull requests), and fails as
+commit, branches, revision, tree, paths-info, resolve with ranges, LFS), and fails as
 told: :meth:`LoopbackHub.fail` answers with a status, :meth:`LoopbackHub.cut` breaks a connection.
 """
 
@@ -21,10 +21,11 @@ from typing import Any
 from urllib.parse import parse_qs, unquote
 
 import pytest
-from hub_cards import card_problems
+import yaml
 
 OWNER, READER = "hf_loopbackOwner", "hf_loopbackReader"
 USERS = {OWNER: "owner", READER: "reader"}
+LICENSES = {"mit", "apache-2.0", "cc-by-4.0", "other"}
 LFS_SUFFIXES = (".safetensors", ".parquet")
 
 
@@ -43,7 +44,6 @@ class Repository:
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     titles: list[str] = field(default_factory=list)
     refs: dict[str, str] = field(default_factory=dict)
-    pulls: list[dict[str, Any]] = field(default_factory=list)
 
     def commit(self, ref: str, files: Mapping[str, bytes], title: str = "a commit") -> str:
         sha = hashlib.sha1(f"{self.name} {len(self.commits)}".encode()).hexdigest()
@@ -152,6 +152,28 @@ class LoopbackHub(ThreadingHTTPServer):
             patch.setenv("HF_TOKEN", token)
 
 
+def card_problems(content: str) -> list[str]:
+    """What the hub would refuse in a card's metadata, by its specification of model cards."""
+    match = re.match(r"---\n(.*?)\n---\n", content, re.DOTALL)
+    if match is None:
+        return ["no metadata"]
+    head = yaml.safe_load(match[1])
+    problems = []
+    if "base_model" in head and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(head["base_model"])):
+        problems.append("base_model is not the id of a model")
+    if head.get("license", "mit") not in LICENSES:
+        problems.append("license must be one of the hub's")
+    for one in head.get("datasets", []):
+        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", one):
+            problems.append("datasets holds what is no id")
+    for model in head.get("model-index", []):
+        for result in model["results"]:
+            complete = result["task"]["type"] and result["dataset"]["type"]
+            if not complete or not all("value" in one for one in result["metrics"]):
+                problems.append("model-index is not complete")
+    return problems
+
+
 class _Handler(BaseHTTPRequestHandler):
     server: LoopbackHub
     protocol_version = "HTTP/1.1"
@@ -190,13 +212,13 @@ class _Handler(BaseHTTPRequestHandler):
             self.cutting = True
         elif fault is not None:
             return self._answer(b'{"error": "told to fail"}', fault[1], fault[0])
-        bare, _, query = self.path.partition("?")
+        bare = self.path.partition("?")[0]
         # A revision may hold slashes: they come quoted, so the path is split first.
         parts = [unquote(one) for one in bare.strip("/").split("/")]
         if self.token and self.user is None:
             return self._error(401, "", "Invalid credentials in Authorization header")
         if parts[0] == "api":
-            return self._api(parts[1:], parse_qs(query))
+            return self._api(parts[1:])
         if parts[0] == "large":
             return self._put_large(parts[1])
         if parts[-4:-1] == ["info", "lfs", "objects"]:
@@ -205,7 +227,7 @@ class _Handler(BaseHTTPRequestHandler):
         parts = parts[repo_type == "dataset" :]
         return self._resolve(repo_type, "/".join(parts[:2]), parts[3], "/".join(parts[4:]))
 
-    def _api(self, parts: list[str], query: dict[str, list[str]]) -> None:
+    def _api(self, parts: list[str]) -> None:
         if parts[0] == "whoami-v2":
             if self.user is None:
                 return self._error(401, "", "Invalid credentials in Authorization header")
@@ -219,11 +241,8 @@ class _Handler(BaseHTTPRequestHandler):
         if repository is None:
             return None
         what = rest[0] if rest else "revision"
-        if what == "discussions":
-            found = [one for one in repository.pulls if one["status"] == query["status"][0]]
-            return self._json({"discussions": found, "count": len(found), "start": 0})
         revision = rest[1] if len(rest) > 1 else "main"
-        writes = what in ("preupload", "commit", "branch") and "create_pr" not in query
+        writes = what in ("preupload", "commit", "branch")
         if writes and self.user != name.split("/")[0]:
             return self._error(403, "", "You don't have the required permissions")
         if what == "branch":
@@ -243,7 +262,7 @@ class _Handler(BaseHTTPRequestHandler):
         if what == "preupload":
             return self._json({"files": [self._mode(one, files) for one in self._files()]})
         if what == "commit":
-            return self._commit(repository, revision, sha, create_pr="create_pr" in query)
+            return self._commit(repository, revision, sha)
         siblings = [{"rfilename": path} for path in sorted(files)]
         facts = {"id": name, "sha": sha, "private": repository.private, "siblings": siblings}
         return self._json(facts)
@@ -278,7 +297,7 @@ class _Handler(BaseHTTPRequestHandler):
             mode["oid"] = hashlib.sha256(content).hexdigest() if large else blob_id(content)
         return mode
 
-    def _commit(self, repository: Repository, ref: str, sha: str, *, create_pr: bool) -> None:
+    def _commit(self, repository: Repository, ref: str, sha: str) -> None:
         files = dict(repository.commits[sha])
         header: dict[str, Any] = {}
         for line in self.body.decode().splitlines():
@@ -295,20 +314,11 @@ class _Handler(BaseHTTPRequestHandler):
             elif key == "deletedFile":
                 del files[value["path"]]
         parent = header.get("parentCommit")
-        if parent is not None and parent != sha and not create_pr:
+        if parent is not None and parent != sha:
             return self._error(412, "", "A commit has happened since. Please refresh and try again")
-        url, pull = f"{self.server.url}/{repository.name}", None
-        if create_pr:
-            number = len(repository.pulls) + 1
-            ref, pull = f"refs/pr/{number}", f"{url}/discussions/{number}"
-            about = {"title": header["summary"], "num": number, "status": "open"}
-            about |= {"author": {"name": self.user}, "isPullRequest": True}
-            about |= {"createdAt": "2026-01-01T00:00:00.000Z"}
-            about |= {"repo": {"name": repository.name, "type": "model"}}
-            repository.pulls.append(about)
         new = repository.commit(ref, files, header["summary"])
-        answer = {"commitUrl": f"{url}/commit/{new}", "commitOid": new, "pullRequestUrl": pull}
-        return self._json({"success": True, **answer})
+        url = f"{self.server.url}/{repository.name}/commit/{new}"
+        return self._json({"success": True, "commitUrl": url, "commitOid": new})
 
     def _create(self, asked: dict[str, Any]) -> None:
         owner = asked.get("organization") or self.user

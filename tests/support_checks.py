@@ -18,7 +18,6 @@ from mlx_lm.tuner.utils import load_adapters
 
 from abft_mlx import adapters, attention, ports
 from abft_mlx.adapters.lora import targets
-from abft_mlx.errors import UnsupportedArchitectureError
 from abft_mlx.recipe import AdapterSection
 
 SEAM = attention.SEAM
@@ -199,29 +198,7 @@ def _kept(model: nn.Module) -> dict[str, np.ndarray]:
     return found
 
 
-def trained(model: nn.Module) -> list[str]:
-    """The projections that train, in any layer; of a fused one, which of its outputs do."""
-    port = ports.port_for(model)
-    names = []
-    for layer in port.layers(model):
-        for one in port.layer_projections(layer):
-            name = one.path.rpartition(".")[2]
-            if one.parts:
-                roles = port.part_outputs(layer, one)
-                name += f"[{''.join(role for role in 'qk' if role in roles)}]"
-            names.append(name)
-    return list(dict.fromkeys(names))
-
-
 def hook_error(model: nn.Module) -> float | None:
-    """As :func:`_hook_error`; None, too, where the model runs its blocks piece by piece."""
-    try:
-        return _hook_error(model)
-    except UnsupportedArchitectureError:
-        return None
-
-
-def _hook_error(model: nn.Module) -> float | None:
     """Hooks that change nothing must change nothing, and a block must go on from what it is given.
 
     Returns:
@@ -229,36 +206,21 @@ def _hook_error(model: nn.Module) -> float | None:
         run's; None where the blocks read more than hidden states.
     """
     tokens, _ = tiny_configs.tokens()
+    others, _ = tiny_configs.tokens(seed=2)
     expected = tiny_configs.logits(model, tokens)
-    n_blocks = len(ports.port_for(model).blocks(model))
+    top = len(ports.port_for(model).blocks(model)) - 1
     inputs: dict[int, mx.array] = {}
-    outputs: dict[int, mx.array] = {}
 
     def before(block: int, hidden: mx.array) -> mx.array:
         inputs[block] = hidden
         return hidden
 
-    def after(block: int, hidden: mx.array) -> mx.array:
-        outputs[block] = hidden
-        return hidden
-
-    with ports.hook_blocks(model, before, after):
+    with ports.hook_blocks(model, before, lambda _, hidden: hidden):
         same = tiny_configs.logits(model, tokens)
-    order = list(range(n_blocks))
-    shape = (*tokens.shape, inputs[0].shape[-1])
-    if list(inputs) != order or list(outputs) != order or inputs[0].shape[-3:] != shape:
-        raise ValueError(f"hooks saw blocks {list(inputs)}, shapes {inputs[0].shape}")
-    if not np.array_equal(same, expected):
-        raise ValueError("hooks that change nothing change the logits")
-    others, _ = tiny_configs.tokens(seed=2)
-    top = n_blocks - 1
-
-    def given(block: int, hidden: mx.array) -> mx.array:
-        return inputs[top] if block == top else hidden
-
-    with ports.hook_blocks(model, given):
-        again = tiny_configs.logits(model, others)
-    error = furthest(again, expected)
+    if list(inputs) != list(range(top + 1)) or not np.array_equal(same, expected):
+        raise ValueError(f"hooks saw blocks {list(inputs)}, or changed the logits")
+    with ports.hook_blocks(model, lambda block, hidden: inputs[top] if block == top else hidden):
+        error = furthest(tiny_configs.logits(model, others), expected)
     return None if error > 1e-3 else error
 
 
@@ -284,7 +246,6 @@ def quantize(model: nn.Module) -> None:
             hasattr(m, "to_quantized")
             and m.weight.shape[-1] % 32 == 0
             and bool(allowed(path, m))
-            # Given one by one, as AFM 7's layers of its own take no mode.
             and {"group_size": 32, "bits": 4}
         ),
     )

@@ -204,7 +204,7 @@ def test_a_failure_leaves_the_earlier_export(
 
     monkeypatch.setattr(mx, "save_safetensors", fail)
     result = invoke(*given, "--overwrite", "--scale", 2)
-    assert result.exit_code == 2
+    assert result.exit_code == 1
     assert "cannot be written (no space)" in result.stderr
     assert {one.name: one.read_bytes() for one in out.iterdir()} == before
     assert [one.name for one in tmp_path.iterdir()] == ["out"]

@@ -3,26 +3,91 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import mlx_lm.fuse
 import numpy as np
-import peft_support
 import pytest
 import tiny_models
-from cli_support import invoke
-from export_support import answers, asked, base_folder, export, parameters, quantized, stock, train
+from cli_support import document, invoke
+from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model
+from test_peft import far, peft_module, strict
 
-from abft_mlx import adapters, exchange
+from abft_mlx import adapters, exchange, experiment, loading, recipe
 from abft_mlx.recipe import AdapterSection
 
 TOLERANCE = 1e-4
 FEW = 6  # prompts of a quantized model, which a CPU answers slowly
+SETTINGS = (
+    "training.updates=4",
+    "training.examples=32",
+    "training.prompts_per_update=8",
+    "training.learning_rate=0.003",
+    "evaluation.queries=64",
+    "evaluation.repeats=1",
+)
+
+
+def train(folder: Path, *settings: str) -> Path:
+    """A short run of the demo; returns its folder."""
+    chosen = [f"--set={change}" for change in (*SETTINGS, *settings)]
+    result = invoke("finetune", "demo", "--output", folder, "--quiet", *chosen)
+    assert result.exit_code == 0, result.stderr
+    return folder
+
+
+def export(run: Path, to: str, output: Path, *options: object) -> dict[str, Any]:
+    """The JSON document of an export that succeeds."""
+    result = invoke("export", run, "--to", to, "--output", output, "--json", *options)
+    assert result.exit_code == 0, result.stderr
+    return document(result)
+
+
+def base_folder() -> str:
+    """The bundled model's folder."""
+    return str(loading.find("demo"))
+
+
+def asked(run: Path, count: int = 64) -> tuple[list[list[int]], list[int], Any]:
+    """Tokens of a run's test texts behind its demonstrations, its label tokens, its tokenizer."""
+    opened = experiment.prepare(recipe.load(run))
+    task = opened.task
+    lines = (run / "demonstrations.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    shown = [(row["text"], opened.task.space.names.index(row["label"])) for row in rows]
+    texts = task.splits.test.pairs()[:count]
+    prompts = [task.builder.build(shown, text, gold, where="a test") for text, gold in texts]
+    tokens = [list(prompt.token_ids) for prompt in prompts]
+    return tokens, list(opened.task.space.first_ids), opened.loaded.tokenizer
+
+
+def answers(model: nn.Module, prompts: list[list[int]]) -> np.ndarray:
+    """(N, V) logits after every prompt, each asked alone through the model's own code."""
+    return np.stack([np.array(model(mx.array([prompt]))[0, -1]) for prompt in prompts])
+
+
+def stock(model: str | Path, adapter: Path | None = None) -> nn.Module:
+    """What stock mlx-lm opens."""
+    return mlx_lm.load(str(model), adapter_path=None if adapter is None else str(adapter))[0]
+
+
+def quantized(folder: Path, bits: int = 4) -> Path:
+    """The bundled model as mlx_lm.convert quantizes it."""
+    model, tokenizer = mlx_lm.load(base_folder())
+    config = mlx_lm.utils.load_config(Path(base_folder()))
+    model, config = mlx_lm.utils.quantize_model(model, config, 64, bits)
+    mlx_lm.utils.save(folder, base_folder(), model, tokenizer, config)
+    return folder
+
+
+def parameters(model: nn.Module) -> dict[str, np.ndarray]:
+    """Name to array."""
+    return {name: np.array(value) for name, value in tree_flatten(model.parameters())}
 
 
 @pytest.fixture(scope="module")
@@ -51,30 +116,31 @@ def four_bits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return quantized(tmp_path_factory.mktemp("base") / "four-bits")
 
 
-def far(left: np.ndarray, right: np.ndarray) -> float:
-    return float(np.abs(left - right).max())
-
-
 def holds_no_path(folder: Path, *paths: object) -> bool:
-    content = b"".join(one.read_bytes() for one in folder.iterdir())
-    return not any(str(one).encode() in content for one in paths)
+    content = b"".join(path.read_bytes() for path in folder.iterdir())
+    return not any(str(path).encode() in content for path in paths)
 
 
 def test_mlx(
     run: Path, prompts: Any, expected: np.ndarray, base: np.ndarray, tmp_path: Path
 ) -> None:
     output = tmp_path / "mlx"
-    made = export(run, "mlx", output)
+    report = export(run, "mlx", output)
     assert far(answers(stock(base_folder(), output), prompts), expected) <= TOLERANCE
     assert holds_no_path(output, tmp_path, run, base_folder())
-    assert made["files"] == {one.name: one.stat().st_size for one in output.iterdir()}
-    assert set(made["files"]) == {adapters.CONFIG, adapters.WEIGHTS}
-    assert (made["schema"], made["to"], made["model"], made["scale"]) == (1, "mlx", "demo", 1.0)
-    assert made["weights"] is None
-    assert made["warnings"] == []
-    check_measured(made["measured"], run, base, expected, expected)
+    assert report["files"] == {p.name: p.stat().st_size for p in output.iterdir()}
+    assert set(report["files"]) == {adapters.CONFIG, adapters.WEIGHTS}
+    assert (report["schema"], report["to"], report["model"], report["scale"]) == (
+        1,
+        "mlx",
+        "demo",
+        1.0,
+    )
+    assert report["weights"] is None
+    assert report["warnings"] == []
+    check_measured(report["measured"], run, base, expected, expected)
     # Worth measuring: the adapter changes labels.
-    assert made["measured"]["base"]["agreement"] < len(prompts)
+    assert report["measured"]["base"]["agreement"] < len(prompts)
 
 
 def check_measured(
@@ -91,8 +157,8 @@ def check_measured(
             "labels_max": pytest.approx(apart[:, labels].max(), abs=1e-3),
             "labels_mean": pytest.approx(apart[:, labels].mean(), abs=1e-4),
             "agreement": sum(
-                labels[one[labels].argmax()] == labels[two[labels].argmax()]
-                for one, two in zip(adapted, other, strict=True)
+                labels[ours[labels].argmax()] == labels[theirs[labels].argmax()]
+                for ours, theirs in zip(adapted, other, strict=True)
             ),
         }
     left = np.abs(adapted - result)[:, labels].mean() / np.abs(adapted - base)[:, labels].mean()
@@ -101,36 +167,36 @@ def check_measured(
 
 def test_peft(run: Path, prompts: Any, expected: np.ndarray, tmp_path: Path) -> None:
     """The bundled model in transformers, with the export on it."""
-    peft = peft_support.peft()
+    peft = peft_module()
     import torch
     import transformers
 
-    made = export(run, "peft", tmp_path / "peft", "--base-model", "owner/name", "--scale", 1.5)
-    assert made["base_model"] == "owner/name"
+    report = export(run, "peft", tmp_path / "peft", "--base-model", "owner/name", "--scale", 1.5)
+    assert report["base_model"] == "owner/name"
     assert holds_no_path(tmp_path / "peft", tmp_path, run, base_folder())
-    with peft_support.strict():
+    with strict():
         own = transformers.AutoModelForCausalLM.from_pretrained(
             base_folder(), dtype=torch.float32, attn_implementation="eager"
         )
         model = peft.PeftModel.from_pretrained(own, tmp_path / "peft").eval()
     with torch.no_grad():
-        theirs = [model(torch.tensor([one])).logits[0, -1].numpy() for one in prompts]
+        theirs = [model(torch.tensor([prompt])).logits[0, -1].numpy() for prompt in prompts]
     stronger = stock(base_folder(), run)
     adapters.scale(stronger, 1.5)
     ours = answers(stronger, prompts)
     assert far(np.stack(theirs), ours) <= TOLERANCE
     assert far(ours, expected) > 1e-2
-    assert made["measured"]["kept"] == pytest.approx(1, abs=1e-4)
+    assert report["measured"]["kept"] == pytest.approx(1, abs=1e-4)
 
 
 def test_fused(run: Path, prompts: Any, expected: np.ndarray, tmp_path: Path) -> None:
     output = tmp_path / "fused"
-    made = export(run, "fused", output)
+    report = export(run, "fused", output)
     assert far(answers(stock(output), prompts), expected) <= TOLERANCE
-    assert made["measured"]["result"]["vocabulary_max"] <= TOLERANCE
-    assert made["measured"]["lost"] is False
-    assert made["weights"] == "floating point, as the base"
-    assert made["base_model"] is None
+    assert report["measured"]["result"]["vocabulary_max"] <= TOLERANCE
+    assert report["measured"]["lost"] is False
+    assert report["weights"] == "floating point, as the base"
+    assert report["base_model"] is None
     assert holds_no_path(output, tmp_path, run, base_folder())
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (output / name).read_bytes() == (Path(base_folder()) / name).read_bytes()
@@ -142,7 +208,7 @@ def test_quantizing_again_is_mlx_lms_and_is_measured(
 ) -> None:
     """What mlx_lm.fuse does silently, bit for bit; and the adapter is said to be lost."""
     few = prompts[:FEW]
-    made = export(run, "fused", tmp_path / "ours", "--model", four_bits, "--prompts", FEW)
+    report = export(run, "fused", tmp_path / "ours", "--model", four_bits, "--prompts", FEW)
     options = ("--model", four_bits, "--adapter-path", run, "--save-path", tmp_path / "theirs")
     monkeypatch.setattr(sys, "argv", ["mlx_lm.fuse", *map(str, options)])
     mlx_lm.fuse.main()
@@ -150,16 +216,16 @@ def test_quantizing_again_is_mlx_lms_and_is_measured(
     expected = parameters(theirs)
     found = parameters(ours)
     assert found.keys() == expected.keys()
-    assert all(np.array_equal(found[name], one) for name, one in expected.items())
+    assert all(np.array_equal(found[name], value) for name, value in expected.items())
     check_measured(
-        made["measured"], run,
+        report["measured"], run,
         answers(stock(four_bits), few),
         answers(stock(four_bits, run), few),
         answers(theirs, few),
     )  # fmt: skip
-    assert made["measured"]["lost"] is True
-    assert made["measured"]["kept"] < 0.5
-    (warning,) = made["warnings"]
+    assert report["measured"]["lost"] is True
+    assert report["measured"]["kept"] < 0.5
+    (warning,) = report["warnings"]
     assert warning.startswith("the adapter is lost: ")
     assert "--float-merged" in warning
 
@@ -176,12 +242,14 @@ def test_ways_not_to_lose_it(
     run: Path, four_bits: Path, prompts: Any, option: list[str], weights: str, close: float,
     tmp_path: Path,
 ) -> None:  # fmt: skip
-    made = export(run, "fused", tmp_path / "fused", "--model", four_bits, "--prompts", FEW, *option)
+    report = export(
+        run, "fused", tmp_path / "fused", "--model", four_bits, "--prompts", FEW, *option
+    )
     expected = answers(stock(four_bits, run), prompts[:FEW])
     assert far(answers(stock(tmp_path / "fused"), prompts[:FEW]), expected) <= close
-    assert made["measured"]["kept"] > 0.9
-    assert made["weights"] == weights
-    assert made["warnings"] == []
+    assert report["measured"]["kept"] > 0.9
+    assert report["weights"] == weights
+    assert report["warnings"] == []
     kinds = {
         name.rpartition(".")[0]
         for name in parameters(stock(tmp_path / "fused"))
@@ -194,11 +262,11 @@ def test_ways_not_to_lose_it(
 
 
 def test_a_float_base_is_quantized_as_a_whole(run: Path, tmp_path: Path) -> None:
-    made = export(run, "fused", tmp_path / "fused", "--quantize", 8, "--prompts", FEW)
+    report = export(run, "fused", tmp_path / "fused", "--quantize", 8, "--prompts", FEW)
     settings = json.loads((tmp_path / "fused" / "config.json").read_text(encoding="utf-8"))
     assert settings["quantization"]["bits"] == 8
-    assert made["weights"] == "8 bits"
-    assert 0.5 < made["measured"]["kept"] < 0.9999
+    assert report["weights"] == "8 bits"
+    assert 0.5 < report["measured"]["kept"] < 0.9999
     again = export(run, "fused", tmp_path / "fused", "--quantize", 2, "--overwrite", "--prompts", 4)
     assert again["measured"]["lost"] is True
     assert "leave --quantize out" in again["warnings"][0]
@@ -213,12 +281,12 @@ def test_what_was_exported_is_imported(
     back = export(tmp_path / "first", "mlx", tmp_path / "back", "--model", "demo", "--no-measure")
     assert back["measured"] is None
     assert far(answers(stock(base_folder(), tmp_path / "back"), prompts), expected) <= TOLERANCE
-    made = export(
+    report = export(
         tmp_path / "first", "fused", tmp_path / "fused", "--model", "demo", "--recipe", "demo",
         "--prompts", 8,
     )  # fmt: skip
-    assert made["measured"]["prompts"] == 8
-    assert made["measured"]["kept"] > 0.999
+    assert report["measured"]["prompts"] == 8
+    assert report["measured"]["kept"] > 0.999
     result = invoke("eval", "demo", "--adapter", tmp_path / "first", "--json",
                     "--set=evaluation.queries=8", "--set=evaluation.repeats=1")  # fmt: skip
     assert result.exit_code == 0, result.stderr
@@ -232,15 +300,13 @@ def test_a_full_run_with_a_head(tmp_path: Path) -> None:
     expected = answers(stock(base_folder(), run), prompts)
     export(run, "mlx", tmp_path / "mlx", "--prompts", 8)
     assert far(answers(stock(base_folder(), tmp_path / "mlx"), prompts), expected) <= TOLERANCE
-    made = export(run, "fused", tmp_path / "fused", "--prompts", 8)
+    report = export(run, "fused", tmp_path / "fused", "--prompts", 8)
     assert far(answers(stock(tmp_path / "fused"), prompts), expected) <= TOLERANCE
-    assert "lm_head" in made["layers"]
+    assert "lm_head" in report["layers"]
     assert export(run, "peft", tmp_path / "peft", "--prompts", 8)["measured"]["kept"] > 0.999
 
 
-@pytest.mark.parametrize(
-    ("name", "head"), [("qwen2", False), ("gpt2", False), ("llama", False), ("llama", True)]
-)
+@pytest.mark.parametrize(("name", "head"), [("qwen2", False), ("gpt2", False), ("llama", True)])
 def test_other_quantized_bases(name: str, head: bool, tmp_path: Path) -> None:
     """Tied embeddings, a fused projection, a trained LM head over a quantized one."""
     base = tiny_models.checkpoint(tmp_path / "base", name, bits=4)
@@ -255,35 +321,11 @@ def test_other_quantized_bases(name: str, head: bool, tmp_path: Path) -> None:
     expected = np.array(model(tokens))
     assert far(np.array(load_model(base)[0](tokens)), expected) > 1e-2
     for kind in ("float_merged", "dequantize"):
-        made = exchange.export(
+        report = exchange.export(
             tmp_path / "run", "fused", tmp_path / kind, model=str(base),
             precision=exchange.Precision(**{kind: True}),
         )  # fmt: skip
-        assert made.comparison is None
+        assert report.measured is None
         again, _ = load_model(tmp_path / kind)
         assert ("lm_head" in again) == (name == "llama")
         assert far(np.array(again(tokens)), expected) <= TOLERANCE
-
-
-def test_mlx_lm_generate_answers_with_the_adapters_label(run: Path, tmp_path: Path) -> None:
-    """As its users start it, with an adapter that went to PEFT and back."""
-    prompts, labels, tokenizer = asked(run)
-    plain, adapted = (
-        answers(stock(base_folder(), adapter), prompts).argmax(axis=1) for adapter in (None, run)
-    )
-    number = next(
-        n for n in range(len(prompts))
-        if plain[n] != adapted[n] and plain[n] in labels and adapted[n] in labels
-    )  # fmt: skip
-    export(run, "peft", tmp_path / "peft", "--no-measure")
-    export(tmp_path / "peft", "mlx", tmp_path / "back", "--model", "demo", "--no-measure")
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "mlx_lm", "generate", "--model", base_folder(),
-            "--adapter-path", tmp_path / "back", "--prompt", "-", "--max-tokens", "1",
-            "--temp", "0", "--ignore-chat-template", "--verbose", "False",
-        ],
-        input=tokenizer.decode(prompts[number]), capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == tokenizer.decode([adapted[number]]).strip()

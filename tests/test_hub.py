@@ -13,7 +13,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 from cli_support import document, invoke
-from huggingface_hub import ModelCard, constants
+from huggingface_hub import ModelCard, constants, utils
 from loopback_hub import OWNER, LoopbackHub
 from push_support import MODEL, TEXTS, make_run
 
@@ -29,34 +29,38 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run, its base and texts, and what eval says of it from its folder."""
     folder = tmp_path_factory.mktemp("made")
     run = make_run(folder)
-    said = invoke("eval", "--adapter", run, "--json")
-    assert said.exit_code == 0, said.output
-    (folder / "eval.json").write_text(said.stdout)
+    measured_result = invoke("eval", "--adapter", run, "--json")
+    assert measured_result.exit_code == 0, measured_result.output
+    (folder / "eval.json").write_text(measured_result.stdout)
     return folder
 
 
 @pytest.fixture
-def server(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
+def server(
+    material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[LoopbackHub]:
     """A hub with the run's base on it, and the run, pushed with and without demonstrations."""
     with LoopbackHub().serving() as found:
         found.enter(monkeypatch, tmp_path / "home", OWNER)
-        found.add(BASE, made / MODEL)
-        results = ("--results", made / "eval.json", "--base-model", BASE, "--license", "mit")
+        found.add(BASE, material / MODEL)
+        results = ("--results", material / "eval.json", "--base-model", BASE, "--license", "mit")
         for name, more in ((NAME, ["--with-demonstrations"]), (WITHOUT, [])):
-            done = invoke("push", made / "run", name, *results, *more)
+            done = invoke("push", material / "run", name, *results, *more)
             assert done.exit_code == 0, done.output
         yield found
 
 
-def test_what_comes_back_measures_the_same(made: Path, server: LoopbackHub, tmp_path: Path) -> None:
-    before = json.loads((made / "eval.json").read_text())
-    told = invoke("eval", "--adapter", NAME, "--data", made / TEXTS, "--json")
-    assert told.exit_code == 0, told.output
-    after = document(told)
+def test_what_comes_back_measures_the_same(
+    material: Path, server: LoopbackHub, tmp_path: Path
+) -> None:
+    before = json.loads((material / "eval.json").read_text())
+    report = invoke("eval", "--adapter", NAME, "--data", material / TEXTS, "--json")
+    assert report.exit_code == 0, report.output
+    after = document(report)
     assert (after["model"], after["adapter"]) == (BASE, NAME)
     for key in ("labels", "label_words", "prompts", "methods", "base"):
         assert after[key] == before[key], key
@@ -67,14 +71,14 @@ def test_what_comes_back_measures_the_same(made: Path, server: LoopbackHub, tmp_
     first = server.repositories["model", NAME].refs["main"]
     server.repositories["model", NAME].commit("main", {"README.md": b"taken back"})
     pinned = f"{NAME}@{first}"
-    again = invoke("eval", "--adapter", pinned, "--data", made / TEXTS, "--json")
+    again = invoke("eval", "--adapter", pinned, "--data", material / TEXTS, "--json")
     assert document(again)["methods"] == before["methods"]
     model, _ = abft_mlx.load(BASE, adapter=pinned)
     assert adapters.adapted(model)
     few = tmp_path / "few.csv"
-    few.write_text("\n".join((made / TEXTS).read_text().splitlines()[:5]))
+    few.write_text("\n".join((material / TEXTS).read_text().splitlines()[:5]))
     own = invoke("predict", "--adapter", pinned, few, "-q")
-    assert own.stdout == invoke("predict", made / "run", few, "-q").stdout
+    assert own.stdout == invoke("predict", material / "run", few, "-q").stdout
     for adapter in (pinned, WITHOUT):
         lines = invoke("predict", "--adapter", adapter, "--demonstrations", few, few, "-q")
         assert lines.exit_code == 0, lines.output
@@ -85,11 +89,11 @@ def test_what_comes_back_measures_the_same(made: Path, server: LoopbackHub, tmp_
     assert [line[:6] for line in refused.stderr.splitlines()].count("error:") == 1
 
 
-def test_the_card_says_what_was_measured(made: Path, server: LoopbackHub) -> None:
+def test_the_card_says_what_was_measured(material: Path, server: LoopbackHub) -> None:
     text = server.repositories["model", NAME].files()["README.md"].decode()
     head = ModelCard(text).data
-    before = json.loads((made / "eval.json").read_text())
-    facts = json.loads((made / "run" / "run.json").read_text())
+    before = json.loads((material / "eval.json").read_text())
+    facts = json.loads((material / "run" / "run.json").read_text())
     assert (head.base_model, head.to_dict()["base_model_relation"]) == (BASE, "adapter")
     assert (head.library_name, head.pipeline_tag) == ("mlx", "text-classification")
     assert (head.license, head.datasets) == ("mit", None)
@@ -110,11 +114,13 @@ def test_the_card_says_what_was_measured(made: Path, server: LoopbackHub) -> Non
 
 
 @pytest.mark.parametrize("name", [NAME, WITHOUT])
-def test_the_cards_commands_run(name: str, made: Path, server: LoopbackHub, tmp_path: Path) -> None:
+def test_the_cards_commands_run(
+    name: str, material: Path, server: LoopbackHub, tmp_path: Path
+) -> None:
     card = server.repositories["model", name].files()["README.md"].decode()
     blocks = re.findall(r"^```sh\n(.*?)^```", card, flags=re.MULTILINE | re.DOTALL)
     assert len(blocks) == 2
-    few = (made / TEXTS).read_text().splitlines()[:9]
+    few = (material / TEXTS).read_text().splitlines()[:9]
     (tmp_path / "labelled.csv").write_text("\n".join(few))
     (tmp_path / "texts.txt").write_text("the good film number 3\n")
     root = Path(__file__).resolve().parent.parent
@@ -135,26 +141,18 @@ def test_the_cards_commands_run(name: str, made: Path, server: LoopbackHub, tmp_
 
 
 def test_a_broken_download_goes_on_where_it_stopped(
-    made: Path, server: LoopbackHub, monkeypatch: pytest.MonkeyPatch
+    material: Path, server: LoopbackHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1024)
     server.cut(f"{NAME}/resolve")
     server.cut("model.safetensors")
     folder = adapters.local_folder(NAME)
     weights = "adapters.safetensors"
-    assert (folder / weights).read_bytes() == (made / "run" / weights).read_bytes()
+    assert (folder / weights).read_bytes() == (material / "run" / weights).read_bytes()
     abft_mlx.load(BASE, adapter=NAME)
     asked = [one for one in server.requests if one[0] == "GET" and "model.safetensors" in one[1]]
     assert len(asked) == 2
     assert server.resumed, "the second request was for the rest only"
-
-
-def test_only_files_of_an_adapter_are_fetched(server: LoopbackHub) -> None:
-    files = server.repositories["model", NAME].files()
-    files |= {"evil.py": b"raise SystemExit", "checkpoint/adapters.safetensors": b"x"}
-    server.repositories["model", NAME].commit("main", files)
-    folder = adapters.local_folder(NAME)
-    assert {one.name for one in folder.iterdir()} <= set(adapters.files.FETCHED)
 
 
 @pytest.mark.usefixtures("server")
@@ -194,18 +192,18 @@ def test_names_of_no_adapter(name: str, words: str, server: LoopbackHub) -> None
 
 
 def test_a_file_is_no_adapter_and_a_folder_wins(
-    made: Path, server: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    material: Path, server: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(AdapterError, match="is a file; give the folder"):
-        adapters.local_folder(made / TEXTS)
+        adapters.local_folder(material / TEXTS)
     monkeypatch.chdir(tmp_path)
     (tmp_path / NAME).mkdir(parents=True)
     asked = len(server.requests)
     assert adapters.local_folder(NAME) == Path(NAME)
     assert len(server.requests) == asked
-    found = adapters.find(made / "run")
+    found = adapters.find(material / "run")
     assert adapters.find(found) is found
-    assert str(found) == str(made / "run")
+    assert str(found) == str(material / "run")
 
 
 @pytest.mark.parametrize(
@@ -219,16 +217,9 @@ def test_a_hub_in_trouble_is_no_missing_network(
         adapters.local_folder(NAME)
 
 
-def test_a_bug_is_not_explained_away() -> None:
-    bug = KeyError("bug")
-    with pytest.raises(KeyError) as caught:
-        hub.explain(bug, hub.Asked("x", "x", "x"))
-    assert caught.value is bug
-
-
-def test_peft_goes_along(made: Path, server: LoopbackHub, tmp_path: Path) -> None:
+def test_peft_goes_along(material: Path, server: LoopbackHub, tmp_path: Path) -> None:
     pytest.importorskip("peft", reason="PEFT (for development) loads what was sent")
-    parcel = pushing.pack(made / "run", NAME, with_peft=True, base_model=BASE)
+    parcel = pushing.pack(material / "run", NAME, with_peft=True, base_model=BASE)
     assert {"peft/adapter_config.json", "peft/adapter_model.safetensors"} <= set(parcel.files)
     assert pushing.send(parcel).commit
     (code,) = re.findall(r"^```python\n(.*?)^```", parcel.card, flags=re.MULTILINE | re.DOTALL)
@@ -242,8 +233,41 @@ def test_peft_goes_along(made: Path, server: LoopbackHub, tmp_path: Path) -> Non
     )
     assert done.returncode == 0, done.stderr
     theirs = mx.array(json.loads(done.stdout.splitlines()[-1]))
-    model, _ = abft_mlx.load(str(made / MODEL), adapter=made / "run")
+    model, _ = abft_mlx.load(str(material / MODEL), adapter=material / "run")
     ours = model(mx.array([[5, 9, 7]]))[0, -1, :40]
     assert mx.abs(ours - theirs).max().item() < 1e-4
     adapters.detach(model)
     assert mx.abs(model(mx.array([[5, 9, 7]]))[0, -1, :40] - theirs).max().item() > 1e-4
+
+
+@pytest.fixture
+def enabled() -> Iterator[None]:
+    """Bars as at the start of a program; transformers switches them off for the whole process."""
+    before = utils.are_progress_bars_disabled()
+    utils.enable_progress_bars()
+    yield
+    if before:
+        utils.disable_progress_bars()
+
+
+@pytest.mark.usefixtures("server", "enabled")
+def test_a_watcher_hears_of_every_byte_and_no_bar_is_drawn(
+    material: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[tuple[str, int, int]] = []
+    with hub.watched(lambda *call: calls.append(call)):
+        folder = hub.snapshot(BASE, ["*.json", "*.safetensors"])
+        with pytest.raises(utils.RepositoryNotFoundError):
+            hub.snapshot("made/none", ["*"])
+    assert capsys.readouterr() == ("", "")
+    size = sum((material / MODEL / path.name).stat().st_size for path in folder.iterdir())
+    assert calls[-1] == (BASE, size, size)
+    counts = [done for _, done, _ in calls]
+    assert counts == sorted(set(counts))
+    assert not utils.are_progress_bars_disabled()
+    hub.snapshot(BASE, ["config.json"])
+    assert "Fetching" in capsys.readouterr().err
+    utils.disable_progress_bars()
+    with hub.watched(lambda *_: None):
+        hub.snapshot(BASE, ["config.json"])
+    assert utils.are_progress_bars_disabled()

@@ -41,11 +41,10 @@ KINDS = (
     "qwen3_next",
     "olmoe",
     "deepseek_v2",
-    "longcat_flash",
 )
 # More than hidden states crosses from block to block: docs/architectures.md, "Blocks that read
-# more than hidden states"; Hunyuan's blocks give tuples, IQuest's are run piece by piece.
-NOT_ENOUGH = ("afm7", "gemma3n", "gemma4_text", "hunyuan", "iquestloopcoder", "talkie")
+# more than hidden states"; Hunyuan's blocks give tuples.
+NOT_ENOUGH = ("gemma3n", "gemma4_text", "hunyuan")
 
 
 @pytest.fixture(scope="module")

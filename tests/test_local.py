@@ -29,7 +29,6 @@ KINDS = (
     "olmoe",
     "gemma2",
     "falcon_h1",
-    "longcat_flash",
 )
 
 

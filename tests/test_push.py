@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from cli_support import document, invoke
+from huggingface_hub import constants
 from loopback_hub import OWNER, READER, LoopbackHub
 from push_support import MODEL, TEXTS, make_run
 
@@ -22,15 +24,15 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made")
     make_run(folder)
     return folder
 
 
 @pytest.fixture
-def run(made: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(made / "run", tmp_path / "run"))
+def run(material: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(material / "run", tmp_path / "run"))
 
 
 @pytest.fixture
@@ -56,12 +58,12 @@ def test_what_a_dry_run_shows_is_what_is_sent(run: Path, hub: LoopbackHub) -> No
         (run / name).write_text("mine")
     shown = invoke("push", run, NAME, "--dry-run")
     assert shown.exit_code == 0
-    told = push(run, "--dry-run")
+    report = push(run, "--dry-run")
     assert hub.requests == []
     done = push(run)
     sent = hub.repositories["model", NAME].files()
     sent.pop(".gitattributes")
-    assert told["files"] == {path: len(content) for path, content in sent.items()}
+    assert report["files"] == {path: len(content) for path, content in sent.items()}
     assert sorted(sent) == [
         "README.md",
         "adapter_config.json",
@@ -71,20 +73,13 @@ def test_what_a_dry_run_shows_is_what_is_sent(run: Path, hub: LoopbackHub) -> No
         "recipe.yaml",
         "run.json",
     ]
-    assert told["card"].encode() == sent["README.md"]
+    assert report["card"].encode() == sent["README.md"]
     assert all(path in shown.stdout for path in sent)
-    assert told["card"].strip() in shown.stdout
+    assert report["card"].strip() in shown.stdout
     assert done["created"] is True
     assert sorted(done["sent"]) == sorted(sent)
     for path in ("adapters.safetensors", "adapter_config.json", "metrics.jsonl"):
         assert sent[path] == (run / path).read_bytes()
-
-
-def test_a_dry_run_needs_no_token_and_no_network(
-    run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    assert push(run, "--dry-run")["dry_run"] is True
 
 
 def test_a_second_push_commits_nothing_and_a_changed_run_only_its_changes(
@@ -107,23 +102,6 @@ def test_a_second_push_commits_nothing_and_a_changed_run_only_its_changes(
     assert (changed["sent"], changed["removed"]) == (["metrics.jsonl"], ["lora.safetensors"])
     assert "mine.md" in repository.files()
     assert "lora.safetensors" not in repository.files()
-
-
-def test_a_pull_request_leaves_the_branch_and_is_opened_once(run: Path, hub: LoopbackHub) -> None:
-    repository = hub.add("owner/mails", {"README.md": b"theirs"})
-    first = push(run, "--create-pr")
-    assert first["pull_request"] == f"{hub.url}/{NAME}/discussions/1"
-    assert repository.files() == {"README.md": b"theirs"}
-    assert "adapters.safetensors" in repository.files("refs/pr/1")
-    again = push(run, "--create-pr")
-    assert (again["commit"], again["pull_request"]) == (None, first["pull_request"])
-    assert len(repository.pulls) == 1
-
-
-def test_anyone_may_propose(run: Path, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub.add(NAME, {"README.md": b"theirs"})
-    monkeypatch.setenv("HF_TOKEN", READER)
-    assert push(run, "--create-pr")["pull_request"]
 
 
 def test_private_and_branches(run: Path, hub: LoopbackHub) -> None:
@@ -150,19 +128,19 @@ def test_an_interrupted_push_is_repeated(run: Path, hub: LoopbackHub) -> None:
     assert len(stored) == len(set(stored)) == 2, "adapter and head weights were stored already"
 
 
-def texts(made: Path) -> list[str]:
-    return [line.partition(",")[0] for line in (made / TEXTS).read_text().splitlines()[1:]]
+def texts(material: Path) -> list[str]:
+    return [line.partition(",")[0] for line in (material / TEXTS).read_text().splitlines()[1:]]
 
 
-def test_texts_are_sent_only_on_request(made: Path, run: Path, hub: LoopbackHub) -> None:
+def test_texts_are_sent_only_on_request(material: Path, run: Path, hub: LoopbackHub) -> None:
     shown = [
         json.loads(line)["text"] for line in (run / "demonstrations.jsonl").read_text().splitlines()
     ]
-    assert set(shown) <= set(texts(made))
+    assert set(shown) <= set(texts(material))
     push(run)
     repository = hub.repositories["model", NAME]
     everything = b"".join(repository.files().values())
-    assert not [one for one in texts(made) if one.encode() in everything]
+    assert not [one for one in texts(material) if one.encode() in everything]
     card = repository.files()["README.md"].decode()
     assert f"predict --adapter {NAME} --model THE-BASE-MODEL --demonstrations labelled.csv" in card
     push(run, "--with-demonstrations")
@@ -171,7 +149,7 @@ def test_texts_are_sent_only_on_request(made: Path, run: Path, hub: LoopbackHub)
     card = files["README.md"].decode()
     assert f"predict --adapter {NAME} --model THE-BASE-MODEL texts.txt" in card
     everything = b"".join(files.values())
-    assert not [one for one in texts(made) if one.encode() in everything]
+    assert not [one for one in texts(material) if one.encode() in everything]
     # They are taken back by a push without them.
     assert push(run)["removed"] == ["demonstrations.jsonl"]
 
@@ -225,35 +203,14 @@ def test_without_results_the_card_claims_nothing(run: Path) -> None:
     assert "the same" not in push(run, "--dry-run")["card"]
 
 
-def test_a_measurement_fits_the_classifier_of_the_run(run: Path, tmp_path: Path) -> None:
-    """The k of predict's demonstrations, which need not be that of training prompts."""
-    path = run / "run.json"
-    facts = json.loads(path.read_text())
-    path.write_text(json.dumps(facts | {"classifier": facts["classifier"] | {"k": 3}}))
-    done = invoke("push", run, NAME, "--dry-run")
-    assert done.exit_code == 2
-    assert "eval.json was measured with k 2, the run has 3" in done.stderr
-    measured = json.loads((run / "eval.json").read_text())
-    (run / "eval.json").write_text(json.dumps(measured | {"k": 3}))
-    assert "k = 3)" in push(run, "--dry-run")["card"]
-    # The paper's way is measured with prompts like those of training; data may have been moved.
-    others = tmp_path / "protocol.json"
-    measured["methods"] = {"vanilla": measured["methods"]["vanilla"]}
-    del measured["verdict"], measured["baselines"]
-    others.write_text(json.dumps(measured | {"data": f"/elsewhere/{TEXTS}"}))
-    card = push(run, "--dry-run", "--results", others)["card"]
-    assert "| with this adapter, vanilla | " in card
-    assert "a better few-shot classifier" not in card
-
-
-def test_nothing_of_this_machine_is_sent(made: Path, run: Path, hub: LoopbackHub) -> None:
+def test_nothing_of_this_machine_is_sent(material: Path, run: Path, hub: LoopbackHub) -> None:
     push(run)
     files = hub.repositories["model", NAME].files()
     for path, content in files.items():
-        for word in (str(made), MODEL, TEXTS, str(Path.home()), OWNER):
+        for word in (str(material), MODEL, TEXTS, str(Path.home()), OWNER):
             assert word.encode() not in content, (path, word)
     bodies = b"".join(body for *_, body in hub.requests)
-    assert str(made).encode() not in bodies
+    assert str(material).encode() not in bodies
     recipe = recipes.loads(files["recipe.yaml"].decode())
     own = recipes.load(str(run / "recipe.yaml"))
     assert (recipe.model, recipe.data.source) == ("(a local folder)", "(a local file)")
@@ -265,74 +222,55 @@ def test_nothing_of_this_machine_is_sent(made: Path, run: Path, hub: LoopbackHub
     assert "datasets" not in head
 
 
-FAILURES = [
-    ("no token", 2, "there is no token for the hub; run hf auth login"),
-    ("odd token", 2, "has characters that no token has"),
-    ("wrong token", 2, "the hub does not accept the token; run hf auth login"),
-    ("reader", 2, "owner/mails could not be sent: the token has no right to it"),
-    ("nobody's", 2, "owner/mails could not be sent: the token has no right to it"),
-    ("taken", 2, "owner/mails contains README.md, which no push of a run wrote"),
-    ("no repository", 2, "owner/mails does not exist yet"),
-    ("limit", 1, "too many requests (429); wait some minutes"),
-    ("trouble", 1, "the hub is in trouble (503); try again later"),
-    ("offline", 1, "the hub cannot be reached"),
-    ("storage", 1, "owner/mails could not be sent"),
-    ("raced", 1, "owner/mails changed in the meantime, so nothing was sent; push again"),
-    ("license", 2, "the hub refuses the card"),
-]
+Prepare = Callable[[LoopbackHub, pytest.MonkeyPatch], object]
+REPOSITORY = {".gitattributes": b""}
+FAILURES: dict[str, tuple[int, str, Prepare]] = {
+    "no token": (2, "there is no token for the hub; run hf auth login",
+                 lambda _, patch: patch.delenv("HF_TOKEN")),
+    "odd token": (2, "has characters that no token has",
+                  lambda _, patch: patch.setenv("HF_TOKEN", "hf_very\x07Odd")),
+    "wrong token": (2, "the hub does not accept the token; run hf auth login",
+                    lambda _, patch: patch.setenv("HF_TOKEN", "hf_stolenAndRevoked")),
+    "reader": (2, "owner/mails could not be sent: the token has no right to it",
+               lambda hub, patch: (hub.add(NAME, REPOSITORY), patch.setenv("HF_TOKEN", READER))),
+    "nobody's": (2, "owner/mails could not be sent: the token has no right to it",
+                 lambda _, patch: patch.setenv("HF_TOKEN", READER)),
+    "taken": (2, "owner/mails contains README.md, which no push of a run wrote",
+              lambda hub, _: hub.add(NAME, {"README.md": b"theirs", "config.json": b"{}"})),
+    "limit": (1, "too many requests (429); wait some minutes",
+              lambda hub, _: hub.fail("GET", "whoami", 429)),
+    "trouble": (1, "the hub is in trouble (503); try again later",
+                lambda hub, _: hub.fail("POST", "repos/create", 503)),
+    "offline": (1, "the hub cannot be reached",
+                lambda _, patch: patch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")),
+    "storage": (1, "owner/mails could not be sent", lambda hub, _: hub.fail("PUT", "/large/", 400)),
+    "raced": (1, "owner/mails changed in the meantime, so nothing was sent; push again",
+              lambda hub, _: hub.fail("POST", "/commit/", 412)),
+    "license": (2, "the hub refuses the card", lambda *_: None),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(("what", "status", "words"), FAILURES, ids=[one for one, *_ in FAILURES])
+@pytest.mark.parametrize("what", FAILURES)
 def test_a_failure_is_one_line_and_tells_no_token(
-    what: str,
-    status: int,
-    words: str,
-    run: Path,
-    hub: LoopbackHub,
-    monkeypatch: pytest.MonkeyPatch,
+    what: str, run: Path, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    token, more = OWNER, []
-    if what == "no token":
-        monkeypatch.delenv("HF_TOKEN")
-    elif what in ("odd token", "wrong token"):
-        token = "hf_very\x07Odd" if what == "odd token" else "hf_stolenAndRevoked"
-        monkeypatch.setenv("HF_TOKEN", token)
-    elif what in ("reader", "nobody's"):
-        if what == "reader":
-            hub.add(NAME, {".gitattributes": b""})
-        token = READER
-        monkeypatch.setenv("HF_TOKEN", token)
-    elif what == "taken":
-        hub.add(NAME, {"README.md": b"theirs", "config.json": b"{}"})
-    elif what == "no repository":
-        more = ["--create-pr"]
-    elif what == "limit":
-        hub.fail("GET", "whoami", 429)
-    elif what == "trouble":
-        hub.fail("POST", "repos/create", 503)
-    elif what == "offline":
-        from huggingface_hub import constants
-
-        monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    elif what == "storage":
-        hub.fail("PUT", "/large/", 400)
-    elif what == "raced":
-        hub.fail("POST", "/commit/", 412)
-    elif what == "license":
-        more = ["--license", "made-up"]
-    done = invoke("push", run, NAME, "--json", *more)
-    assert done.exit_code == status, done.output
-    assert words in document(done)["error"]["message"]
-    lines = [one for one in done.stderr.splitlines() if one.startswith("error: ")]
-    assert len(lines) == 1
-    assert "Traceback" not in done.output
-    assert ("sending" in done.stderr) is (what not in ("no token", "odd token"))
+    status, words, prepare = FAILURES[what]
+    prepare(hub, monkeypatch)
+    token = os.environ.get("HF_TOKEN", OWNER)
+    license = "made-up" if what == "license" else "mit"
+    result = invoke("push", run, NAME, "--json", "--license", license)
+    assert result.exit_code == status, result.output
+    assert words in document(result)["error"]["message"]
+    assert sum(line.startswith("error: ") for line in result.stderr.splitlines()) == 1
+    assert "Traceback" not in result.output
+    assert ("sending" in result.stderr) is (what not in ("no token", "odd token"))
     for secret in (token, repr(token)[1:-1]):
-        assert secret not in done.output
-    assert not any("adapters.safetensors" in one.files() for one in hub.repositories.values())
+        assert secret not in result.output
+    sent = [path for repository in hub.repositories.values() for path in repository.files()]
+    assert "adapters.safetensors" not in sent
 
 
-def test_what_may_not_be_pushed(run: Path, tmp_path: Path, made: Path) -> None:
+def test_what_may_not_be_pushed(run: Path, tmp_path: Path, material: Path) -> None:
     def refused(words: str, *arguments: object, folder: Path = run, name: str = NAME) -> None:
         done = invoke("push", folder, name, "--dry-run", *arguments)
         assert done.exit_code == 2, done.output
@@ -352,8 +290,8 @@ def test_what_may_not_be_pushed(run: Path, tmp_path: Path, made: Path) -> None:
     refused("eval.json is not JSON (nested too deeply)", "--results", tmp_path / "eval.json")
     facts = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps(facts | {"note": "see /data/people/anna"}))
-    told = push(run, "--dry-run")  # prose with a slash is no path of this machine that we know
-    assert told["files"]
+    report = push(run, "--dry-run")  # prose with a slash is no path of this machine that we know
+    assert report["files"]
     for leak in ("/data/people/anna", "~/mails", str(Path.cwd() / "x"), f"in {Path.home()}/x"):
         (run / "run.json").write_text(json.dumps(facts | {"note": leak}))
         refused("run.json names", folder=run)
@@ -368,7 +306,7 @@ def test_what_may_not_be_pushed(run: Path, tmp_path: Path, made: Path) -> None:
     refused("finetune --resume")
     (run / "run.json").write_text(json.dumps(facts))
     (run / "metrics.jsonl").unlink()
-    (run / "metrics.jsonl").symlink_to(made / TEXTS)
+    (run / "metrics.jsonl").symlink_to(material / TEXTS)
     refused("metrics.jsonl is a link")
 
 
@@ -384,7 +322,7 @@ def test_what_is_on_the_hub_is_named_and_what_is_here_is_not() -> None:
     assert [one.name for one in found.recipe.mixture] == ["spam", "trec"]
     assert found.recipe.mixture[0].data.source == "(a local file)"
     assert found.facts == {"mixture": {"spam": {"classes": {"ham": 3}}}}
-    # A relative folder looks like a hub id from anywhere but where the run was made.
+    # A relative folder looks like a hub id from anywhere but where the run was material.
     local, _ = clean(recipe, {"model": {"kind": "folder"}, "data": {"kind": "file"}})
     assert (local.base_model, local.datasets) == (None, ("made/trec",))
     assert (local.recipe.model, local.recipe.data.source) == ("(a local folder)", "(a local file)")

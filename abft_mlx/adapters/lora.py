@@ -20,21 +20,10 @@ from mlx_lm.tuner.lora import LoRALinear
 
 from abft_mlx import read_out
 from abft_mlx.errors import AdapterError
-from abft_mlx.ports import (
-    Projection,
-    base_linear,
-    freeze,
-    head_rows,
-    output_dims,
-    port_for,
-    resolve,
-)
+from abft_mlx.ports import Projection, base_linear, head_rows, output_dims, port_for, resolve
 
 if TYPE_CHECKING:
     from abft_mlx.recipe import AdapterSection
-
-# Rows of a matrix that become float64 at a time.
-ROWS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -53,56 +42,22 @@ class FullLinear(nn.Linear):
     """A linear layer whose weight trains in float32 and is used in the input's own type.
 
     Steps of 2e-5 would be rounded away in a bfloat16 weight. Parameter names stay those of
-    ``nn.Linear``.
+    ``nn.Linear``. An LM head computes in float32: only the last position's logits are ever asked
+    for, and the logits of a few tokens, of all tokens and of stock mlx-lm are the same numbers.
     """
 
     original: Original
+    is_head: bool
 
     def __call__(self, x: mx.array) -> mx.array:
         """Apply the layer: (..., inputs) to (..., outputs)."""
+        x = x.astype(mx.float32) if self.is_head else x
         y = x @ self["weight"].astype(x.dtype).T
         return y + self["bias"] if "bias" in self else y
 
     def saved_weight(self) -> mx.array:
-        """The weight as a file keeps it: in the base's type, which the forward pass used."""
-        return self.weight.astype(self.original.weight.dtype)
-
-
-class HeadLinear(FullLinear):
-    """The LM head: a float32 weight gives float32 logits.
-
-    Only the last position's logits are ever computed, so the precision costs little, and the
-    logits of a few tokens, of all tokens and of stock mlx-lm are the same numbers.
-    """
-
-    def __call__(self, x: mx.array) -> mx.array:
-        """Apply the head: (..., width) to (..., V) float32."""
-        y = x.astype(mx.float32) @ self["weight"].T
-        return y + self["bias"] if "bias" in self else y
-
-    def saved_weight(self) -> mx.array:
-        """The weight as a file keeps it: float32."""
-        return self.weight
-
-
-class SplitLoRALinear(LoRALinear):
-    """LoRA around a linear layer that gives its outputs in several arrays, as AFM 7's does.
-
-    mlx-lm has a LoRA layer for it, whose tensors its own loader refuses.
-    """
-
-    def __call__(self, x: mx.array) -> tuple[mx.array, ...]:
-        """Apply the layer: (..., inputs) to one (..., outputs) each."""
-        change = self.scale * ((self.dropout(x) @ self.lora_a) @ self.lora_b)
-        parts = change.astype(x.dtype).split(self.linear.indices, axis=-1)
-        return tuple(base + part for base, part in zip(self.linear(x), parts, strict=True))
-
-    def fuse(self, dequantize: bool = False) -> nn.Module:
-        """The merged layer, of the base's own kind."""
-        own = self.linear.to_lora(r=1, scale=self.scale)
-        own.lora_b = self.lora_b.split(self.linear.indices, axis=-1)
-        own.lora_a = [self.lora_a] * len(own.lora_b)
-        return own.fuse(dequantize)
+        """The weight as a file keeps it: as the forward pass used it."""
+        return self.weight if self.is_head else self.weight.astype(self.original.weight.dtype)
 
 
 def put(model: nn.Module, path: str, module: nn.Module) -> None:
@@ -112,12 +67,7 @@ def put(model: nn.Module, path: str, module: nn.Module) -> None:
 
 def put_lora(model: nn.Module, path: str, rank: int, scale: float, dropout: float) -> LoRALinear:
     """Wrap one linear layer in mlx-lm's LoRA layer, in evaluation mode."""
-    base = resolve(model, path)
-    if hasattr(base, "indices"):  # several outputs
-        lora = SplitLoRALinear(base.input_dims, output_dims(base), rank, dropout, scale)
-        lora.linear = base
-    else:
-        lora = LoRALinear.from_base(base, r=rank, scale=scale, dropout=dropout)
+    lora = LoRALinear.from_base(resolve(model, path), r=rank, scale=scale, dropout=dropout)
     lora.eval()
     put(model, path, lora)
     return lora
@@ -126,8 +76,8 @@ def put_lora(model: nn.Module, path: str, rank: int, scale: float, dropout: floa
 def put_full(model: nn.Module, path: str, *, head: bool = False) -> FullLinear:
     """Make one linear layer's weight trainable in float32; a head's may be quantized."""
     base = resolve(model, path)
-    full = (HeadLinear if head else FullLinear)(1, 1, bias=False)
-    full.original = Original(base)
+    full = FullLinear(1, 1, bias=False)
+    full.original, full.is_head = Original(base), head
     full.weight = full.original.weight.astype(mx.float32)
     if "bias" in base:
         full.bias = base.bias
@@ -138,16 +88,14 @@ def put_full(model: nn.Module, path: str, *, head: bool = False) -> FullLinear:
     return full
 
 
-def is_quantized(module: nn.Module) -> bool:
-    """Whether the base's weight under an adapter's layer is quantized."""
-    if isinstance(module, LoRALinear | FullLinear):
-        return "scales" in _base(module)
-    return False
-
-
-def _base(module: nn.Module) -> nn.Module:
+def base_of(module: nn.Module) -> nn.Module:
     """The base's layer under an adapter's."""
     return module.linear if isinstance(module, LoRALinear) else module.original.module
+
+
+def is_quantized(module: nn.Module) -> bool:
+    """Whether the base's weight under an adapter's layer is quantized."""
+    return "scales" in base_of(module)
 
 
 def input_dims(module: nn.Module) -> int:
@@ -167,62 +115,51 @@ class Target:
 
 
 def targets(model: nn.Module, layers: list[int] | None = None) -> list[Target]:
-    """W_Q and W_K of some layers, or of all, in order; a module that layers share counts once.
+    """W_Q and W_K of some layers, or of all, in order.
 
     Raises:
         AdapterError: a layer number that the model has not, or a layer without softmax attention.
     """
     port = port_for(model)
-    modules = port.layers(model)
-    with_heads = [n for n, m in enumerate(modules) if port.attention_module(m) is not None]
-    wanted = with_heads if layers is None else sorted(set(layers))
-    unknown = [n for n in wanted if n not in with_heads]
-    if unknown or not wanted:
+    projections = {
+        n: [Target(n, f"{layer.path}.{part.path}", part) for part in port.layer_projections(layer)]
+        for n, layer in enumerate(port.layers(model))
+    }
+    with_heads = [n for n, parts in projections.items() if parts]
+    chosen = with_heads if layers is None else sorted(set(layers))
+    unknown = [n for n in chosen if n not in with_heads]
+    if unknown or not chosen:
         raise AdapterError(
-            f"adapter.layers {unknown or list(wanted)}: this model has attention "
-            f"layers {with_heads[0]} to {with_heads[-1]}; name some of those, or leave it out for "
-            "all"
+            f"adapter.layers {unknown or chosen}: this model has attention layers {with_heads[0]} "
+            f"to {with_heads[-1]}; name some of those, or leave it out for all"
         )
-    chosen: dict[str, Target] = {}
-    for n in wanted:
-        for projection in port.layer_projections(modules[n]):
-            path = f"{modules[n].path}.{projection.path}"
-            chosen.setdefault(path, Target(n, path, projection))
-    return list(chosen.values())
+    return [target for n in chosen for target in projections[n]]
 
 
-def adapted(model: nn.Module) -> dict[str, nn.Module]:
+def adapted(model: nn.Module, *, required: bool = False) -> dict[str, nn.Module]:
     """Full path to module for every layer that carries an adapter, in the model's order.
 
-    These are projections of W_Q and W_K and, where it trains, the LM head.
+    These are projections of W_Q and W_K and, where it trains, the LM head. Where they are required
+    and there are none, that is an AdapterError.
     """
 
     def by_number(item: tuple[str, nn.Module]) -> list[tuple[int, str]]:
         return [(int(part), "") if part.isdigit() else (-1, part) for part in item[0].split(".")]
 
-    return {
+    modules = {
         path: module
         for path, module in sorted(model.named_modules(), key=by_number)
         if isinstance(module, LoRALinear | FullLinear)
     }
-
-
-def _carried(model: nn.Module) -> dict[str, nn.Module]:
-    """As :func:`adapted`; an AdapterError where there is no adapter."""
-    modules = adapted(model)
-    if not modules:
+    if required and not modules:
         raise AdapterError("this model carries no adapter; attach() or load() one first")
     return modules
 
 
 def trained_layers(model: nn.Module) -> list[int]:
-    """Layers whose W_Q or W_K carries an adapter, in order; all that share a module, if it does."""
-    port, changed = port_for(model), adapted(model)
-    return [
-        n
-        for n, layer in enumerate(port.layers(model))
-        if any(f"{layer.path}.{part.path}" in changed for part in port.layer_projections(layer))
-    ]
+    """Layers whose W_Q or W_K carries an adapter, in order."""
+    changed = adapted(model)
+    return sorted({target.layer for target in targets(model) if target.path in changed})
 
 
 def attach(model: nn.Module, section: AdapterSection, *, seed: int = 0) -> None:
@@ -231,7 +168,7 @@ def attach(model: nn.Module, section: AdapterSection, *, seed: int = 0) -> None:
     With ``section.head`` the LM head's own weight trains, too, in float32 whatever the base has.
 
     The start depends on ``seed`` alone, not on MLX's global random state. LoRA layers start in
-    evaluation mode, so that dropout does nothing until :func:`train_mode`.
+    evaluation mode, so that dropout does nothing until :func:`train_mode`. Nothing is evaluated.
 
     Args:
         model: a loaded model without an adapter.
@@ -242,12 +179,6 @@ def attach(model: nn.Module, section: AdapterSection, *, seed: int = 0) -> None:
         AdapterError: the model has an adapter already, kind "full" on a quantized base, layers
             that do not exist, a rank larger than a projection, or a head that is an embedding.
     """
-    place(model, section, seed=seed)
-    mx.eval(model.trainable_parameters())
-
-
-def place(model: nn.Module, section: AdapterSection, *, seed: int = 0) -> None:
-    """As :func:`attach`, but nothing is evaluated: enough to see shapes, whatever their size."""
     if adapted(model):
         raise AdapterError("this model already carries an adapter; detach() it first")
     if section.layers == "auto":
@@ -263,11 +194,22 @@ def place(model: nn.Module, section: AdapterSection, *, seed: int = 0) -> None:
             "change the inputs, too; set adapter.head to false"
         )
     for target in chosen:
-        _check(resolve(model, target.path), target.path, section)
+        module = resolve(model, target.path)
+        most = min(output_dims(module), input_dims(module))
+        if section.kind == "lora" and section.rank > most:
+            raise AdapterError(
+                f"adapter.rank {section.rank}: {target.path} is {output_dims(module)} x "
+                f"{input_dims(module)}; use a rank of 1 to {most}"
+            )
+        if section.kind == "full" and type(module) is not nn.Linear:
+            raise AdapterError(
+                f"{target.path} is quantized or no plain linear layer, which cannot train in full; "
+                "set adapter.kind to lora, or take the unquantized model"
+            )
     # A layer's start does not depend on which other layers train.
-    number = {target.path: n for n, target in enumerate(targets(model))}
-    keys = mx.random.split(mx.random.key(seed), len(number))
-    freeze(model)
+    paths = [target.path for target in targets(model)]
+    keys = dict(zip(paths, mx.random.split(mx.random.key(seed), len(paths)), strict=True))
+    model.freeze()
     if head is not None:
         put_full(model, head, head=True)
     for target in chosen:
@@ -277,48 +219,23 @@ def place(model: nn.Module, section: AdapterSection, *, seed: int = 0) -> None:
         lora = put_lora(model, target.path, section.rank, section.scale, section.dropout)
         shape = lora.lora_a.shape
         bound = 1 / math.sqrt(shape[0])
-        lora.lora_a = mx.random.uniform(-bound, bound, shape, key=keys[number[target.path]])
-
-
-def _check(module: nn.Module, path: str, section: AdapterSection) -> None:
-    """Refuse a projection that cannot train as the recipe asks."""
-    if section.kind == "lora":
-        outputs, inputs = output_dims(module), input_dims(module)
-        if not 1 <= section.rank <= min(outputs, inputs):
-            raise AdapterError(
-                f"adapter.rank {section.rank}: {path} is {outputs} x {inputs}; use a rank of 1 to "
-                f"{min(outputs, inputs)}"
-            )
-    elif "scales" in module:
-        raise AdapterError(
-            f"{path} is quantized, and a quantized base cannot train W_Q and W_K in full; set "
-            "adapter.kind to lora, or take the unquantized model"
-        )
-    elif type(module) is not nn.Linear:
-        raise AdapterError(
-            f"{path} is a {type(module).__name__}, which cannot train in full; set adapter.kind to "
-            "lora"
-        )
+        lora.lora_a = mx.random.uniform(-bound, bound, shape, key=keys[target.path])
 
 
 def detach(model: nn.Module) -> None:
     """Take the adapter off, a read-out too: the base's own weights are back, and frozen."""
     read_out.detach(model)
     for path, module in adapted(model).items():
-        put(model, path, _base(module))
-    freeze(model)
+        put(model, path, base_of(module))
+    model.freeze()
 
 
 @contextmanager
 def without(model: nn.Module) -> Iterator[None]:
-    """The model as its base while the block runs, read-out included; then the adapter is back.
-
-    Args:
-        model: a model with an adapter; one without stays as it is.
-    """
+    """The model as its base while the block runs, read-out included; then the adapter is back."""
     modules, head_weights = adapted(model), read_out.detach(model)
     for path, module in modules.items():
-        put(model, path, _base(module))
+        put(model, path, base_of(module))
     try:
         yield
     finally:
@@ -329,10 +246,10 @@ def without(model: nn.Module) -> Iterator[None]:
 
 
 def train_mode(model: nn.Module, on: bool = True) -> None:
-    """Switch the LoRA layers' dropout on or off; no other layer changes its mode.
+    """Switch the LoRA layers' dropout on or off.
 
-    With dropout on, a compiled step must have ``mx.random.state`` among its inputs and outputs, or
-    every step draws the same mask.
+    A compiled step must then have ``mx.random.state`` among its inputs and outputs, or every step
+    draws the same mask.
     """
     for module in adapted(model).values():
         if isinstance(module, LoRALinear):
@@ -352,11 +269,9 @@ def gradient_mask(model: nn.Module) -> dict[str, mx.array]:
     for target in targets(model):
         module = modules.get(target.path)
         outputs = port.qk_outputs(layers[target.layer], target.projection)
-        if module is None or outputs is None:
-            continue
-        if isinstance(module, LoRALinear):
+        if isinstance(module, LoRALinear) and outputs is not None:
             masks[f"{target.path}.lora_b"] = mx.array(outputs)[None, :]
-        else:
+        elif module is not None and outputs is not None:
             masks[f"{target.path}.weight"] = mx.array(outputs)[:, None]
     return masks
 
@@ -366,13 +281,6 @@ def mask_gradients(model: nn.Module, gradients: Any) -> Any:
 
     A zero gradient from the first step on leaves Adam's moments at zero, so the V part stays
     bit-identical. Weight decay would move it.
-
-    Args:
-        model: a model with an adapter.
-        gradients: tree of gradients, as ``nn.value_and_grad`` gives them.
-
-    Returns:
-        The same tree with the V parts exactly zero.
     """
     masks = gradient_mask(model)
     if not masks:
@@ -397,11 +305,8 @@ def scale(model: nn.Module, factor: float) -> None:
     """Multiply the adapter's effect by a factor: 0 is the base, 0.5 half the change, 1 no change.
 
     Factors multiply: ``scale(model, 0.5)`` twice leaves a quarter. Saving keeps the result.
-
-    Raises:
-        AdapterError: the model carries no adapter.
     """
-    for module in _carried(model).values():
+    for module in adapted(model, required=True).values():
         if isinstance(module, LoRALinear):
             module.scale = module.scale * factor
         else:
@@ -414,15 +319,10 @@ def merge(model: nn.Module, *, dequantize: bool = False) -> None:
 
     A read-out is taken off, too: the LM head answers. The sum is rounded to the base's type.
 
-    Args:
-        model: a model with an adapter.
-        dequantize: let quantized projections become plain linear layers.
-
-    Raises:
-        AdapterError: no adapter, or a quantized base without ``dequantize``: quantizing the sum
-            again would lose a small adapter.
+    Over a quantized base it needs ``dequantize``, which lets projections become plain linear
+    layers: quantizing the sum again would lose a small adapter.
     """
-    modules = _carried(model)
+    modules = adapted(model, required=True)
     quantized = [path for path, module in modules.items() if is_quantized(module)]
     if quantized and not dequantize:
         raise AdapterError(
@@ -439,7 +339,7 @@ def merge(model: nn.Module, *, dequantize: bool = False) -> None:
                 plain.bias = module.bias
         put(model, path, plain)
     read_out.detach(model)
-    freeze(model)
+    model.freeze()
     mx.eval(model.parameters())
 
 
@@ -447,20 +347,13 @@ def shift_norms(model: nn.Module) -> dict[str, Any]:
     """Frobenius norms of W' - W, what the adapter changes.
 
     Queries and keys of a fused projection are counted apart. A LoRA product is never built: its
-    norm follows from two rank x rank matrices. All sums are float64. What several layers share
-    counts once, as the first's.
-
-    Args:
-        model: a model with an adapter.
+    norm follows from two rank x rank matrices.
 
     Returns:
         ``q`` and ``k``: one float per layer, 0 where the adapter leaves a layer alone; ``head``:
         that of the LM head, None where it was not trained.
-
-    Raises:
-        AdapterError: the model carries no adapter.
     """
-    modules, port = _carried(model), port_for(model)
+    modules, port = adapted(model, required=True), port_for(model)
     layers = port.layers(model)
     squares = {"q": [0.0] * len(layers), "k": [0.0] * len(layers)}
     for target in targets(model):
@@ -468,28 +361,19 @@ def shift_norms(model: nn.Module) -> dict[str, Any]:
             continue
         for part, outputs in port.part_outputs(layers[target.layer], target.projection).items():
             if part in squares:
-                norm = _norm(modules[target.path], mx.array(outputs))
-                squares[part][target.layer] += norm**2
+                square = _square(modules[target.path], mx.array(outputs))
+                squares[part][target.layer] += square
     head = modules.get(port.head_path(model))
-    norms = {part: [math.sqrt(square) for square in some] for part, some in squares.items()}
-    return norms | {"head": None if head is None else _norm(head, slice(None))}
+    norms = {part: [math.sqrt(square) for square in row] for part, row in squares.items()}
+    return norms | {"head": None if head is None else math.sqrt(_square(head, slice(None)))}
 
 
-def _norm(module: nn.Module, outputs: slice | mx.array) -> float:
-    """Frobenius norm of the change of some of a layer's outputs."""
+def _square(module: nn.Module, outputs: slice | mx.array) -> float:
+    """Squared Frobenius norm of the change of some of a layer's outputs."""
     if isinstance(module, LoRALinear):
-        a, b = _double(module.lora_a), _double(module.lora_b[:, outputs])
+        factors = module.lora_a, module.lora_b[:, outputs]
+        a, b = (np.array(f.astype(mx.float32), dtype=np.float64) for f in factors)
         # |A B|² = trace(AᵀA BBᵀ); rounding may leave it a hair below zero.
-        square = max(0.0, float(((a.T @ a) * (b @ b.T)).sum()))
-        return abs(module.scale) * math.sqrt(square)
-    weight, base = module.weight[outputs], module.original.weight[outputs]
-    square = 0.0
-    for start in range(0, weight.shape[0], ROWS_AT_ONCE):
-        rows = slice(start, start + ROWS_AT_ONCE)
-        square += float(((_double(weight[rows]) - _double(base[rows])) ** 2).sum())
-    return math.sqrt(square)
-
-
-def _double(array: mx.array) -> np.ndarray:
-    """The same numbers in float64."""
-    return np.array(array.astype(mx.float32), dtype=np.float64)
+        return max(0.0, float(((a.T @ a) * (b @ b.T)).sum())) * module.scale**2
+    change = module.weight[outputs] - module.original.weight[outputs].astype(mx.float32)
+    return float(np.array(change.square().sum(axis=1), dtype=np.float64).sum())

@@ -30,7 +30,7 @@ SAME = frozenset({
     "gemma3_text", "gemma4_text", "glm", "glm4", "glm4_moe", "glm4_moe_lite", "glm_moe_dsa",
     "gpt_bigcode", "gpt_oss", "granite", "helium", "hunyuan_v1_dense", "jamba", "lfm2", "llama",
     "ministral3", "mistral4", "nemotron", "olmo2", "olmo3", "olmo_hybrid", "olmoe", "phi", "phi3",
-    "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "qwen3_next", "recurrent_gemma", "seed_oss",
+    "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "qwen3_next", "seed_oss",
     "smollm3", "solar_open", "stablelm", "starcoder2",
 })  # fmt: skip
 
@@ -63,21 +63,16 @@ _WRAPPING = frozenset({
 
 
 def named(model: nn.Module, paths: Iterable[str]) -> dict[str, str]:
-    """What layers of an mlx-lm model are called in transformers.
+    """What linear layers of an mlx-lm model, full dotted paths, are called in transformers.
 
-    Args:
-        model: a loaded model.
-        paths: full dotted paths of linear layers.
-
-    Returns:
-        Path to the path there, of those for which the two have been compared.
+    Those are left out for which the two have not been compared.
     """
     name, paths = architecture(model), list(paths)
     if name in SAME:
         return {path: path for path in paths}
     if name in SAME_ATTENTION:
-        known = {target.path for target in targets(model)} | {port_for(model).head_path(model)}
-        return {path: path for path in paths if path in known}
+        compared = {target.path for target in targets(model)} | {port_for(model).head_path(model)}
+        return {path: path for path in paths if path in compared}
     theirs = {}
     for path in paths:
         for own, other in BEGINNINGS.get(name, ()):
@@ -105,41 +100,32 @@ def linear_paths(model: nn.Module) -> list[str]:
 
 
 def ending_alike(name: str, paths: Iterable[str]) -> str | None:
-    """The layer of an mlx-lm model that a name of another program means, from how it ends.
+    """The one layer of an mlx-lm model that a name of another program means, from how it ends.
 
     What stands before the common end, on either side, may be nothing but what wraps a text model,
     so that the layer's number is in the end, and a vision tower's layers are no text model's.
-
-    Args:
-        name: a dotted path, such as those of an older transformers.
-        paths: of the model's linear layers.
-
-    Returns:
-        One of ``paths``, or None where none or several would do.
     """
-    alike = [path for path in paths if _core(path) == _core(name)]
+
+    def core(path: str) -> list[str]:
+        parts = path.split(".")
+        while len(parts) > 1 and parts[0] in _WRAPPING:
+            parts.pop(0)
+        return parts
+
+    alike = [path for path in paths if core(path) == core(name)]
     return alike[0] if len(alike) == 1 else None
-
-
-def _core(path: str) -> list[str]:
-    """A path's parts without what wraps a text model."""
-    parts = path.split(".")
-    while len(parts) > 1 and parts[0] in _WRAPPING:
-        parts.pop(0)
-    return parts
 
 
 def _pattern(value: str) -> str:
     """A text that is a regular expression."""
     try:
         re.compile(value)
-    except (re.error, RecursionError, OverflowError) as error:
+    except re.error as error:
         raise ValueError(str(error)) from error
     return value
 
 
-# No real adapter comes near this length, or the ones below.
-_Name = Annotated[str, Field(max_length=200), AfterValidator(_pattern)]
+_Name = Annotated[str, AfterValidator(_pattern)]
 _Rank = Annotated[int, Field(ge=1)]
 _Number = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -154,18 +140,14 @@ class Settings(BaseModel):
 
     r: _Rank = 8
     lora_alpha: _Number = 8.0
-    rank_pattern: dict[_Name, _Rank] = Field({}, max_length=1000)
-    alpha_pattern: dict[_Name, _Number] = Field({}, max_length=1000)
+    rank_pattern: dict[_Name, _Rank] = {}
+    alpha_pattern: dict[_Name, _Number] = {}
     use_rslora: bool = False
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     @classmethod
     def parse(cls, written: dict[str, Any], where: Path) -> Settings:
-        """Check a configuration.
-
-        Args:
-            written: the content of ``adapter_config.json``.
-            where: its path, for errors.
+        """Check the content of an ``adapter_config.json``.
 
         Raises:
             AdapterError: one line that names the first key that cannot be honoured.
@@ -174,18 +156,9 @@ class Settings(BaseModel):
         def refuse(key: str, way_out: str) -> AdapterError:
             return AdapterError(f"{where}: {key} is {written.get(key)!r:.80}, {way_out}")
 
-        if written["peft_type"] != "LORA":
-            raise refuse("peft_type", "and only LORA can be used here; take a LoRA adapter")
-        if written.get("task_type") not in (None, "CAUSAL_LM"):
-            raise refuse("task_type", "but labels are read from a causal model's own words")
-        if written.get("bias", "none") != "none":
-            raise refuse("bias", "but biases are not trained here; merge the adapter in PEFT")
-        if written.get("init_lora_weights") not in _STARTS:
-            raise refuse(
-                "init_lora_weights",
-                "which changes the base's weights; save the adapter with PEFT's "
-                "path_initial_model_for_weight_conversion, as plain LoRA",
-            )
+        for key, allowed, way_out in _NEEDED:
+            if written.get(key) not in allowed:
+                raise refuse(key, way_out)
         for key, value in written.items():
             unset = value is None or value is False or value in ({}, [], "")
             if not unset and key not in _IGNORED and key not in cls.model_fields:
@@ -209,8 +182,16 @@ class Settings(BaseModel):
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
 
-# The other ways to start change the base's own weights, which the adapter then is relative to.
-_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
+# Keys, the values that can be honoured, and what to do where one has another.
+_NEEDED: tuple[tuple[str, tuple[Any, ...], str], ...] = (
+    ("peft_type", ("LORA",), "and only LORA can be used here; take a LoRA adapter"),
+    ("task_type", (None, "CAUSAL_LM"), "but labels are read from a causal model's own words"),
+    ("bias", (None, "none"), "but biases are not trained here; merge the adapter in PEFT"),
+    # The other ways to start change the base's own weights, which the adapter then is relative to.
+    ("init_lora_weights", (None, True, False, "gaussian", "eva", "orthogonal"),
+     "which changes the base's weights; save the adapter with PEFT's "
+     "path_initial_model_for_weight_conversion, as plain LoRA"),
+)  # fmt: skip
 # Keys that are read apart, or change nothing of what a finished adapter does.
 _IGNORED = frozenset({
     "peft_type", "task_type", "bias", "init_lora_weights", "auto_mapping",

@@ -70,7 +70,7 @@ COMMANDS: dict[str, dict[str, tuple[Callable[..., None] | None, tuple[str, ...]]
     },
     "Research": {
         "study": (study.study, ("study small -o studies/small", "study mine.yaml --list")),
-        "bench": (bench.bench, ("bench --quick", "bench --size 12x768x32000:8x160k4")),
+        "bench": (bench.bench, ("bench", "bench --size 12x768x32000:8x160k4")),
     },
     "Check": {
         "doctor": (doctor.doctor, ("doctor", "doctor -m models/smollm2")),

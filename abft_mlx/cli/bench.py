@@ -1,4 +1,4 @@
-"""``abft-mlx bench``: one update of ours beside what a user could pick instead."""
+"""``abft-mlx bench``: one update of ours beside mlx-lm's."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ from abft_mlx.cli.shell import Shell, dump
 
 def bench(
     *,
-    quick: bool = False,
     size: list[str] | None = None,
-    without: list[str] | None = None,
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     repeats: int = 5,
     output: Path | None = None,
@@ -23,17 +21,14 @@ def bench(
     quiet: bool = False,
     as_json: bool = False,
 ) -> None:
-    """Time one update of ours, of mlx-lm and of PyTorch.
+    """Time one update of ours and of mlx-lm's LoRA.
 
-    Ours, mlx-lm's, the paper's way in PyTorch and the limit start from the same random weights and
-    prompts, and take turns in one process.
+    All start from the same random weights and prompts, and take turns in one process.
 
     Args:
-        quick: Leave out mlx-lm-qk.
         size (SIZE): Layers x width x vocabulary : prompts x tokens k demonstrations, such as
             12x768x32000:8x160k4; may be given several times.
             Without it 12x768x32000:8x160k4, on a CPU 4 layers.
-        without (NAME): Leave a contender out.
         dtype: Type of the base's weights.
         repeats: Rounds after warm-up. [min: 1]
         output (FILE): Write the JSON here, too.
@@ -42,25 +37,22 @@ def bench(
     if output is not None:
         options.check_file(output, overwrite=overwrite)
     with shell.speaking():
-        from abft_mlx.bench import measure, sizes
+        from abft_mlx import bench as benchmarks
 
-        chosen = [sizes.parse(text) for text in size or []] or [sizes.default()]
-        skipped = [*(without or []), *(measure.QUICK_WITHOUT if quick else [])]
-        names = measure.names_without(skipped)
+        chosen = [benchmarks.parse(text) for text in size or []] or [benchmarks.default()]
         measured = {}
         for number, shape in enumerate(chosen, 1):
             with board(shell) as shown:
                 prefix = f"size {number} of {len(chosen)}, "
-                measured[shape] = measure.compare(
+                measured[shape] = benchmarks.compare(
                     shape,
-                    names,
                     dtype=dtype,
                     repeats=repeats,
                     on_stage=partial(_stage, shown, prefix),
                     on_progress=shown.progress,
                 )
-            shell.show(measure.table(shape, measured[shape]))
-        content = measure.document(measured, dtype)
+            shell.show(benchmarks.table(shape, measured[shape]))
+        content = benchmarks.document(measured, dtype)
         if output is not None:
             output.write_text(dump(content) + "\n", encoding="utf-8")
             shell.say(f"wrote {output}")

@@ -11,7 +11,7 @@ from abft_mlx.cli.shell import Shell, alone
 from abft_mlx.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from abft_mlx.exchange import Comparison, Exported
+    from abft_mlx.exchange import Exported
     from abft_mlx.exchange.push import Outcome, Upload
     from abft_mlx.recipe import Recipe
 
@@ -153,26 +153,29 @@ def _show_export(shell: Shell, exported: Exported) -> None:
         shell.say(f"weights   {exported.precision}")
     if exported.base_model is not None:
         shell.say(f"base      {exported.base_model}")
-    if exported.comparison is not None:
-        for line in _measured(exported.comparison, exported.measured_on):
+    if exported.measured is not None:
+        for line in _measured(exported.measured, exported.measured_on):
             shell.say(line)
     for text in exported.warnings:
         shell.tell(f"warning   {text}")
 
 
-def _measured(compared: Comparison, on: str | None) -> list[str]:
-    """The comparison as lines for a person."""
-    lines = [f"measured  on {compared.prompts} prompts, against base + adapter: {on}"]
-    for name, logits in (("written", compared.result), ("base", compared.base)):
+def _measured(measured: dict[str, Any], on: str | None) -> list[str]:
+    """The measurement as lines for a person."""
+    lines = [f"measured  on {measured['prompts']} prompts, against base + adapter: {on}"]
+    for name, key in (("written", "result"), ("base", "base")):
+        apart = measured[key]
         lines.append(
-            f"  {name:8}logits differ by {logits.vocabulary_mean:.2g} on average and "
-            f"{logits.vocabulary_max:.2g} at most, those of labels by {logits.labels_mean:.2g} and "
-            f"{logits.labels_max:.2g}; same label in {logits.agreement} of {compared.prompts}"
+            f"  {name:8}logits differ by {apart['vocabulary_mean']:.2g} on average and "
+            f"{apart['vocabulary_max']:.2g} at most, those of labels by {apart['labels_mean']:.2g} "
+            f"and {apart['labels_max']:.2g}; same label in {apart['agreement']} of "
+            f"{measured['prompts']}"
         )
-    if compared.kept is None:
+    if measured["kept"] is None:
         lines.append("  the adapter has no effect on labels")
     else:
-        lines.append(f"  {max(compared.kept, 0.0):.1%} of the adapter's effect on labels is kept")
+        kept = max(measured["kept"], 0.0)
+        lines.append(f"  {kept:.1%} of the adapter's effect on labels is kept")
     return lines
 
 
@@ -190,7 +193,7 @@ def _document(exported: Exported, run: str, to: str, model: str, scale: float) -
         "layers": exported.layers,
         "base_model": exported.base_model,
         "weights": exported.precision,
-        "measured": None if exported.comparison is None else exported.comparison.as_dict(),
+        "measured": exported.measured,
         "measured_on": exported.measured_on,
         "warnings": list(exported.warnings),
     }
@@ -201,7 +204,6 @@ def push(
     name: str,
     *,
     private: bool = False,
-    create_pr: bool = False,
     revision: str | None = None,
     with_peft: bool = False,
     with_demonstrations: bool = False,
@@ -222,7 +224,6 @@ def push(
         run (RUN): A finished run folder.
         name (OWNER/NAME): The repository; made if there is none.
         private: Make a new repository private.
-        create_pr: Open a pull request instead of writing.
         revision (BRANCH): The branch to write to; made if absent. [default: main]
         with_peft: Send the adapter in PEFT's format, too.
         with_demonstrations: Send the demonstrations, too: they are texts of your data.
@@ -267,14 +268,11 @@ def push(
             shell.say(f"sending {len(upload.files)} files to {name} …")
             with board(shell) as shown:
                 shown.stage(f"sending {size(sum(upload.sizes().values()))}")
-                outcome = sending.send(
-                    upload, private=private, create_pr=create_pr, revision=revision
-                )
+                outcome = sending.send(upload, private=private, revision=revision)
             _show_outcome(shell, name, outcome)
             document |= {
                 "url": outcome.url,
                 "commit": outcome.commit,
-                "pull_request": outcome.pull_request,
                 "created": outcome.created,
                 "sent": list(outcome.sent),
                 "removed": list(outcome.removed),
@@ -293,12 +291,11 @@ def _show_upload(shell: Shell, upload: Upload) -> None:
 def _show_outcome(shell: Shell, name: str, outcome: Outcome) -> None:
     """Print what was sent."""
     if outcome.commit is None:
-        where = f"pull request {outcome.pull_request}" if outcome.pull_request else name
-        shell.tell(f"{where} has all of this already: no commit was made")
+        shell.tell(f"{name} has all of this already: no commit was made")
         return
     for path in outcome.sent:
         shell.say(f"  sent {path}")
     for path in outcome.removed:
         shell.say(f"  removed {path}, which is not part of this push")
-    shell.tell(f"{'pull request' if outcome.pull_request else 'sent'}: {outcome.url}")
+    shell.tell(f"sent: {outcome.url}")
     shell.say(f"use it: abft-mlx eval --adapter {name}")

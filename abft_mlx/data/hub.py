@@ -115,7 +115,7 @@ def _files(section: DataSection, revision: str | None) -> list[Path] | None:
     except AbftError:
         raise
     except Exception as error:
-        asked = hub.Asked(
+        asked = hub.Request(
             name,
             f"{name!r} is no file here and no data set of the hub that you may read",
             "name a file",

@@ -21,34 +21,21 @@ METRICS = {"accuracy": ("accuracy", "Accuracy"), "macro_f1": ("f1", "Macro-F1")}
 
 @dataclass(frozen=True)
 class Options:
-    """What the card says beside the run's own facts.
+    """What the card says beside the run's own facts."""
 
-    Attributes:
-        license: an id of the hub's list; None leaves it out.
-        language: ISO codes; none leave it out.
-        results: eval's JSON of this adapter.
-    """
-
-    license: str | None = None
-    language: tuple[str, ...] = ()
-    results: Mapping[str, Any] | None = None
+    license: str | None = None  # an id of the hub's list
+    language: tuple[str, ...] = ()  # ISO codes
+    results: Mapping[str, Any] | None = None  # eval's JSON of this adapter
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run as others may see it.
+    """A run as others may see it."""
 
-    Attributes:
-        recipe: with placeholders for what is on this machine only.
-        facts: the content of run.json, likewise.
-        base_model: the base's hub id, None where it has none.
-        datasets: hub ids of the data it was trained and measured on.
-    """
-
-    recipe: Recipe
-    facts: dict[str, Any]
-    base_model: str | None
-    datasets: tuple[str, ...]
+    recipe: Recipe  # with placeholders for what is on this machine only
+    facts: dict[str, Any]  # the content of run.json, likewise
+    base_model: str | None  # the base's hub id
+    datasets: tuple[str, ...]  # hub ids of the data it was trained and measured on
 
 
 def write(
@@ -69,10 +56,6 @@ def write(
         demonstrations: whether the run's demonstrations are sent, too.
         peft: the configuration of the PEFT folder that is sent, too, if one is.
         stock: whether stock mlx-lm can load the adapter.
-
-    Raises:
-        KeyError, TypeError, ValueError, AttributeError, jinja2.UndefinedError: a part of the run
-            or of the results is missing or of another kind.
     """
     recipe, results = run.recipe, options.results
     bundled = recipe.model == "demo"

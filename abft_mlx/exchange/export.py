@@ -1,44 +1,63 @@
 """From an adapter of any format to another format or to a merged model, measured.
 
-The same prompts are asked of the base alone, of base + adapter, and of what was written.
-Letters: N prompts, V vocabulary, C labels.
+The same prompts are asked of the base alone, of base + adapter, and of what was written. Over a
+quantized base merged weights have to be quantized again, or stay in floating point; what that does
+to a small adapter is not known beforehand. Letters: N prompts, V vocabulary, C labels.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
+import io
+import json
 import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from mlx_lm import utils as mlx_lm_utils
 
 from abft_mlx import adapters, data, experiment, loading, prediction, read_out, runtime
 from abft_mlx import recipe as recipes
 from abft_mlx.adapters.files import HUB_NAME
-from abft_mlx.adapters.lora import SplitLoRALinear, is_quantized
-from abft_mlx.errors import AdapterError, DataError, OutputError, RunError, UsageError
+from abft_mlx.adapters.lora import base_of, is_quantized, put
+from abft_mlx.errors import (
+    AdapterError,
+    DataError,
+    ModelError,
+    OutputError,
+    RunError,
+    UsageError,
+)
 from abft_mlx.evaluation import check_finite, hidden_states, vocabulary_logits
 from abft_mlx.evaluation.forward import Outputs
-from abft_mlx.exchange import fused, peft
-from abft_mlx.exchange.fused import BITS, Precision
-from abft_mlx.files import write_failure
+from abft_mlx.exchange import peft
+from abft_mlx.files import write_failure, write_json
+from abft_mlx.ports import resolve
 from abft_mlx.prompts import LabelSpace, Prompt
 from abft_mlx.recipe import Recipe
 from abft_mlx.task import least_demonstrations, prompt_builder
 
 Format = Literal["mlx", "peft", "fused"]
-FORMATS: tuple[Format, ...] = ("mlx", "peft", "fused")
+BITS = (2, 3, 4, 5, 6, 8)
+GROUP_SIZE = 64
 # Of the adapter's effect: below the first a part is lost, below the second all counts as lost.
 KEPT_WHOLE, KEPT_AT_LEAST = 0.9, 0.5
+# What a merged model takes over from its base as it is.
+COPIED_FILES = (
+    "generation_config.json", "tokenizer.*", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "vocab.*", "merges.txt", "*.tiktoken", "chat_template.*", "*.py",
+)  # fmt: skip
 # What an export may leave in its folder, and --overwrite may therefore remove.
-OWN_FILES = ("*.safetensors", "*config.json", "*.index.json", "README.md", *fused.COPIED_FILES)
+OWN_FILES = ("*.safetensors", "*config.json", "*.index.json", "README.md", *COPIED_FILES)
 LM_HEAD_ONLY = (
     "the run answers from attention, and other programs only know the LM head, whose accuracy is "
     "another: train with --set objective.lm_head=0.5 for them"
@@ -46,90 +65,79 @@ LM_HEAD_ONLY = (
 
 
 @dataclass(frozen=True)
-class Answers:
+class Precision:
+    """In what precision the merged model is written. At most one of these; none is the base's own.
+
+    Attributes:
+        dequantize: all of a quantized base becomes floating point.
+        float_merged: what the adapter changes stays in floating point, the rest as it is.
+        bits: quantize to these: a float base as a whole, of a quantized one what was merged.
+    """
+
+    dequantize: bool = False
+    float_merged: bool = False
+    bits: int | None = None
+
+    def check(self, quantized: bool) -> None:
+        """Raise UsageError for two at once, unknown bits, or a base that is not quantized."""
+        flags = {
+            "--dequantize": self.dequantize,
+            "--float-merged": self.float_merged,
+            "--quantize": self.bits is not None,
+        }
+        chosen = [flag for flag, value in flags.items() if value]
+        if len(chosen) > 1:
+            raise UsageError(f"{chosen[0]} and {chosen[1]} exclude each other; give one of them")
+        if self.bits is not None and self.bits not in BITS:
+            raise UsageError(
+                f"--quantize {self.bits}: MLX quantizes to {', '.join(map(str, BITS))} bits"
+            )
+        if not quantized and chosen and self.bits is None:
+            raise UsageError(f"{chosen[0]}: the base is not quantized, so leave it out")
+
+    def in_words(self, quantized: bool) -> str:
+        """What the written model will be."""
+        if self.dequantize:
+            return "floating point, dequantized"
+        if self.float_merged:
+            return "as the base, what was merged in floating point"
+        if self.bits is not None:
+            return ("as the base, what was merged in " if quantized else "") + f"{self.bits} bits"
+        return "quantized again as the base" if quantized else "floating point, as the base"
+
+
+class Answers(NamedTuple):
     """What a model answers to some prompts."""
 
     vocabulary: np.ndarray  # (N, V) float32, logits at the last position
     labels: np.ndarray  # (N, C), scores of the classes: logits where label words are one token
 
 
-def answers(
-    model: nn.Module,
-    prompts: Sequence[Prompt],
-    space: LabelSpace,
-    batch_tokens: int,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> Answers:
-    """Ask a model some prompts; RunError if a score is not finite."""
-    later = np.zeros((len(prompts), len(space)))
-
-    def read(output: Outputs) -> None:
-        if output.later is not None:
-            later[output.rows] = output.later
-
-    states = hidden_states(
-        model, prompts, batch_tokens=batch_tokens, space=space, each=read, on_progress=on_progress
-    )
-    logits = np.concatenate([np.array(part) for part in vocabulary_logits(model, states)])
-    first = logits[:, list(space.first_ids)]
-    labels = first if space.single else first + later
-    check_finite(labels)
-    return Answers(logits, labels)
-
-
-@dataclass(frozen=True)
-class Distance:
+def _distance(left: Answers, right: Answers) -> dict[str, Any]:
     """Absolute differences of two models' logits, and prompts with the same label in both."""
-
-    vocabulary_max: float
-    vocabulary_mean: float
-    labels_max: float
-    labels_mean: float
-    agreement: int
-
-    @classmethod
-    def between(cls, left: Answers, right: Answers) -> Distance:
-        """From the answers of two models to the same prompts."""
-        whole = np.abs(left.vocabulary - right.vocabulary)
-        few = np.abs(left.labels - right.labels)
-        return cls(
-            vocabulary_max=float(whole.max()),
-            vocabulary_mean=float(whole.mean(dtype=np.float64)),
-            labels_max=float(few.max()),
-            labels_mean=float(few.mean(dtype=np.float64)),
-            agreement=int((left.labels.argmax(axis=1) == right.labels.argmax(axis=1)).sum()),
-        )
+    distances: dict[str, Any] = {}
+    for name in ("vocabulary", "labels"):
+        apart = np.abs(getattr(left, name) - getattr(right, name))
+        distances[f"{name}_max"] = float(apart.max())
+        distances[f"{name}_mean"] = float(apart.mean(dtype=np.float64))
+    same = left.labels.argmax(axis=1) == right.labels.argmax(axis=1)
+    return distances | {"agreement": int(same.sum())}
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Distances from base + adapter, of N prompts."""
+def _compare(adapted: Answers, base: Answers, result: Answers) -> dict[str, Any]:
+    """Distances of base + adapter from the base alone and from what was written.
 
-    prompts: int
-    result: Distance  # to what was written
-    base: Distance  # to the base alone: the adapter's own effect
-
-    @property
-    def kept(self) -> float | None:
-        """Share of the adapter's effect on the labels' scores that is left: 1 is all of it.
-
-        One minus the result's mean distance in parts of the base's, so that noise counts as loss;
-        below 0 the result is further off than the base. None where the adapter does nothing.
-        """
-        if self.base.labels_mean == 0:
-            return None
-        return 1 - self.result.labels_mean / self.base.labels_mean
-
-    @property
-    def lost(self) -> bool:
-        """Whether less than half of the effect is left, or the base's labels are nearer."""
-        if self.kept is None:
-            return False
-        return self.kept < KEPT_AT_LEAST or self.result.agreement < self.base.agreement
-
-    def as_dict(self) -> dict[str, Any]:
-        """For the JSON document."""
-        return asdict(self) | {"kept": self.kept, "lost": self.lost}
+    ``kept`` is the share of the adapter's effect on the labels' scores that is left: one minus the
+    result's mean distance in parts of the base's, so that noise counts as loss; None where the
+    adapter does nothing. ``lost``: less than half is left, or the base's labels are nearer.
+    """
+    own, left = _distance(adapted, base), _distance(adapted, result)
+    effect = own["labels_mean"]
+    kept = 1 - left["labels_mean"] / effect if effect else None
+    lost = kept is not None and (kept < KEPT_AT_LEAST or left["agreement"] < own["agreement"])
+    return {
+        "prompts": len(adapted.labels), "result": left, "base": own, "kept": kept, "lost": lost
+    }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -141,7 +149,7 @@ class Exported:
     layers: list[str]  # that the adapter changes
     base_model: str | None  # hub id of the base in the adapter's configuration
     precision: str | None  # of a merged model's weights, in words
-    comparison: Comparison | None  # with base + adapter; None if nothing was measured
+    measured: dict[str, Any] | None  # against base + adapter, as _compare gives it
     measured_on: str | None  # the prompts, in words
     warnings: tuple[str, ...]
 
@@ -160,7 +168,7 @@ def export(
     precision: Precision | None = None,
     base_model: str | None = None,
     overwrite: bool = False,
-    on_stage: Callable[[str], None] | None = None,
+    on_stage: Callable[[str], None] = lambda _: None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Exported:
     """Write an adapter in another format, and measure what was written against base + adapter.
@@ -187,77 +195,104 @@ def export(
         UsageError: something cannot be used or written; one line that says why.
     """
     folder, adapter = Path(folder), adapters.local_folder(adapter)
-    stage = on_stage or (lambda _: None)
+    precision = precision or Precision()
     _check_options(to, scale, precision, base_model)
     name = recipe.model if recipe is not None else model
     if name is None:
         raise UsageError(f"{adapter} does not name its base model; give --model")
     path = loading.find(name, recipe.revision if recipe is not None else revision)
     _check_folder(folder, [adapter, path], overwrite=overwrite)
-    stage(f"opening {name} with {adapter}")
+    on_stage(f"opening {name} with {adapter}")
     ask: Callable[[nn.Module], Answers] | None = None
     measured_on = None
-    if recipe is not None:
-        loaded, space, asked, measured_on = _open(recipe, adapter, prompts, test_texts)
-        ask = functools.partial(
-            answers,
-            prompts=asked,
-            space=space,
-            batch_tokens=recipe.evaluation.batch_tokens,
-            on_progress=on_progress,
-        )
-    else:
+    if recipe is None:
         loaded = loading.load_model(name, revision, adapter=adapter)
-    base, quantized = loaded.model, fused.quantized_base(loaded)
+    else:
+        loaded, space, queries, measured_on = _open(recipe, adapter, prompts, test_texts)
+        tokens = recipe.evaluation.batch_tokens
+        ask = functools.partial(
+            _answers, prompts=queries, space=space, batch_tokens=tokens, on_progress=on_progress
+        )
+    base = loaded.model
+    modules = adapters.adapted(base)
+    layers, changes_quantized = list(modules), any(map(is_quantized, modules.values()))
+    quantized = changes_quantized or "quantization" in loaded.config
     if scale != 1:
         adapters.scale(base, scale)
-    layers = list(adapters.adapted(base))
     warnings = [LM_HEAD_ONLY] if read_out.of(base) is not None else []
-    precision = precision or Precision()
     if to == "fused":
         precision.check(quantized)
     elif to == "peft":
         peft.check(base)
     else:
-        _check_mlx(base)
+        full = [path for path, m in modules.items() if isinstance(m, adapters.FullLinear)]
+        if full and changes_quantized:
+            raise AdapterError(
+                f"stock mlx-lm cannot load an adapter of {full[0]} on a quantized base; export "
+                "--to fused instead"
+            )
     if ask is not None:
-        stage("asking base + adapter")
+        on_stage("asking base + adapter")
         adapted = ask(base)
         with adapters.without(base):
             alone = ask(base)
-    named = base_model if base_model is not None else _hub_name(name, to, quantized)
-    if to == "peft" and quantized and named is None:
+    local = name == loading.DEMO or Path(name).exists() or HUB_NAME.fullmatch(name) is None
+    # transformers cannot load what MLX quantized.
+    if base_model is None and not (local or to == "fused" or (to == "peft" and quantized)):
+        base_model = name
+    if to == "peft" and quantized and base_model is None:
         warnings.append(
             "the base is quantized by MLX, and transformers cannot load it: use this adapter with "
             "the model that the base was made from, and name that one with --base-model"
         )
-    stage(f"writing {folder}")
+    on_stage(f"writing {folder}")
     with _staged(folder) as staged:
         if to == "fused":
-            fused.save(loaded, fused.fuse(loaded, precision), staged)
+            _save_fused(loaded, _fuse(loaded, quantized, precision), staged)
         else:
-            (peft if to == "peft" else adapters).save(base, staged, base_model=named)
-        comparison = None
+            (peft if to == "peft" else adapters).save(base, staged, base_model=base_model)
+        measured = None
         if ask is not None:
-            stage("asking what was written")
+            on_stage("asking what was written")
             if to == "fused":
                 # One model in memory at a time.
-                del loaded, base
+                del loaded, base, modules
                 runtime.release_memory()
                 base = loading.load_model(str(staged)).model
             else:
                 adapters.detach(base)
                 adapters.load(base, staged)
-            result = ask(base)
-            comparison = Comparison(
-                len(adapted.labels),
-                result=Distance.between(adapted, result),
-                base=Distance.between(adapted, alone),
-            )
-            warnings += _loss(comparison, to, quantized, precision)
+            measured = _compare(adapted, alone, ask(base))
+            warnings += _loss(measured, to, quantized, precision)
         files = {file.name: file.stat().st_size for file in sorted(staged.iterdir())}
     words = precision.in_words(quantized) if to == "fused" else None
-    return Exported(folder, files, layers, named, words, comparison, measured_on, tuple(warnings))
+    return Exported(
+        folder, files, layers, base_model, words, measured, measured_on, tuple(warnings)
+    )
+
+
+def _answers(
+    model: nn.Module,
+    prompts: Sequence[Prompt],
+    space: LabelSpace,
+    batch_tokens: int,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Answers:
+    """Ask a model some prompts; RunError if a score is not finite."""
+    later = np.zeros((len(prompts), len(space)))
+
+    def read(output: Outputs) -> None:
+        if output.later is not None:
+            later[output.rows] = output.later
+
+    states = hidden_states(
+        model, prompts, batch_tokens=batch_tokens, space=space, each=read, on_progress=on_progress
+    )
+    logits = np.concatenate([np.array(part) for part in vocabulary_logits(model, states)])
+    first = logits[:, list(space.first_ids)]
+    labels = first if space.single else first + later
+    check_finite(labels)
+    return Answers(logits, labels)
 
 
 def _open(
@@ -269,23 +304,23 @@ def _open(
     if shipped is None:
         opened = experiment.prepare(recipe, adapter)
         few = recipe.evaluation.model_copy(update={"queries": count, "repeats": 1})
-        chosen = list(opened.task.test_prompts(few))
-        return opened.loaded, opened.task.space, chosen, f"test texts of {recipe.data.source}"
+        queries = list(opened.task.test_prompts(few))
+        return opened.loaded, opened.task.space, queries, f"test texts of {recipe.data.source}"
     section = prediction.with_words(recipes.task(recipe), shipped)
     try:
         texts = data.load(section.data)
-        asked = data.split(texts, section.data, least_demonstrations(section)).test.pairs()[:count]
+        pairs = data.split(texts, section.data, least_demonstrations(section)).test.pairs()[:count]
         problem = f"{recipe.data.source} has no test texts"
     except (DataError, RunError) as error:
         if test_texts:
             raise
-        asked, problem = [], str(error)
+        pairs, problem = [], str(error)
     loaded = loading.load_model(recipe.model, recipe.revision, adapter=adapter)
     builder = prompt_builder(section, shipped.names, loaded.tokenizer, loaded.context_tokens)
     predictor = shipped.predictor(loaded.model, builder, recipe.evaluation.batch_tokens)
     shown = shipped.demonstrations
-    if asked:
-        chosen = predictor.prompts_of(asked)
+    if pairs:
+        chosen = predictor.prompts_of(pairs)
         what = f"test texts of {recipe.data.source} behind the run's demonstrations"
     else:
         if shipped.nearest is not None:
@@ -299,15 +334,11 @@ def _open(
     return loaded, builder.space, chosen, what
 
 
-def _check_options(
-    to: str, scale: float, precision: Precision | None, base_model: str | None
-) -> None:
+def _check_options(to: str, scale: float, precision: Precision, base_model: str | None) -> None:
     """Refuse options that exclude each other, before any long work."""
-    if to not in FORMATS:
-        raise UsageError(f"--to {to!r}: choose one of {', '.join(FORMATS)}")
     if not math.isfinite(scale) or scale == 0:
         raise UsageError(f"--scale {scale}: give a finite number that is not 0, such as 1.5")
-    if to != "fused" and precision not in (None, Precision()):
+    if to != "fused" and precision != Precision():
         raise UsageError(
             "--dequantize, --float-merged and --quantize are for merged models; leave them out, or "
             "export --to fused"
@@ -321,31 +352,11 @@ def _check_options(
         raise UsageError(f"--base-model {base_model!r} is not a hub id; give one like owner/name")
 
 
-def _check_mlx(model: nn.Module) -> None:
-    """Refuse an adapter that stock mlx-lm cannot load."""
-    modules = adapters.adapted(model)
-    kinds = (adapters.FullLinear, SplitLoRALinear)
-    whole = [path for path, module in modules.items() if isinstance(module, kinds)]
-    if whole and any(map(is_quantized, modules.values())):
-        raise AdapterError(
-            f"stock mlx-lm cannot load an adapter of {whole[0]} on a quantized base; export --to "
-            "fused instead"
-        )
-
-
-def _hub_name(name: str, to: Format, quantized: bool) -> str | None:
-    """The base that an adapter's configuration names, where the base at hand is that one."""
-    local = name == loading.DEMO or Path(name).exists() or HUB_NAME.fullmatch(name) is None
-    # transformers cannot load what MLX quantized.
-    other = to == "peft" and quantized
-    return None if local or other or to == "fused" else name
-
-
 def _loss(
-    comparison: Comparison, to: Format, quantized: bool, precision: Precision
+    measured: dict[str, Any], to: Format, quantized: bool, precision: Precision
 ) -> Iterator[str]:
     """A warning, if what was written has lost a part of the adapter's effect."""
-    kept, lost = comparison.kept, comparison.lost
+    kept, lost = measured["kept"], measured["lost"]
     if not lost and (kept is None or kept >= KEPT_WHOLE):
         return
     if to != "fused":
@@ -358,9 +369,9 @@ def _loss(
     yield (
         f"{'the adapter' if lost else 'a part of the adapter'} is lost"
         f"{f' in {precision.bits} bits' if precision.bits else ''}: {max(kept or 0.0, 0.0):.0%} of "
-        f"its effect on the labels is left, and {comparison.result.agreement} of "
-        f"{comparison.prompts} labels are the same as with base + adapter (base alone: "
-        f"{comparison.base.agreement}); {way_out}"
+        f"its effect on the labels is left, and {measured['result']['agreement']} of "
+        f"{measured['prompts']} labels are the same as with base + adapter (base alone: "
+        f"{measured['base']['agreement']}); {way_out}"
     )
 
 
@@ -404,3 +415,78 @@ def _staged(output: Path) -> Iterator[Path]:
         raise write_failure(output, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _fuse(loaded: loading.Loaded, quantized: bool, precision: Precision) -> dict[str, Any]:
+    """Merge the adapter into the model, in place; the config.json of the merged model."""
+    config, model = copy.deepcopy(loaded.config), loaded.model
+    if not quantized and "quantization_config" in config:
+        method = (config["quantization_config"] or {}).get("quant_method")
+        raise ModelError(
+            f"{loaded.source} is quantized with {method}, which cannot be merged into; take the "
+            "unquantized model"
+        )
+    bases = {path: base_of(module) for path, module in adapters.adapted(model).items()}
+    adapters.merge(model, dequantize=True)
+    if precision.dequantize:
+        mlx_lm_utils.dequantize_model(model)
+        for key in ("quantization", "quantization_config"):
+            config.pop(key, None)
+    elif quantized:
+        for path, base in bases.items():
+            if "scales" in base and precision.float_merged:
+                config["quantization"].pop(path, None)
+            elif "scales" in base:
+                _quantize_again(model, path, base, precision.bits, config["quantization"])
+    elif precision.bits is not None:
+        # It prints what it did, which the command says itself.
+        with contextlib.redirect_stdout(io.StringIO()):
+            _, config = mlx_lm_utils.quantize_model(model, config, GROUP_SIZE, precision.bits)
+        if not any("scales" in module for _, module in model.named_modules()):
+            raise UsageError(
+                f"--quantize {precision.bits}: no layer of this model is as wide as a multiple of "
+                f"{GROUP_SIZE}, so none can be quantized; leave it out"
+            )
+    mx.eval(model.parameters())
+    return config
+
+
+def _quantize_again(
+    model: nn.Module, path: str, base: nn.Module, bits: int | None, written: dict[str, Any]
+) -> None:
+    """Quantize a merged layer as its base was; note in the configuration if it has other bits."""
+    settings = {"group_size": base.group_size, "bits": base.bits, "mode": base.mode}
+    if bits not in (None, base.bits):
+        group = base.group_size if base.mode == "affine" else GROUP_SIZE
+        settings = {"group_size": group, "bits": bits, "mode": "affine"}
+        written[path] = settings
+    merged = resolve(model, path)
+    if not hasattr(merged, "to_quantized") or merged.weight.shape[-1] % settings["group_size"]:
+        raise AdapterError(
+            f"{path} cannot be quantized again in groups of {settings['group_size']}; give "
+            "--float-merged to leave it in floating point"
+        )
+    put(model, path, merged.to_quantized(**settings))
+
+
+def _save_fused(loaded: loading.Loaded, config: dict[str, Any], folder: Path) -> None:
+    """Write a merged model: weights, config.json, the base's tokenizer."""
+    model = loaded.model
+    try:
+        mlx_lm_utils.save_model(folder, model, donate_model=False)
+    except RuntimeError as error:
+        raise OutputError(f"{folder}: cannot be written ({error})") from error
+    vision = "vision_tower" in getattr(model, "model", {})
+    options = {"keep_vision_config": True} if vision else {}
+    mlx_lm_utils.save_config(config, config_path=folder / "config.json", **options)
+    for file in sorted(loaded.path.iterdir()):
+        if not file.is_file() or not any(file.match(pattern) for pattern in COPIED_FILES):
+            continue
+        shutil.copyfile(file, folder / file.name)
+        if file.name == "tokenizer_config.json":
+            # It may remember a folder of this machine.
+            settings = json.loads(file.read_text(encoding="utf-8"))
+            name = settings.get("name_or_path")
+            if isinstance(name, str) and HUB_NAME.fullmatch(name) is None:
+                del settings["name_or_path"]
+                write_json(folder / file.name, settings)

@@ -1,9 +1,8 @@
-"""Adapter folders of PEFT.
+"""Writing adapter folders of PEFT.
 
 LoRA is LoRA in both, turned: lora_A is (rank, inputs), lora_B (outputs, rank), and alpha is scale ·
-rank. That holds for fused projections, too, whose V part is zero in lora_B. W_Q and W_K that were
-trained in full become factors of full rank, one of them the change itself and the other the
-identity, which is exact; a trained LM head is one of ``modules_to_save``.
+rank. W_Q and W_K that were trained in full become factors of full rank, one of them the change
+itself and the other the identity, which is exact; a trained LM head is one of ``modules_to_save``.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ from mlx_lm.tuner.lora import LoRALinear
 
 from abft_mlx import adapters
 from abft_mlx.adapters.peft import PREFIX, WEIGHTS, linear_paths, named, transposed, wraps
-from abft_mlx.errors import AdapterError, OutputError
-from abft_mlx.files import replacing, write_json
+from abft_mlx.errors import AdapterError
+from abft_mlx.files import write_arrays, write_json
 from abft_mlx.ports import architecture, port_for
 
 
@@ -28,13 +27,9 @@ class Factors(NamedTuple):
 
     a: mx.array
     b: mx.array
+    rank: int
     alpha: float  # scale times rank
     dropout: float = 0.0
-
-    @property
-    def rank(self) -> int:
-        """Rows of a, columns of b."""
-        return int(self.a.shape[0])
 
 
 def check(model: nn.Module) -> dict[str, str]:
@@ -53,14 +48,7 @@ def check(model: nn.Module) -> dict[str, str]:
 def save(model: nn.Module, folder: Path, *, base_model: str | None) -> None:
     """Write a model's adapter so that ``PeftModel.from_pretrained(base, folder)`` gives this model.
 
-    Args:
-        model: a model with an adapter.
-        folder: where to; it exists.
-        base_model: hub id of the base that transformers loads, or None.
-
-    Raises:
-        AdapterError: as :func:`check`.
-        OutputError: the folder cannot be written.
+    ``base_model`` is the hub id of the base that transformers loads, or None.
     """
     names = check(model)
     head = port_for(model).head_path(model)
@@ -76,11 +64,7 @@ def save(model: nn.Module, folder: Path, *, base_model: str | None) -> None:
         factors[name] = _factors(module)
         tensors[f"{PREFIX}{name}.lora_A.weight"] = factors[name].a
         tensors[f"{PREFIX}{name}.lora_B.weight"] = factors[name].b
-    with replacing(folder / WEIGHTS) as temporary:
-        try:
-            mx.save_safetensors(str(temporary), tensors, {"format": "pt"})
-        except RuntimeError as error:
-            raise OutputError(f"{folder}: cannot be written ({error})") from error
+    write_arrays(folder / WEIGHTS, tensors, "pt")
     # A wrapper's other towers may have layers whose names end alike.
     every = None if wraps(model) else list(named(model, linear_paths(model)).values())
     written = {
@@ -106,32 +90,26 @@ def _factors(module: nn.Module) -> Factors:
     """What one layer adds to its base, as two factors."""
     if isinstance(module, LoRALinear):
         a, b = module.lora_a.astype(mx.float32).T, module.lora_b.astype(mx.float32).T
-        return Factors(a, b, module.scale * a.shape[0], round(1 - module.dropout._p_1, 9))
+        rank = a.shape[0]
+        return Factors(a, b, rank, module.scale * rank, round(1 - module.dropout._p_1, 9))
     change = module.weight.astype(mx.float32) - module.original.weight.astype(mx.float32)
-    outputs, inputs = change.shape
-    if inputs <= outputs:
-        return Factors(mx.eye(inputs), change, float(inputs))
-    return Factors(change, mx.eye(outputs), float(outputs))
+    rank = min(change.shape)
+    a, b = (mx.eye(rank), change) if change.shape[1] == rank else (change, mx.eye(rank))
+    return Factors(a, b, rank, float(rank))
 
 
 def _ranks(factors: dict[str, Factors]) -> dict[str, Any]:
     """The most frequent rank and alpha, and the layers that have others."""
-    pairs = Counter((factor.rank, factor.alpha) for factor in factors.values())
-    rank, alpha = pairs.most_common(1)[0][0] if factors else (8, 8.0)
-
-    def plain(number: float) -> float | int:
-        return int(number) if float(number).is_integer() else number
-
+    # Whole numbers are written as such.
+    alphas = {n: int(f.alpha) if f.alpha == int(f.alpha) else f.alpha for n, f in factors.items()}
+    pairs = Counter((factor.rank, alphas[name]) for name, factor in factors.items())
+    rank, alpha = pairs.most_common(1)[0][0] if factors else (8, 8)
     return {
         "r": rank,
-        "lora_alpha": plain(alpha),
+        "lora_alpha": alpha,
         "lora_dropout": max((factor.dropout for factor in factors.values()), default=0.0),
-        "rank_pattern": {
-            name: factor.rank for name, factor in factors.items() if factor.rank != rank
-        },
-        "alpha_pattern": {
-            name: plain(factor.alpha) for name, factor in factors.items() if factor.alpha != alpha
-        },
+        "rank_pattern": {name: f.rank for name, f in factors.items() if f.rank != rank},
+        "alpha_pattern": {name: own for name, own in alphas.items() if own != alpha},
     }
 
 

@@ -60,9 +60,8 @@ class Upload:
 class Outcome:
     """What was sent."""
 
-    url: str  # of the commit, the pull request or the repository
+    url: str  # of the commit, or of the repository
     commit: str | None  # its hash; None where nothing had to be sent
-    pull_request: str | None = None  # its URL
     created: bool = False  # whether the repository is new
     sent: tuple[str, ...] = ()  # files that were new or changed
     removed: tuple[str, ...] = ()  # files of an earlier push that this run has not
@@ -87,9 +86,6 @@ def pack(
         base_model: the hub id of a base that was a local folder.
         with_peft: add the adapter in PEFT's format; the base model is opened for it.
         with_demonstrations: add the demonstrations, which are texts of the run's data.
-
-    Raises:
-        UsageError: not a finished run, a link, a local path, or a name that is not a hub id.
     """
     if not hub.is_id(name):
         raise UsageError(f"{name!r} is not the name of a repository; give owner/name")
@@ -198,16 +194,8 @@ def clean(
 ) -> tuple[card.Run, tuple[str, ...]]:
     """Take a run's local names out of its recipe and facts.
 
-    Args:
-        recipe: the run's, as it was resolved.
-        facts: the content of its run.json.
-        base_model: the hub id of a base that was a local folder.
-
     Returns:
         The run as others may see it, and the words that name what is local.
-
-    Raises:
-        UsageError: ``base_model`` is not a hub id, or the run's base has one already.
     """
     kind = facts.get("model", {}).get("kind") or loading.kind(recipe.model)
     local = kind == "folder" or _is_path(recipe.model)
@@ -256,23 +244,20 @@ def _renamed(value: Any, names: Mapping[str, str]) -> Any:
 def _check_paths(name: str, content: bytes, private: tuple[str, ...]) -> None:
     """Refuse a file that contains a path of this machine; of .safetensors the header is read."""
     suffix = Path(name).suffix
+    if suffix == ".safetensors":
+        content = content[8 : 8 + int.from_bytes(content[:8], "little")]
     try:
-        if suffix == ".safetensors":
-            length = int.from_bytes(content[:8], "little")
-            texts = list(_texts(files.parse_json(content[8 : 8 + length])))
-        elif suffix == ".jsonl":
-            lines = [line for line in content.splitlines() if line.strip()]
-            texts = [text for line in lines for text in _texts(files.parse_json(line))]
-        elif suffix == ".json":
-            texts = list(_texts(files.parse_json(content)))
-        elif suffix == ".yaml":
-            texts = list(_texts(yaml.safe_load(content)))
+        if suffix == ".jsonl":
+            documents = [files.parse_json(line) for line in content.splitlines() if line.strip()]
+        elif suffix in (".json", ".safetensors"):
+            documents = [files.parse_json(content)]
         else:
-            texts = content.decode().splitlines()
+            text = content.decode()
+            documents = [yaml.safe_load(text)] if suffix == ".yaml" else text.splitlines()
     except (ValueError, yaml.YAMLError) as error:
         raise UsageError(f"{name} cannot be read ({error}); train or copy it again") from None
     words = [word for word in (*private, str(Path.home()), str(Path.cwd())) if len(word) > 2]
-    for text in texts:
+    for text in _texts(documents):
         leak = next((word for word in words if _holds(text, word)), None)
         if leak is None and suffix != ".md" and _PATH.fullmatch(text):
             leak = text
@@ -303,13 +288,7 @@ def _texts(value: Any) -> Iterator[str]:
             yield part
 
 
-def send(
-    upload: Upload,
-    *,
-    private: bool = False,
-    create_pr: bool = False,
-    revision: str | None = None,
-) -> Outcome:
+def send(upload: Upload, *, private: bool = False, revision: str | None = None) -> Outcome:
     """Upload: make the repository if there is none, then one commit of what is new or changed.
 
     Large files are stored before the commit, which is one step: an interrupted push leaves the
@@ -319,7 +298,6 @@ def send(
     Args:
         upload: from :func:`pack`.
         private: make a new repository private.
-        create_pr: open a pull request instead of writing to the branch.
         revision: the branch; made if there is none. "main" is meant without it.
 
     Raises:
@@ -330,7 +308,7 @@ def send(
 
     if revision is not None and not hub.is_revision(revision):
         raise UsageError(f"--revision {revision!r} cannot be a branch; give a name such as main")
-    asked = hub.Asked(
+    request = hub.Request(
         upload.name,
         f"{upload.name} is not a repository that you may write to",
         "try later",
@@ -340,11 +318,11 @@ def send(
     key = token()
     try:
         with hub.bars(upload.name):
-            return _send(HfApi(token=key), upload, private, create_pr, revision)
+            return _send(HfApi(token=key), upload, private, revision)
     except AbftError:
         raise
     except Exception as error:
-        failure = _failed(error, asked)
+        failure = _failed(error, request)
     # Not inside the block: the hub's own error may name the token.
     raise failure
 
@@ -371,20 +349,18 @@ def token() -> str:
     return key
 
 
-def _failed(error: Exception, asked: hub.Asked) -> AbftError:
+def _failed(error: Exception, request: hub.Request) -> AbftError:
     """The error of ours for one of the hub's."""
     if isinstance(error, ValueError) and "README.md" in str(error):
         reason = hub.masked(" ".join(str(error).split()))
         return UsageError(f"the hub refuses the card: {reason}; see --license and --language")
     if getattr(getattr(error, "response", None), "status_code", None) == 412:
-        return RunError(f"{asked.title} changed in the meantime, so nothing was sent; push again")
-    failure = hub.explain(error, asked)
+        return RunError(f"{request.title} changed in the meantime, so nothing was sent; push again")
+    failure = hub.explain(error, request)
     return (UsageError if failure.refused else RunError)(failure.message)
 
 
-def _send(
-    api: HfApi, upload: Upload, private: bool, create_pr: bool, revision: str | None
-) -> Outcome:
+def _send(api: HfApi, upload: Upload, private: bool, revision: str | None) -> Outcome:
     """As :func:`send`, with the hub's own errors."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
@@ -392,15 +368,10 @@ def _send(
     from abft_mlx import __version__
 
     name, branch = upload.name, revision or "main"
-    user = api.whoami().get("name")
+    api.whoami()  # a token that the hub does not accept is an error before anything is made
     try:
         info, created = api.repo_info(name), False
     except RepositoryNotFoundError:
-        if create_pr:
-            raise UsageError(
-                f"{name} does not exist yet, so there is nothing to open a pull request on; "
-                "leave --create-pr out to create it"
-            ) from None
         api.create_repo(name, private=private)
         info, created = api.repo_info(name), True
     if private and not info.private:
@@ -411,30 +382,28 @@ def _send(
     try:
         there = _there(api, name, branch)
     except RevisionNotFoundError:
-        if branch.startswith("refs/") or create_pr:
+        if branch.startswith("refs/"):
             raise
         api.create_branch(name, branch=branch)
         there = _there(api, name, branch)
-    if not create_pr and "run.json" not in there:
-        foreign = [
-            path for path in (*upload.files, "config.json", "model.safetensors") if path in there
-        ]
-        if foreign:
-            raise UsageError(
-                f"{name} contains {foreign[0]}, which no push of a run wrote; choose another name, "
-                "or propose the files with --create-pr"
-            )
-    url = hub.masked(f"{api.endpoint}/{name}")
-    new, gone = _difference(upload, there)
+    foreign = [
+        path for path in (*upload.files, "config.json", "model.safetensors") if path in there
+    ]
+    if foreign and "run.json" not in there:
+        raise UsageError(
+            f"{name} contains {foreign[0]}, which no push of a run wrote; choose another name"
+        )
+    new = []
+    for path, content in upload.files.items():
+        # The hub knows a small file by git's hash, a large one by SHA-256.
+        git = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False)
+        if there.get(path) not in (git.hexdigest(), hashlib.sha256(content).hexdigest()):
+            new.append(path)
+    ours = {*ALLOWED, DEMONSTRATIONS_FILE, *PEFT_FILES}
+    gone = sorted(path for path in there if path in ours and path not in upload.files)
     if not new and not gone:
-        return Outcome(url, None, created=created)
-    # An open pull request of the user's that has all of it already is not opened twice.
-    for pull in api.get_repo_discussions(
-        name, author=user, discussion_type="pull_request", discussion_status="open"
-    ) if create_pr else ():  # fmt: skip
-        if not any(_difference(upload, _there(api, name, f"refs/pr/{pull.num}"))):
-            return Outcome(url, None, f"{url}/discussions/{pull.num}")
-    done = api.create_commit(
+        return Outcome(hub.masked(f"{api.endpoint}/{name}"), None, created)
+    commit = api.create_commit(
         name,
         [
             *(CommitOperationAdd(path, upload.files[path]) for path in new),
@@ -442,18 +411,9 @@ def _send(
         ],
         commit_message=f"An adapter trained by abft-mlx {__version__}",
         revision=branch if revision else None,
-        create_pr=create_pr,
         parent_commit=api.repo_info(name, revision=branch).sha,
     )
-    pull_request = hub.masked(done.pr_url) if done.pr_url else None
-    return Outcome(
-        pull_request or hub.masked(done.commit_url),
-        done.oid,
-        pull_request,
-        created,
-        tuple(new),
-        tuple(gone),
-    )
+    return Outcome(hub.masked(commit.commit_url), commit.oid, created, tuple(new), tuple(gone))
 
 
 def _there(api: HfApi, name: str, revision: str) -> dict[str, str]:
@@ -467,28 +427,8 @@ def _there(api: HfApi, name: str, revision: str) -> dict[str, str]:
     }
 
 
-def _difference(upload: Upload, there: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """Paths that are new or changed, and paths of earlier pushes that the upload has not."""
-    new = []
-    for path, content in upload.files.items():
-        # The hub knows a small file by git's hash, a large one by SHA-256.
-        git = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False)
-        if there.get(path) not in (git.hexdigest(), hashlib.sha256(content).hexdigest()):
-            new.append(path)
-    ours = {*ALLOWED, DEMONSTRATIONS_FILE, *PEFT_FILES}
-    return new, sorted(path for path in there if path in ours and path not in upload.files)
-
-
 def read_results(path: Path, source: str | None = None) -> dict[str, Any]:
-    """The document that ``abft-mlx eval --json`` printed into a file.
-
-    Args:
-        path: the file.
-        source: what to call it in an error.
-
-    Raises:
-        UsageError: it is not there, or not JSON.
-    """
+    """The document that ``abft-mlx eval --json`` printed into a file; errors call it ``source``."""
     source = source or f"--results {path}"
     try:
         return files.parse_json(path.read_text(encoding="utf-8"))

@@ -14,8 +14,18 @@ from abft_mlx.ports.hooks import (
     swapped,
     wrap_blocks,
 )
-from abft_mlx.ports.modules import base_linear, freeze, has, head_rows, output_dims, resolve
-from abft_mlx.ports.port import Block, HeadShape, Port, Projection, architecture
+from abft_mlx.ports.port import (
+    Block,
+    HeadShape,
+    Port,
+    Projection,
+    architecture,
+    base_linear,
+    has,
+    head_rows,
+    output_dims,
+    resolve,
+)
 from abft_mlx.ports.table import (
     PORTS,
     head_counts,
@@ -26,29 +36,8 @@ from abft_mlx.ports.table import (
 )
 
 __all__ = [
-    "PORTS",
-    "Around",
-    "Block",
-    "HeadShape",
-    "Hook",
-    "Namespace",
-    "Port",
-    "Projection",
-    "architecture",
-    "base_linear",
-    "finding",
-    "freeze",
-    "has",
-    "head_counts",
-    "head_rows",
-    "heads",
-    "hook_blocks",
-    "output_dims",
-    "port_for",
-    "resolve",
-    "subclass",
-    "supported",
-    "supported_in_words",
-    "swapped",
-    "wrap_blocks",
-]
+    "PORTS", "Around", "Block", "HeadShape", "Hook", "Namespace", "Port", "Projection",
+    "architecture", "base_linear", "finding", "has", "head_counts", "head_rows", "heads",
+    "hook_blocks", "output_dims", "port_for", "resolve", "subclass", "supported",
+    "supported_in_words", "swapped", "wrap_blocks",
+]  # fmt: skip

@@ -1,15 +1,12 @@
 """Running a model's own code with something around it, for one instance and for a while.
 
-Hooks on blocks see, or change, the hidden states that go into a block and come out of it.
-
-Blocks are numbered from 0 in the order in which they run: a block is a layer, but where it attends
-more than once (:class:`abft_mlx.ports.Block`).
+Blocks are numbered from 0 in the order in which they run.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
-import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,15 +16,12 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from abft_mlx.errors import UnsupportedArchitectureError
-from abft_mlx.ports.port import architecture
 from abft_mlx.ports.table import port_for
 
 _swap = threading.Lock()
 
 Hook = Callable[[int, mx.array], mx.array]
 """Given a block's number and hidden states, the hidden states to go on with."""
-
 
 Around = Callable[[int, Callable[[mx.array], Any], mx.array], Any]
 """Given a block's number, the block itself as a function of hidden states, and its input: what the
@@ -45,52 +39,32 @@ def wrap_blocks(model: nn.Module, around: Around) -> Iterator[None]:
         model: a loaded model.
         around: called in a block's place; what the block gives is hidden states, or a tuple that
             begins with them.
-
-    Raises:
-        UnsupportedArchitectureError: no port describes this model, or its code runs its blocks
-            piece by piece.
     """
-    port = port_for(model)
     thread = threading.get_ident()
-    modules: dict[int, nn.Module] = {}
-    numbers: dict[int, list[int]] = {}
-    for number, block in enumerate(port.blocks(model)):
-        known = numbers.setdefault(id(block.module), [])
-        if not known:
-            modules[number] = block.module
-        known.append(number)
+    # Classes live until the garbage collector runs; what `around` holds must not.
+    inside = [around]
 
-    def wrapped(first: int, kind: Any) -> type:
+    def wrapped(number: int, kind: Any) -> type:
         original = kind.__call__
-        if not isinstance(original, FunctionType):
-            raise UnsupportedArchitectureError(
-                f"{architecture(model)} models run their blocks piece by piece, so hidden states "
-                "between blocks cannot be had; use another model"
-            )
-        names = list(inspect.signature(original).parameters)[1:]
-        # Talkie's blocks get the embeddings first.
-        name = port.block_input or names[0]
-        place = names.index(name)
-        order = itertools.cycle(numbers[id(modules[first])])
+        name = list(inspect.signature(original).parameters)[1]
 
+        @functools.wraps(original)
         def call(self: nn.Module, *args: Any, **options: Any) -> Any:
             if threading.get_ident() != thread:
                 return original(self, *args, **options)
 
             def run(hidden: mx.array) -> Any:
-                if name in options:
-                    return original(self, *args, **{**options, name: hidden})
-                return original(self, *args[:place], hidden, *args[place + 1 :], **options)
+                if args:
+                    return original(self, hidden, *args[1:], **options)
+                return original(self, **options | {name: hidden})
 
-            hidden = options[name] if name in options else args[place]
-            return inside[0](next(order), run, hidden)
+            return inside[0](number, run, args[0] if args else options[name])
 
         return subclass(kind, __call__=call)
 
-    # Classes live until the garbage collector runs; what `around` holds must not.
-    inside = [around]
+    blocks = port_for(model).blocks(model)
     try:
-        with swapped(modules, wrapped):
+        with swapped({n: block.module for n, block in enumerate(blocks)}, wrapped):
             yield
     finally:
         inside.clear()
@@ -111,9 +85,6 @@ def hook_blocks(
         before: gets a block's number and its input, (B, T, width), and returns what the block
             shall get. Gemma 3n's hidden states come as (copies, B, T, width).
         after: the same for its output. What else a block gives goes on as it is.
-
-    Raises:
-        UnsupportedArchitectureError: no port describes this model.
 
     Example:
         Each layer's loss trains that layer alone::
@@ -153,38 +124,33 @@ class Namespace:
 
 def finding(function: FunctionType, names: Mapping[str, Any]) -> FunctionType:
     """The same code, which finds other things under some of its global names."""
-    copy = FunctionType(
+    changed = FunctionType(
         function.__code__,
         function.__globals__ | dict(names),
         function.__name__,
         function.__defaults__,
         function.__closure__,
     )
-    copy.__kwdefaults__ = function.__kwdefaults__
-    return copy
+    changed.__kwdefaults__ = function.__kwdefaults__
+    return changed
 
 
 @contextmanager
-def swapped(
-    modules: Mapping[int, nn.Module], make: Callable[[int, type], type]
-) -> Iterator[list[tuple[type, type]]]:
+def swapped(modules: Mapping[int, nn.Module], make: Callable[[int, type], type]) -> Iterator[None]:
     """Give modules another class while the block runs; their parameters are not touched.
 
     Args:
-        modules: layer numbers to modules.
-        make: given a layer's number and its module's class, a subclass of that; it may refuse by
-            raising, and then no module has changed.
-
-    Yields:
-        Each module's own class and its class in the block.
+        modules: numbers to modules.
+        make: given a number and its module's class, a subclass of that; it may refuse by raising,
+            and then no module has changed.
     """
     with _swap:
-        classes = [(type(module), make(layer, type(module))) for layer, module in modules.items()]
-        for module, (_, kind) in zip(modules.values(), classes, strict=True):
-            module.__class__ = kind
+        classes = {n: (type(module), make(n, type(module))) for n, module in modules.items()}
+        for n, module in modules.items():
+            module.__class__ = classes[n][1]
     try:
-        yield classes
+        yield
     finally:
         with _swap:
-            for module, (original, _) in zip(modules.values(), classes, strict=True):
-                module.__class__ = original
+            for n, module in modules.items():
+                module.__class__ = classes[n][0]
