@@ -18,7 +18,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.tuner.utils import load_adapters
 from mlx_lm.utils import load_model
 
-from abft_mlx import adapters, evaluation, ports
+from abft_mlx import adapters, ports
 from abft_mlx.errors import AdapterError
 from abft_mlx.recipe import AdapterSection
 from abft_mlx.trainer import RunFolder
@@ -63,6 +63,13 @@ def arrays(model: nn.Module) -> dict[str, np.ndarray]:
         name: np.array(value.astype(mx.float32) if value.dtype == mx.bfloat16 else value)
         for name, value in tree_flatten(model.parameters())
     }
+
+
+def label_logits(model: nn.Module, tokens: mx.array, last: mx.array, labels: mx.array) -> mx.array:
+    """(B, C) logits at the last positions, as evaluation computes them."""
+    port = ports.port_for(model)
+    hidden = port.hidden(model, tokens)[mx.arange(len(tokens)), last]
+    return port.logits(model, hidden, labels)
 
 
 def in_bfloat16(base: Path) -> Path:
@@ -174,7 +181,7 @@ def test_full_precision_of_a_bfloat16_base(tmp_path: Path) -> None:
     assert logits.dtype == mx.float32
     exact = np.array(hidden.astype(mx.float32)) @ np.array(moved).T
     np.testing.assert_allclose(logits, exact, rtol=1e-5, atol=1e-4)
-    some = evaluation.label_logits(model, tokens, last, mx.array([5, 9]))
+    some = label_logits(model, tokens, last, mx.array([5, 9]))
     at_last = exact[np.arange(3), np.array(last)][:, [5, 9]]
     np.testing.assert_allclose(some, at_last, rtol=1e-5, atol=1e-4)
     adapters.save(model, tmp_path / "run")
@@ -251,7 +258,7 @@ def test_a_quantized_base(bits: int, tmp_path: Path) -> None:
     for _ in range(2):  # also over the adapter that is there
         adapters.load(ours, run)
         assert mx.array_equal(ours(tokens), expected)
-    labels = evaluation.label_logits(ours, tokens, last, mx.array([3, 80]))
+    labels = label_logits(ours, tokens, last, mx.array([3, 80]))
     at_last = mx.take_along_axis(expected, last[:, None, None], axis=1)[:, 0]
     assert difference(labels, at_last[:, mx.array([3, 80])]) <= 1e-4
     adapters.detach(ours)
@@ -335,6 +342,6 @@ def test_lora_on_the_head_by_stock_mlx_lm(tmp_path: Path) -> None:
     tokens, last = tiny_models.tokens()
     expected = stock(tokens)
     assert difference(ours(tokens), expected) <= 1e-5
-    labels = evaluation.label_logits(ours, tokens, last, mx.array([3, 80]))
+    labels = label_logits(ours, tokens, last, mx.array([3, 80]))
     at_last = mx.take_along_axis(expected, last[:, None, None], axis=1)[:, 0]
     assert difference(labels, at_last[:, mx.array([3, 80])]) <= 1e-4

@@ -16,17 +16,19 @@ from golden_support import golden, sha256, staicc_task
 from paper_sets import SETS
 
 from abft_mlx import data, prompts, recipe
-from abft_mlx.evaluation.bias import prior_prompts, wrong_label_prompts
-from abft_mlx.evaluation.robustness import (
+from abft_mlx.evaluation.protocols import (
     FACTORS,
     L9,
     QUERIES,
+    prior_prompts,
     redrawn_prompts,
     templates,
+    unseen_prompts,
+    unseen_rows,
     variant_prompts,
+    wrong_label_prompts,
 )
-from abft_mlx.evaluation.robustness import SETS as REPEATS
-from abft_mlx.evaluation.unseen import unseen_prompts, unseen_rows
+from abft_mlx.evaluation.protocols import SETS as REPEATS
 from abft_mlx.recipe import EvaluationSection
 from abft_mlx.task import Task
 

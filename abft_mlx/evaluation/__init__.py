@@ -1,13 +1,13 @@
 """How good a classifier a prompted model is."""
 
-from abft_mlx.evaluation.baselines import bag_of_words, majority
+from abft_mlx.evaluation.baselines import bag_of_words, majority, verdict
 from abft_mlx.evaluation.forward import (
+    Options,
     Outputs,
     check_finite,
-    hidden_states,
-    label_logits,
     label_probabilities,
     label_scores,
+    outputs,
     read_out_probabilities,
     vocabulary_logits,
 )
@@ -16,7 +16,6 @@ from abft_mlx.evaluation.metrics import (
     against_base,
     bootstrap_interval,
     coverage,
-    expected_calibration_error,
     intervals,
     mcnemar,
     right_answers,
@@ -25,10 +24,10 @@ from abft_mlx.evaluation.metrics import (
     summary,
     temperature,
 )
-from abft_mlx.evaluation.suite import measure
-from abft_mlx.evaluation.verdict import verdict
+from abft_mlx.evaluation.protocols import measure
 
 __all__ = [
+    "Options",
     "Outputs",
     "against_base",
     "bag_of_words",
@@ -36,15 +35,13 @@ __all__ = [
     "check_finite",
     "coverage",
     "entry",
-    "expected_calibration_error",
-    "hidden_states",
     "intervals",
-    "label_logits",
     "label_probabilities",
     "label_scores",
     "majority",
     "mcnemar",
     "measure",
+    "outputs",
     "probabilities_of",
     "read_out_probabilities",
     "report",
