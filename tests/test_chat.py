@@ -46,7 +46,7 @@ def builder_for(tokenizer: Any, template: Template = TEMPLATE, **options: Any) -
 
 
 def with_template(make: Any, text: str, markers: tuple[str, ...] = ()) -> Any:
-    return Chat(make, text, markers, CHATS["chatml"].text).tokenizer()
+    return Chat(make, text, markers).tokenizer()
 
 
 def turns_of(texts: Sequence[str]) -> list[str]:
@@ -56,8 +56,8 @@ def turns_of(texts: Sequence[str]) -> list[str]:
     return turns
 
 
-def own(tokenizer: Any, shown: Sequence[tuple[str, str]], query: str, **options: Any) -> list[int]:
-    """The tokens of a chat as the tokenizer itself makes them, on the day that ours are made."""
+def own(tokenizer: Any, shown: Sequence[tuple[str, str]], query: str, **options: Any) -> Any:
+    """A chat's tokens, or text, as the tokenizer itself makes them, on the day of ours."""
     options = {"date_string": "26 Jul 2024", "enable_thinking": False, **options}
     messages = []
     for text, word in shown:
@@ -80,7 +80,7 @@ def test_prompts_are_the_chats_own(name: str, count: int) -> None:
     chat, shown = CHATS[name], SHOWN[:count]
     tokenizer = chat.tokenizer()
     pairs, last = pairs_of(shown, QUERY)
-    text = chat.text(pairs, last)
+    text = own(tokenizer, pairs, last, tokenize=False)
     builder = builder_for(tokenizer)
     prompt = builder.build(shown, QUERY, 1)
     assert builder.text(shown, QUERY) == text
@@ -124,7 +124,8 @@ def test_ends_of_turns_are_bare_in_every_family(name: str) -> None:
     builder = builder_for(CHATS[name].tokenizer(), template, allow_empty=True)
     for shown, query in ((" good  film\n", "\tbad "), ("good", "")):
         text = builder.text([(shown, 0)], query)
-        assert text == CHATS[name].text([(shown.strip(), "positive")], query.strip())
+        pairs = [(shown.strip(), "positive")]
+        assert text == own(CHATS[name].tokenizer(), pairs, query.strip(), tokenize=False)
         assert builder.build([(shown, 0)], query, 0)
 
 
