@@ -120,6 +120,26 @@ def test_a_bad_text_comes_after_the_answers_before_it() -> None:
         predictor(tiny_task.task(context_tokens=10))
 
 
+def test_calibration_is_kept_only_where_labelled_texts_are_better_for_it() -> None:
+    task = tiny_task.task()
+    made, texts, kept = predictor(task), task.splits.training.texts[:20], set()
+    for seed in range(6):
+        source = np.random.default_rng(seed)
+        gold = source.integers(0, 3, 12)
+        labelled = list(zip(source.permutation(TEXTS)[:12].tolist(), gold.tolist(), strict=True))
+        raw = np.log(made.raw_probabilities(made.prompts_of(labelled)))
+        centred = raw - np.concatenate([np.log(made.raw_of(texts)), raw]).mean(axis=0)
+        centred -= np.log(np.exp(centred).sum(axis=1, keepdims=True))
+        qualities = [
+            ((one.argmax(axis=1) == gold).mean(), one[np.arange(12), gold].mean())
+            for one in (raw, centred)
+        ]
+        assert prediction.settle(made, texts, labelled) == pytest.approx(max(qualities))
+        assert (made.calibration is not None) == (qualities[1] >= qualities[0])
+        kept.add(made.calibration is not None)
+    assert kept == {True, False}
+
+
 def test_given_demonstrations(tmp_path: Path) -> None:
     path = tmp_path / "shown.csv"
     path.write_text("text,label\nthe roof burns,urgent\na chair stands,routine\n", encoding="utf-8")

@@ -37,7 +37,7 @@ QUERY = "the music was lovely, and  stays"
 # Of one token mostly; of several; one that begins the other; of bytes.
 PAIRS = [NAMES, ("not spam", "good film"), ("good", "good film"), ("R\u00fcckerstattung", "café")]
 # Characters that these have never seen are unknown to them.
-WITHOUT_BYTES = ("words", "llama2-first", "llama2-always", "llama2-legacy")
+WITHOUT_BYTES = ("words", "llama2")
 
 
 def builder_for(tokenizer: Any, template: Template = TEMPLATE, **options: Any) -> PromptBuilder:

@@ -3,7 +3,6 @@
 from abft_mlx.evaluation.baselines import bag_of_words, majority, verdict
 from abft_mlx.evaluation.forward import (
     Options,
-    Outputs,
     check_finite,
     label_probabilities,
     label_scores,
@@ -11,10 +10,9 @@ from abft_mlx.evaluation.forward import (
     read_out_probabilities,
     vocabulary_logits,
 )
-from abft_mlx.evaluation.methods import entry, probabilities_of, report, zero_shot_prompts
+from abft_mlx.evaluation.methods import entry, probabilities_of, report
 from abft_mlx.evaluation.metrics import (
     against_base,
-    bootstrap_interval,
     coverage,
     intervals,
     mcnemar,
@@ -28,10 +26,8 @@ from abft_mlx.evaluation.protocols import measure
 
 __all__ = [
     "Options",
-    "Outputs",
     "against_base",
     "bag_of_words",
-    "bootstrap_interval",
     "check_finite",
     "coverage",
     "entry",
@@ -52,5 +48,4 @@ __all__ = [
     "temperature",
     "verdict",
     "vocabulary_logits",
-    "zero_shot_prompts",
 ]

@@ -41,15 +41,10 @@ def bag_of_words(
 ) -> np.ndarray:
     """Label probabilities by TF-IDF vectors of words and L2-penalised logistic regression.
 
-    Args:
-        train_texts: N texts, at least one.
-        train_labels: N class numbers.
-        test_texts: M texts.
-        classes: C; a class without training texts has probability 0.
-        inverse_penalty: as scikit-learn's C.
+    Of N >= 1 training texts with class numbers below ``classes``, and of M test texts.
 
     Returns:
-        (M, C) float64.
+        (M, C) float64; a class without training texts has probability 0.
     """
     present, gold = np.unique(train_labels, return_inverse=True)
     probabilities = np.zeros((len(test_texts), classes))

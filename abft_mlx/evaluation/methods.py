@@ -122,27 +122,19 @@ def probabilities_of(
 def entry(
     probabilities: np.ndarray, gold: np.ndarray, groups: np.ndarray, section: EvaluationSection
 ) -> dict[str, Any]:
-    """One method of eval's JSON.
+    """One method of eval's JSON, from (N, C) probabilities and (N,) gold labels.
 
-    Args:
-        probabilities: (N, C).
-        gold: (N,) label indices.
-        groups: (N,) which prompts belong together: the number of each one's query.
-        section: bootstrap samples, seed and compat.
+    (N,) groups say which prompts belong together: the number of each one's query.
 
     Returns:
         The metrics; ``interval``, low and high end of each, unless bootstrap_samples is 0; and
         ``right``, N characters 0 or 1, with which any two measurements can be compared.
     """
     result = summary(probabilities, gold, compat=section.compat)
-    if section.bootstrap_samples:
+    samples, seed = section.bootstrap_samples, section.seed
+    if samples:
         result["interval"] = intervals(
-            probabilities,
-            gold,
-            groups,
-            section.bootstrap_samples,
-            section.seed,
-            compat=section.compat,
+            probabilities, gold, groups, samples, seed, compat=section.compat
         )
     return result | {"right": right_string(probabilities, gold)}
 

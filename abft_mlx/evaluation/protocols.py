@@ -25,7 +25,7 @@ import numpy as np
 from abft_mlx.data import Generator, fold
 from abft_mlx.errors import DataError, PromptError
 from abft_mlx.evaluation import methods
-from abft_mlx.evaluation.forward import label_probabilities
+from abft_mlx.evaluation.forward import Options, label_probabilities
 from abft_mlx.evaluation.metrics import bootstrap_interval, predictions, softmax
 from abft_mlx.events import Events
 from abft_mlx.prompts import LabelSpace, Prompt, PromptBuilder, Template
@@ -66,15 +66,12 @@ class Measurement:
         def progress(done: int, n: int) -> None:
             self.events.progress(before + done, total or n)
 
-        tokens = self.section.batch_tokens
-        return label_probabilities(
-            self.model,
-            prompts,
-            space,
-            batch_tokens=tokens,
-            on_progress=progress,
-            ranks=self.ranks,
-        )
+        options: Options = {
+            "batch_tokens": self.section.batch_tokens,
+            "on_progress": progress,
+            "ranks": self.ranks,
+        }
+        return label_probabilities(self.model, prompts, space, **options)
 
 
 def measure(
@@ -227,14 +224,8 @@ def wrong_labels(
     the benchmark's source, one generator runs through all prompts of a rate
     and on into the next: a label that is wrong at one rate need not be wrong at the next.
 
-    Args:
-        rows: N rows of K indices into labels, in evaluation order.
-        labels: class numbers of the demonstration split.
-        classes: C.
-        seed: 42 is StaICC's.
-
-    Returns:
-        For each rate, N rows of K class numbers.
+    From N rows of K indices into the demonstration split's class numbers, in evaluation order, to N
+    rows of K class numbers for each rate. Seed 42 is StaICC's.
     """
     generator = Generator(seed)
     result = []
@@ -401,16 +392,9 @@ def unseen_rows(
     As StaICC does it: the sampler's own rows first; then, in ascending order, every row that holds
     its query's label is drawn again, by the same generator, until it does not.
 
-    Args:
-        labels: class numbers of the demonstration pool, with enough rows of other labels for every
-            query.
-        gold: class numbers of the test queries.
-        repeats: sets of demonstrations for each query.
-        k: demonstrations in a prompt; chosen with repetition only where k > len(labels).
-        seed: 42 is StaICC's.
-
-    Returns:
-        len(gold) · repeats rows of k indices; query q in repeat r has row q + len(gold) · r.
+    ``labels`` are class numbers of the demonstration pool, with enough of other labels for every
+    query, ``gold`` those of the queries. Rows repeat indices only where k > len(labels). Query q in
+    repeat r has row q + len(gold) · r.
     """
     generator = Generator(seed)
     pool, again = len(labels), k > len(labels)

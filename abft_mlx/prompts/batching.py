@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import overload
@@ -117,19 +118,13 @@ def pad(prompts: Sequence[Prompt], rows: Sequence[int], width: int) -> PromptBat
 
 
 class Prompts(Sequence[Prompt]):
-    """Prompts that are built when they are first asked for, and kept.
-
-    Args:
-        size: how many there are.
-        build: makes prompt number i.
-    """
+    """``size`` prompts that are built when they are first asked for, and kept."""
 
     def __init__(self, size: int, build: Callable[[int], Prompt]) -> None:
-        self._build = build
-        self._built: list[Prompt | None] = [None] * size
+        self._size, self._build = size, functools.cache(build)
 
     def __len__(self) -> int:
-        return len(self._built)
+        return self._size
 
     @overload
     def __getitem__(self, index: int) -> Prompt: ...
@@ -139,12 +134,8 @@ class Prompts(Sequence[Prompt]):
 
     def __getitem__(self, index: int | slice) -> Prompt | list[Prompt]:
         if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(len(self)))]
-        number = range(len(self))[index]
-        prompt = self._built[number]
-        if prompt is None:
-            prompt = self._built[number] = self._build(number)
-        return prompt
+            return [self._build(number) for number in range(self._size)[index]]
+        return self._build(range(self._size)[index])
 
 
 def training_prompts(
@@ -187,23 +178,11 @@ def evaluation_prompts(
     selection: str = "random",
     limit: int | None = None,
 ) -> Prompts:
-    """Test prompts: every query with its demonstrations, repeat after repeat.
+    """Test prompts: every query with its demonstrations, repeat after repeat; the first ``limit``.
 
     Query q in repeat r is prompt q + n · r, where n is the smaller of queries and len(test). The
-    draw is that of :func:`abft_mlx.data.evaluation_draws`. A prompt that cannot be built raises
-    PromptError when it is asked for.
-
-    Args:
-        builder: makes the prompts.
-        demonstrations: the part that demonstrations come from.
-        test: the part that queries come from.
-        queries: at most this many of its first rows.
-        repeats: sets of demonstrations for each query.
-        k: demonstrations.
-        seed: of the draw.
-        fixed: all prompts of a repeat show the same demonstrations.
-        selection: random (with ``fixed`` false the protocol's), balanced or nearest.
-        limit: only so many of them, the first.
+    draw is that of :func:`abft_mlx.data.evaluation_draws`; ``fixed`` shows all prompts of a repeat
+    the same demonstrations. A prompt that cannot be built raises PromptError when it is asked for.
     """
     n = min(queries, len(test))
     if not n or not len(demonstrations):

@@ -73,8 +73,7 @@ class PromptBuilder:
             space: the tokens of each label, from `label_space`.
             max_text_tokens: longer texts are shortened to this.
             context_tokens: longer prompts are refused.
-            allow_empty: let an empty text pass (the hate-speech set has some; calibration asks
-                for an empty query).
+            allow_empty: let empty texts pass (a data set has some; calibration asks for one).
         """
         self.tokenizer = tokenizer
         self.template = template
@@ -103,16 +102,11 @@ class PromptBuilder:
         *,
         where: str = "prompt",
     ) -> Prompt:
-        """Assemble a prompt.
-
-        Args:
-            demonstrations: K pairs of text and class number.
-            query: the text whose label is asked for.
-            gold: its class number.
-            where: what to call this prompt in an error.
+        """Assemble a prompt from K pairs of text and class number, a query and its class number.
 
         Raises:
-            PromptError: an empty text, a prompt over the context, or pieces that merge.
+            PromptError: an empty text, a prompt over the context, or pieces that merge; it calls
+                the prompt ``where``.
         """
         texts = [self._text(text, where) for text, _ in demonstrations]
         query = self._text(query, where)

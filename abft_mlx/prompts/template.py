@@ -313,11 +313,7 @@ def label_space(
 ) -> LabelSpace:
     """Find the tokens of every label word in its place between what stands before and after it.
 
-    Args:
-        tokenizer: anything with ``encode(text, add_special_tokens=False)`` and ``decode``.
-        template: a plain template, or one in the turns of a chat.
-        names: the classes.
-        label_words: as for :func:`words_of`.
+    ``names`` are the classes, ``label_words`` as for :func:`words_of`.
 
     Raises:
         PromptError: a word has an unknown token, two words have the same tokens, or a word merges
@@ -369,11 +365,8 @@ def label_space(
 def words_of(names: Sequence[str], label_words: LabelWords) -> list[str]:
     """The word that stands for each label.
 
-    Args:
-        names: the classes.
-        label_words: None or "auto" for the names themselves, whole; "letters" for A, B, C to Z and
-            then AA, AB to ZZ; or a map from names to words, where a name that it lacks stands for
-            itself.
+    None or "auto" means the names themselves, whole; "letters" A to Z and then AA to ZZ; in a map
+    from names to words, a name that it lacks stands for itself.
 
     Raises:
         PromptError: a word is empty or for no label, or there are too many labels for letters.
