@@ -46,8 +46,7 @@ def prepare(
 
     Args:
         recipe: a recipe, the name of one that ships with abft-mlx, a .yaml file or a run folder.
-        adapter: a run folder, an adapter folder of mlx-lm or PEFT, or a hub id of any of them
-            (owner/name@revision).
+        adapter: as for :func:`load`.
         overrides: ``section.key=value`` each, where ``recipe`` is a name or a file.
 
     Returns:
@@ -83,12 +82,8 @@ def finetune(
         AbftError: the recipe cannot be run; the message says why.
     """
     opened = _recipe(recipe, overrides)
-    return experiment.finetune(
-        opened,
-        output or default_output(opened),
-        overwrite=overwrite,
-        events=OnUpdate(on_update),
-    )
+    output = output or default_output(opened)
+    return experiment.finetune(opened, output, overwrite=overwrite, events=OnUpdate(on_update))
 
 
 def evaluate(
@@ -99,17 +94,10 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure a model on fixed seeded test prompts, without and with an adapter.
 
-    Args:
-        recipe: a recipe, the name of one that ships with abft-mlx, a .yaml file or a run folder.
-        adapter: a run folder, an adapter folder of mlx-lm or PEFT, or a hub id of any of them
-            (owner/name@revision).
-        overrides: ``section.key=value`` each, where ``recipe`` is a name or a file.
+    Arguments and errors are those of :func:`prepare`.
 
     Returns:
         The document that ``abft-mlx eval --json`` prints.
-
-    Raises:
-        AbftError: something cannot be used; the message says why.
     """
     return experiment.evaluate(_recipe(recipe, overrides), adapter)
 

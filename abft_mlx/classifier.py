@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,65 +21,6 @@ from abft_mlx.events import OnUpdate, Update
 from abft_mlx.trainer import SCHEMA, Progress
 
 _TEXTS, _LABELS, _SHOWN = "X", "y", "demonstrations"
-_Self = TypeVar("_Self", bound="_Estimator")
-
-
-class _Estimator:
-    """Scikit-learn's conventions without scikit-learn, which is imported when it asks."""
-
-    # What versions of scikit-learn before 1.6 look for.
-    _estimator_type = "classifier"
-
-    @classmethod
-    def _parameters(cls) -> list[str]:
-        """Names of the arguments of ``__init__``, which are kept under their own names."""
-        return [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """The parameters as they were given; none of them has parameters of its own.
-
-        Args:
-            deep: has no effect.
-        """
-        del deep
-        return {name: getattr(self, name) for name in self._parameters()}
-
-    def set_params(self: _Self, **parameters: Any) -> _Self:
-        """Change parameters; what was fitted stays until the next :meth:`fit`.
-
-        Raises:
-            ValueError: no such parameter.
-        """
-        for name in parameters:
-            if name not in self._parameters():
-                raise ValueError(
-                    f"{type(self).__name__} has no parameter {name!r}; there are "
-                    f"{', '.join(self._parameters())}"
-                )
-        for name, value in parameters.items():
-            setattr(self, name, value)
-        return self
-
-    def __sklearn_tags__(self) -> Any:
-        """Scikit-learn's description of an estimator: a classifier of texts."""
-        from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags
-
-        return Tags(
-            estimator_type="classifier",
-            target_tags=TargetTags(required=True),
-            classifier_tags=ClassifierTags(),
-            input_tags=InputTags(one_d_array=True, two_d_array=False, string=True),
-        )
-
-    def __repr__(self) -> str:
-        """The parameters that are not the defaults."""
-        defaults = inspect.signature(type(self).__init__).parameters
-        given = [
-            f"{name}={value!r}"
-            for name, value in self.get_params().items()
-            if value is not defaults[name].default
-        ]
-        return f"{type(self).__name__}({', '.join(given)})"
 
 
 @dataclass(frozen=True)
@@ -92,7 +33,7 @@ class _Ready:
     progress: Progress | None = None
 
 
-class Classifier(_Estimator):
+class Classifier:
     """A language model with an adapter and demonstrations, as an estimator of scikit-learn.
 
     With an adapter or demonstrations it predicts at once, exactly as ``abft-mlx predict`` does;
@@ -130,6 +71,8 @@ class Classifier(_Estimator):
         on_update: told of every optimizer update of :meth:`fit`.
     """
 
+    # What versions of scikit-learn before 1.6 look for.
+    _estimator_type = "classifier"
     _fitted: _Ready | None = None
     _opened: tuple[dict[str, Any], _Ready] | None = None
 
@@ -174,23 +117,26 @@ class Classifier(_Estimator):
         """
         texts, labels = data.listed(X, _TEXTS), data.listed(y, _LABELS)
         classes, names = _classes_of(labels)
-        given = data.given(texts, labels, names, _TEXTS, self._recipe().data.empty_texts)
+        labelled = data.given(texts, labels, names, _TEXTS, self._recipe().data.empty_texts)
         if self.train and self.adapter is not None:
             raise UsageError(
                 f"adapter {str(self.adapter)!r} is given and fit would train another one; set "
                 "train=False to keep it, or adapter=None"
             )
-        made = experiment.open_texts(self._recipe(), given, self.adapter)
+        opened = experiment.open_texts(self._recipe(), labelled, self.adapter)
         shown = self._shown(names)
         progress = None
         if self.train:
-            made, progress = experiment.fit(made, OnUpdate(self.on_update))
+            opened, progress = experiment.fit(opened, OnUpdate(self.on_update))
         if shown is None:
-            predictor, _ = experiment.choose(made)
-            opened = prediction.Opened(made.recipe, predictor, made.task.texts.source)
+            predictor, _ = experiment.choose(opened)
         else:
-            opened = prediction.behind(made.recipe, made.loaded.model, made.task.builder, shown)
-        self._fitted = _Ready(opened, classes, names, progress)
+            tokens = opened.recipe.evaluation.batch_tokens
+            model, builder = opened.loaded.model, opened.task.builder
+            predictor = prediction.Predictor(model, builder, shown.pairs(), tokens)
+        source = opened.task.texts.source if shown is None else shown.source
+        result = prediction.Opened(opened.recipe, predictor, source)
+        self._fitted = _Ready(result, classes, names, progress)
         return self
 
     def predict_proba(self, X: Iterable[str]) -> np.ndarray:
@@ -205,23 +151,18 @@ class Classifier(_Estimator):
             RunError: the model's probabilities are not finite.
         """
         ready = self._ready()
-        asked = data.queries_of(data.listed(X, _TEXTS), _TEXTS)
-        answers = ready.opened.predictor.predict([asked])
+        queries = data.queries_of(data.listed(X, _TEXTS), _TEXTS)
         rows = [
-            [one.probabilities[name] for name in ready.columns] for some in answers for one in some
+            [answer.probabilities[name] for name in ready.columns]
+            for answers in ready.opened.predictor.predict([queries])
+            for answer in answers
         ]
         return np.array(rows, dtype=np.float64).reshape(len(rows), len(ready.columns))
 
     def predict(self, X: Iterable[str]) -> np.ndarray:
         """The most probable class of each text, (N,) of the type of ``classes_``.
 
-        Args:
-            X: N texts.
-
-        Raises:
-            NotFittedError: there is nothing to show and nothing was fitted.
-            UsageError: a text cannot be used.
-            RunError: the model's probabilities are not finite.
+        Raises what :meth:`predict_proba` does.
         """
         return self.classes_[self.predict_proba(X).argmax(axis=1)]
 
@@ -241,10 +182,12 @@ class Classifier(_Estimator):
         Raises:
             UsageError: as :meth:`predict`, or texts and labels do not fit together.
         """
-        found, gold = self.predict(X).tolist(), data.listed(y, _LABELS)
-        if len(found) != len(gold) or not found:
-            raise DataError(f"X has {len(found)} texts and y {len(gold)} labels; give one for each")
-        right = [one == other for one, other in zip(found, gold, strict=True)]
+        labels, gold = self.predict(X).tolist(), data.listed(y, _LABELS)
+        if len(labels) != len(gold) or not labels:
+            raise DataError(
+                f"X has {len(labels)} texts and y {len(gold)} labels; give one for each"
+            )
+        right = [label == other for label, other in zip(labels, gold, strict=True)]
         weights = None if sample_weight is None else data.listed(sample_weight, "sample_weight")
         return float(np.average(right, weights=weights))
 
@@ -258,7 +201,7 @@ class Classifier(_Estimator):
         """The K pairs of text and label that every prompt shows."""
         ready = self._ready()
         labels = dict(zip(ready.columns, ready.classes.tolist(), strict=True))
-        return [(one["text"], labels[one["label"]]) for one in ready.opened.shown()]
+        return [(shown["text"], labels[shown["label"]]) for shown in ready.opened.shown()]
 
     @property
     def recipe_(self) -> recipes.Recipe:
@@ -290,30 +233,75 @@ class Classifier(_Estimator):
         folder = Path(folder)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise OutputError(f"{folder}: exists and is no empty folder; choose another")
-        opened = ready.opened
-        adapters.save(opened.predictor.model, folder, base_model=opened.recipe.model)
-        predictor = opened.predictor
-        prediction.write_demonstrations(folder, predictor)
+        recipe, predictor = ready.opened.recipe, ready.opened.predictor
         space = predictor.builder.space
+        adapters.save(predictor.model, folder, base_model=recipe.model)
         run = {
             "schema": SCHEMA,
             "finished": True,
             "labels": dict(zip(space.names, space.words, strict=True)),
-            "classifier": prediction.facts(predictor),
+            "classifier": prediction.write(folder, predictor),
         }
         files.write_json(folder / "run.json", run)
-        told = {
+        changes = {
             "source": prediction.DEMONSTRATIONS_FILE,
             "labels": list(ready.columns),
             "text": "text",
             "label": "label",
         }
-        section = opened.recipe.data.model_copy(update=told)
-        recipes.save(opened.recipe.model_copy(update={"data": section}), folder / "recipe.yaml")
+        section = recipe.data.model_copy(update=changes)
+        recipes.save(recipe.model_copy(update={"data": section}), folder / "recipe.yaml")
+
+    @classmethod
+    def _parameters(cls) -> list[str]:
+        """Names of the arguments of ``__init__``, which are kept under their own names."""
+        return [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The parameters as they were given; ``deep`` has no effect."""
+        del deep
+        return {name: getattr(self, name) for name in self._parameters()}
+
+    def set_params(self, **parameters: Any) -> Classifier:
+        """Change parameters; what was fitted stays until the next :meth:`fit`.
+
+        Raises:
+            ValueError: no such parameter.
+        """
+        names = self._parameters()
+        for name in parameters:
+            if name not in names:
+                raise ValueError(
+                    f"{type(self).__name__} has no parameter {name!r}; there are {', '.join(names)}"
+                )
+        for name, value in parameters.items():
+            setattr(self, name, value)
+        return self
+
+    def __sklearn_tags__(self) -> Any:
+        """Scikit-learn's description of an estimator: a classifier of texts."""
+        from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags
+
+        return Tags(
+            estimator_type="classifier",
+            target_tags=TargetTags(required=True),
+            classifier_tags=ClassifierTags(),
+            input_tags=InputTags(one_d_array=True, two_d_array=False, string=True),
+        )
+
+    def __repr__(self) -> str:
+        """The parameters that are not the defaults."""
+        defaults = inspect.signature(type(self).__init__).parameters
+        changed = [
+            f"{name}={value!r}"
+            for name, value in self.get_params().items()
+            if value is not defaults[name].default
+        ]
+        return f"{type(self).__name__}({', '.join(changed)})"
 
     def __sklearn_is_fitted__(self) -> bool:
         """Whether it can predict."""
-        return self._fitted is not None or self._tells()
+        return self._fitted is not None or self._has_classes()
 
     def __getstate__(self) -> dict[str, Any]:
         """Parameters alone where nothing was fitted, so that other processes can be given it.
@@ -332,11 +320,9 @@ class Classifier(_Estimator):
         if self._fitted is not None:
             return self._fitted
         parameters = self.get_params()
-        if self._opened is not None:
-            known, ready = self._opened
-            if all(parameters[name] == value for name, value in known.items()):
-                return ready
-        if not self._tells():
+        if self._opened is not None and self._opened[0] == parameters:
+            return self._opened[1]
+        if not self._has_classes():
             raise NotFittedError(
                 "this Classifier knows no classes yet: call fit(texts, labels), or give "
                 "demonstrations, a recipe, or as adapter a run folder with its recipe.yaml"
@@ -346,11 +332,11 @@ class Classifier(_Estimator):
         self._opened = (copy.deepcopy(parameters), ready)
         return ready
 
-    def _tells(self) -> bool:
+    def _has_classes(self) -> bool:
         """Whether the parameters alone say which classes there are and what is shown."""
-        return self.demonstrations is not None or self._named() is not None
+        return self.demonstrations is not None or self._recipe_source() is not None
 
-    def _named(self) -> recipes.Recipe | str | Path | None:
+    def _recipe_source(self) -> recipes.Recipe | str | Path | None:
         """The recipe that is named, or that lies with the adapter."""
         if self.recipe is None and self.adapter is not None:
             beside = adapters.local_folder(self.adapter) / "recipe.yaml"
@@ -359,7 +345,7 @@ class Classifier(_Estimator):
 
     def _recipe(self) -> recipes.Recipe:
         """The recipe with the other parameters applied."""
-        named = self._named()
+        named = self._recipe_source()
         changes = [] if self.model is None else [recipes.override("model", self.model)]
         if self.label_words is not None:
             words: Any = self.label_words
@@ -376,23 +362,16 @@ class Classifier(_Estimator):
     def _open(self) -> _Ready:
         """What the parameters alone describe, opened."""
         recipe = self._recipe()
-        if self._named() is None and not isinstance(self.demonstrations, (str, Path)):
+        if self._recipe_source() is None and not isinstance(self.demonstrations, (str, Path)):
             classes, names = _classes_of([label for _, label in self._pairs()])
             columns = names
         else:
             # In the recipe's order, so that words chosen for them are those of abft-mlx predict.
-            shipped = self._shipped()
-            names = prediction.class_names(recipe.data) if shipped is None else shipped.names
+            names = prediction.class_names(recipe.data, self.adapter)
             columns = tuple(sorted(names))
             classes = np.array(columns)
         opened = prediction.prepare(recipe, self.adapter, self._shown(names))
         return _Ready(opened, classes, columns)
-
-    def _shipped(self) -> prediction.Shipped | None:
-        """What the adapter's run folder stores to predict with."""
-        if self.adapter is None:
-            return None
-        return prediction.Shipped.read(adapters.local_folder(self.adapter))
 
     def _shown(self, names: Sequence[str]) -> data.LabelledTexts | None:
         """The demonstrations that were given, checked; None where none were."""
@@ -421,18 +400,14 @@ def _classes_of(labels: Sequence[Any]) -> tuple[np.ndarray, tuple[str, ...]]:
     """The classes as their users call them, sorted, and their names in the same order."""
     named: dict[str, Any] = {}
     for label in labels:
-        known = named.setdefault(data.word(label), label)
-        if known != label:
+        first = named.setdefault(data.word(label), label)
+        if first != label:
             raise DataError(
-                f"labels {known!r} and {label!r} have the same name; make them the same"
+                f"labels {first!r} and {label!r} have the same name; make them the same"
             )
-    if len({_kind(label) for label in named.values()}) > 1:
+    kinds = (str, bool)
+    if len({tuple(isinstance(label, kind) for kind in kinds) for label in named.values()}) > 1:
         shown = ", ".join(repr(label) for label in list(named.values())[:4])
         raise DataError(f"labels of several kinds ({shown}); make them all words")
     order = sorted(named, key=lambda name: named[name])
     return np.array([named[name] for name in order]), tuple(order)
-
-
-def _kind(label: Any) -> type:
-    """Word, truth value or number."""
-    return next((kind for kind in (str, bool) if isinstance(label, kind)), int)

@@ -22,12 +22,9 @@ def of_run(
 ) -> dict[str, Any]:
     """The facts of ``run.json`` that are known before training.
 
-    Args:
-        recipe: the resolved recipe.
-        loaded: the model, its adapter attached.
-        task: what is measured.
-        trained: what training prompts are made of.
+    The model has its adapter attached; ``task`` is measured, ``trained`` are trained on.
     """
+    tasks = [task, *trained]
     facts = {
         "schema": SCHEMA,
         "finished": False,
@@ -47,7 +44,7 @@ def of_run(
         },
         "labels": dict(zip(task.space.names, task.space.words, strict=True)),
         "chat_template": task.chat_template,
-        "shortened_texts": _shortened([task, *trained]),
+        "shortened_texts": sum({id(t.builder): t.builder.shortened for t in tasks}.values()),
         "seeds": {
             "data": recipe.data.seed,
             "training": recipe.training.seed,
@@ -58,12 +55,6 @@ def of_run(
     if recipe.mixture:
         facts["mixture"] = {task.name: _data(task) for task in trained}
     return facts
-
-
-def _shortened(tasks: Sequence[Task]) -> int:
-    """How many texts were cut to fit."""
-    builders = {id(task.builder): task.builder for task in tasks}
-    return sum(builder.shortened for builder in builders.values())
 
 
 def _data(task: Task) -> dict[str, Any]:
@@ -87,17 +78,17 @@ def made_with(
     recipe: recipes.Recipe, loaded: loading.Loaded, trained: Sequence[Task]
 ) -> dict[str, Any]:
     """All that decides what a run computes, by name: settings, model, data, versions."""
-    known = _settings(recipe.model_dump(mode="json"))
-    known["the model's fingerprint"] = loaded.fingerprint
+    facts = _settings(recipe.model_dump(mode="json"))
+    facts["the model's fingerprint"] = loaded.fingerprint
     for number, task in enumerate(trained, 1):
         # By number, too: tasks may share a name, and their order counts.
-        known[f"the fingerprint of task {number}'s texts ({task.name})"] = task.texts.fingerprint()
-        known[f"the chat template of task {number} ({task.name})"] = task.chat_template
+        facts[f"the fingerprint of task {number}'s texts ({task.name})"] = task.texts.fingerprint()
+        facts[f"the chat template of task {number} ({task.name})"] = task.chat_template
     versions = runtime.versions()
     # Not the patch version of Python, nor what only downloads.
     versions["python"] = ".".join(versions["python"].split(".")[:2])
     del versions["huggingface-hub"]
-    return known | {f"the version of {name}": version for name, version in versions.items()}
+    return facts | {f"the version of {name}": version for name, version in versions.items()}
 
 
 def _settings(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -111,6 +102,6 @@ def _settings(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def digest(known: dict[str, Any]) -> str:
+def digest(values: dict[str, Any]) -> str:
     """A hash of plain values."""
-    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -16,7 +16,7 @@ from golden_support import Characters, sha256
 from paper_sets import SETS
 
 from abft_mlx import data, recipe
-from abft_mlx.evaluation import bias, methods, robustness, unseen
+from abft_mlx.evaluation import methods, protocols
 from abft_mlx.prompts import Prompt
 from abft_mlx.task import Task, open_task
 
@@ -49,7 +49,7 @@ def made_task(name: str = "trec") -> tuple[Task, Any]:
     one = recipe.load(name)
     section = recipe.task(one)
     texts = generated(ROWS[name], tuple(section.data.labels or ()))
-    prefixes = sorted({template.label_prefix for template in robustness.templates(section)})
+    prefixes = sorted({template.label_prefix for template in protocols.templates(section)})
     return open_task(section, texts, Characters(prefixes, texts.names)), one.evaluation
 
 
@@ -93,14 +93,14 @@ def resampled() -> dict[str, Any]:
         numbers = data.Generator(7)
         labels = [numbers.integers(0, classes) for _ in range(pool)]
         gold = [numbers.integers(0, classes) for _ in range(512)]
-        rows = [list(row) for row in unseen.unseen_rows(labels, gold, 2, 4)]
+        rows = [list(row) for row in protocols.unseen_rows(labels, gold, 2, 4)]
         found[f"{classes} labels on {pool} rows"] = {"first": rows[:2], "sha256": sha256(rows)}
     return found
 
 
 def templates() -> dict[str, Any]:
     return {
-        name: sha256([astuple(one) for one in robustness.templates(recipe.task(recipe.load(name)))])
+        name: sha256([astuple(one) for one in protocols.templates(recipe.task(recipe.load(name)))])
         for name in SETS
     }
 
@@ -109,19 +109,19 @@ def asked_prompts() -> dict[str, Any]:
     task, section = made_task()
     return {
         "normal": written(task.test_prompts(section)),
-        "template": [written(made) for _, made in robustness.variant_prompts(task, section)],
-        "demonstrations": written(robustness.redrawn_prompts(task, section)),
-        "unseen": written(unseen.unseen_prompts(task, section)),
+        "template": [written(made) for _, made in protocols.variant_prompts(task, section)],
+        "demonstrations": written(protocols.redrawn_prompts(task, section)),
+        "unseen": written(protocols.unseen_prompts(task, section)),
     }
 
 
 def bias_prompts() -> dict[str, Any]:
     task, section = made_task()
-    contextual, domain = bias.prior_prompts(task, section)
+    contextual, domain = protocols.prior_prompts(task, section)
     return {
         "contextual": written(contextual),
         "domain": written(domain),
-        "wrong labels": [written(made) for made in bias.wrong_label_prompts(task, section)],
+        "wrong labels": [written(made) for made in protocols.wrong_label_prompts(task, section)],
     }
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from abft_mlx import data, recipe
-from abft_mlx.evaluation.robustness import templates
+from abft_mlx.evaluation.protocols import templates
 from abft_mlx.task import Task, open_task
 
 # The benchmark's own label words, where the paper prints others.

@@ -1,19 +1,14 @@
-"""Chat templates in the manner of the well-known families, on tokenizers that fit them.
-
-Each family also writes its prompts once more in plain Python, for tests to compare with.
-"""
+"""Chat templates in the manner of the well-known families, on tokenizers that fit them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from made_tokenizers import gemma, llama2_bytes, llama3, qwen, tekken
 from tokenizers import AddedToken
-
-Shown = Sequence[tuple[str, str]]
 
 # Turns between markers, and a system turn of its own where nobody gives one.
 CHATML = """\
@@ -102,50 +97,6 @@ TURNS = """\
 """
 
 
-def marked(role: str, content: str) -> str:
-    return f"<|im_start|>{role}\n{content}<|im_end|>\n"
-
-
-def chatml_text(shown: Shown, query: str) -> str:
-    made = marked("system", "You are a helpful machine.")
-    for text, word in shown:
-        made += marked("user", text) + marked("assistant", word)
-    return made + marked("user", query) + "<|im_start|>assistant\n"
-
-
-def thinking_text(shown: Shown, query: str) -> str:
-    made = "".join(marked("user", text) + marked("assistant", word) for text, word in shown)
-    return made + marked("user", query) + "<|im_start|>assistant\n<think>\n\n</think>\n\n"
-
-
-def headers_text(shown: Shown, query: str) -> str:
-    def turn(role: str, content: str) -> str:
-        return f"<|start_header_id|>{role}<|end_header_id|>\n\n{content}<|eot_id|>"
-
-    made = "<s>" + turn("system", "Today: 26 Jul 2024\n\n")
-    for text, word in shown:
-        made += turn("user", text) + turn("assistant", word)
-    return made + turn("user", query) + "<|start_header_id|>assistant<|end_header_id|>\n\n"
-
-
-def inst_text(shown: Shown, query: str) -> str:
-    made = "".join(f"<s>[INST] {text} [/INST] {word} </s>" for text, word in shown)
-    return f"{made}<s>[INST] {query} [/INST]"
-
-
-def tekken_text(shown: Shown, query: str) -> str:
-    made = "".join(f"[INST]{text}[/INST]{word}</s>" for text, word in shown)
-    return f"<s>{made}[INST]{query}[/INST]"
-
-
-def turns_text(shown: Shown, query: str) -> str:
-    made = "<s>"
-    for text, word in shown:
-        made += f"<start_of_turn>user\n{text}<end_of_turn>\n"
-        made += f"<start_of_turn>model\n{word}<end_of_turn>\n"
-    return f"{made}<start_of_turn>user\n{query}<end_of_turn>\n<start_of_turn>model\n"
-
-
 @dataclass(frozen=True)
 class Chat:
     """A family.
@@ -154,14 +105,12 @@ class Chat:
         make: its kind of tokenizer.
         template: its chat template.
         markers: its own special tokens.
-        text: a prompt as text, from (user turn, label word) pairs and the last user turn.
         space: what stands between a header and a label.
     """
 
     make: Callable[..., Any]
     template: str
     markers: tuple[str, ...]
-    text: Callable[[Shown, str], str]
     space: str = ""
 
     @cache  # noqa: B019  (six families, kept as long as the tests)
@@ -176,15 +125,14 @@ class Chat:
 
 IM = ("<|im_start|>", "<|im_end|>")
 CHATS = {
-    "chatml": Chat(qwen, CHATML, IM, chatml_text),
-    "thinking": Chat(qwen, THINKING, (*IM, "<think>", "</think>"), thinking_text),
+    "chatml": Chat(qwen, CHATML, IM),
+    "thinking": Chat(qwen, THINKING, (*IM, "<think>", "</think>")),
     "headers": Chat(
         llama3,
         HEADERS,
         ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
-        headers_text,
     ),
-    "inst": Chat(llama2_bytes, INST, (), inst_text, " "),
-    "tekken": Chat(tekken, TEKKEN, (), tekken_text),
-    "turns": Chat(gemma, TURNS, ("<start_of_turn>", "<end_of_turn>"), turns_text),
+    "inst": Chat(llama2_bytes, INST, (), " "),
+    "tekken": Chat(tekken, TEKKEN, ()),
+    "turns": Chat(gemma, TURNS, ("<start_of_turn>", "<end_of_turn>")),
 }

@@ -137,33 +137,17 @@ def tekken(answers: bool = False) -> PreTrainedTokenizerFast:
 
 
 @cache
-def llama2(scheme: str = "first") -> PreTrainedTokenizerFast:
+def llama2() -> PreTrainedTokenizerFast:
     """SentencePiece-like BPE: spaces are ▁, one is put before the text, and a BOS before that."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme, split=True),
+            pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first", split=True),
             pre_tokenizers.Split("\n", "isolated"),
         ]
     )
-    tokenizer.decoder = decoders.Metaspace(replacement="▁", prepend_scheme=scheme)
+    tokenizer.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="first")
     _train(tokenizer, ["\n"], 500)
-    _bos(tokenizer)
-    return _wrap(tokenizer)
-
-
-@cache
-def llama2_legacy() -> PreTrainedTokenizerFast:
-    """As the first Llama checkpoints: a normalizer writes the ▁, and nothing splits the text."""
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-    )
-    # Trained on words, as SentencePiece does, so that no merge spans them.
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"▁|\n|[:,!]"), "merged_with_next")
-    _train(tokenizer, ["\n"], 500)
-    tokenizer.pre_tokenizer = None
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Strip(" ", 1, 0)])
     _bos(tokenizer)
     return _wrap(tokenizer)
 
@@ -270,9 +254,7 @@ KINDS = {
     "llama3": llama3,
     "qwen": qwen,
     "tekken": tekken,
-    "llama2-first": lambda: llama2("first"),
-    "llama2-always": lambda: llama2("always"),
-    "llama2-legacy": llama2_legacy,
+    "llama2": llama2,
     "llama2-bytes": llama2_bytes,
     "gemma": gemma,
     "unigram": unigram,

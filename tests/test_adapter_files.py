@@ -16,7 +16,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm.utils import load_model
 
-from abft_mlx import adapters, evaluation
+from abft_mlx import adapters, ports
 from abft_mlx.errors import AdapterError, OutputError, RunError
 from abft_mlx.recipe import AdapterSection
 
@@ -51,6 +51,13 @@ def trained(folder: Path, section: AdapterSection) -> nn.Module:
     adapters.attach(model, section)
     train(model)
     return model
+
+
+def label_logits(model: nn.Module, tokens: mx.array, last: mx.array, labels: mx.array) -> mx.array:
+    """(B, C) logits at the last positions, as evaluation computes them."""
+    port = ports.port_for(model)
+    hidden = port.hidden(model, tokens)[mx.arange(len(tokens)), last]
+    return port.logits(model, hidden, labels)
 
 
 def difference(left: mx.array, right: mx.array) -> float:
@@ -137,7 +144,7 @@ def test_a_head_over_a_quantized_base(bits: int, tmp_path: Path) -> None:
     ours, _ = load_model(base)
     adapters.load(ours, run)
     assert mx.array_equal(ours(tokens), expected)
-    labels = evaluation.label_logits(ours, tokens, last, mx.array([3, 80]))
+    labels = label_logits(ours, tokens, last, mx.array([3, 80]))
     at_last = mx.take_along_axis(expected, last[:, None, None], axis=1)[:, 0]
     assert difference(labels, at_last[:, mx.array([3, 80])]) <= 1e-4
     adapters.detach(ours)
@@ -180,7 +187,7 @@ def test_lora_on_the_head_by_stock_mlx_lm(tmp_path: Path) -> None:
     tokens, last = tiny_models.tokens()
     expected = stock(tokens)
     assert difference(ours(tokens), expected) <= 1e-5
-    labels = evaluation.label_logits(ours, tokens, last, mx.array([3, 80]))
+    labels = label_logits(ours, tokens, last, mx.array([3, 80]))
     at_last = mx.take_along_axis(expected, last[:, None, None], axis=1)[:, 0]
     assert difference(labels, at_last[:, mx.array([3, 80])]) <= 1e-4
 

@@ -261,20 +261,20 @@ def test_the_room_is_what_limits_leave() -> None:
 
 def test_an_evaluation_halves_its_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     model, prompts = make_trainer(make_recipe()).model, make_prompts()
-    expected = np.array(forward.hidden_states(model, prompts, batch_tokens=2048))
+    expected = np.array(forward.outputs(model, prompts, batch_tokens=2048).hidden)
     compute, tried = forward.hidden_at_last, []
 
-    def limited(model: Any, tokens: mx.array, *rest: Any) -> mx.array:
+    def limited(tokens: mx.array, *rest: Any) -> mx.array:
         tried.append(len(tokens))
         if len(tokens) > largest:
             raise RuntimeError(MALLOC)
-        return compute(model, tokens, *rest)
+        return compute(tokens, *rest)
 
     monkeypatch.setattr(forward, "hidden_at_last", limited)
     largest = 7
-    found = np.array(forward.hidden_states(model, prompts, batch_tokens=2048))
+    found = np.array(forward.outputs(model, prompts, batch_tokens=2048).hidden)
     assert tried == [24, 12, 6, 6, 12, 6, 6]
     np.testing.assert_allclose(found, expected, atol=1e-5)
     largest = 0
     with pytest.raises(RunError, match=r"^a prompt of 64 tokens does not fit into memory \(\[mall"):
-        forward.hidden_states(model, prompts, batch_tokens=2048)
+        forward.outputs(model, prompts, batch_tokens=2048)

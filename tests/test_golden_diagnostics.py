@@ -6,7 +6,6 @@ golden prompts have StaICC's default form; ours are those without the space at t
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,18 +14,16 @@ import pytest
 from golden_support import golden, sha256, staicc_task
 from paper_sets import SETS
 
-from abft_mlx import data, prompts, recipe
-from abft_mlx.evaluation.bias import prior_prompts, wrong_label_prompts
-from abft_mlx.evaluation.robustness import (
-    FACTORS,
-    L9,
+from abft_mlx import data, prompts
+from abft_mlx.evaluation.protocols import (
     QUERIES,
+    prior_prompts,
     redrawn_prompts,
-    templates,
+    unseen_prompts,
+    unseen_rows,
     variant_prompts,
 )
-from abft_mlx.evaluation.robustness import SETS as REPEATS
-from abft_mlx.evaluation.unseen import unseen_prompts, unseen_rows
+from abft_mlx.evaluation.protocols import SETS as REPEATS
 from abft_mlx.recipe import EvaluationSection
 from abft_mlx.task import Task
 
@@ -138,38 +135,3 @@ def test_every_golden_value_is_made_again(name: str, shared: Path) -> None:
     assert made.keys() == wanted.keys()
     for key, value in wanted.items():
         assert made[key] == value, key
-
-
-def test_no_set_of_the_reference_is_left_out(shared: Path) -> None:
-    assert set(golden(shared)) == {"_about", *SETS}
-
-
-@pytest.mark.parametrize("name", SETS)
-def test_template_levels_are_the_benchmarks(name: str, shared: Path) -> None:
-    """Level by level, the trailing space of label_prefix apart; and the table of the nine."""
-    facts = json.loads((shared / "data" / "datasets.json").read_text())
-    design = facts["_about"]["template_sensitivity"]
-    assert [list(row) for row in L9] == design["L9_rows"]
-    assert list(FACTORS) == design["factor_order"]
-    section = recipe.task(recipe.load(name))
-    for row, template in zip(L9, templates(section), strict=True):
-        for factor, level in zip(FACTORS, row, strict=True):
-            value = facts[name]["template_sensitivity_levels"][factor][level]
-            wanted = value.removesuffix(" ") if factor == "label_prefix" else value
-            assert getattr(template, factor) == wanted
-        assert template.input_affix == section.prompt.input_affix
-        assert template.query_prefix == section.prompt.query_prefix
-
-
-def test_wrong_labels_leave_everything_else_of_the_golden_prompts(shared: Path) -> None:
-    """StaICC's GLER has no golden values; its prompts at rate 0 are the golden ones."""
-    one, task = staicc_task("trec", shared)
-    small = one.evaluation.model_copy(update={"queries": 64})
-    made = wrong_label_prompts(task, small)
-    assert written(task, made[0]) == written(task, task.test_prompts(small))
-    for number, same in enumerate(made[0]):
-        for wrong, rate in enumerate(made):
-            labels = zip(same.demonstration_labels, rate[number].demonstration_labels, strict=True)
-            changes = [(b - a) % len(task.space) for a, b in labels]
-            assert sorted(changes) == [0] * (4 - wrong) + [1] * wrong
-            assert rate[number].gold == same.gold

@@ -1,18 +1,22 @@
-"""Every method of prediction, end to end on a tiny model, against float64 arithmetic by hand."""
+"""Every method of prediction, against protocol.md section 4 written out and scikit-learn."""
 
-import made_tokenizers
+import math
+
 import mlx.core as mx
 import numpy as np
 import pytest
 import tiny_task
 from heard import Heard
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 from scipy.special import softmax
+from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
+from small_task import HandGenerator
 
 from abft_mlx import evaluation
 from abft_mlx.errors import PromptError
 from abft_mlx.evaluation import forward, methods, metrics
-from abft_mlx.prompts import batches
 
 ALL = ("vanilla", "zero_shot", "contextual", "domain", "batch", "hidden", "knn")
 SETTINGS = (
@@ -23,6 +27,7 @@ SETTINGS = (
     "evaluation.bootstrap_samples=50",
 )
 QUERIES = 10
+GROUPS = np.arange(2 * QUERIES) % QUERIES
 
 
 def section(*changes):
@@ -45,6 +50,11 @@ def prompts(task):
 
 
 @pytest.fixture(scope="module")
+def gold(prompts):
+    return np.array([prompt.gold for prompt in prompts])
+
+
+@pytest.fixture(scope="module")
 def found(task, model, prompts):
     return evaluation.probabilities_of(model, task, prompts, section())
 
@@ -53,53 +63,29 @@ class ByHand:
     """One prompt at a time through the whole model, no padding, everything after it in float64."""
 
     def __init__(self, model, task, prompts):
-        self.tokens = [mx.array([prompt.token_ids]) for prompt in prompts]
-        self.hidden = np.array([np.array(model.model(t)[0, -1]) for t in self.tokens], np.float64)
-        self.logits = np.array([np.array(model(t)[0, -1]) for t in self.tokens], np.float64)
+        tokens = [mx.array([prompt.token_ids]) for prompt in prompts]
+        self.hidden = np.array([np.array(model.model(t)[0, -1]) for t in tokens], np.float64)
+        self.logits = np.array([np.array(model(t)[0, -1]) for t in tokens], np.float64)
         self.p = softmax(self.logits[:, list(task.space.first_ids)], axis=1)
 
 
-@pytest.fixture(scope="module")
-def hand(task, model, prompts):
-    return ByHand(model, task, prompts)
-
-
-def test_methods_come_in_the_order_asked_for(found):
+def test_every_method_by_hand(found, task, model, prompts):
+    hand = ByHand(model, task, prompts)
     assert tuple(found) == ALL
-    for one in found.values():
-        assert one.shape == (2 * QUERIES, 3)
-        assert one.dtype == np.float64
-        np.testing.assert_allclose(one.sum(axis=1), 1)
-
-
-def test_vanilla(found, hand):
     np.testing.assert_allclose(found["vanilla"], hand.p, atol=1e-4)
-
-
-def test_zero_shot_repeats_each_query(found, task, model):
     asked = task.splits.test.pairs()[:QUERIES]
     once = ByHand(model, task, [task.builder.build([], *query) for query in asked]).p
     np.testing.assert_allclose(found["zero_shot"], np.tile(once, (2, 1)), atol=1e-4)
-    assert len(np.unique(once.round(6), axis=0)) == QUERIES
-
-
-@pytest.mark.parametrize("name", ["contextual", "domain"])
-def test_calibration_by_prompts_without_content(found, hand, task, model, name):
-    make = {"contextual": methods.contextual_prompts, "domain": methods.domain_prompts}
-    reference = ByHand(model, task, make[name](task, 9)).p
-    want = softmax(hand.p / ((1e-5 + reference.sum(axis=0)) / 9), axis=1)
-    np.testing.assert_allclose(found[name], want, atol=2e-3)
-
-
-def test_batch(found, hand):
-    np.testing.assert_allclose(
-        found["batch"], softmax(hand.p - hand.p.mean(axis=0), axis=1), atol=1e-4
-    )
-
-
-def test_hidden_and_knn(found, hand, task, model):
-    prompts = methods.anchor_prompts(task, 15)
-    anchors, gold = ByHand(model, task, prompts), np.array([one.gold for one in prompts])
+    for name, made in (
+        ("contextual", methods.contextual_prompts(task, 9)),
+        ("domain", methods.domain_prompts(task, 9)),
+    ):
+        mean = (1e-5 + ByHand(model, task, made).p.sum(axis=0)) / 9
+        np.testing.assert_allclose(found[name], softmax(hand.p / mean, axis=1), atol=2e-3)
+    centred = softmax(hand.p - hand.p.mean(axis=0), axis=1)
+    np.testing.assert_allclose(found["batch"], centred, atol=1e-4)
+    made = methods.anchor_prompts(task, 15)
+    anchors, gold = ByHand(model, task, made), np.array([one.gold for one in made])
     centroids = np.stack([anchors.hidden[gold == label].mean(axis=0) for label in range(3)])
     away = np.linalg.norm(hand.hidden[:, None] - centroids, axis=2)
     np.testing.assert_allclose(found["hidden"], softmax(-away, axis=1), atol=1e-4)
@@ -109,159 +95,160 @@ def test_hidden_and_knn(found, hand, task, model):
     np.testing.assert_allclose(found["knn"], softmax(votes.astype(float), axis=1))
 
 
-def test_hidden_calibration_without_some_label_is_vanilla(found, task, model, prompts):
-    few = section("evaluation.methods=[hidden]", "evaluation.anchor_prompts=2")
-    got = evaluation.probabilities_of(model, task, prompts, few)
-    assert list(got) == ["hidden"]
-    np.testing.assert_array_equal(got["hidden"], found["vanilla"])
-
-
 @pytest.mark.parametrize("name", ALL)
-def test_a_method_alone_gives_the_same_bit_for_bit(found, task, model, prompts, name):
-    got = evaluation.probabilities_of(model, task, prompts, section(f"evaluation.methods=[{name}]"))
-    assert list(got) == [name]
-    np.testing.assert_array_equal(got[name], found[name])
-
-
-def test_part_of_the_prompts_has_the_same_queries(found, task, model, prompts):
-    got = evaluation.probabilities_of(
-        model, task, prompts[:13], section("evaluation.methods=[zero_shot, vanilla]")
-    )
-    np.testing.assert_array_equal(got["zero_shot"], found["zero_shot"][:13])
-    np.testing.assert_allclose(got["vanilla"], found["vanilla"][:13], atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("names", "prompts_passed"),
-    [
-        (ALL, 20 + 10 + 9 + 9 + 15),
-        (("vanilla", "batch"), 20),
-        (("zero_shot",), 10),
-        (("contextual",), 20 + 9),
-        (("hidden", "knn", "vanilla"), 20 + 15),
-    ],
-)
-def test_a_prompt_goes_through_the_model_once(
-    task, model, prompts, names, prompts_passed, monkeypatch
+def test_a_method_alone_gives_the_same_and_runs_each_prompt_once(
+    found, task, model, prompts, name, monkeypatch
 ):
-    passed, heard = [], Heard()
-    original = forward.hidden_at_last
+    passed, heard, run = [], Heard(), forward.hidden_at_last
 
-    def counting(model, tokens, last, *behind):
-        passed.append(tokens.shape[0])
-        return original(model, tokens, last, *behind)
+    def counting(tokens, *others):
+        passed.append(len(tokens))
+        return run(tokens, *others)
 
     monkeypatch.setattr(forward, "hidden_at_last", counting)
-    chosen = section(f"evaluation.methods=[{', '.join(names)}]")
-    evaluation.probabilities_of(model, task, prompts, chosen, heard)
-    assert sum(passed) == prompts_passed
-    assert heard.counts == [(int(done), prompts_passed) for done in np.cumsum(passed)]
+    chosen = section(f"evaluation.methods=[{name}]")
+    got = evaluation.probabilities_of(model, task, prompts, chosen, heard)
+    assert list(got) == [name]
+    np.testing.assert_array_equal(got[name], found[name])
+    extra = {"contextual": 9, "domain": 9, "hidden": 15, "knn": 15}
+    total = 10 if name == "zero_shot" else 20 + extra.get(name, 0)
+    assert heard.counts == [(int(done), total) for done in np.cumsum(passed)]
+    assert sum(passed) == total
 
 
-def test_sizes_and_seed_come_from_the_section(found, task, model, prompts):
-    for name, changes in {
-        "contextual": ["evaluation.calibration_prompts=5"],
-        "domain": ["evaluation.calibration_prompts=5"],
-        "knn": ["evaluation.anchor_prompts=4"],
-    }.items():
-        for change in (changes, ["evaluation.seed=1"]):
-            chosen = section(f"evaluation.methods=[{name}]", *change)
-            got = evaluation.probabilities_of(model, task, prompts, chosen)
-            assert not np.allclose(got[name], found[name])
-
-
-def test_half_precision_models_calibrate_too(task, prompts, found):
+def test_a_half_precision_model_and_a_label_without_anchors(found, task, prompts):
     model = tiny_task.model()
     model.set_dtype(mx.bfloat16)
     got = evaluation.probabilities_of(model, task, prompts, section())
-    assert tuple(got) == ALL
     np.testing.assert_allclose(got["hidden"], found["hidden"], atol=0.1)
-
-
-@pytest.mark.parametrize("kind", made_tokenizers.KINDS)
-def test_zero_shot_prompts_are_instruction_query_prefix_and_query(kind):
-    tokenizer = made_tokenizers.KINDS[kind]()
-    changes = ["prompt.instruction=the text was good\n", "prompt.query_prefix=the label\n"]
-    if kind == "words":
-        changes[0] = "prompt.instruction=the film was good \n"
-    one = tiny_task.task(*changes, tokenizer=tokenizer)
-    made = methods.zero_shot_prompts(one, section())
-    assert len(made) == QUERIES
-    start = len(tokenizer.encode("a")) - len(tokenizer.encode("a", add_special_tokens=False))
-    for prompt, (text, gold) in zip(made, one.splits.test.pairs(), strict=False):
-        wanted = f"{one.template.instruction}the label\ntext: {text} label:"
-        assert list(prompt.token_ids[start:]) == tokenizer.encode(wanted, add_special_tokens=False)
-        assert (prompt.gold, prompt.target) == (gold, one.space.token_ids[gold])
-        assert prompt.label_positions == prompt.demonstration_labels == ()
-    for batch in batches(made, max_tokens=100):
-        assert batch.label_positions.shape == batch.demonstration_labels.shape == (len(batch), 0)
+    few = section("evaluation.methods=[hidden, vanilla]", "evaluation.anchor_prompts=2")
+    got = evaluation.probabilities_of(model, task, prompts, few)
+    np.testing.assert_array_equal(got["hidden"], got["vanilla"])
 
 
 def test_prompts_that_cannot_be_built_stop_before_the_model_works(monkeypatch, model):
-    def fail(*_):
-        raise AssertionError("the model was asked")
-
-    monkeypatch.setattr(forward, "hidden_at_last", fail)
-    small = tiny_task.task(context_tokens=70)
-    with pytest.raises(PromptError, match="domain calibration prompt"):
-        evaluation.probabilities_of(model, small, [], section())
+    monkeypatch.setattr(forward, "hidden_at_last", None)
+    with pytest.raises(PromptError, match=r"domain calibration prompt 0 is .* set prompt"):
+        evaluation.probabilities_of(model, tiny_task.task(context_tokens=70), [], section())
 
 
-@pytest.fixture(scope="module")
-def gold(prompts):
-    return np.array([one.gold for one in prompts])
-
-
-GROUPS = np.arange(2 * QUERIES) % QUERIES
-
-
-def test_a_report_holds_metrics_intervals_and_who_was_right(found, gold):
+def test_a_report_holds_metrics_intervals_and_comparisons(found, gold):
     got = evaluation.report(found, gold, GROUPS, section())
-    assert list(got) == ["methods", "comparisons"]
-    assert tuple(got["methods"]) == ALL
     for name, one in got["methods"].items():
         plain = metrics.summary(found[name], gold)
         assert {key: one[key] for key in plain} == plain
         assert one.keys() - plain.keys() == {"interval", "right"}
         assert one["interval"] == evaluation.intervals(found[name], gold, GROUPS, 50, 42)
-        right = found[name].argmax(axis=1) == gold
-        assert one["right"] == "".join(str(int(flag)) for flag in right)
-
-
-def test_every_method_is_compared_with_vanilla(found, gold):
-    compared = evaluation.report(found, gold, GROUPS, section())["comparisons"]
-    assert [(one["first"], one["second"]) for one in compared] == [
-        (name, "vanilla") for name in ALL if name != "vanilla"
-    ]
+    compared = got["comparisons"]
+    assert [one["first"] for one in compared] == [name for name in ALL if name != "vanilla"]
+    assert {one["second"] for one in compared} == {"vanilla"}
     vanilla = found["vanilla"].argmax(axis=1) == gold
     for one in compared:
         right = found[one["first"]].argmax(axis=1) == gold
         assert one["only_first"] == np.sum(right & ~vanilla)
-        assert one["only_second"] == np.sum(vanilla & ~right)
         differing = one["only_first"] + one["only_second"]
         want = stats.binomtest(one["only_first"], differing).pvalue if differing else 1.0
         assert one["p_value"] == pytest.approx(want)
-    assert any(one["only_first"] != one["only_second"] for one in compared)
-
-
-def test_a_report_without_vanilla_compares_nothing(found, gold):
-    got = evaluation.report({"knn": found["knn"]}, gold, GROUPS, section())
-    assert got["comparisons"] == []
-
-
-def test_no_bootstrap_no_intervals(found, gold):
-    none = section("evaluation.bootstrap_samples=0")
-    got = evaluation.report(found, gold, GROUPS, none)["methods"]["vanilla"]
+    assert evaluation.report({"knn": found["knn"]}, gold, GROUPS, section())["comparisons"] == []
+    none = section("evaluation.bootstrap_samples=0", "evaluation.compat=true")
+    got = evaluation.entry(found["vanilla"], gold, GROUPS, none)
     assert "interval" not in got
-    assert len(got["right"]) == 2 * QUERIES
+    assert got["true_label_probability"] != metrics.summary(found["vanilla"], gold)
 
 
-def test_a_report_seeds_its_intervals_and_may_repeat_the_faults(found, gold):
-    vanilla = found["vanilla"]
-    got = evaluation.entry(vanilla, gold, GROUPS, section("evaluation.seed=3"))
-    assert got["interval"] == evaluation.intervals(vanilla, gold, GROUPS, 50, 3)
-    got = evaluation.entry(vanilla, gold, GROUPS, section("evaluation.compat=true"))
-    want = metrics.summary(vanilla, gold, compat=True)
-    assert {key: got[key] for key in want} == want
-    assert want != metrics.summary(vanilla, gold)
-    assert got["interval"] == evaluation.intervals(vanilla, gold, GROUPS, 50, 42, compat=True)
+@pytest.mark.parametrize("seed", [42, 7])
+def test_calibration_prompts_follow_the_protocol(seed):
+    """Rows drawn with repetition; words leave out the last text and a text's last word."""
+    task = tiny_task.task()
+    pairs = task.splits.training.pairs()
+    plain = task.builder_for(allow_empty=True)
+
+    def check(prompt, rows, query):
+        assert task.tokenizer.decode(prompt.token_ids) == plain.text(
+            [pairs[r] for r in rows], query
+        )
+        assert prompt.demonstration_labels == tuple(pairs[row][1] for row in rows)
+
+    hand, words = HandGenerator(seed), HandGenerator(seed)
+    contextual = methods.contextual_prompts(task, 9, seed)
+    domain = methods.domain_prompts(task, 9, seed)
+    for empty, nonsense in zip(contextual, domain, strict=True):
+        rows = [hand.below(40) for _ in range(3)]
+        query = []
+        for _ in range(64):
+            text = pairs[words.below(39)][0].split(" ")
+            query.append(text[words.below(max(1, len(text) - 1))])
+        check(empty, rows, "")
+        check(nonsense, rows, " ".join(query))
+    hand = HandGenerator(seed)
+    for prompt in methods.anchor_prompts(task, 13, seed):
+        *rows, query = [hand.below(40) for _ in range(4)]
+        check(prompt, rows, pairs[query][0])
+        assert prompt.gold == pairs[query][1]
+
+
+def test_words_of_a_domain_query():
+    queries = methods.domain_queries(["a b LAST", "single", "c  d LAST", "never NEVER"], 2, 200)
+    # The double space holds an empty word.
+    assert set(" ".join(queries).split(" ")) == {"a", "b", "single", "c", "d", ""}
+    assert methods.domain_queries(["one"], 1, 3) == ["one one one"]
+
+
+def dirichlet(n, labels=3, seed=0):
+    return np.random.default_rng(seed).dirichlet([0.5] * labels, size=n)
+
+
+def test_batches_of_128_and_a_rest():
+    p = dirichlet(300)
+    want = [softmax(part - part.mean(axis=0), axis=1) for part in (p[:128], p[128:256], p[256:])]
+    np.testing.assert_allclose(methods.batch(p), np.concatenate(want), rtol=1e-9)
+
+
+def points(n, width, seed):
+    return np.random.default_rng(seed).normal(size=(n, width)).astype(np.float32)
+
+
+def test_nearest_centroid_equals_scikit_learn():
+    gold = np.arange(40) % 4
+    anchors = points(40, 16, 0) + gold[:, None]
+    asked = points(30, 16, 1) + (np.arange(30) % 4)[:, None]
+    got = methods.nearest_centroid(dirichlet(30, 4), mx.array(asked), mx.array(anchors), gold)
+    oracle = NearestCentroid().fit(anchors, gold)
+    np.testing.assert_array_equal(got.argmax(axis=1), oracle.predict(asked))
+    away = np.linalg.norm(asked[:, None] - oracle.centroids_.astype(float), axis=2)
+    np.testing.assert_allclose(got, softmax(away[:, :1] - away, axis=1), rtol=1e-5)
+
+
+@given(st.integers(0, 10**6), st.sampled_from([0.0, 50.0]))
+def test_votes_equal_scikit_learn(seed, common):
+    """Brute force in float64; logits of one model are alike, large and close."""
+    anchors, asked = (points(n, 60, seed + n) * 0.01 + np.float32(common) for n in (40, 21))
+    gold = np.random.default_rng(seed).integers(0, 4, 40)
+    got = methods.neighbour_votes(
+        [mx.array(asked[:8]), mx.array(asked[8:])], [mx.array(anchors)], gold, 5
+    )
+    oracle = KNeighborsClassifier(3, algorithm="brute").fit(anchors.astype(np.float64), gold)
+    share = np.zeros((21, 5))
+    share[:, oracle.classes_] = oracle.predict_proba(asked.astype(np.float64))
+    np.testing.assert_allclose(got, softmax(share * 3, axis=1), rtol=1e-12)
+
+
+def test_of_equal_anchors_the_first_count():
+    anchors = np.arange(40, 80, dtype=np.float32).reshape(10, 4)
+    anchors[[1, 3, 4, 6, 9]] = 0
+    asked = [mx.zeros((1, 4))]
+    got = methods.neighbour_votes(asked, [mx.array(anchors)], np.arange(10), 10)
+    assert np.flatnonzero(got[0] > 0.1).tolist() == [1, 3, 4]
+    got = methods.neighbour_votes(asked, [mx.array(anchors[:2])], np.array([1, 0]), 3)
+    np.testing.assert_allclose(got, [softmax([1, 1, 0])])
+    assert math.isclose(got.sum(), 1)
+
+
+def test_vocabulary_logits_come_in_pieces(model, prompts, monkeypatch):
+    hidden = forward.outputs(model, prompts, batch_tokens=300).hidden
+    want = np.stack([np.array(model(mx.array([one.token_ids]))[0, -1]) for one in prompts])
+    for room, size in ((7 * want.shape[1] + 5, 7), (want.shape[1] - 1, 1), (2**24, 20)):
+        monkeypatch.setattr(forward, "PIECE", room)
+        parts = [np.array(one) for one in forward.vocabulary_logits(model, hidden)]
+        assert {len(one) for one in parts[:-1]} <= {size}
+        np.testing.assert_allclose(np.concatenate(parts), want, atol=2e-4)

@@ -153,11 +153,11 @@ def test_shares_put_together_are_all(size: int, dtype: mx.Dtype) -> None:
     sent: list[mx.array] = []
     for rank in range(size):
         joined = Together(rank, size, sent)
-        found = evaluation.hidden_states(
+        found = evaluation.outputs(
             model, prompts, batch_tokens=300, ranks=joined, on_progress=lambda *o: told.append(o)
-        )
+        ).hidden
     assert found.dtype == dtype
-    alone = evaluation.hidden_states(model, prompts, batch_tokens=300)
+    alone = evaluation.outputs(model, prompts, batch_tokens=300).hidden
     near = 1e-5 if dtype == mx.float32 else 0.1
     np.testing.assert_allclose(
         np.array(found.astype(mx.float32)), np.array(alone.astype(mx.float32)), atol=near, rtol=near
@@ -184,9 +184,9 @@ def test_every_measurement_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     passed = [0]
     work = forward.hidden_at_last
 
-    def counting(model: Any, tokens: mx.array, *others: Any) -> mx.array:
+    def counting(tokens: mx.array, *others: Any) -> mx.array:
         passed[-1] += len(tokens)
-        return work(model, tokens, *others)
+        return work(tokens, *others)
 
     monkeypatch.setattr(forward, "hidden_at_last", counting)
     task, model = tiny_task.task(), tiny_task.model()

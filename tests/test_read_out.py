@@ -19,7 +19,7 @@ from cli_support import document, invoke
 from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model
 from scipy.optimize import minimize
-from test_shared import prompts
+from test_prefix import prompts
 from test_step_oracle import RANK, SCALE, batch_for, randomize_lora, relative, torch_name
 from test_trainer import same
 

@@ -16,7 +16,7 @@ import mlx.nn as nn
 import numpy as np
 
 from abft_mlx.data import Generator
-from abft_mlx.evaluation.forward import Outputs, hidden_states, label_scores, vocabulary_logits
+from abft_mlx.evaluation.forward import label_scores, outputs, vocabulary_logits
 from abft_mlx.evaluation.metrics import (
     intervals,
     mcnemar,
@@ -32,22 +32,12 @@ from abft_mlx.recipe import EvaluationSection
 from abft_mlx.task import Task
 
 BASE = "vanilla"
-_ANCHORED = ("hidden", "knn")
 DOMAIN_WORDS = 64
 BATCH_PROMPTS = 128
 NEIGHBOURS = 3
 SMALLEST_SUM = 1e-5
 # Logits of a prompt that are put into float64 at a time.
 _PIECE = 8192
-
-
-def zero_shot_prompts(task: Task, section: EvaluationSection) -> list[Prompt]:
-    """The test queries without demonstrations, one prompt each."""
-    asked = task.splits.test.pairs()[: task.test_queries(section)]
-    return [
-        task.builder.build([], *query, where=f"zero-shot prompt {number}")
-        for number, query in enumerate(asked)
-    ]
 
 
 def probabilities_of(
@@ -65,91 +55,88 @@ def probabilities_of(
     Args:
         model: a loaded model.
         task: what the prompts are of.
-        prompts: N test prompts of the task, in the order of evaluation; prompt i has query i modulo
-            the number of queries.
+        prompts: N test prompts in the order of evaluation; prompt i has query i modulo the number
+            of queries.
         section: methods and sizes.
-        events: who hears what is asked, and how many prompts of how many are done, calibration
-            prompts included.
+        events: hears how many prompts of how many are done, calibration prompts included.
         ranks: the processes that measure together; each gets the same.
 
     Returns:
         For each method (N, C) float64.
-
-    Raises:
-        PromptError: a calibration prompt cannot be built.
     """
     events, names = events or Events(), list(dict.fromkeys(section.methods))
+    anchored = "hidden" in names or "knn" in names
     # All prompts first: one that cannot be built shows before the model works.
-    asked: dict[str, Sequence[Prompt]] = {**_extra_prompts(task, names, section)}
-    if set(names) - {"zero_shot"}:
-        asked[BASE] = prompts
-    total, done = sum(map(len, asked.values())), 0
-    found: dict[str, np.ndarray] = {}
+    sets: dict[str, Sequence[Prompt]] = {}
+    if "zero_shot" in names:
+        sets["zero_shot"] = zero_shot_prompts(task, section)
+    if "contextual" in names:
+        sets["contextual"] = contextual_prompts(task, section.calibration_prompts, section.seed)
+    if "domain" in names:
+        sets["domain"] = domain_prompts(task, section.calibration_prompts, section.seed)
+    if anchored:
+        sets["anchors"] = anchor_prompts(task, section.anchor_prompts, section.seed)
+    if names != ["zero_shot"]:
+        sets[BASE] = prompts
+    total, done = sum(map(len, sets.values())), 0
+    results: dict[str, np.ndarray] = {}
     hidden: dict[str, mx.array] = {}
-    for name, some in asked.items():
+    for name, some in sets.items():
         events.stage("test" if name == BASE else name.replace("_", "-"))
-        values = found[name] = np.zeros((len(some), len(task.space)))
-
-        def read(part: Outputs, values: np.ndarray = values) -> None:
-            values[part.rows] = softmax(label_scores(model, part, task.space))
 
         def progress(more: int, _: int, done: int = done) -> None:
             events.progress(done + more, total)
 
-        states = hidden_states(
+        result = outputs(
             model,
             some,
-            space=task.space,
+            task.space,
             batch_tokens=section.batch_tokens,
-            each=read,
             on_progress=progress,
             ranks=ranks,
         )
-        if "anchors" in asked and name in ("anchors", BASE):
-            hidden[name] = states
+        results[name] = softmax(label_scores(model, result, task.space))
+        hidden[name] = result.hidden
         done += len(some)
     if "zero_shot" in names:
-        found["zero_shot"] = found["zero_shot"][np.arange(len(prompts)) % len(found["zero_shot"])]
+        zero_shot = results["zero_shot"]
+        results["zero_shot"] = zero_shot[np.arange(len(prompts)) % len(zero_shot)]
     for name in {"contextual", "domain"} & set(names):
-        found[name] = divided(found[BASE], found[name])
+        results[name] = divided(results[BASE], results[name])
     if "batch" in names:
-        found["batch"] = batch(found[BASE])
-    if "anchors" in asked:
-        gold = np.array([prompt.gold for prompt in asked["anchors"]])
+        results["batch"] = batch(results[BASE])
+    if anchored:
+        gold = np.array([prompt.gold for prompt in sets["anchors"]])
     if "hidden" in names:
-        found["hidden"] = nearest_centroid(found[BASE], hidden[BASE], hidden["anchors"], gold)
+        results["hidden"] = nearest_centroid(results[BASE], hidden[BASE], hidden["anchors"], gold)
     if "knn" in names:
-        found["knn"] = neighbour_votes(
+        results["knn"] = neighbour_votes(
             vocabulary_logits(model, hidden[BASE]),
             vocabulary_logits(model, hidden["anchors"]),
             gold,
             len(task.space),
         )
-    return {name: found[name] for name in names}
+    return {name: results[name] for name in names}
 
 
 def entry(
     probabilities: np.ndarray, gold: np.ndarray, groups: np.ndarray, section: EvaluationSection
 ) -> dict[str, Any]:
-    """One method of eval's JSON.
+    """One method of eval's JSON, from (N, C) probabilities and (N,) gold labels.
 
-    Args:
-        probabilities: (N, C).
-        gold: (N,) label indices.
-        groups: (N,) which prompts belong together: the number of each one's query.
-        section: bootstrap samples, seed and compat.
+    (N,) groups say which prompts belong together: the number of each one's query.
 
     Returns:
         The metrics; ``interval``, low and high end of each, unless bootstrap_samples is 0; and
         ``right``, N characters 0 or 1, with which any two measurements can be compared.
     """
-    compat = section.compat
-    made = summary(probabilities, gold, compat=compat)
-    if section.bootstrap_samples:
-        made["interval"] = intervals(
-            probabilities, gold, groups, section.bootstrap_samples, section.seed, compat=compat
+    result = summary(probabilities, gold, compat=section.compat)
+    samples, seed = section.bootstrap_samples, section.seed
+    if samples:
+        result["interval"] = intervals(
+            probabilities, gold, groups, samples, seed, compat=section.compat
         )
-    return made | {"right": right_string(probabilities, gold)}
+    return result | {"right": right_string(probabilities, gold)}
 
 
 def report(
@@ -158,13 +145,7 @@ def report(
     groups: np.ndarray,
     section: EvaluationSection,
 ) -> dict[str, Any]:
-    """What several methods are worth, and how they compare.
-
-    Args:
-        probabilities: for each method (N, C), of the same prompts.
-        gold: (N,) label indices.
-        groups: (N,) which prompts belong together: the number of each one's query.
-        section: bootstrap samples, seed and compat.
+    """What several methods are worth, and how they compare; arguments are those of :func:`entry`.
 
     Returns:
         ``methods``, an `entry` for each, and ``comparisons``: exact McNemar tests of every other
@@ -183,20 +164,13 @@ def report(
     }
 
 
-def _extra_prompts(
-    task: Task, names: Sequence[str], section: EvaluationSection
-) -> dict[str, list[Prompt]]:
-    """The prompts that methods need besides the test prompts."""
-    made = {}
-    if "zero_shot" in names:
-        made["zero_shot"] = zero_shot_prompts(task, section)
-    if "contextual" in names:
-        made["contextual"] = contextual_prompts(task, section.calibration_prompts, section.seed)
-    if "domain" in names:
-        made["domain"] = domain_prompts(task, section.calibration_prompts, section.seed)
-    if set(names) & set(_ANCHORED):
-        made["anchors"] = anchor_prompts(task, section.anchor_prompts, section.seed)
-    return made
+def zero_shot_prompts(task: Task, section: EvaluationSection) -> list[Prompt]:
+    """The test queries without demonstrations, one prompt each."""
+    queries = task.splits.test.pairs()[: task.test_queries(section)]
+    return [
+        task.builder.build([], *query, where=f"zero-shot prompt {number}")
+        for number, query in enumerate(queries)
+    ]
 
 
 def drawn_rows(n: int, each: int, pool: int, seed: int = 42) -> list[tuple[int, ...]]:
@@ -205,51 +179,44 @@ def drawn_rows(n: int, each: int, pool: int, seed: int = 42) -> list[tuple[int, 
     return [tuple(drawn[i * each : (i + 1) * each]) for i in range(n)]
 
 
-def random_words(generator: Generator, texts: Sequence[str], count: int) -> str:
-    """A query of random words of random texts, joined by spaces.
-
-    Both picks leave out the last choice, as StaICC's do: the last text is never picked, nor a
-    text's last word, unless it is the only one. The generator goes on from where it is.
-    """
-    words = []
-    for _ in range(count):
-        choice = texts[generator.integers(0, len(texts) - 1)].split(" ")
-        words.append(choice[generator.integers(0, len(choice) - 1)])
-    return " ".join(words)
-
-
 def domain_queries(texts: Sequence[str], n: int, words: int, seed: int = 42) -> list[str]:
-    """N queries of random words, in the words of the domain but without its sense.
+    """N queries of random words of random texts: the domain's words without its sense.
 
-    As in the benchmark, one generator runs through all queries.
+    As in the benchmark, one generator runs through all queries, and both picks leave out the last
+    choice: the last text is never picked, nor a text's last word, unless it is the only one.
     """
     generator = Generator(seed)
-    return [random_words(generator, texts, words) for _ in range(n)]
+
+    def word() -> str:
+        choice = texts[generator.integers(0, len(texts) - 1)].split(" ")
+        return choice[generator.integers(0, len(choice) - 1)]
+
+    return [" ".join(word() for _ in range(words)) for _ in range(n)]
 
 
 def contextual_prompts(task: Task, n: int, seed: int = 42) -> list[Prompt]:
     """N prompts that ask for the label of nothing: K demonstrations and an empty query."""
-    return _asking(task, [""] * n, seed, "contextual calibration")
+    return _prompts_for(task, [""] * n, seed, "contextual calibration")
 
 
 def domain_prompts(task: Task, n: int, seed: int = 42) -> list[Prompt]:
     """N prompts that ask for the label of 64 random words of the task's own texts."""
     queries = domain_queries(task.splits.training.texts, n, DOMAIN_WORDS, seed)
-    return _asking(task, queries, seed, "domain calibration")
+    return _prompts_for(task, queries, seed, "domain calibration")
 
 
 def anchor_prompts(task: Task, n: int, seed: int = 42) -> list[Prompt]:
     """N prompts with known labels: K demonstrations and a query, all from the training split."""
     pairs = task.splits.training.pairs()
-    made = []
+    prompts = []
     for number, rows in enumerate(drawn_rows(n, task.demonstrations + 1, len(pairs), seed)):
         *shown, query = (pairs[row] for row in rows)
         where = f"anchor prompt {number} (training rows {', '.join(map(str, rows))})"
-        made.append(task.builder.build(shown, *query, where=where))
-    return made
+        prompts.append(task.builder.build(shown, *query, where=where))
+    return prompts
 
 
-def _asking(task: Task, queries: Sequence[str], seed: int, what: str) -> list[Prompt]:
+def _prompts_for(task: Task, queries: Sequence[str], seed: int, what: str) -> list[Prompt]:
     """A prompt for each query, with demonstrations from the training split."""
     builder, pairs = task.builder_for(allow_empty=True), task.splits.training.pairs()
     rows = drawn_rows(len(queries), task.demonstrations, len(pairs), seed)
@@ -260,11 +227,9 @@ def _asking(task: Task, queries: Sequence[str], seed: int, what: str) -> list[Pr
 
 
 def divided(probabilities: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Contextual and domain calibration: softmax of p over the mean p of prompts without content.
+    """Contextual and domain calibration: softmax of (N, C) p over the mean of a (n, C) reference.
 
-    Args:
-        probabilities: (N, C).
-        reference: (n, C) probabilities of the prompts without content.
+    The reference are probabilities of prompts without content.
     """
     return softmax(probabilities / ((SMALLEST_SUM + reference.sum(axis=0)) / len(reference)))
 
@@ -275,10 +240,8 @@ def batch(probabilities: np.ndarray) -> np.ndarray:
     Batches are of 128 consecutive prompts; what remains is a batch of its own. (The method's
     authors take log p; StaICC takes p.)
     """
-    pieces = [
-        probabilities[start : start + BATCH_PROMPTS]
-        for start in range(0, len(probabilities), BATCH_PROMPTS)
-    ]
+    starts = range(0, len(probabilities), BATCH_PROMPTS)
+    pieces = [probabilities[start : start + BATCH_PROMPTS] for start in starts]
     return np.concatenate([softmax(piece - piece.mean(axis=0)) for piece in pieces])
 
 
@@ -287,21 +250,17 @@ def nearest_centroid(
 ) -> np.ndarray:
     """Hidden calibration: softmax over labels j of (d_0 - d_j), distances to the labels' centroids.
 
-    Args:
-        probabilities: (N, C), returned unchanged if some label has no anchor.
-        hidden: (N, width) hidden states of the prompts at the last position.
-        anchors: (n, width) hidden states of the anchor prompts.
-        gold: (n,) their labels.
+    (N, C) probabilities are returned unchanged if some label has no anchor. Hidden states at the
+    last position are (N, width) of the prompts, (n, width) of the anchors with (n,) gold labels.
     """
     labels = probabilities.shape[1]
     if len(np.unique(gold)) < labels:
         return probabilities
-    # NumPy knows no bfloat16.
-    known = np.array(anchors.astype(mx.float32), dtype=np.float64)
-    asked = np.array(hidden.astype(mx.float32), dtype=np.float64)
-    centroids = [known[gold == label].mean(axis=0) for label in range(labels)]
-    away = [np.linalg.norm(asked - centroid, axis=1) for centroid in centroids]
-    distance = np.stack(away, axis=1)
+    # NumPy has no bfloat16.
+    queries = np.array(hidden.astype(mx.float32), dtype=np.float64)
+    references = np.array(anchors.astype(mx.float32), dtype=np.float64)
+    centroids = [references[gold == label].mean(axis=0) for label in range(labels)]
+    distance = np.stack([np.linalg.norm(queries - mean, axis=1) for mean in centroids], axis=1)
     return softmax(distance[:, :1] - distance)
 
 
@@ -310,34 +269,22 @@ def neighbour_votes(
 ) -> np.ndarray:
     """kNN-prompting: softmax of the votes of the three nearest anchors, of equals the first.
 
-    Args:
-        logits: pieces (B, V) of the prompts' whole-vocabulary logits at the last position; one is
-            held at a time.
-        anchors: pieces (B, V) of the anchors'; all n are held.
-        gold: (n,) the anchors' labels.
-        labels: C.
-
-    Returns:
-        (N, C) float64.
+    Whole-vocabulary logits at the last position come in pieces (B, V): of the prompts one is held
+    at a time, of the anchors, with (n,) gold labels, all. Returns (N, C) float64.
     """
-    known = np.concatenate([np.array(piece, dtype=np.float32) for piece in anchors])
+    references = np.concatenate([np.array(piece, dtype=np.float32) for piece in anchors])
     # Distances stay the same, and squares of what all have in common no longer drown them.
-    middle = known.mean(axis=0, dtype=np.float64)
+    middle = references.mean(axis=0, dtype=np.float64)
     votes = []
     for piece in logits:
-        away = _squared_distances(np.array(piece, dtype=np.float32), known, middle)
+        queries = np.array(piece, dtype=np.float32)
+        distance = np.zeros((len(queries), len(references)))
+        for start in range(0, len(middle), _PIECE):
+            some = slice(start, start + _PIECE)
+            left, right = (rows[:, some] - middle[some] for rows in (queries, references))
+            distance += (left**2).sum(axis=1)[:, None] + (right**2).sum(axis=1) - 2 * left @ right.T
         # Equal anchors are equally far, whatever their sums' last bits.
-        away = np.round(away / max(away.max(), 1e-300), 12)
-        nearest = gold[np.argsort(away, axis=1, kind="stable")[:, :NEIGHBOURS]]
-        votes.append(np.stack([(nearest == label).sum(axis=1) for label in range(labels)], axis=1))
+        distance = np.round(distance / max(distance.max(), 1e-300), 12)
+        nearest = gold[np.argsort(distance, axis=1, kind="stable")[:, :NEIGHBOURS]]
+        votes.append((nearest[:, :, None] == np.arange(labels)).sum(axis=1))
     return softmax(np.concatenate(votes))
-
-
-def _squared_distances(asked: np.ndarray, known: np.ndarray, middle: np.ndarray) -> np.ndarray:
-    """(B, n) float64 squared distances of rows (B, V) and (n, V), less a common (V,)."""
-    away = np.zeros((len(asked), len(known)))
-    for start in range(0, len(middle), _PIECE):
-        some = slice(start, start + _PIECE)
-        ours, theirs = (rows[:, some] - middle[some] for rows in (asked, known))
-        away += (ours**2).sum(axis=1)[:, None] + (theirs**2).sum(axis=1) - 2 * ours @ theirs.T
-    return away

@@ -17,12 +17,11 @@ were published with them; accuracy, macro-F1 and confusion have none:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-_Statistic = Callable[[np.ndarray, np.ndarray], np.ndarray]
 BINS = 10
 LEVEL = 0.95
 _SAMPLES_AT_ONCE = 1000
@@ -44,20 +43,7 @@ def predictions(probabilities: np.ndarray) -> np.ndarray:
     return np.argmax(probabilities, axis=1)
 
 
-def accuracy(probabilities: np.ndarray, gold: np.ndarray) -> float:
-    """Share of prompts whose most probable label is the gold one."""
-    return float(np.mean(predictions(probabilities) == gold))
-
-
-def confusion(probabilities: np.ndarray, gold: np.ndarray) -> np.ndarray:
-    """(C, C) int64 counts of gold label (row) against predicted label (column)."""
-    labels = probabilities.shape[1]
-    counts = np.zeros((labels, labels), dtype=np.int64)
-    np.add.at(counts, (gold, predictions(probabilities)), 1)
-    return counts
-
-
-def f1_of_confusion(counts: np.ndarray) -> np.ndarray:
+def macro_f1(counts: np.ndarray) -> np.ndarray:
     """(...) float64 macro-F1 of (..., C, C) counts of gold (row) against predicted (column).
 
     A label that is neither gold nor predicted anywhere counts as 0, as the protocol has it.
@@ -68,11 +54,6 @@ def f1_of_confusion(counts: np.ndarray) -> np.ndarray:
     return each.mean(axis=-1)
 
 
-def macro_f1(probabilities: np.ndarray, gold: np.ndarray) -> float:
-    """Unweighted mean over labels of the harmonic mean of precision and recall."""
-    return float(f1_of_confusion(confusion(probabilities, gold)))
-
-
 def as_staicc(probabilities: np.ndarray) -> np.ndarray:
     """(N, C) that StaICC takes for probabilities: themselves, or their softmax (see the module)."""
     # Added up one by one, as Python does: NumPy's sum may round otherwise.
@@ -80,124 +61,97 @@ def as_staicc(probabilities: np.ndarray) -> np.ndarray:
     return probabilities if np.all(sums == 1.0) else softmax(probabilities)
 
 
-def true_label_probability(
-    probabilities: np.ndarray, gold: np.ndarray, *, compat: bool = False
-) -> float:
-    """Mean probability of the gold label."""
-    seen = as_staicc(probabilities) if compat else probabilities
-    return float(np.mean(seen[np.arange(len(gold)), gold]))
+def _features(probabilities: np.ndarray, gold: np.ndarray, compat: bool) -> np.ndarray:
+    """(N, 2 + BINS + C²) float64 whose sums over any prompts give all metrics of these prompts.
+
+    The columns are: right or not; the gold label's probability; right minus confidence, in the bin
+    of the confidence; and the place in the confusion table. Bins are [low, high), and the last one
+    holds 1.0, too, except with ``compat``.
+    """
+    N, C = probabilities.shape
+    rows, predicted = np.arange(N), predictions(probabilities)
+    right = predicted == gold
+    counts = np.zeros((N, C * C))
+    counts[rows, gold * C + predicted] = 1
+    likely = as_staicc(probabilities) if compat else probabilities
+    bins, confidence = _bins(likely, compat)
+    gaps = np.zeros((N, BINS + 1))
+    gaps[rows, bins] = right - confidence
+    return np.column_stack([right, likely[rows, gold], gaps[:, :BINS], counts])
 
 
-def _binned(seen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(N,) bins of the highest probability, and (N,) that probability; 1.0 is in bin BINS."""
-    confidence = seen.max(axis=1)
+def _bins(likely: np.ndarray, compat: bool) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) bins of the highest probability, BINS for none, and (N,) that probability."""
+    confidence = likely.max(axis=1)
     # Compared with the edges themselves: confidence * 10 can round up over an edge.
     bins = np.searchsorted(np.arange(BINS + 1) / BINS, confidence, side="right") - 1
-    return bins, confidence
+    return bins if compat else np.minimum(bins, BINS - 1), confidence
 
 
-def calibration_gaps(
-    probabilities: np.ndarray, gold: np.ndarray, *, compat: bool = False
-) -> np.ndarray:
-    """(N, BINS) by how much each prompt's bin of the calibration error gains from it.
-
-    Right (1 or 0) minus confidence in the bin of the highest probability, 0 elsewhere. Summed over
-    prompts, the absolute values of these sums, summed over bins and divided by N, are the
-    calibration error; so any resample of the prompts has one without binning them anew.
-    """
-    seen = as_staicc(probabilities) if compat else probabilities
-    bins, confidence = _binned(seen)
-    gaps = np.zeros((len(gold), BINS + 1))
-    gaps[np.arange(len(gold)), bins] = (predictions(seen) == gold) - confidence
-    if not compat:
-        gaps[:, BINS - 1] += gaps[:, BINS]
-    return gaps[:, :BINS]
-
-
-def reliability(
-    probabilities: np.ndarray, gold: np.ndarray, *, compat: bool = False
-) -> dict[str, list[Any]]:
-    """The bins of the calibration error, as a reliability diagram draws them.
-
-    Returns:
-        ``count``, and the means ``confidence`` and ``accuracy`` in 0..1, None where a bin is empty:
-        BINS entries each. With ``compat`` 1.0 is in no bin.
-    """
-    seen = as_staicc(probabilities) if compat else probabilities
-    bins, confidence = _binned(seen)
-    if not compat:
-        bins = np.minimum(bins, BINS - 1)
-    right = predictions(seen) == gold
-    means = [
-        (None, None)
-        if not (inside := bins == n).any()
-        else (float(confidence[inside].mean()), float(right[inside].mean()))
-        for n in range(BINS)
-    ]
+def _metrics(sums: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
+    """(S,) values of each metric, from (S, F) sums of features over (S,) numbers of prompts."""
+    counts = sums[:, 2 + BINS :]
+    labels = math.isqrt(counts.shape[1])
     return {
-        "count": np.bincount(bins, minlength=BINS)[:BINS].tolist(),
-        "confidence": [one for one, _ in means],
-        "accuracy": [one for _, one in means],
+        "accuracy": sums[:, 0] / sizes,
+        "macro_f1": macro_f1(counts.reshape(-1, labels, labels)),
+        "expected_calibration_error": np.abs(sums[:, 2 : 2 + BINS]).sum(axis=1) / sizes,
+        "true_label_probability": sums[:, 1] / sizes,
     }
-
-
-def expected_calibration_error(
-    probabilities: np.ndarray, gold: np.ndarray, *, compat: bool = False
-) -> float:
-    """ECE over ten equal bins of the highest probability, weighted by prompts.
-
-    Bins are [low, high), and the last one holds 1.0 too.
-    """
-    gaps = calibration_gaps(probabilities, gold, compat=compat)
-    return float(np.abs(gaps.sum(axis=0)).sum() / len(gold))
 
 
 def summary(probabilities: np.ndarray, gold: np.ndarray, *, compat: bool = False) -> dict[str, Any]:
-    """The metrics of one method, as eval's JSON holds them."""
-    return {
-        "accuracy": accuracy(probabilities, gold),
-        "macro_f1": macro_f1(probabilities, gold),
-        "expected_calibration_error": expected_calibration_error(
-            probabilities, gold, compat=compat
-        ),
-        "true_label_probability": true_label_probability(probabilities, gold, compat=compat),
-        "confusion": confusion(probabilities, gold).tolist(),
-        "reliability": reliability(probabilities, gold, compat=compat),
+    """The metrics of one method, as eval's JSON holds them.
+
+    Returns:
+        ``accuracy``, ``macro_f1``, ``expected_calibration_error``, ``true_label_probability``,
+        ``confusion`` (gold rows, predicted columns), and ``reliability``, the bins of the
+        calibration error: ``count``, and the means ``confidence`` and ``accuracy``, None where a
+        bin is empty.
+    """
+    C = probabilities.shape[1]
+    sums = _features(probabilities, gold, compat).sum(axis=0)[None]
+    bins, confidence = _bins(as_staicc(probabilities) if compat else probabilities, compat)
+    right = predictions(probabilities) == gold
+    members = [bins == number for number in range(BINS)]
+    reliability = {
+        "count": [int(inside.sum()) for inside in members],
+        "confidence": [_mean_or_none(confidence[inside]) for inside in members],
+        "accuracy": [_mean_or_none(right[inside]) for inside in members],
     }
+    return {
+        **{name: float(value[0]) for name, value in _metrics(sums, np.array([len(gold)])).items()},
+        "confusion": sums[0, 2 + BINS :].astype(int).reshape(C, C).tolist(),
+        "reliability": reliability,
+    }
+
+
+def _mean_or_none(values: np.ndarray) -> float | None:
+    return float(values.mean()) if len(values) else None
 
 
 def temperature(probabilities: np.ndarray, gold: np.ndarray) -> float:
     """The temperature at which these labels are most likely (Guo et al., arXiv 1706.04599).
 
-    Args:
-        probabilities: (N, C), of texts that nothing was trained on.
-        gold: (N,) label indices.
-
-    Returns:
-        A number within TEMPERATURES, by golden-section search over its logarithm; 1 for fewer
-        than LEAST_TEMPERATURE_TEXTS texts.
+    Nothing may have been trained on the texts. Within TEMPERATURES, by golden-section search over
+    the logarithm; 1 for fewer than LEAST_TEMPERATURE_TEXTS texts.
     """
     if len(gold) < LEAST_TEMPERATURE_TEXTS:
         return 1.0
     scores = np.log(np.maximum(probabilities, 1e-300))
 
     def loss(logarithm: float) -> float:
-        found = softmax(scores / np.exp(logarithm))[np.arange(len(gold)), gold]
-        return -float(np.log(np.maximum(found, 1e-300)).mean())
+        likely = softmax(scores / np.exp(logarithm))[np.arange(len(gold)), gold]
+        return -float(np.log(np.maximum(likely, 1e-300)).mean())
 
     low, high = np.log(TEMPERATURES)
     ratio = (np.sqrt(5) - 1) / 2
-    left, right = high - ratio * (high - low), low + ratio * (high - low)
-    at_left, at_right = loss(left), loss(right)
     for _ in range(40):
-        if at_left < at_right:
-            high, right, at_right = right, left, at_left
-            left = high - ratio * (high - low)
-            at_left = loss(left)
+        left, right = high - ratio * (high - low), low + ratio * (high - low)
+        if loss(left) < loss(right):
+            high = right
         else:
-            low, left, at_left = left, right, at_right
-            right = low + ratio * (high - low)
-            at_right = loss(right)
+            low = left
     return float(np.exp((low + high) / 2))
 
 
@@ -209,17 +163,14 @@ def coverage(probabilities: np.ndarray, gold: np.ndarray) -> list[dict[str, Any]
         ``accuracy`` of those, None where there are none.
     """
     right, confidence = predictions(probabilities) == gold, probabilities.max(axis=1)
-    found = []
-    for threshold in THRESHOLDS:
-        sure = confidence >= threshold
-        found.append(
-            {
-                "threshold": threshold,
-                "coverage": float(sure.mean()),
-                "accuracy": float(right[sure].mean()) if sure.any() else None,
-            }
-        )
-    return found
+    return [
+        {
+            "threshold": threshold,
+            "coverage": float((confidence >= threshold).mean()),
+            "accuracy": _mean_or_none(right[confidence >= threshold]),
+        }
+        for threshold in THRESHOLDS
+    ]
 
 
 def bootstrap_interval(
@@ -233,12 +184,10 @@ def bootstrap_interval(
         samples: resamples, at least 1.
         seed: of the resamples; the same seed and groups give the same ones.
         level: share of the resamples inside the interval.
-
-    Returns:
-        Low and high end.
     """
-    means = _resampled(np.asarray(values, dtype=np.float64)[:, None], groups, samples, seed, _mean)
-    return ends(means, level)
+    column = np.asarray(values, dtype=np.float64)[:, None]
+    drawn = _resampled(column, groups, samples, seed)
+    return _ends(np.concatenate([sums[:, 0] / sizes for sums, sizes in drawn]), level)
 
 
 def intervals(
@@ -250,57 +199,38 @@ def intervals(
     *,
     compat: bool = False,
 ) -> dict[str, list[float]]:
-    """95% intervals of the metrics of one method.
+    """95% intervals of the metrics of one method: low and high end of each.
 
-    Args:
-        probabilities: (N, C).
-        gold: (N,) label indices.
-        groups: (N,) which prompts belong together, such as the number of each one's query.
-        samples: resamples, at least 1.
-        seed: of the resamples.
-        compat: of the metrics that repeat StaICC's faults.
-
-    Returns:
-        Low and high end of each metric.
+    ``groups``, ``samples`` and ``seed`` are as for :func:`bootstrap_interval`.
     """
-    labels = probabilities.shape[1]
-    rows = np.arange(len(gold))
-    counts = np.zeros((len(gold), labels * labels))
-    counts[rows, gold * labels + predictions(probabilities)] = 1
-    seen = as_staicc(probabilities) if compat else probabilities
+    features = _features(probabilities, gold, compat)
+    parts = [_metrics(*drawn) for drawn in _resampled(features, groups, samples, seed)]
+    return {name: list(_ends(np.concatenate([part[name] for part in parts]))) for name in parts[0]}
 
-    def f1(sums: np.ndarray, size: np.ndarray) -> np.ndarray:
-        del size
-        return f1_of_confusion(sums.reshape(-1, labels, labels))
 
-    def calibration(sums: np.ndarray, size: np.ndarray) -> np.ndarray:
-        return np.abs(sums).sum(axis=1) / size
+def _resampled(
+    table: np.ndarray, groups: np.ndarray, samples: int, seed: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Sums of (N, F) and numbers of prompts of resamples, (S, F) and (S,), some at a time."""
+    members, inverse = np.unique(np.asarray(groups), return_inverse=True)
+    sums = np.zeros((len(members), table.shape[1]))
+    np.add.at(sums, inverse, table)
+    sizes = np.bincount(inverse, minlength=len(members)).astype(np.float64)
+    rng = np.random.default_rng(seed)
+    for start in range(0, samples, _SAMPLES_AT_ONCE):
+        several = min(_SAMPLES_AT_ONCE, samples - start)
+        drawn = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), several)
+        yield drawn @ sums, drawn @ sizes
 
-    right = (predictions(probabilities) == gold).astype(np.float64)
-    asked: dict[str, tuple[np.ndarray, _Statistic]] = {
-        "accuracy": (right[:, None], _mean),
-        "macro_f1": (counts, f1),
-        "expected_calibration_error": (
-            calibration_gaps(probabilities, gold, compat=compat),
-            calibration,
-        ),
-        "true_label_probability": (seen[rows, gold][:, None], _mean),
-    }
-    return {
-        name: list(ends(_resampled(table, groups, samples, seed, statistic)))
-        for name, (table, statistic) in asked.items()
-    }
+
+def _ends(values: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
+    """Low and high end of the middle share of some resamples' values."""
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 def mcnemar(right_a: np.ndarray, right_b: np.ndarray) -> dict[str, Any]:
-    """Exact McNemar test of two methods on the same prompts.
-
-    Of the prompts that exactly one method has right, either is the one as often, if the methods are
-    equally good: the p-value is the two-sided binomial one.
-
-    Args:
-        right_a: (N,) bool, where the first method is right.
-        right_b: (N,) bool, where the second is.
+    """Exact two-sided McNemar test of two methods, from where each is right, (N,) bool.
 
     Returns:
         ``only_first`` and ``only_second``, prompts that only one has right, and ``p_value``.
@@ -315,35 +245,6 @@ def mcnemar(right_a: np.ndarray, right_b: np.ndarray) -> dict[str, Any]:
     return {"only_first": only_first, "only_second": only_second, "p_value": p_value}
 
 
-def _resampled(
-    table: np.ndarray, groups: np.ndarray, samples: int, seed: int, statistic: _Statistic
-) -> np.ndarray:
-    """(S,) values of a statistic of (S, F) sums and (S,) numbers of prompts, from (N, F)."""
-    members, inverse = np.unique(np.asarray(groups), return_inverse=True)
-    sums = np.zeros((len(members), table.shape[1]))
-    np.add.at(sums, inverse, table)
-    sizes = np.bincount(inverse, minlength=len(members)).astype(np.float64)
-    rng = np.random.default_rng(seed)
-    found = []
-    for start in range(0, samples, _SAMPLES_AT_ONCE):
-        several = min(_SAMPLES_AT_ONCE, samples - start)
-        drawn = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), several)
-        weights = drawn.astype(np.float64)
-        found.append(statistic(weights @ sums, weights @ sizes))
-    return np.concatenate(found)
-
-
-def _mean(sums: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """(S,) means of one value."""
-    return sums[:, 0] / size
-
-
-def ends(values: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
-    """Low and high end of the middle share of some resamples' values."""
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
 def right_answers(right: str) -> np.ndarray:
     """Which prompts were answered rightly, (N,) bool, from a method's ``right`` string.
 
@@ -352,7 +253,7 @@ def right_answers(right: str) -> np.ndarray:
     """
     if set(right) - {"0", "1"}:
         raise ValueError(f"answers are written as 0 and 1, not as {right!r:.40}")
-    return np.frombuffer(right.encode("ascii"), dtype=np.uint8) == ord("1")
+    return np.array([answer == "1" for answer in right], dtype=bool)
 
 
 def right_string(probabilities: np.ndarray, gold: np.ndarray) -> str:
@@ -363,14 +264,9 @@ def right_string(probabilities: np.ndarray, gold: np.ndarray) -> str:
 def against_base(
     with_adapter: Mapping[str, Mapping[str, Any]], base: Mapping[str, Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """The paired test of every method against itself without the adapter.
+    """``comparisons`` of eval's JSON: every method against itself without the adapter.
 
-    Args:
-        with_adapter: ``methods`` of eval's JSON.
-        base: ``base.methods`` of eval's JSON, on the same prompts.
-
-    Returns:
-        Entries for ``comparisons``; the second is called ``base.METHOD``.
+    Both arguments are ``methods`` of eval's JSON, on the same prompts.
     """
     return [
         {

@@ -37,8 +37,7 @@ from abft_mlx.errors import (
     RunError,
     UsageError,
 )
-from abft_mlx.evaluation import check_finite, hidden_states, vocabulary_logits
-from abft_mlx.evaluation.forward import Outputs
+from abft_mlx.evaluation import check_finite, outputs, vocabulary_logits
 from abft_mlx.exchange import peft
 from abft_mlx.files import write_failure, write_json
 from abft_mlx.ports import resolve
@@ -279,18 +278,11 @@ def _answers(
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Answers:
     """Ask a model some prompts; RunError if a score is not finite."""
-    later = np.zeros((len(prompts), len(space)))
-
-    def read(output: Outputs) -> None:
-        if output.later is not None:
-            later[output.rows] = output.later
-
-    states = hidden_states(
-        model, prompts, batch_tokens=batch_tokens, space=space, each=read, on_progress=on_progress
-    )
-    logits = np.concatenate([np.array(part) for part in vocabulary_logits(model, states)])
-    first = logits[:, list(space.first_ids)]
-    labels = first if space.single else first + later
+    result = outputs(model, prompts, space, batch_tokens=batch_tokens, on_progress=on_progress)
+    logits = np.concatenate([np.array(part) for part in vocabulary_logits(model, result.hidden)])
+    labels = logits[:, list(space.first_ids)]
+    if result.later is not None:
+        labels = labels + np.array(result.later, np.float64)
     check_finite(labels)
     return Answers(logits, labels)
 

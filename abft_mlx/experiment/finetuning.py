@@ -317,8 +317,7 @@ def _ship(
         write_heads(folder.path / HEADS_FILE, experiment.heads(prompts[:count], events=events))
     events.stage("choosing demonstrations")
     predictor, accuracy = measuring.choose(experiment, events=events)
-    prediction.write_demonstrations(folder.path, predictor)
-    written["classifier"] = prediction.facts(predictor)
+    written["classifier"] = prediction.write(folder.path, predictor)
     if accuracy is not None:
         written["classifier"]["validation_accuracy"] = accuracy
     folder.write_run(written)

@@ -237,9 +237,9 @@ def _measured(
         },
         "probabilities": {
             "temperature": predictor.temperature,
-            "expected_calibration_error_before": evaluation.expected_calibration_error(
+            "expected_calibration_error_before": evaluation.summary(
                 evaluation.softmax(scores), gold
-            ),
+            )["expected_calibration_error"],
             "coverage": evaluation.coverage(found["classifier"], gold),
         },
     }

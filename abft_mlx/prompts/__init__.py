@@ -11,8 +11,14 @@ from abft_mlx.prompts.batching import (
     training_prompts,
 )
 from abft_mlx.prompts.builder import Prompt, PromptBuilder
-from abft_mlx.prompts.chat import ChatTemplate
-from abft_mlx.prompts.template import LabelSpace, Template, Wording, label_space, words_of
+from abft_mlx.prompts.template import (
+    ChatTemplate,
+    LabelSpace,
+    Template,
+    Wording,
+    label_space,
+    words_of,
+)
 
 __all__ = [
     "NO_TOKEN",

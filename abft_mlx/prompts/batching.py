@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import overload
@@ -62,34 +63,32 @@ def batches(
     *,
     max_tokens: int,
     bucket_tokens: int = 32,
-    max_prompts: int | None = None,
     cached_tokens: int = 0,
 ) -> list[PromptBatch]:
     """Cut prompts into batches, longest first, so that a run that fails for memory fails at once.
 
     Args:
         prompts: all with the same number of demonstrations.
-        max_tokens: at most this many tokens in a batch, padding counted; a single prompt that is
-            longer makes a batch of its own.
+        max_tokens: of a batch, padding counted; a single prompt that is longer makes a batch of
+            its own.
         bucket_tokens: T is a multiple of this, so that few shapes occur.
-        max_prompts: at most this many prompts in a batch.
-        cached_tokens: tokens before every prompt whose keys and values are known; they count.
+        cached_tokens: tokens of a prefix before every prompt; they count.
     """
     if len({len(prompt.label_positions) for prompt in prompts}) > 1:
         raise PromptError("prompts with different numbers of demonstrations share no batch")
     order = sorted(range(len(prompts)), key=lambda row: (-len(prompts[row].token_ids), row))
-    made = []
+    result = []
     while order:
         longest = len(prompts[order[0]].token_ids)
         width = -(-longest // bucket_tokens) * bucket_tokens
-        size = max(1, min(max_tokens // (cached_tokens + width), max_prompts or len(order)))
+        size = max(1, max_tokens // (cached_tokens + width))
         if cached_tokens:
             # What is short behind a long beginning would be mostly padding.
             buckets = (-(-len(prompts[row].token_ids) // bucket_tokens) for row in order[:size])
             size = sum(2 * bucket_tokens * count >= width for count in buckets)
-        made.append(pad(prompts, order[:size], width))
+        result.append(pad(prompts, order[:size], width))
         del order[:size]
-    return made
+    return result
 
 
 def pad(prompts: Sequence[Prompt], rows: Sequence[int], width: int) -> PromptBatch:
@@ -97,43 +96,35 @@ def pad(prompts: Sequence[Prompt], rows: Sequence[int], width: int) -> PromptBat
 
     W is the longest target of all prompts, so that batches of the same prompts are alike.
     """
-    longest = max(len(prompt.target) for prompt in prompts)
-    tokens = np.full((len(rows), width), PADDING_TOKEN, dtype=np.int32)
-    for index, row in enumerate(rows):
-        tokens[index, : len(prompts[row].token_ids)] = prompts[row].token_ids
     chosen = [prompts[row] for row in rows]
+    longest = max(len(prompt.target) for prompt in prompts)
+
+    def table(values: Sequence[tuple[int, ...]], width: int, padding: int) -> NDArray[np.int32]:
+        result = np.full((len(rows), width), padding, dtype=np.int32)
+        for row, value in zip(result, values, strict=True):
+            row[: len(value)] = value
+        return result
+
+    k = len(chosen[0].label_positions)
     return PromptBatch(
-        tokens=tokens,
+        tokens=table([prompt.token_ids for prompt in chosen], width, PADDING_TOKEN),
         last=np.array([prompt.last for prompt in chosen], dtype=np.int32),
-        label_positions=_table([prompt.label_positions for prompt in chosen]),
-        demonstration_labels=_table([prompt.demonstration_labels for prompt in chosen]),
+        label_positions=table([prompt.label_positions for prompt in chosen], k, 0),
+        demonstration_labels=table([prompt.demonstration_labels for prompt in chosen], k, 0),
         gold=np.array([prompt.gold for prompt in chosen], dtype=np.int32),
-        target=_table(
-            [prompt.target + (NO_TOKEN,) * (longest - len(prompt.target)) for prompt in chosen]
-        ),
+        target=table([prompt.target for prompt in chosen], longest, NO_TOKEN),
         rows=np.array(rows, dtype=np.int32),
     )
 
 
-def _table(values: Sequence[tuple[int, ...]]) -> NDArray[np.int32]:
-    """(N, K) of N rows."""
-    return np.array(values, dtype=np.int32).reshape(len(values), -1)
-
-
 class Prompts(Sequence[Prompt]):
-    """Prompts that are built when they are first asked for, and kept.
-
-    Args:
-        size: how many there are.
-        build: makes prompt number i.
-    """
+    """``size`` prompts that are built when they are first asked for, and kept."""
 
     def __init__(self, size: int, build: Callable[[int], Prompt]) -> None:
-        self._build = build
-        self._built: list[Prompt | None] = [None] * size
+        self._size, self._build = size, functools.cache(build)
 
     def __len__(self) -> int:
-        return len(self._built)
+        return self._size
 
     @overload
     def __getitem__(self, index: int) -> Prompt: ...
@@ -143,12 +134,8 @@ class Prompts(Sequence[Prompt]):
 
     def __getitem__(self, index: int | slice) -> Prompt | list[Prompt]:
         if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(len(self)))]
-        number = range(len(self))[index]
-        prompt = self._built[number]
-        if prompt is None:
-            prompt = self._built[number] = self._build(number)
-        return prompt
+            return [self._build(number) for number in range(self._size)[index]]
+        return self._build(range(self._size)[index])
 
 
 def training_prompts(
@@ -162,19 +149,8 @@ def training_prompts(
 ) -> Prompts:
     """N prompts of k demonstrations and a query, all from the training part.
 
-    Args:
-        builder: makes the prompts.
-        texts: the training part.
-        n: N.
-        k: demonstrations.
-        seed: of the draw.
-        together: this many prompts in a row share their demonstrations.
-        selection: random, balanced or nearest; see `data.training_draws`.
-
-    Raises:
-        DataError: too few rows.
-        RecipeError: nearest, where prompts share their demonstrations.
-        PromptError: when a prompt is asked for that cannot be built.
+    The draw is that of :func:`abft_mlx.data.training_draws`; ``together`` prompts in a row share
+    their demonstrations. A prompt that cannot be built raises PromptError when it is asked for.
     """
     pairs = texts.pairs()
     drawn = training_draws(texts, n, k, seed, together, selection)
@@ -202,27 +178,11 @@ def evaluation_prompts(
     selection: str = "random",
     limit: int | None = None,
 ) -> Prompts:
-    """Test prompts: every query with its demonstrations, repeat after repeat.
+    """Test prompts: every query with its demonstrations, repeat after repeat; the first ``limit``.
 
-    Query q in repeat r is prompt q + n · r, where n is the smaller of queries and len(test).
-
-    Args:
-        builder: makes the prompts.
-        demonstrations: the part that demonstrations come from.
-        test: the part that queries come from.
-        queries: at most this many of its first rows.
-        repeats: sets of demonstrations for each query.
-        k: demonstrations.
-        seed: of the draw.
-        fixed: all prompts of a repeat show the same demonstrations.
-        selection: random (with ``fixed`` false the protocol's), balanced or nearest; see
-            `data.evaluation_draws`.
-        limit: only so many of them, the first.
-
-    Raises:
-        DataError: no demonstrations or no queries.
-        RecipeError: nearest and fixed.
-        PromptError: when a prompt is asked for that cannot be built.
+    Query q in repeat r is prompt q + n · r, where n is the smaller of queries and len(test). The
+    draw is that of :func:`abft_mlx.data.evaluation_draws`; ``fixed`` shows all prompts of a repeat
+    the same demonstrations. A prompt that cannot be built raises PromptError when it is asked for.
     """
     n = min(queries, len(test))
     if not n or not len(demonstrations):
@@ -230,14 +190,14 @@ def evaluation_prompts(
             f"{test.source}: {len(demonstrations)} demonstration rows and {len(test)} test rows; "
             "evaluation needs both"
         )
-    shown, asked = demonstrations.pairs(), test.pairs()
+    pool, tests = demonstrations.pairs(), test.pairs()
     drawn = evaluation_draws(
         demonstrations, test.texts[:n], repeats, k, seed, selection=selection, fixed=fixed
     )[:limit]
 
     def build(number: int) -> Prompt:
         where = f"evaluation prompt {number} (test row {number % n})"
-        chosen = [shown[row] for row in drawn[number]]
-        return builder.build(chosen, *asked[number % n], where=where)
+        chosen = [pool[row] for row in drawn[number]]
+        return builder.build(chosen, *tests[number % n], where=where)
 
     return Prompts(len(drawn), build)

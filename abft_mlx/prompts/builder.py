@@ -73,8 +73,7 @@ class PromptBuilder:
             space: the tokens of each label, from `label_space`.
             max_text_tokens: longer texts are shortened to this.
             context_tokens: longer prompts are refused.
-            allow_empty: let an empty text pass (the hate-speech set has some; calibration asks
-                for an empty query).
+            allow_empty: let empty texts pass (a data set has some; calibration asks for one).
         """
         self.tokenizer = tokenizer
         self.template = template
@@ -85,8 +84,7 @@ class PromptBuilder:
         self.shortened = 0
         self._built = 0
         self._texts: dict[str, str] = {}
-        self._heads: dict[str, list[int]] = {}
-        self._tails: dict[tuple[int, str], list[int]] = {}
+        self._tokens: dict[tuple[int | None, str], list[int]] = {}
         self._start = [] if template.brings_start else _start_tokens(tokenizer)
         anchors = [template.anchor + template.label(word) for word in space.words]
         self._anchors = [(anchor, len(self._encode(anchor))) for anchor in anchors]
@@ -104,27 +102,22 @@ class PromptBuilder:
         *,
         where: str = "prompt",
     ) -> Prompt:
-        """Assemble a prompt.
-
-        Args:
-            demonstrations: K pairs of text and class number.
-            query: the text whose label is asked for.
-            gold: its class number.
-            where: what to call this prompt in an error.
+        """Assemble a prompt from K pairs of text and class number, a query and its class number.
 
         Raises:
-            PromptError: an empty text, a prompt over the context, or pieces that merge.
+            PromptError: an empty text, a prompt over the context, or pieces that merge; it calls
+                the prompt ``where``.
         """
         texts = [self._text(text, where) for text, _ in demonstrations]
         query = self._text(query, where)
         labels = tuple(label for _, label in demonstrations)
-        head, *tails = pieces = self.template.pieces(texts, query)
-        ids = [*self._start, *self._head(head)]
+        pieces = self.template.pieces(texts, query)
+        ids = [*self._start, *self._piece(None, pieces[0])]
         positions = []
-        for label, tail in zip(labels, tails, strict=True):
+        for label, tail in zip(labels, pieces[1:], strict=True):
             positions.append(len(ids) + self.space.label_token(label))
-            ids.extend(self.space.token_ids[label])
-            ids.extend(self._tail(label, tail))
+            ids += self.space.token_ids[label]
+            ids += self._piece(label, tail)
         # What comes after the first token of an answer is read behind the prompt.
         needed = len(ids) + self.space.longest - 1
         if self.context_tokens is not None and needed > self.context_tokens:
@@ -132,12 +125,13 @@ class PromptBuilder:
             raise PromptError(
                 f"{where} is {needed} tokens long and the model's context is "
                 f"{self.context_tokens}: set prompt.max_text_tokens to shorten long texts (the "
-                f"longest here has {longest} tokens), or lower "
-                "prompt.demonstrations"
+                f"longest here has {longest} tokens), or lower prompt.demonstrations"
             )
         self._built += 1
         if self._built <= VERIFIED or self._built % EVERY == 0:
-            self._verify(self._whole(pieces, texts, labels, query, where), ids, where)
+            words = [self.space.words[label] for label in labels]
+            whole = self.template.render(list(zip(texts, words, strict=True)), query)
+            self._verify(pieces, words, whole, ids[len(self._start) :], where)
         return Prompt(tuple(ids), tuple(positions), labels, gold, self.space.targets[gold])
 
     def text(self, demonstrations: Sequence[tuple[str, int]], query: str) -> str:
@@ -148,78 +142,51 @@ class PromptBuilder:
         return self.template.render(shown, self._text(query, "prompt"))
 
     def _encode(self, text: str) -> list[int]:
-        """A text's tokens."""
         return list(self.tokenizer.encode(text, add_special_tokens=False))
 
-    def _head(self, piece: str) -> list[int]:
-        """The tokens of what begins a prompt."""
-        if piece not in self._heads:
-            _keep(self._heads, piece, self._encode(piece))
-        return self._heads[piece]
-
-    def _tail(self, label: int, piece: str) -> list[int]:
-        """The tokens of what follows a label."""
+    def _piece(self, label: int | None, piece: str) -> list[int]:
+        """The tokens of what follows a label, or None begins a prompt."""
         key = (label, piece)
-        if key not in self._tails:
-            anchor, size = self._anchors[label]
-            _keep(self._tails, key, self._encode(anchor + piece)[size:])
-        return self._tails[key]
+        if key not in self._tokens:
+            anchor, size = ("", 0) if label is None else self._anchors[label]
+            _keep(self._tokens, key, self._encode(anchor + piece)[size:])
+        return self._tokens[key]
 
-    def _whole(
-        self,
-        pieces: Sequence[str],
-        texts: Sequence[str],
-        labels: Sequence[int],
-        query: str,
-        where: str,
-    ) -> str:
-        """The prompt's text, which its pieces must make up: chat templates may change turns."""
-        words = [self.space.words[label] for label in labels]
-        whole = self.template.render(list(zip(texts, words, strict=True)), query)
-        joined = (
-            "".join(
-                piece + self.template.label(word)
-                for piece, word in zip(pieces, words, strict=False)
-            )
-            + pieces[-1]
-        )
-        if joined != whole:
-            at = _first_difference(whole, joined)
-            shown = [text[max(0, at - 8) : at + 24] for text in (whole, joined)]
+    def _verify(
+        self, pieces: list[str], words: list[str], text: str, ids: list[int], where: str
+    ) -> None:
+        """Check that the pieces make up the text, and their tokens are those of the whole text."""
+        labels = [*map(self.template.label, words), ""]
+        joined = "".join(piece + label for piece, label in zip(pieces, labels, strict=True))
+        if joined != text:  # chat templates may change turns
+            at = _first_difference(text, joined)
+            theirs, ours = (part[max(0, at - 8) : at + 24] for part in (text, joined))
             raise PromptError(
                 f"{where}: this model's chat template changes what stands in a turn: it writes "
-                f"{shown[0]!r} where its turns make {shown[1]!r}; set prompt.chat=false, or change "
+                f"{theirs!r} where its turns make {ours!r}; set prompt.chat=false, or change "
                 "the text"
             )
-        return whole
-
-    def _verify(self, text: str, ids: Sequence[int], where: str) -> None:
-        """See that the pieces are the tokenisation of the whole text, as the model learned it."""
         whole = self._encode(text)
-        built = list(ids[len(self._start) :])
-        if whole == built:
-            return
-        same = _first_difference(whole, built)
-        near = self.tokenizer.decode(whole[max(0, same - 2) : same + 2])
-        raise PromptError(
-            f"{where}: this model's tokenizer merges across the pieces of the prompt at token "
-            f"{len(self._start) + same}, near {near!r}, so label positions would be wrong: "
-            f"{self.template.advice()}"
-        )
+        if whole != ids:
+            same = _first_difference(whole, ids)
+            near = self.tokenizer.decode(whole[max(0, same - 2) : same + 2])
+            raise PromptError(
+                f"{where}: this model's tokenizer merges across the pieces of the prompt at token "
+                f"{len(self._start) + same}, near {near!r}, so label positions would be wrong: "
+                f"{self.template.advice()}"
+            )
 
     def _text(self, text: str, where: str) -> str:
         """The text as it goes into prompts: checked, and shortened if need be."""
-        if text in self._texts:
-            return self._texts[text]
-        if not text.strip() and not self.allow_empty:
-            raise PromptError(f"{where}: a text is empty; remove the row or give it a text")
-        short = text
-        limit = self.max_text_tokens
-        if limit is not None and len(self._encode(text)) > limit:
-            short = self._shorten(text, limit)
-            self.shortened += 1
-        _keep(self._texts, text, short)
-        return short
+        if text not in self._texts:
+            if not text.strip() and not self.allow_empty:
+                raise PromptError(f"{where}: a text is empty; remove the row or give it a text")
+            short, limit = text, self.max_text_tokens
+            if limit is not None and len(self._encode(text)) > limit:
+                short = self._shorten(text, limit)
+                self.shortened += 1
+            _keep(self._texts, text, short)
+        return self._texts[text]
 
     def _shorten(self, text: str, limit: int) -> str:
         """The longest beginning of at most limit tokens, cut between words where that is near."""
@@ -245,10 +212,10 @@ def _keep(kept: dict[Any, Any], key: Any, value: Any) -> None:
     kept[key] = value
 
 
-def _first_difference(one: Sequence[Any], other: Sequence[Any]) -> int:
+def _first_difference(left: Sequence[Any], right: Sequence[Any]) -> int:
     """Where two sequences part; the length of the shorter one if it begins the other."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
+    pairs = enumerate(zip(left, right, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(left), len(right)))
 
 
 def _start_tokens(tokenizer: Any) -> list[int]:
