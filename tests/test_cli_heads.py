@@ -85,12 +85,6 @@ def test_a_person_sees_the_heads_in_order(run: Path) -> None:
     assert "induction heads in a prompt" in quiet.stdout
 
 
-def test_a_recipe_alone() -> None:
-    found = document(invoke("heads", "demo", "--prompts", 4, "--no-detectors", "--json"))
-    assert found["model"] == found["data"] == "demo"
-    assert "detected" not in found["states"]["before"]
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -108,18 +102,6 @@ def test_bad_input_is_one_line(words: tuple[str, ...], message: str) -> None:
     assert result.exit_code == 2
     assert message in " ".join(result.stderr.split())
     assert "Traceback" not in result.stderr
-
-
-def test_a_file_that_lies_there_is_kept(tmp_path: Path) -> None:
-    mine = tmp_path / "mine.csv"
-    mine.write_text("precious", encoding="utf-8")
-    result = invoke("heads", "demo", "--prompts", 2, "--output", mine)
-    assert result.exit_code == 2
-    assert "give --overwrite" in result.stderr
-    assert mine.read_text(encoding="utf-8") == "precious"
-    result = invoke("heads", "demo", "--prompts", 2, "--output", mine, "--overwrite", "-q")
-    assert result.exit_code == 0
-    assert mine.read_text(encoding="utf-8").startswith("state,layer")
 
 
 QUICK = ("--set", "evaluation.queries=6", "--set", "evaluation.repeats=1", "--quiet")
@@ -150,21 +132,3 @@ def test_eval_that_cannot_keep_its_document_still_shows_it(run: Path) -> None:
     assert result.exit_code == 0
     assert "with the adapter" in result.stdout
     assert f"note: {run / 'eval.json'}: cannot be written" in result.stdout.replace("\n", "")
-
-
-def test_the_demo_keeps_what_eval_would_say(tmp_path: Path) -> None:
-    folder = tmp_path / "demo"
-    told = document(invoke("demo", "--output", folder, "--json", "--quiet"))
-    kept = json.loads((folder / "eval.json").read_text(encoding="utf-8"))
-    assert kept["methods"]["vanilla"] == told["after"]
-    assert kept["base"]["methods"]["vanilla"] == told["before"]
-    assert document(invoke("eval", "--adapter", folder, "--json", "--quiet")) == kept
-    # All of it may be replaced by another run.
-    (folder / "figures").mkdir()
-    (folder / "figures" / "loss.svg").write_text("<svg/>", encoding="utf-8")
-    assert invoke("demo", "--output", folder, "-q").exit_code == 2
-    result = invoke("finetune", "demo", "--output", folder, "-q", "--overwrite",
-                    "--set", "training.updates=1")  # fmt: skip
-    assert result.exit_code == 0, result.stderr
-    assert not (folder / "eval.json").exists()
-    assert not (folder / "figures").exists()
