@@ -18,27 +18,16 @@ _SAMPLE = 64
 
 @dataclass(frozen=True)
 class Task:
-    """What a recipe says of its data and prompts, opened and checked against a tokenizer.
+    """What a recipe says of its data and prompts, opened and checked against a tokenizer."""
 
-    Attributes:
-        section: data, prompt and variants as the recipe has them.
-        texts: all labelled texts.
-        splits: their disjoint parts.
-        template: the prompt's own words.
-        space: labels, their words and their tokens.
-        builder: makes prompts; counts the texts it shortened.
-        tokenizer: the model's.
-        context_tokens: the longest prompt the model was made for, or None.
-    """
-
-    section: TaskSection
-    texts: data.LabelledTexts
+    section: TaskSection  # data, prompt and variants as the recipe has them
+    texts: data.LabelledTexts  # all of them
     splits: data.Splits
-    template: prompts.Template
-    space: prompts.LabelSpace
-    builder: prompts.PromptBuilder
+    template: prompts.Template  # the prompt's own words
+    space: prompts.LabelSpace  # labels, their words and their tokens
+    builder: prompts.PromptBuilder  # makes prompts; counts the texts it shortened
     tokenizer: Any
-    context_tokens: int | None
+    context_tokens: int | None  # the longest prompt the model was made for, or None
 
     @property
     def name(self) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-from dataclasses import replace
 
 import pytest
 
@@ -54,18 +53,6 @@ def test_a_log_gets_a_line_for_every_few_updates(capsys: pytest.CaptureFixture[s
         "update  4/64  loss 1.500  induction heads 3.2  A 0.500  4,000 tokens/s  212 MB  0:30 left"
     )
     assert "left" not in lines[-1]
-
-
-def test_a_slow_run_is_not_silent_for_long(capsys: pytest.CaptureFixture[str]) -> None:
-    clock = Clock()
-    board = Board("lines", clock)
-    board.training(1600)
-    for step in range(1, 10):
-        clock.now += 25
-        board.update(replace(update(step), note="out of memory" if step == 2 else ""))
-    err = capsys.readouterr().err
-    assert re.findall(r"update +(\d)/1600", err) == ["3", "6", "9"]
-    assert "update 2: out of memory\n" in err
 
 
 def test_a_log_gets_counts_ever_farther_apart(capsys: pytest.CaptureFixture[str]) -> None:

@@ -38,23 +38,3 @@ def test_a_study_shows_the_cell_and_its_updates(tmp_path: Path, columns: int) ->
     assert "update 30/30  loss " in kept.replace("\n", "")
     assert len(re.findall("done in", kept)) == 2
     assert not [line for line in shown.screen if line.startswith("cell ")]
-
-
-def test_training_keeps_its_validations_and_last_update(tmp_path: Path) -> None:
-    shown = run(
-        "finetune", "demo", "--output", tmp_path / "run", "--set", "training.updates=4",
-        "--set", "training.prompts_per_update=4", "--set", "training.examples=16",
-        "--set", "data.validation_rows=40", "--set", "training.validate_every=2",
-        "--set", "adapter.layers=auto",
-    )  # fmt: skip
-    assert shown.status == 0, shown.terminal
-    kept = "\n".join(shown.screen)
-    assert re.search(r"update 2: validation \d", kept)
-    assert re.search(r"update 4/4  loss ", kept)
-    assert "looking for layers with induction heads" in shown.text
-    assert "validation" in shown.text
-    assert "left" not in kept
-    again = run("finetune", "--resume", tmp_path / "run")
-    assert again.status == 0, again.terminal
-    assert "looking at heads" in again.text
-    assert "update 1/4" not in again.text

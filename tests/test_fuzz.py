@@ -40,7 +40,7 @@ def test_tables_of_any_bytes(tmp_path_factory: Any, content: bytes, kind: str) -
     path = tmp_path_factory.mktemp("any") / f"a.{kind}"
     path.write_bytes(b"text,label\n" + content if kind in ("csv", "tsv") else content)
     with suppress(UsageError):
-        data.report(DataSection(source=str(path))).require()
+        data.load(DataSection(source=str(path)))
 
 
 @_BOUNDED
@@ -49,7 +49,7 @@ def test_rows_of_any_values(tmp_path_factory: Any, rows: list[dict[str, Any]]) -
     path = tmp_path_factory.mktemp("any") / "a.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     with suppress(UsageError):
-        data.report(DataSection(source=str(path))).require()
+        data.load(DataSection(source=str(path)))
 
 
 @pytest.mark.parametrize("text", ["a: " + DEEP, "data: [nothing]\n"])
@@ -70,7 +70,7 @@ def test_parquet_texts_that_are_not_utf8(tmp_path: Path) -> None:
     parquet.write_table(table, path, use_dictionary=False, compression="none")
     path.write_bytes(path.read_bytes().replace(b"xxxx" * 12, b"\xff" * 48))
     with pytest.raises(DataError, match=r"a\.parquet"):
-        data.report(DataSection(source=str(path))).require()
+        data.load(DataSection(source=str(path)))
 
 
 def test_control_characters_of_an_option_are_shown() -> None:

@@ -111,7 +111,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub
         yield server
 
 
-@pytest.mark.parametrize(("number", "name"), enumerate(["../x", "/etc/x", "a/../../x", "x\0"]))
+@pytest.mark.parametrize(
+    ("number", "name"), list(enumerate(["../x", "/etc/x", "a/../../x", "x\0"]))
+)
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_repositorys_names_lead_nowhere_else(
     number: int, name: str, hub: LoopbackHub, tmp_path: Path

@@ -12,9 +12,7 @@ from pathlib import Path
 
 import pytest
 from cli_support import train_run
-from study_support import text
 
-from abft_mlx import study as studies
 from abft_mlx.trainer import RunFolder, checkpoint
 
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
@@ -74,28 +72,6 @@ def test_demo_finishes_its_update_and_says_how_to_go_on(
     held = checkpoint.load(folder / "checkpoint")
     assert held.facts["progress"]["updates"] == len(lines) > 0
     assert not (folder / "run.lock").exists()
-
-
-def test_demo_that_has_no_run_yet_ends_in_a_line(checkout: Path, tmp_path: Path) -> None:
-    command = Command(checkout, ["demo", "--json"], tmp_path)
-    command.until(lambda: "1/3 measuring" in command.err.read_text())
-    out, _ = command.ends(signal.SIGINT)
-    assert json.loads(out)["error"]["kind"] == "Interrupted"
-    assert not (tmp_path / "runs").exists()
-
-
-def test_study_keeps_its_cells_and_says_how_to_go_on(checkout: Path, tmp_path: Path) -> None:
-    path, folder = tmp_path / "small.yaml", tmp_path / "out"
-    # A training that takes longer than the test.
-    long = text("[vanilla, abft]").replace("training.updates=2", "training.updates=100000")
-    path.write_text(long.replace(", generated/purpose", ""), encoding="utf-8")
-    command = Command(checkout, ["study", path, "--output", folder], tmp_path)
-    command.until(lambda: list(folder.glob("running/*abft*/metrics.jsonl")))
-    out, _ = command.ends(signal.SIGTERM)
-    assert out.endswith(f"to go on: abft-mlx study {path} --output {folder}\n")
-    kept = [(one["id"], one["status"]) for one in studies.read(folder)]
-    assert kept == [("demo--generated-emotion--untrained", "done")]
-    assert not list((folder / "running").iterdir())
 
 
 MEASURING = [

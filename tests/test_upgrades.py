@@ -12,9 +12,8 @@ import pytest
 from cli_support import document, invoke, write_model, write_texts
 
 from abft_mlx import recipe as recipes
-from abft_mlx.errors import OutputError, RecipeError
+from abft_mlx.errors import RecipeError
 from abft_mlx.files import schema_problem
-from abft_mlx.study import read as read_cells
 
 FIXTURES = Path(__file__).parent / "fixtures"
 RELEASES = sorted(one.name for one in FIXTURES.iterdir())
@@ -111,14 +110,6 @@ def test_a_recipe_of_a_newer_schema_is_refused_wherever_it_is_named(tmp_path: Pa
         recipes.load(path)
     with pytest.raises(RecipeError, match="is of schema 2"):
         recipes.default([f"mixture=['{path}']"])
-
-
-def test_a_cell_of_a_newer_schema_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "cells").mkdir()
-    made = {"id": "one", "schema": 2, "status": "done"}
-    (tmp_path / "cells" / "one.json").write_text(json.dumps(made), encoding="utf-8")
-    with pytest.raises(OutputError, match="is of schema 2 and this abft-mlx reads 1"):
-        read_cells(tmp_path)
 
 
 def test_versions() -> None:

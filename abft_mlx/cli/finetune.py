@@ -95,10 +95,11 @@ def finetune(
     shell = Shell(as_json=as_json and ranks.first, quiet=quiet or not ranks.first)
     with shell.speaking():
         from abft_mlx import api, experiment, runtime
-        from abft_mlx import tracking as trackers
 
         tracking = None
         if report_to is not None and ranks.first:
+            from abft_mlx import tracking as trackers
+
             chosen = trackers.chosen(report_to)
             tracking = trackers.Tracking(chosen, project_name or trackers.PROJECT, shell.tell)
         runtime.use_wired_memory()
@@ -231,9 +232,7 @@ def _plan(experiment: Experiment, trainable: int, output: Path) -> list[str]:
         what = f"LoRA of rank {adapter.rank} on" if adapter.kind == "lora" else "the whole of"
         what += " W_Q and W_K" + (", and the LM head" if adapter.head else "")
         what += f": {training.updates} updates of {training.prompts_per_update} prompts with "
-        what += f"{prompt.demonstrations} demonstrations" + (
-            " in chat turns" if prompt.chat else ""
-        )
+        what += f"{prompt.demonstrations} demonstrations{' in chat turns' if prompt.chat else ''}"
         if training.together > 1:
             what += f", shared by {training.together} prompts"
         kinds = {"end_to_end": ", end to end", "read_out": ", label-attention read-out"}
@@ -338,7 +337,6 @@ def _document(result: RunResult) -> dict[str, Any]:
     }
     if experiment.window is not None:
         document["layers"] = experiment.window.layers
-    validation = _validation(result)
-    if validation:
+    if validation := _validation(result):
         document["validation"] = validation
     return document | (result.evaluation or {})

@@ -203,18 +203,12 @@ class Subject:
     A folder that exists wins over everything but the name of a shipped recipe. A run folder always
     means the model with its adapter. A name that looks like a path and is not there is a mistake,
     and never looked for on the hub.
-
-    Attributes:
-        recipe: a recipe's name or file; None where --model and --data say it all.
-        adapter: what to put on the model, if anything.
-        run: the local run folder that recipe and adapter are both of, if they are.
-        model: a model that was named where a recipe could be.
     """
 
-    recipe: str | None
-    adapter: Source | None = None
-    run: Path | None = None
-    model: str | None = None
+    recipe: str | None  # a name or file; None where --model and --data say it all
+    adapter: Source | None = None  # what to put on the model
+    run: Path | None = None  # the local run folder that recipe and adapter are both of
+    model: str | None = None  # one that was named where a recipe could be
 
 
 def subject(

@@ -157,7 +157,7 @@ def predict(
                 for query, answer in answers.of(arrived):
                     write(query, answer)
                     stream_.flush()
-                    shown.progress(answers.count, queries.known)
+                    shown.progress(answers.count, queries.total)
         seconds = time.perf_counter() - start
         _conclude(shell, opened, queries, answers, seconds)
     if output is not None:

@@ -15,14 +15,12 @@ from abft_mlx.data.sampling import (
 from abft_mlx.data.splits import Splits, all_test, split
 from abft_mlx.data.texts import (
     LabelledTexts,
-    Report,
     builtin_tasks,
     fold,
     given,
     kind,
     listed,
     load,
-    report,
     word,
 )
 
@@ -32,7 +30,6 @@ __all__ = [
     "Nearest",
     "Queries",
     "Query",
-    "Report",
     "Splits",
     "TfIdf",
     "Vectors",
@@ -47,7 +44,6 @@ __all__ = [
     "listed",
     "load",
     "queries_of",
-    "report",
     "split",
     "training_draws",
     "training_rows",

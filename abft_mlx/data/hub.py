@@ -152,9 +152,9 @@ def _of_split(section: DataSection, listed: list[str], configs: list[dict[str, A
         else:
             files = _guess(section, data, split)
         if not files:
-            known = f"; splits are {', '.join(patterns)}" if patterns else ""
+            splits = f"; splits are {', '.join(patterns)}" if patterns else ""
             raise DataError(
-                f"{section.source} has no files for split {split!r}{known}; its data files are "
+                f"{section.source} has no files for split {split!r}{splits}; its data files are "
                 f"{first_few(data)}; check data.config and data.split"
             )
         for shard in filter(None, map(_SHARDS.search, files)):

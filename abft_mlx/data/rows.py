@@ -331,7 +331,7 @@ class Queries:
 
     Attributes:
         dropped: empty texts left out so far, with ``data.empty_texts: drop``.
-        known: how many texts there are, empty ones included; None for a stream.
+        total: texts, empty ones included; None for a stream.
         columns: the names of all columns, in order; ``text`` for lines.
     """
 
@@ -355,7 +355,8 @@ class Queries:
             DataError: no such file, a kind that is not read, or a file with texts that cannot be
                 used.
         """
-        self.source, self.dropped, self.known = source, 0, None
+        self.source, self.dropped = source, 0
+        self.total: int | None = None
         self.columns: tuple[str, ...] = ("text",)
         self._empty, self._skip, self._stream = section.empty_texts, skip, stream
         self._texts: list[Query] = []
@@ -366,7 +367,7 @@ class Queries:
             self._stream = path.open("rb")  # such as a pipe
             return
         table = read(path, section.text, None)
-        self.known = len(table.rows)
+        self.total = len(table.rows)
         headers = dict.fromkeys(tuple(n for n, _ in row.fields) for row in table.rows if row.fields)
         if len(headers) == 1:  # which may name a column twice
             self.columns = next(iter(headers))

@@ -265,7 +265,7 @@ def training_draws(
 
 def evaluation_draws(
     pool: LabelledTexts,
-    asked: Sequence[str],
+    queries: Sequence[str],
     repeats: int,
     k: int,
     seed: int,
@@ -281,10 +281,10 @@ def evaluation_draws(
     repeat. The last two show all of a pool that is smaller than k.
 
     Returns:
-        n · repeats tuples, for n queries asked; query q in repeat r has number q + n · r.
+        n · repeats tuples, for n queries; query q in repeat r has number q + n · r.
     """
     if selection == "random":
-        return demonstration_rows(len(asked), repeats, len(pool), k, seed, fixed=fixed)
+        return demonstration_rows(len(queries), repeats, len(pool), k, seed, fixed=fixed)
     k = min(k, len(pool))
     if selection == "nearest":
         if fixed:
@@ -293,14 +293,14 @@ def evaluation_draws(
                 "evaluation.demonstrations is fixed: set it to per_query, or select balanced"
             )
         copies, nearest = _copies(pool.texts), Nearest(pool.texts)
-        return [nearest.rows(text, k, copies[fold(text)]) for text in asked] * repeats
-    together = len(asked) if fixed else QUERIES_TOGETHER
+        return [nearest.rows(text, k, copies[fold(text)]) for text in queries] * repeats
+    together = len(queries) if fixed else QUERIES_TOGETHER
     return [
         shown
         for repeat in range(repeats)
-        for first in range(0, len(asked), together)
+        for first in range(0, len(queries), together)
         for shown in [balanced(pool.labels, k, random.Random(f"{seed}/{repeat}/{first}"))]
-        for _ in asked[first : first + together]
+        for _ in queries[first : first + together]
     ]
 
 

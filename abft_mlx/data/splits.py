@@ -18,24 +18,14 @@ PARTS = ("training", "validation", "demonstrations", "test")
 
 @dataclass(frozen=True)
 class Splits:
-    """Parts of one set of labelled texts.
+    """Parts of one set of labelled texts, without a common row but for demonstrations."""
 
-    Attributes:
-        training: what training prompts are made of.
-        validation: queries that choose the best adapter; empty by default.
-        demonstrations: what evaluation takes its demonstrations from. The training part itself,
-            unless data.holdout is protocol; all other parts have no row in common.
-        test: queries that are evaluated.
-        rows: for each part, the row numbers (from 0) in the whole set.
-        warnings: parts smaller than the recipe's, classes without test rows, and texts that occur
-            in two parts.
-    """
-
-    training: LabelledTexts
-    validation: LabelledTexts
+    training: LabelledTexts  # what training prompts are made of
+    validation: LabelledTexts  # queries that choose the best adapter; empty by default
+    # What evaluation takes demonstrations from: training, unless data.holdout is protocol.
     demonstrations: LabelledTexts
-    test: LabelledTexts
-    rows: dict[str, tuple[int, ...]]
+    test: LabelledTexts  # queries that are evaluated
+    rows: dict[str, tuple[int, ...]]  # for each part, the row numbers (from 0) in the whole set
     warnings: tuple[str, ...] = ()
 
 

@@ -38,22 +38,14 @@ class Pair(tuple[str, int]):
 
 @dataclass(frozen=True)
 class LabelledTexts:
-    """Texts with their class numbers.
+    """Texts with their class numbers."""
 
-    Attributes:
-        texts: the inputs, exactly as read.
-        labels: for each text an index into names.
-        names: the classes.
-        source: where the texts come from, for reports.
-        warnings: what is odd about them but no error, one line each.
-        places: for each text where it was read, such as ``row 7 (line 9)``; empty if not known.
-    """
-
-    texts: tuple[str, ...]
-    labels: tuple[int, ...]
-    names: tuple[str, ...]
-    source: str
-    warnings: tuple[str, ...] = ()
+    texts: tuple[str, ...]  # exactly as read
+    labels: tuple[int, ...]  # for each text an index into names
+    names: tuple[str, ...]  # the classes
+    source: str  # where the texts come from, for reports
+    warnings: tuple[str, ...] = ()  # what is odd about them but no error, one line each
+    # For each text where it was read, such as ``row 7 (line 9)``; empty if that is not known.
     places: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
     def __len__(self) -> int:
@@ -96,42 +88,12 @@ def fold(text: str) -> str:
     return re.sub(r"[\W_]+", " ", text.casefold()).strip() or text
 
 
-@dataclass(frozen=True)
-class Report:
-    """What a data set holds and what is wrong with it.
-
-    Attributes:
-        source: where it was read.
-        rows: how many rows were read, bad ones included.
-        problems: one line each, in row order; anything here keeps the data from being used.
-        warnings: one line each; oddities that do not.
-        texts: the labelled texts, where there is no problem.
-    """
-
-    source: str
-    rows: int
-    problems: tuple[str, ...]
-    warnings: tuple[str, ...]
-    texts: LabelledTexts | None
-
-    def require(self) -> LabelledTexts:
-        """The labelled texts.
-
-        Raises:
-            DataError: there are problems; the error carries them all.
-        """
-        if self.texts is None:
-            raise rows.refusal(self.source, self.problems)
-        return self.texts
-
-
 def load(section: DataSection) -> LabelledTexts:
-    """Read the labelled texts that a recipe names."""
-    return report(section).require()
+    """Read the labelled texts that a recipe names.
 
-
-def report(section: DataSection) -> Report:
-    """Read the labelled texts and say everything that is wrong with them."""
+    Raises:
+        DataError: they cannot be found, or hold problems; the error carries every one of them.
+    """
     source, labels = section.source, section.labels
     path = Path(source).expanduser()
     where = kind(source)
@@ -168,7 +130,7 @@ def report(section: DataSection) -> Report:
 
 
 def kind(source: str) -> str:
-    """Where `report` looks for texts: "builtin", "file" or "hub"."""
+    """Where `load` looks for texts: "builtin", "file" or "hub"."""
     if source == "demo" or source in builtin_tasks():
         return "builtin"
     path = Path(source).expanduser()
@@ -185,8 +147,8 @@ def builtin_tasks() -> dict[str, Any]:
 
 def check(
     table: Table, source: str, labels: Sequence[str] | None, empty_texts: str = "refuse"
-) -> Report:
-    """Check every row of a table.
+) -> LabelledTexts:
+    """The texts of a table; an error carries every problem of every row.
 
     Integer labels without names are named "0", "1", ...: words for a prompt that few tokenizers
     hold as one token after a space, so such data want ``prompt.label_words``.
@@ -240,11 +202,10 @@ def check(
     if absent:
         warnings.append(f"no row has label {first_few(absent)}")
     warnings += _unlikely(names) + _repeated(good, names)
-    texts = None
-    if not problems:
-        written, indices, places = zip(*good, strict=True)
-        texts = LabelledTexts(written, indices, names, source, tuple(warnings), places)
-    return Report(source, len(table.rows), tuple(problems), tuple(warnings), texts)
+    if problems:
+        raise rows.refusal(source, problems)
+    texts, indices, places = zip(*good, strict=True)
+    return LabelledTexts(texts, indices, names, source, tuple(warnings), places)
 
 
 def _distinct(words: Sequence[str]) -> tuple[tuple[str, ...], str]:
@@ -378,4 +339,4 @@ def given(
         raise DataError(f"{source}: {len(texts)} texts and {len(labels)} labels; give one for each")
     items = enumerate(zip(texts, labels, strict=True))
     table = Table([Row(f"item {number}", text, label) for number, (text, label) in items])
-    return check(table, source, names, empty_texts).require()
+    return check(table, source, names, empty_texts)

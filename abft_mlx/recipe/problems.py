@@ -26,9 +26,9 @@ _NEEDED = {
 _UNION_ERRORS = ("int_parsing", "int_type", "literal_error", "list_type", "dict_type")
 
 
-def closest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that looks most like this one, if any does."""
-    return next(iter(difflib.get_close_matches(word, list(known), n=1)), None)
+def closest(word: str, candidates: Iterable[str]) -> str | None:
+    """The candidate that looks most like a word, if any does."""
+    return next(iter(difflib.get_close_matches(word, list(candidates), n=1)), None)
 
 
 def short(value: object) -> str:
