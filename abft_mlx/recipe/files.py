@@ -40,12 +40,13 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [(key.value, key) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for place, (value, key) in enumerate(keys):
-            if value in [earlier for earlier, _ in keys[:place]]:
-                raise yaml.MarkedYAMLError(
-                    None, None, f"key {value!r} occurs twice", key.start_mark
-                )
+        keys: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in keys:
+                    problem = f"key {key.value!r} occurs twice"
+                    raise yaml.MarkedYAMLError(None, None, problem, key.start_mark)
+                keys.add(key.value)
         return super().construct_mapping(node, deep)
 
 
