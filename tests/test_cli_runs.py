@@ -10,8 +10,10 @@ import pytest
 from cli_support import document, invoke
 from mlx.utils import tree_flatten
 
-from abft_mlx import recipe, trainer
+from abft_mlx import recipe
 from abft_mlx.cli import options
+from abft_mlx.cli.finetune import Follow
+from abft_mlx.events import Update
 
 # Random weights have no induction heads, so every head counts; and few steps must show.
 SMALL = [
@@ -117,14 +119,11 @@ def test_interrupted_run_goes_on(
     arguments = ["--model", model, "--data", texts, *SMALL, "--set=training.checkpoint_every=1"]
     assert invoke("finetune", *arguments, "--output", whole).exit_code == 0
 
-    one_update = trainer.Trainer._one_update
-
-    def interrupt(self: trainer.Trainer) -> None:
-        if self.progress.updates == 2:
+    def interrupt(_self: object, update: Update) -> None:
+        if update.step == 2:
             raise KeyboardInterrupt
-        one_update(self)
 
-    monkeypatch.setattr(trainer.Trainer, "_one_update", interrupt)
+    monkeypatch.setattr(Follow, "update", interrupt)
     stopped = invoke("finetune", *arguments, "--output", halves)
     assert stopped.exit_code == 130
     assert stopped.stderr.endswith("error: interrupted\n")
