@@ -12,31 +12,22 @@ from abft_mlx.recipe import EvaluationSection, TaskSection, TrainingSection
 
 # The fewest demonstrations that auto takes; the paper's k.
 LEAST_AUTO = 4
+# Texts whose length shows how many demonstrations fit into the context.
+_SAMPLE = 64
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a recipe says of its data and prompts, opened and checked against a tokenizer.
+    """What a recipe says of its data and prompts, opened and checked against a tokenizer."""
 
-    Attributes:
-        section: data, prompt and variants as the recipe has them.
-        texts: all labelled texts.
-        splits: their disjoint parts.
-        template: the prompt's own words.
-        space: labels, their words and their tokens.
-        builder: makes prompts; counts the texts it shortened.
-        tokenizer: the model's.
-        context_tokens: the longest prompt the model was made for, or None.
-    """
-
-    section: TaskSection
-    texts: data.LabelledTexts
+    section: TaskSection  # data, prompt and variants as the recipe has them
+    texts: data.LabelledTexts  # all of them
     splits: data.Splits
-    template: prompts.Template
-    space: prompts.LabelSpace
-    builder: prompts.PromptBuilder
+    template: prompts.Template  # the prompt's own words
+    space: prompts.LabelSpace  # labels, their words and their tokens
+    builder: prompts.PromptBuilder  # makes prompts; counts the texts it shortened
     tokenizer: Any
-    context_tokens: int | None
+    context_tokens: int | None  # the longest prompt the model was made for, or None
 
     @property
     def name(self) -> str:
@@ -66,20 +57,12 @@ class Task:
         Raises:
             PromptError: a label word merges with its neighbours in that wording.
         """
-        wording = self.builder.template
-        space = self.space
-        if template is not None:
-            wording = _wording(self.section, template, self.tokenizer)
-            words = dict(zip(space.names, space.words, strict=True))
-            space = prompts.label_space(self.tokenizer, wording, space.names, words)
-        return prompts.PromptBuilder(
-            self.tokenizer,
-            wording,
-            space,
-            max_text_tokens=self.section.prompt.max_text_tokens,
-            context_tokens=self.context_tokens,
-            allow_empty=allow_empty or self.section.data.empty_texts == "keep",
-        )
+        words = dict(zip(self.space.names, self.space.words, strict=True))
+        template = template or self.template
+        return _builder(
+            self.section, template, self.space.names, words, self.tokenizer, self.context_tokens,
+            allow_empty=allow_empty,
+        )  # fmt: skip
 
     def training_prompts(self, training: TrainingSection) -> prompts.Prompts:
         """The training prompts: demonstrations and query from the training split."""
@@ -95,23 +78,23 @@ class Task:
 
     def validation_prompts(self, training: TrainingSection) -> prompts.Prompts:
         """Queries from the validation split, demonstrations from the training split."""
-        validation = self.splits.validation
+        validation, wanted = self.splits.validation, training.validation_prompts
         if not len(validation):
             raise RecipeError(
                 f"training.validate_every is {training.validate_every}, but data.validation_rows "
                 "is 0; set data.validation_rows to, say, 256, or training.validate_every to 0"
             )
-        queries = min(len(validation), training.validation_prompts)
+        queries = min(len(validation), wanted)
         return prompts.evaluation_prompts(
             self.builder,
             self.splits.training,
             validation,
             queries,
-            -(-training.validation_prompts // queries),
+            -(-wanted // queries),
             self.demonstrations,
             training.seed,
             selection=self.section.prompt.selection,
-            limit=training.validation_prompts,
+            limit=wanted,
         )
 
     def test_queries(self, evaluation: EvaluationSection) -> int:
@@ -164,9 +147,7 @@ def open_task(
     Raises:
         UsageError: the first thing that is wrong, in one line.
     """
-    if splits is None:
-        splits = data.split(texts, section.data, least_demonstrations(section))
-    template = prompts.Template.from_section(section.prompt)
+    splits = splits or data.split(texts, section.data, least_demonstrations(section))
     builder = prompt_builder(section, texts.names, tokenizer, context_tokens)
     if section.prompt.demonstrations == "auto":
         k, note = demonstrations_that_fit(section, splits.training, builder)
@@ -174,6 +155,7 @@ def open_task(
         section = section.model_copy(update={"prompt": prompt})
         if note:
             splits = replace(splits, warnings=(*splits.warnings, note))
+    template = prompts.Template.from_section(section.prompt)
     return Task(section, texts, splits, template, builder.space, builder, tokenizer, context_tokens)
 
 
@@ -183,22 +165,14 @@ def least_demonstrations(section: TaskSection) -> int:
     return 1 if k == "auto" else k
 
 
-# Texts whose length is looked at to see how many demonstrations fit into the context.
-_SAMPLE = 64
-
-
 def demonstrations_that_fit(
     section: TaskSection, pool: data.LabelledTexts, builder: prompts.PromptBuilder
 ) -> tuple[int, str | None]:
     """Demonstrations of a balanced prompt, k: the recipe's number, or one that auto chooses.
 
     Auto is the smallest multiple of the number of classes that is at least 4; fewer where half of
-    the texts, or the model's context, is less than that.
-
-    Args:
-        section: the task. Random selection asks for auto, too: its own k may leave out a class.
-        pool: the texts that demonstrations are drawn from.
-        builder: of the task's prompts.
+    the texts, or the model's context, is less than that. Random selection counts as auto, too: its
+    own k may leave out a class.
 
     Returns:
         k, and a line for the user where the prompts cannot show every class.
@@ -217,9 +191,8 @@ def demonstrations_that_fit(
         inside = int((builder.context_tokens - 2 * max(lengths)) / (1.1 * mean))
         if inside < fitting:
             fitting, why = max(1, inside), f"a context of {builder.context_tokens:,} tokens"
-    if k <= fitting:
-        return k, None
-    k = fitting // classes * classes or fitting
+    if k > fitting:
+        k = fitting // classes * classes or fitting
     if k >= classes:
         return k, None
     return k, (
@@ -231,28 +204,35 @@ def demonstrations_that_fit(
 def prompt_builder(
     section: TaskSection, names: Sequence[str], tokenizer: Any, context_tokens: int | None = None
 ) -> prompts.PromptBuilder:
-    """What makes a task's prompts, from the names of its classes alone.
-
-    Args:
-        section: data, prompt and variants.
-        names: the classes.
-        tokenizer: anything with ``encode(text, add_special_tokens=False)`` and ``decode``.
-        context_tokens: longer prompts are refused.
+    """What makes a task's prompts, from the names of its classes alone; otherwise as `open_task`.
 
     Raises:
         PromptError: label words cannot be told apart, or the tokenizer has no chat template.
     """
-    wording = _wording(section, prompts.Template.from_section(section.prompt), tokenizer)
+    template = prompts.Template.from_section(section.prompt)
+    words = section.prompt.label_words
+    return _builder(section, template, names, words, tokenizer, context_tokens)
+
+
+def _builder(
+    section: TaskSection,
+    template: prompts.Template,
+    names: Sequence[str],
+    words: Any,
+    tokenizer: Any,
+    context_tokens: int | None,
+    *,
+    allow_empty: bool = False,
+) -> prompts.PromptBuilder:
+    """A prompt builder; the template's words plain, or in the turns of a chat."""
+    wording: prompts.Wording = template
+    if section.prompt.chat:
+        wording = prompts.ChatTemplate(tokenizer, template)
     return prompts.PromptBuilder(
         tokenizer,
         wording,
-        prompts.label_space(tokenizer, wording, names, section.prompt.label_words),
+        prompts.label_space(tokenizer, wording, names, words),
         max_text_tokens=section.prompt.max_text_tokens,
         context_tokens=context_tokens,
-        allow_empty=section.data.empty_texts == "keep",
+        allow_empty=allow_empty or section.data.empty_texts == "keep",
     )
-
-
-def _wording(section: TaskSection, template: prompts.Template, tokenizer: Any) -> prompts.Wording:
-    """The words as the prompt's section has them: plain, or in the turns of a chat."""
-    return prompts.ChatTemplate(tokenizer, template) if section.prompt.chat else template

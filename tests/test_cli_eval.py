@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 from cli_support import document, invoke
 
@@ -71,11 +68,9 @@ def test_compat_changes_likelihood_but_not_accuracy() -> None:
     ("arguments", "parts"),
     [
         (("--protocol", "acuracy"), ("--protocol has 'acuracy'", "robustness")),
-        (("--methods", "vanilla,,knn"), ("empty name",)),
         (("--methods", "prototype"), ("--methods has 'prototype'", "contextual")),
         (("--protocol", "transfer"), ("evaluation.transfer is empty", "--transfer")),
         (("--transfer", "trec2"), ("trec2", "trec")),
-        (("--transfer", "missing.yaml", "--protocol", "transfer"), ("missing.yaml",)),
     ],
 )
 def test_bad_choices_get_one_line(arguments: tuple[str, ...], parts: tuple[str, ...]) -> None:
@@ -84,19 +79,3 @@ def test_bad_choices_get_one_line(arguments: tuple[str, ...], parts: tuple[str, 
     assert result.stderr.count("\n") == 1
     for part in parts:
         assert part in result.stderr
-
-
-def test_unseen_labels_of_an_adapter_beside_its_base(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    trained = invoke(
-        "finetune", "demo", "--output", run, "--set", "training.updates=1",
-        "--set", "training.prompts_per_update=4", "--quiet",
-    )  # fmt: skip
-    assert trained.exit_code == 0, trained.stderr
-    found = document(invoke("eval", "--adapter", run, "--protocol", "unseen", *SMALL, "--json"))
-    assert set(found["unseen"]) == set(found["base"]["unseen"])
-    assert "methods" not in found
-    shown = invoke("eval", "--adapter", run, "--protocol", "unseen", *SMALL).stdout
-    assert "base model" in shown
-    assert "with adapter" in shown
-    assert json.dumps(found["base"]["unseen"]["random"]["accuracy"]) != "null"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -19,30 +18,6 @@ SMALL = (
     "--set", "evaluation.calibration_prompts=6",
     "--set", "evaluation.bootstrap_samples=20",
 )  # fmt: skip
-
-
-def test_an_evaluation_names_what_it_measures_and_leaves_nothing_behind() -> None:
-    shown = run("eval", "demo", "--methods", "vanilla,contextual", *SMALL)
-    assert shown.status == 0, shown.terminal
-    for stage in ("reading demo", "opening demo", "making test prompts"):
-        assert f" {stage}" in shown.text, stage
-    # Which measurement, a bar, and how many of how many prompts.
-    assert re.search(r". model, (contextual|test)", shown.text)
-    assert shown.screen == []
-    assert "\x1b" not in shown.stdout
-    assert "model, contextual" in shown.stdout
-    assert shown.terminal.endswith("\x1b[?25h\r") or "\x1b[?25h" in shown.terminal[-40:]
-
-
-def test_quiet_and_json_are_what_they_say() -> None:
-    shown = run("eval", "demo", *SMALL, "--json", "--quiet")
-    assert (shown.status, shown.terminal) == (0, "")
-    quiet = json.loads(shown.stdout)
-    shown = run("eval", "demo", *SMALL, "--json")
-    assert json.loads(shown.stdout) == quiet
-    assert "opening demo" in shown.text
-    # Without the drawing, what stays for a person is what was said, not what was counted.
-    assert not [line for line in shown.screen if "prompts" in line]
 
 
 @pytest.mark.parametrize("columns", [40])
@@ -63,34 +38,3 @@ def test_a_study_shows_the_cell_and_its_updates(tmp_path: Path, columns: int) ->
     assert "update 30/30  loss " in kept.replace("\n", "")
     assert len(re.findall("done in", kept)) == 2
     assert not [line for line in shown.screen if line.startswith("cell ")]
-
-
-def test_training_keeps_its_validations_and_last_update(tmp_path: Path) -> None:
-    shown = run(
-        "finetune", "demo", "--output", tmp_path / "run", "--set", "training.updates=4",
-        "--set", "training.prompts_per_update=4", "--set", "training.examples=16",
-        "--set", "data.validation_rows=40", "--set", "training.validate_every=2",
-        "--set", "adapter.layers=auto",
-    )  # fmt: skip
-    assert shown.status == 0, shown.terminal
-    kept = "\n".join(shown.screen)
-    assert re.search(r"update 2: validation \d", kept)
-    assert re.search(r"update 4/4  loss ", kept)
-    assert "looking for layers with induction heads" in shown.text
-    assert "validation" in shown.text
-    assert "left" not in kept
-    again = run("finetune", "--resume", tmp_path / "run")
-    assert again.status == 0, again.terminal
-    assert "looking at heads" in again.text
-    assert "update 1/4" not in again.text
-
-
-def test_labels_streamed_to_a_pipe_are_counted_on_the_terminal(tmp_path: Path) -> None:
-    asked = tmp_path / "asked.csv"
-    rows = "".join(f"a lovely present number {n}\n" for n in range(200))
-    asked.write_text("text\n" + rows, encoding="utf-8")
-    shown = run("predict", "demo", asked, "--set", "evaluation.batch_tokens=256")
-    assert shown.status == 0, shown.terminal
-    assert len(shown.stdout.splitlines()) == 200
-    assert re.search(r"labelling [━╸╺ ]+ \d+/200 texts", shown.text)
-    assert not [line for line in shown.screen if "labelling" in line]

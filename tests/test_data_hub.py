@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from loopback_hub import LoopbackHub
 
-from abft_mlx.data import hub, load, rows
-from abft_mlx.errors import DataError, RunError
+from abft_mlx.data import hub, rows
+from abft_mlx.errors import DataError
 from abft_mlx.recipe import DataSection
 
 CARD = """---
@@ -79,17 +79,15 @@ def endpoint() -> Iterator[LoopbackHub]:
 
 PROGRAM = """
 import json, sys
-from abft_mlx.data import report
+from abft_mlx.data import load
 from abft_mlx.errors import AbftError
 from abft_mlx.recipe import DataSection
 for values in json.load(sys.stdin):
     try:
-        found = report(DataSection(**values))
-        texts = found.texts
+        texts = load(DataSection(**values))
         print(json.dumps({
-            "source": found.source, "problems": found.problems,
-            "texts": texts and texts.texts, "labels": texts and texts.labels,
-            "names": texts and texts.names,
+            "source": texts.source, "texts": texts.texts, "labels": texts.labels,
+            "names": texts.names,
         }))
     except AbftError as error:
         print(json.dumps({"error": f"{type(error).__name__}: {error}"}))
@@ -117,7 +115,6 @@ def reports(
 
 def test_read_from_the_hub_then_from_the_cache(endpoint: LoopbackHub, tmp_path: Path) -> None:
     sections: list[dict[str, object]] = [
-        {"source": "made/carded", "config": "small", "empty_texts": "drop"},
         {"source": "made/carded", "config": "small"},
         {"source": "made/carded", "config": "small", "split": "test+train", "empty_texts": "keep"},
         {"source": "made/carded", "config": "large"},
@@ -138,13 +135,11 @@ def test_read_from_the_hub_then_from_the_cache(endpoint: LoopbackHub, tmp_path: 
     )
     again = reports(endpoint, tmp_path, *sections, offline=True)
     assert again == first[: len(sections)]
-    dropped, empty, joined, large, unset, unknown, split, plain, both, script, named = again
-    assert dropped["texts"] == ["one", "two", "three"]
-    assert dropped["source"] == "made/carded small train"
-    assert empty["problems"] == [
-        "train-00001-of-00002.jsonl row 2: the text is empty; fix or remove the row, or set "
-        "data.empty_texts: drop"
-    ]
+    empty, joined, large, unset, unknown, split, plain, both, script, named = again
+    assert empty["error"] == (
+        "DataError: made/carded small train: train-00001-of-00002.jsonl row 2: the text is empty; "
+        "fix or remove the row, or set data.empty_texts: drop"
+    )
     assert joined["texts"] == ["four", "one", "two", "three", ""]
     assert large["texts"] == ["five", "six"]
     assert "must be one of large, small; none is set" in str(unset["error"])
@@ -160,21 +155,6 @@ def test_read_from_the_hub_then_from_the_cache(endpoint: LoopbackHub, tmp_path: 
     assert "RunError: made/plain train is not in the local cache" in str(missing["error"])
 
 
-def test_problems_of_several_files_keep_their_order(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    paths = [tmp_path / "one.csv", tmp_path / "two.csv"]
-    for path in paths:
-        path.write_text("text,label\n,x\n,x\n")
-    monkeypatch.setattr(hub, "_files", lambda _section, _revision: paths)
-    with pytest.raises(DataError) as caught:
-        load(DataSection(source="made/two"))
-    places = [line.partition(":")[0] for line in caught.value.problems]
-    assert places == [
-        f"{n}.csv row {row} (line {row + 1})" for n in ("one", "two") for row in (1, 2)
-    ]
-
-
 def test_half_a_cache_is_refused(endpoint: LoopbackHub, tmp_path: Path) -> None:
     section: dict[str, object] = {"source": "made/carded", "config": "small", "empty_texts": "keep"}
     reports(endpoint, tmp_path, section)
@@ -182,12 +162,6 @@ def test_half_a_cache_is_refused(endpoint: LoopbackHub, tmp_path: Path) -> None:
     shard.unlink()
     (told,) = reports(endpoint, tmp_path, section, offline=True)
     assert "RunError: made/carded: 1 of 2 files of a split are in the local cache" in str(told)
-
-
-def test_offline_without_a_cache_is_one_line() -> None:
-    with pytest.raises(RunError, match="made/plain train is not in the local cache") as caught:
-        load(DataSection(source="made/plain"))
-    assert "\n" not in str(caught.value)
 
 
 def test_guessing_files_without_a_card() -> None:

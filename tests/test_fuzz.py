@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from contextlib import suppress
 from pathlib import Path
@@ -12,11 +11,9 @@ import pytest
 from cli_support import invoke
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from report_support import evaluation, made_heads, made_study, write_run
 
-from abft_mlx import analysis, data, recipe, study
-from abft_mlx.errors import AbftError, DataError, OutputError, RecipeError, UsageError
-from abft_mlx.files import parse_json
+from abft_mlx import data, recipe, study
+from abft_mlx.errors import DataError, RecipeError, UsageError
 from abft_mlx.recipe import DataSection
 
 DEEP = "[" * 30_000
@@ -43,7 +40,7 @@ def test_tables_of_any_bytes(tmp_path_factory: Any, content: bytes, kind: str) -
     path = tmp_path_factory.mktemp("any") / f"a.{kind}"
     path.write_bytes(b"text,label\n" + content if kind in ("csv", "tsv") else content)
     with suppress(UsageError):
-        data.report(DataSection(source=str(path))).require()
+        data.load(DataSection(source=str(path)))
 
 
 @_BOUNDED
@@ -52,13 +49,7 @@ def test_rows_of_any_values(tmp_path_factory: Any, rows: list[dict[str, Any]]) -
     path = tmp_path_factory.mktemp("any") / "a.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     with suppress(UsageError):
-        data.report(DataSection(source=str(path))).require()
-
-
-@pytest.mark.parametrize("text", [DEEP, "{", b"\xff", "9" * 5000])
-def test_json_is_refused_by_one_kind_of_error(text: str | bytes) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011
-        parse_json(text)
+        data.load(DataSection(source=str(path)))
 
 
 @pytest.mark.parametrize("text", ["a: " + DEEP, "data: [nothing]\n"])
@@ -71,23 +62,6 @@ def test_yaml_names_its_file(tmp_path: Path, text: str) -> None:
         assert str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["run.json", "eval.json", "metrics.jsonl"])
-def test_damaged_files_of_a_run(tmp_path: Path, name: str) -> None:
-    run = write_run(tmp_path / "run", made_heads(), measured=evaluation())
-    (run / name).write_text(DEEP + "\n", encoding="utf-8")
-    with pytest.raises(OutputError, match=name):
-        analysis.look(run)
-
-
-def test_a_damaged_study(tmp_path: Path) -> None:
-    path = made_study(tmp_path / "made") / "study.json"
-    packed = bytearray(gzip.compress(path.read_bytes()))
-    packed[14:24] = b"\xff" * 10
-    path.write_bytes(packed)
-    with pytest.raises(AbftError, match=r"study\.json"):
-        analysis.look(path)
-
-
 def test_parquet_texts_that_are_not_utf8(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
@@ -96,7 +70,7 @@ def test_parquet_texts_that_are_not_utf8(tmp_path: Path) -> None:
     parquet.write_table(table, path, use_dictionary=False, compression="none")
     path.write_bytes(path.read_bytes().replace(b"xxxx" * 12, b"\xff" * 48))
     with pytest.raises(DataError, match=r"a\.parquet"):
-        data.report(DataSection(source=str(path))).require()
+        data.load(DataSection(source=str(path)))
 
 
 def test_control_characters_of_an_option_are_shown() -> None:

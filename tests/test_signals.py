@@ -12,10 +12,8 @@ from pathlib import Path
 
 import pytest
 from cli_support import train_run
-from study_support import text
 
-from abft_mlx import study as studies
-from abft_mlx.trainer import RunFolder, checkpoint
+from abft_mlx.trainer import checkpoint
 
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
 SAID = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
@@ -70,39 +68,13 @@ def test_demo_finishes_its_update_and_says_how_to_go_on(
     command.until((folder / "metrics.jsonl").exists)
     out, _ = command.ends(number)
     assert out.endswith(f"to go on: abft-mlx finetune --resume {folder}\n")
-    lines = RunFolder(folder).metrics()
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     held = checkpoint.load(folder / "checkpoint")
     assert held.facts["progress"]["updates"] == len(lines) > 0
     assert not (folder / "run.lock").exists()
 
 
-def test_demo_that_has_no_run_yet_ends_in_a_line(checkout: Path, tmp_path: Path) -> None:
-    command = Command(checkout, ["demo", "--json"], tmp_path)
-    command.until(lambda: "1/3 measuring" in command.err.read_text())
-    out, _ = command.ends(signal.SIGINT)
-    assert json.loads(out)["error"]["kind"] == "Interrupted"
-    assert not (tmp_path / "runs").exists()
-
-
-@pytest.mark.parametrize("number", STATUS)
-def test_study_keeps_its_cells_and_says_how_to_go_on(
-    number: int, checkout: Path, tmp_path: Path
-) -> None:
-    path, folder = tmp_path / "small.yaml", tmp_path / "out"
-    # A training that takes longer than the test.
-    long = text("[vanilla, abft]").replace("training.updates=2", "training.updates=100000")
-    path.write_text(long.replace(", generated/purpose", ""), encoding="utf-8")
-    command = Command(checkout, ["study", path, "--output", folder], tmp_path)
-    command.until(lambda: list(folder.glob("running/*abft*/metrics.jsonl")))
-    out, _ = command.ends(number)
-    assert out.endswith(f"to go on: abft-mlx study {path} --output {folder}\n")
-    kept = [(one["id"], one["status"]) for one in studies.read(folder)]
-    assert kept == [("demo--generated-emotion--untrained", "done")]
-    assert not list((folder / "running").iterdir())
-
-
 MEASURING = [
-    ("eval", signal.SIGINT, ["--set=evaluation.queries=20", "--set=evaluation.repeats=5000"]),
     ("eval", signal.SIGTERM, ["--output", "x.json", "--set=evaluation.repeats=5000"]),
     ("heads", signal.SIGTERM, ["--output", "x.npz", "--prompts", "100000"]),
 ]

@@ -6,7 +6,6 @@ import hashlib
 import json
 import random
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,12 +55,6 @@ def test_generator_first_numbers_by_hand() -> None:
     second = (1664525 * first + 1013904223) % 2**32
     assert generator.random() == first / 2**32
     assert generator.integers(10, 20) == 10 + int(10 * second / 2**32)
-
-
-def test_generator_draws() -> None:
-    assert sorted(Generator(7).draw(20, 20)) == list(range(20))
-    assert Generator(7).draw(3, 10, repetition=True) != Generator(8).draw(3, 10, repetition=True)
-    assert Generator(5).draw(9, 4) == Generator(5).draw(9, 4)
     with pytest.raises(ValueError, match="without repetition"):
         Generator().draw(3, 4)
 
@@ -133,41 +126,21 @@ def test_parts_are_disjoint_and_each_has_enough(
         assert "were asked for" in parts.warnings[0]
 
 
-def test_small_set_gives_up_demonstrations_first() -> None:
-    parts = split(texts(2264), DataSection())
-    sizes = {part: len(rows) for part, rows in parts.rows.items()}
-    assert sizes == {"training": 1024, "validation": 0, "demonstrations": 728, "test": 512}
-    parts = split(texts(300), DataSection())
-    sizes = {part: len(rows) for part, rows in parts.rows.items()}
-    assert sizes == {"training": 150, "validation": 0, "demonstrations": 75, "test": 75}
-
-
-def test_too_few_rows_says_how_many_are_needed() -> None:
+def test_a_small_set_gives_up_demonstrations_first() -> None:
+    for n, sizes in ((2264, (1024, 728, 512)), (300, (150, 75, 75))):
+        parts = split(texts(n), DataSection())
+        assert (len(parts.training), len(parts.demonstrations), len(parts.test)) == sizes
     with pytest.raises(DataError, match=r"made\.csv: 14 rows are too few: 15 are needed"):
         split(texts(14), DataSection())
     with pytest.raises(DataError, match="training_rows is 4: a training prompt needs 5"):
         split(texts(100), section(4, 0, 10, 10))
 
 
-def test_seed_changes_the_parts_and_nothing_else_does() -> None:
-    whole = texts(100)
-    first = split(whole, section(20, 0, 20, 20))
-    assert first == split(whole, section(20, 0, 20, 20))
-    assert (
-        first.rows
-        != split(whole, DataSection(**{**section(20, 0, 20, 20).model_dump(), "seed": 1})).rows
-    )
-
-
-def test_texts_in_two_parts_are_counted() -> None:
-    same = LabelledTexts(("Same one.", "same  ONE!") * 15, (0, 1) * 15, ("a", "b"), "made.csv")
-    warnings = split(same, section(10, 0, 10, 10)).warnings
-    assert [line.partition(" (")[0] for line in warnings] == [
-        "10 of 10 test texts also occur in training",
-        "10 of 10 test texts also occur in demonstrations",
-    ]
-    marks = LabelledTexts(tuple("?" * n for n in range(1, 31)), (0, 1) * 15, ("a", "b"), "made.csv")
-    assert split(marks, section(10, 0, 10, 10)).warnings == ()
+def test_rows_of_prompts() -> None:
+    rows = training_rows(3, 50, 4, seed=42)
+    assert rows[2] == tuple(random.Random(44).sample(range(50), 5))
+    assert all(len(set(row)) == 4 for row in demonstration_rows(50, 2, 4, 4))
+    assert {index for row in demonstration_rows(50, 2, 3, 4) for index in row} == {0, 1, 2}
 
 
 def own(**sizes: int) -> DataSection:
@@ -223,18 +196,7 @@ def test_own_texts_are_divided_class_by_class(
             assert abs(found["test"][name] - count * sizes["test"] / n) < max(2, len(counts))
 
 
-def test_a_class_without_test_rows_is_named() -> None:
-    labels = (0,) * 40 + (1,) * 20 + (2,)
-    whole = LabelledTexts(tuple(map(str, range(61))), labels, ("a", "b", "rare"), "made.csv")
-    parts = split(whole, own(validation_rows=8))
-    assert parts.training.class_counts()["rare"] == 1
-    (lacking,) = [line for line in parts.warnings if "no test rows" in line]
-    assert "'rare'" in lacking
-    assert "'a'" not in lacking
-    assert parts.test.class_counts() == {"a": 10, "b": 5, "rare": 0}
-
-
-def test_a_small_file_is_told_in_one_line_and_twenty_rows_work() -> None:
+def test_twenty_rows_are_enough_and_a_class_without_test_rows_is_named() -> None:
     for classes in (2, 3, 4):
         parts = split(texts(20, classes), own(validation_rows=128), 4)
         assert [len(parts.rows[one]) for one in ("training", "validation", "test")] == [12, 3, 5]
@@ -245,7 +207,11 @@ def test_a_small_file_is_told_in_one_line_and_twenty_rows_work() -> None:
     assert [len(parts.training), len(parts.validation), len(parts.test)] == [13, 2, 5]
     with pytest.raises(DataError, match=r"20 rows are too few.*prompt\.demonstrations.*--final"):
         split(texts(20, 4), own(), 19)
-    assert not split(texts(400), own(training_rows=200, validation_rows=20, test_rows=50)).warnings
+    labels = (0,) * 40 + (1,) * 20 + (2,)
+    whole = LabelledTexts(tuple(map(str, range(61))), labels, ("a", "b", "rare"), "made.csv")
+    parts = split(whole, own(validation_rows=8))
+    assert parts.test.class_counts() == {"a": 10, "b": 5, "rare": 0}
+    assert [line for line in parts.warnings if "no test rows have label 'rare'," in line]
 
 
 def test_copies_of_test_texts_do_not_train() -> None:
@@ -267,31 +233,3 @@ def test_a_final_run_trains_on_everything() -> None:
     parts = split(whole, section.model_copy(update={"validation_rows": 300}))
     assert parts.validation.class_counts() == {f"class {label}": 100 for label in range(3)}
     assert sorted(parts.rows["training"] + parts.rows["validation"]) == list(range(3000))
-
-
-def test_training_rows_reseed_for_every_prompt() -> None:
-    rows = training_rows(3, 50, 4, seed=42)
-    assert rows[2] == tuple(random.Random(44).sample(range(50), 5))
-    assert all(len(set(row)) == 5 for row in rows)
-    with pytest.raises(ValueError, match="needs 5 distinct rows, there are 4"):
-        training_rows(1, 4, 4)
-
-
-def test_demonstrations_repeat_only_where_the_pool_is_too_small() -> None:
-    assert all(len(set(row)) == 4 for row in demonstration_rows(50, 2, 4, 4))
-    assert {index for row in demonstration_rows(50, 2, 3, 4) for index in row} == {0, 1, 2}
-
-
-def test_fingerprint_depends_on_content_alone() -> None:
-    one = texts(10)
-    assert (
-        one.fingerprint() == LabelledTexts(one.texts, one.labels, one.names, "else").fingerprint()
-    )
-    others = [
-        one.subset(range(9)),
-        replace(one, labels=one.labels[::-1]),
-        replace(one, names=("class 1", "class 0")),
-        replace(one, texts=one.texts[::-1]),
-    ]
-    assert one.fingerprint() not in {other.fingerprint() for other in others}
-    assert one.class_counts() == {"class 0": 5, "class 1": 5}

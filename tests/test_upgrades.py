@@ -12,9 +12,8 @@ import pytest
 from cli_support import document, invoke, write_model, write_texts
 
 from abft_mlx import recipe as recipes
-from abft_mlx.errors import OutputError, RecipeError
+from abft_mlx.errors import RecipeError
 from abft_mlx.files import schema_problem
-from abft_mlx.study import read as read_cells
 
 FIXTURES = Path(__file__).parent / "fixtures"
 RELEASES = sorted(one.name for one in FIXTURES.iterdir())
@@ -37,43 +36,26 @@ def test_there_is_a_fixture_of_this_version() -> None:
     assert __version__ in RELEASES
 
 
-def test_plot_and_report_read_a_run(released: Path) -> None:
-    result = invoke("plot", released / "run", "--json")
-    assert result.exit_code == 0, result.stderr
-    names = {one["name"] for one in document(result)["figures"]}
-    assert {"training", "attention", "magnitude", "shift", "confusion"} <= names
-    result = invoke("report", released / "run", "--json")
-    assert result.exit_code == 0, result.stderr
-    page = (released / "run" / "report.html").read_text(encoding="utf-8")
-    measured = json.loads((released / "run" / "eval.json").read_text(encoding="utf-8"))
-    assert f"{measured['methods']['vanilla']['accuracy']:.1%}" in page
-    assert "film" in page
-
-
-def test_plot_and_report_read_a_study(released: Path) -> None:
-    for command in ("plot", "report"):
-        result = invoke(command, released / "study.json", "--json")
-        assert result.exit_code == 0, result.stderr
-
-
-def test_eval_puts_the_adapter_on_and_measures_what_was_measured(
+def test_every_command_reads_a_run_and_a_study(
     released: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(released)
-    before = json.loads((released / "run" / "eval.json").read_text(encoding="utf-8"))
-    result = invoke("eval", "--adapter", "run", "--json", "--quiet")
-    assert result.exit_code == 0, result.stderr
-    found = document(result)
-    assert found["prompts"] == before["prompts"]
-    for part in (found["methods"]["vanilla"], found["base"]["methods"]["vanilla"]):
-        assert 0 <= part["accuracy"] <= 1
-    with_adapter, base = (one["methods"]["vanilla"] for one in (found, found["base"]))
-    assert with_adapter["true_label_probability"] != base["true_label_probability"]
-
-
-def test_the_recipe_is_read(released: Path) -> None:
-    found = recipes.load(released / "run")
+    found = recipes.load("run")
     assert (found.model, found.adapter.rank, found.training.updates) == ("tiny", 2, 3)
+    figures = document(invoke("plot", "run", "--json"))["figures"]
+    names = {figure["name"] for figure in figures}
+    assert {"training", "attention", "magnitude", "shift", "confusion"} <= names
+    assert invoke("report", "run").exit_code == 0
+    before = json.loads(Path("run/eval.json").read_text(encoding="utf-8"))
+    accuracy = f"{before['methods']['vanilla']['accuracy']:.1%}"
+    assert accuracy in Path("run/report.html").read_text(encoding="utf-8")
+    for command in ("plot", "report"):
+        assert invoke(command, "study.json").exit_code == 0
+    measured = document(invoke("eval", "--adapter", "run", "--json", "--quiet"))
+    assert measured["prompts"] == before["prompts"]
+    # The adapter is on the model.
+    tuned, base = (state["methods"]["vanilla"] for state in (measured, measured["base"]))
+    assert tuned["true_label_probability"] != base["true_label_probability"]
 
 
 def newer_json(path: Path) -> None:
@@ -130,24 +112,9 @@ def test_a_recipe_of_a_newer_schema_is_refused_wherever_it_is_named(tmp_path: Pa
         recipes.default([f"mixture=['{path}']"])
 
 
-def test_a_cell_of_a_newer_schema_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "cells").mkdir()
-    made = {"id": "one", "schema": 2, "status": "done"}
-    (tmp_path / "cells" / "one.json").write_text(json.dumps(made), encoding="utf-8")
-    with pytest.raises(OutputError, match="is of schema 2 and this abft-mlx reads 1"):
-        read_cells(tmp_path)
-
-
-def test_a_recipe_without_a_version_is_the_first() -> None:
+def test_versions() -> None:
     assert recipes.loads("model: demo") == recipes.loads("schema: 1\nmodel: demo")
-
-
-@pytest.mark.parametrize("found", [0, -1, "1", 1.0, True, [1]])
-def test_what_is_no_version_is_refused_without_advice_to_update(found: object) -> None:
-    problem = schema_problem(found, 3, "make it again")
-    assert problem == f"is of schema {found} and this abft-mlx reads 3; make it again"
-
-
-def test_older_versions_are_read() -> None:
-    assert schema_problem(None, 3, "") is None
-    assert [schema_problem(one, 3, "") for one in (1, 2, 3)] == [None] * 3
+    assert [schema_problem(version, 3, "") for version in (None, 1, 2, 3)] == [None] * 4
+    for version in (0, -1, "1", 1.0, True, [1]):
+        problem = schema_problem(version, 3, "make it again")
+        assert problem == f"is of schema {version} and this abft-mlx reads 3; make it again"

@@ -26,11 +26,11 @@ TRAINING = [family for name, family in FAMILIES.items() if not TASKS[name].held_
 EVERY = list(FAMILIES.values())
 HELD_OUT = [family for name, family in FAMILIES.items() if TASKS[name].held_out]
 CLASS_WORDS = sorted(
-    {word for f in FAMILIES.values() for words in f.classes.values() for word in words.all()}
+    {w for f in FAMILIES.values() for c in f.classes.values() for some in c.values() for w in some}
 )
 BY_SLOT = {
     slot: sorted(
-        {w for f in FAMILIES.values() for words in f.classes.values() for w in words.of(slot)}
+        {w for f in FAMILIES.values() for words in f.classes.values() for w in words[slot]}
     )
     for slot in SLOTS
 }
@@ -256,9 +256,7 @@ class Corpus:
             names = list(family.classes)
             count = chance.randint(2, len(names))
             chance.shuffle(names)
-            pools = [
-                {slot: list(family.classes[n].of(slot)) for slot in SLOTS} for n in names[:count]
-            ]
+            pools = [{slot: list(family.classes[n][slot]) for slot in SLOTS} for n in names[:count]]
             signal = family.signal
         opener = chance.choice(OPENERS)
         asker = chance.choice(ASKERS) if chance.random() < 0.5 else chance.choice(CLASS_WORDS)
@@ -305,7 +303,7 @@ class Corpus:
         """Lines of held-out texts without labels."""
         chance, row = self.chance, Row()
         family = chance.choice(HELD_OUT)
-        pools = [{s: list(c.of(s)) for s in SLOTS} for c in family.classes.values()]
+        pools = [{s: list(c[s]) for s in SLOTS} for c in family.classes.values()]
         while True:
             text = self._sentence(
                 chance.choice((*SHARED_TEMPLATES, *family.templates)),

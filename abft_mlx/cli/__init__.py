@@ -5,7 +5,6 @@ Nothing heavy is imported before a command runs, so that ``--help`` answers at o
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -37,56 +36,46 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 # The commands in the parts of the help, each with two things to type first.
-COMMANDS: dict[str, dict[str, tuple[Callable[..., None] | None, tuple[str, ...]]]] = {
-    "Use": {
-        "demo": (demo.demo, ("demo", "demo -o runs/demo --seed 7")),
-        "finetune": (
-            finetune.finetune,
-            ("finetune -m Qwen/Qwen2.5-0.5B-Instruct -d mails.csv -o runs/mails", "finetune trec"),
-        ),
-        "eval": (eval.evaluate, ("eval runs/mails", "eval sst2 -m models/smollm2")),
-        "predict": (
-            predict.predict,
-            ("predict runs/mails new.csv -o labels.csv", "predict runs/mails < new.txt"),
-        ),
-    },
-    "Look": {
-        "heads": (
-            heads.heads,
-            ("heads runs/mails", "heads models/smollm2 -d mails.csv -o heads.csv"),
-        ),
-        "plot": (plot.plot, ("plot runs/mails", "plot runs/mails --list")),
-        "report": (plot.report, ("report runs/mails", "report studies/small -o small.html")),
-    },
-    "Share": {
-        "export": (
-            export.export,
-            (
-                "export runs/mails --to fused -o models/mails",
-                "export runs/mails --to peft -o peft/mails",
-            ),
-        ),
-        "push": (export.push, ("push runs/mails me/mails --dry-run", "push runs/mails me/mails")),
-    },
-    "Research": {
-        "study": (study.study, ("study small -o studies/small", "study mine.yaml --list")),
-        "bench": (bench.bench, ("bench", "bench --size 12x768x32000:8x160k4")),
-    },
-    "Check": {
-        "doctor": (doctor.doctor, ("doctor", "doctor -m models/smollm2")),
-        "recipes": (None, ()),
-    },
-}
-Commands.parts = {part: tuple(commands) for part, commands in COMMANDS.items()}
-for _commands in COMMANDS.values():
-    for _name, (_function, _lines) in _commands.items():
-        if _function is not None:
-            # The mark before the lines keeps them as they are.
-            _examples = "\n".join(f"  abft-mlx {line}" for line in _lines)
-            app.command(_name, cls=Command, epilog=f"\b\nExamples:\n{_examples}")(
-                documented(_function)
-            )
+_USE, _LOOK, _SHARE, _RESEARCH, _CHECK = "Use", "Look", "Share", "Research", "Check"
+_COMMANDS = (
+    (_USE, "demo", demo.demo, "demo", "demo -o runs/demo --seed 7"),
+    (
+        _USE, "finetune", finetune.finetune,
+        "finetune -m Qwen/Qwen2.5-0.5B-Instruct -d mails.csv -o runs/mails", "finetune trec",
+    ),
+    (_USE, "eval", eval.evaluate, "eval runs/mails", "eval sst2 -m models/smollm2"),
+    (
+        _USE, "predict", predict.predict,
+        "predict runs/mails new.csv -o labels.csv", "predict runs/mails < new.txt",
+    ),
+    (
+        _LOOK, "heads", heads.heads,
+        "heads runs/mails", "heads models/smollm2 -d mails.csv -o heads.csv",
+    ),
+    (_LOOK, "plot", plot.plot, "plot runs/mails", "plot runs/mails --list"),
+    (_LOOK, "report", plot.report, "report runs/mails", "report studies/small -o small.html"),
+    (
+        _SHARE, "export", export.export,
+        "export runs/mails --to fused -o models/mails", "export runs/mails --to peft -o peft/mails",
+    ),
+    (_SHARE, "push", export.push, "push runs/mails me/mails --dry-run", "push runs/mails me/mails"),
+    (_RESEARCH, "study", study.study, "study small -o studies/small", "study mine.yaml --list"),
+    (_RESEARCH, "bench", bench.bench, "bench", "bench --size 12x768x32000:8x160k4"),
+    (_CHECK, "doctor", doctor.doctor, "doctor", "doctor -m models/smollm2"),
+)  # fmt: skip
+for _part, _name, _function, *_examples in _COMMANDS:
+    # The mark before the lines keeps them as they are.
+    _lines = "\n".join(f"  abft-mlx {line}" for line in _examples)
+    app.command(_name, cls=Command, epilog=f"\b\nExamples:\n{_lines}")(documented(_function))
 app.add_typer(recipes.app, name="recipes")
+Commands.parts = {
+    part: [name for other, name, *_ in _COMMANDS if other == part]
+    for part in (_USE, _LOOK, _SHARE, _RESEARCH, _CHECK)
+}
+Commands.parts[_CHECK].append("recipes")
+
+# Commands that run a model.
+_LONG = ("demo", "finetune", "eval", "predict", "heads", "study", "export", "bench")
 
 
 def _print_version(wanted: bool) -> None:
@@ -96,10 +85,6 @@ def _print_version(wanted: bool) -> None:
 
         typer.echo(f"abft-mlx {__version__}")
         raise typer.Exit
-
-
-# Commands that run a model.
-_LONG = ("demo", "finetune", "eval", "predict", "heads", "study", "export", "bench")
 
 
 @app.callback()

@@ -43,7 +43,7 @@ def bench(
         measured = {}
         for number, shape in enumerate(chosen, 1):
             with board(shell) as shown:
-                prefix = f"size {number} of {len(chosen)}, "
+                prefix = f"size {number} of {len(chosen)}"
                 measured[shape] = benchmarks.compare(
                     shape,
                     dtype=dtype,
@@ -59,6 +59,6 @@ def bench(
     shell.document(content)
 
 
-def _stage(shown: Board, prefix: str, what: str) -> None:
+def _stage(shown: Board, size: str, what: str) -> None:
     """Show what is measured now."""
-    shown.stage(prefix + what, "updates")
+    shown.stage(f"{size}, {what}", "updates")

@@ -31,75 +31,62 @@ def demo(
     """
     shell = Shell(as_json=as_json, quiet=quiet)
     with shell.speaking():
-        document, heads = _run(shell, options.overrides(training_seed=seed), output, overwrite)
+        alone("demo")
+        from abft_mlx import api, experiment, files, runtime, trainer
+        from abft_mlx.induction import HEADS_FILE, read_heads
+
+        runtime.use_wired_memory()
+        start = time.perf_counter()
+        recipe = options.open_recipe("demo", options.overrides(training_seed=seed))
+        folder = output or api.default_output(recipe)
+        trainer.RunFolder(folder).check(overwrite=overwrite)
+        measure = words.command("eval", folder)
+        with board(shell) as shown:
+            events = BoardEvents(shown)
+            opened = experiment.prepare(recipe, events=events)
+            shown.stage("making test prompts")
+            prompts = len(opened.test_prompts())
+            shown.clear()
+            shell.say(f"1/3 measuring the bundled model on {prompts:,} held-out prompts …")
+            shown.stage("bundled model")
+            before = opened.measure_all(events)
+            shown.clear()
+            shell.say("2/3 fine-tuning its attention …")
+            with Follow(shell, shown, folder) as follow:
+                result = experiment.finetune(
+                    opened, folder, overwrite=overwrite, events=follow, stop=follow.stop
+                )
+            shown.clear()
+            shell.say("3/3 measuring again …")
+            shown.stage("with adapter")
+            try:
+                after = opened.measure_all(events)
+            except KeyboardInterrupt:
+                shown.clear()
+                shell.tell(f"the run is whole; to measure it: {measure}")
+                raise
+        measured = experiment.document(opened, after, adapter=result.output, base=before)
+        files.write_json(result.output / trainer.EVALUATION_FILE, plain(measured))
+        peak = max(result.progress.peak_memory_bytes, runtime.peak_memory_bytes())
+        document = {
+            "before": before["methods"]["vanilla"],
+            "after": after["methods"]["vanilla"],
+            "prompts": prompts,
+            "seconds": time.perf_counter() - start,
+            "peak_memory_bytes": peak,
+            "adapter_bytes": result.adapter_bytes,
+            "output": str(result.output),
+        }
+        heads = read_heads(result.output / HEADS_FILE)
         shell.tell(*_story(document, heads))
         if not (quiet or as_json):
             from abft_mlx.cli.picture import Picture
 
             shell.tell("")
             shell.show(Picture(heads))
-        shell.tell(
-            "",
-            f"next: {_measure(document['output'])}",
-            f"or:   {words.command('recipes', 'copy', 'your-data')}",
-        )
+        copy = words.command("recipes", "copy", "your-data")
+        shell.tell("", f"next: {measure}", f"or:   {copy}")
     shell.document(document)
-
-
-def _run(
-    shell: Shell, changes: dict[str, Any], output: Path | None, overwrite: bool
-) -> tuple[dict[str, Any], Heads]:
-    """Measure, train, measure: the JSON document and what was seen of the heads."""
-    alone("demo")
-    from abft_mlx import api, experiment, files, runtime, trainer
-    from abft_mlx.induction import HEADS_FILE, read_heads
-
-    runtime.use_wired_memory()
-    start = time.perf_counter()
-    recipe = options.open_recipe("demo", changes)
-    folder = output or api.default_output(recipe)
-    trainer.RunFolder(folder).check(overwrite=overwrite)
-    with board(shell) as shown:
-        events = BoardEvents(shown)
-        opened = experiment.prepare(recipe, events=events)
-        shown.stage("making test prompts")
-        prompts = len(opened.test_prompts())
-        shown.clear()
-        shell.say(f"1/3 measuring the bundled model on {prompts:,} held-out prompts …")
-        shown.stage("bundled model")
-        before = opened.measure_all(events)
-        shown.clear()
-        shell.say("2/3 fine-tuning its attention …")
-        with Follow(shell, shown, folder) as follow:
-            result = experiment.finetune(
-                opened, folder, overwrite=overwrite, events=follow, stop=follow.stop
-            )
-        shown.clear()
-        shell.say("3/3 measuring again …")
-        shown.stage("with adapter")
-        try:
-            after = opened.measure_all(events)
-        except KeyboardInterrupt:
-            shown.clear()
-            shell.tell(f"the run is whole; to measure it: {_measure(folder)}")
-            raise
-    measured = experiment.document(opened, after, adapter=result.output, base=before)
-    files.write_json(result.output / trainer.EVALUATION_FILE, plain(measured))
-    document = {
-        "before": before["methods"]["vanilla"],
-        "after": after["methods"]["vanilla"],
-        "prompts": prompts,
-        "seconds": time.perf_counter() - start,
-        "peak_memory_bytes": max(result.progress.peak_memory_bytes, runtime.peak_memory_bytes()),
-        "adapter_bytes": result.adapter_bytes,
-        "output": str(result.output),
-    }
-    return document, read_heads(result.output / HEADS_FILE)
-
-
-def _measure(output: str | Path) -> str:
-    """The command that measures the run again."""
-    return words.command("eval", output)
 
 
 def _story(document: dict[str, Any], heads: Heads) -> list[str]:
@@ -111,21 +98,29 @@ def _story(document: dict[str, Any], heads: Heads) -> list[str]:
     # The head that looks at labels most, before anything was trained.
     strongest = np.unravel_index(np.nanargmax(before.magnitude), before.magnitude.shape)
     layer, head = (int(index) for index in strongest)
+    labels, right = (
+        (getattr(before, key)[layer, head], getattr(after, key)[layer, head])
+        for key in ("magnitude", "correctness")
+    )
     return [
         "",
-        f"  before  {words.bar(was)}  {was:.1%}",
-        f"  after   {words.bar(now)}  {now:.1%}   {100 * (now - was):+.1f} points, "
+        f"  before  {_bar(was)}  {was:.1%}",
+        f"  after   {_bar(now)}  {now:.1%}   {100 * (now - was):+.1f} points, "
         f"n = {document['prompts']:,}",
         "",
         f"  induction heads  {before.heads_per_prompt:.1f} in a prompt before, "
         f"{after.heads_per_prompt:.1f} after",
         f"  strongest head   layer {layer} head {head}: "
-        f"{before.magnitude[layer, head]:.0%} of its attention on labels before, "
-        f"{after.magnitude[layer, head]:.0%} after;",
-        f"                   on right labels minus on wrong ones "
-        f"{before.correctness[layer, head]:+.0%} before, "
-        f"{after.correctness[layer, head]:+.0%} after",
+        f"{labels[0]:.0%} of its attention on labels before, {labels[1]:.0%} after;",
+        "                   on right labels minus on wrong ones "
+        f"{right[0]:+.0%} before, {right[1]:+.0%} after",
         f"  cost             {document['seconds']:.0f} s in all, "
         f"{size(document['peak_memory_bytes'])} at the peak",
         f"  adapter          {size(document['adapter_bytes'])} in {document['output']}",
     ]
+
+
+def _bar(rate: float) -> str:
+    """A rate in 0..1 as a bar."""
+    filled = round(30 * rate)
+    return "█" * filled + "░" * (30 - filled)

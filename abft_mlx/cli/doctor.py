@@ -35,67 +35,44 @@ def doctor(
     """
     shell = Shell(as_json=as_json)
     with shell.speaking():
+        from abft_mlx import memory_estimate, runtime
+        from abft_mlx import recipe as recipes
+        from abft_mlx.trainer import plan
+
         estimate = None
+        memory = runtime.memory_facts()
         if recipe or model or length or batch or settings:
             name = options.subject(shell, recipe).recipe if recipe else None
-            estimate = _estimate(name, model, length or _LENGTH_TOKENS, batch, settings)
-        facts = examine()
+            changes = options.overrides(settings, model=model if name or model else "demo")
+            tokens = length or _LENGTH_TOKENS
+            if batch is not None:
+                changes["training.micro_batch_tokens"] = batch * plan.padded_tokens(tokens)
+            chosen = recipes.resolve(options.open_recipe(name, changes))
+            limit = memory["recommended_bytes"] or memory["machine_bytes"]
+            estimate = memory_estimate.examine(chosen, tokens, limit or 0)
+        blas = runtime.prepare()
+        rates = {
+            dtype: runtime.matrix_product_flops(1024 if dtype == "float32" else 512, dtype=dtype)
+            for dtype in ("float32", "bfloat16", "float16")
+        }
+        facts = {
+            "schema": 1,
+            "versions": runtime.versions(),
+            "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
+            "device": runtime.device_description(),
+            "blas": {"path": blas.path, "note": blas.note},
+            "memory": memory,
+            "matrix_product_flops_per_second": rates,
+            "advice": advice(blas.path, rates),
+        }
         if estimate is not None:
             facts["memory_estimate"] = estimate
         shell.say(*describe(facts))
     shell.document(facts)
 
 
-def _estimate(
-    recipe: str | None,
-    model: str | None,
-    length: int,
-    batch: int | None,
-    settings: list[str] | None,
-) -> dict[str, Any]:
-    """The memory of a run, as the JSON document has it."""
-    from abft_mlx import memory_estimate, runtime
-    from abft_mlx import recipe as recipes
-    from abft_mlx.trainer import plan
-
-    changes = options.overrides(settings, model=model if recipe or model else "demo")
-    if batch is not None:
-        changes["training.micro_batch_tokens"] = batch * plan.padded_tokens(length)
-    chosen = recipes.resolve(options.open_recipe(recipe, changes))
-    memory = runtime.memory_facts()
-    limit = memory["recommended_bytes"] or memory["machine_bytes"]
-    assert limit is not None
-    return memory_estimate.examine(chosen, length, limit)
-
-
-def examine() -> dict[str, Any]:
-    """Every fact of ``doctor --json``."""
-    from abft_mlx import runtime
-
-    blas = runtime.prepare()
-    sizes = {"float32": 1024, "bfloat16": 512, "float16": 512}
-    rates = {
-        dtype: runtime.matrix_product_flops(size, dtype=dtype) for dtype, size in sizes.items()
-    }
-    return {
-        "schema": 1,
-        "versions": runtime.versions(),
-        "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "device": runtime.device_description(),
-        "blas": {"path": blas.path, "note": blas.note},
-        "memory": runtime.memory_facts(),
-        "matrix_product_flops_per_second": rates,
-        "advice": advice(blas.path, rates),
-    }
-
-
 def advice(blas_path: str | None, rates: dict[str, float]) -> list[str]:
-    """What would make MLX faster here; nothing on a Mac, where nothing needs doing.
-
-    Args:
-        blas_path: the optimised BLAS in use, if any.
-        rates: measured floating-point operations per second by type.
-    """
+    """What would make MLX faster here; nothing on a Mac, where nothing needs doing."""
     if sys.platform != "linux":
         return []
     lines = []
@@ -115,11 +92,7 @@ def advice(blas_path: str | None, rates: dict[str, float]) -> list[str]:
 
 
 def describe(facts: dict[str, Any]) -> list[str]:
-    """The facts as lines for a person.
-
-    Args:
-        facts: of :func:`examine`.
-    """
+    """The facts of ``doctor --json`` as lines for a person."""
     memory, blas = facts["memory"], facts["blas"]
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     lines = [
@@ -138,30 +111,28 @@ def describe(facts: dict[str, Any]) -> list[str]:
     for dtype, rate in facts["matrix_product_flops_per_second"].items():
         lines.append(f"product    {rate / 1e9:.1f} GFLOP/s in {dtype}")
     lines += [f"advice     {text}" for text in facts["advice"]]
-    return lines + (_estimate_lines(facts["memory_estimate"]) if "memory_estimate" in facts else [])
-
-
-def _size(count_bytes: float) -> str:
-    """Bytes of memory, in powers of two."""
-    if count_bytes >= 2**30:
-        return f"{count_bytes / 2**30:.1f} GiB"
-    return f"{count_bytes / 2**20:.1f} MiB"
-
-
-def _estimate_lines(estimate: dict[str, Any]) -> list[str]:
-    """The memory of a run as lines for a person."""
-    kind = f"{estimate['bits']}-bit" if estimate["bits"] else estimate["number_type"]
-    parts = ["weights", "adapter", "moments", "gradients", "activations"]
-    parts += ["kept_hidden"] if estimate.get("kept_hidden_bytes") else []
-    listed = [f"{part.replace('_', ' ')} {_size(estimate[f'{part}_bytes'])}" for part in parts]
+    if "memory_estimate" not in facts:
+        return lines
+    estimate = facts["memory_estimate"]
+    number = f"{estimate['bits']}-bit" if estimate["bits"] else estimate["number_type"]
+    kinds = ["weights", "adapter", "moments", "gradients", "activations"]
+    kinds += ["kept_hidden"] if estimate.get("kept_hidden_bytes") else []
+    parts = [f"{kind.replace('_', ' ')} {_size(estimate[f'{kind}_bytes'])}" for kind in kinds]
     verdict = "fits" if estimate["fits"] else f"does not fit; {estimate['way_out']}"
     return [
-        f"model      {estimate['model']}: {estimate['parameters']:,} parameters in {kind}, "
+        *lines,
+        f"model      {estimate['model']}: {estimate['parameters']:,} parameters in {number}, "
         f"{estimate['trainable_parameters']:,} trained",
-        f"training   about {_size(estimate['training_bytes'])}: {', '.join(listed)}",
+        f"training   about {_size(estimate['training_bytes'])}: {', '.join(parts)}",
         f"           at a time {estimate['rows']} x {estimate['tokens']} tokens, "
         f"an update {estimate['micro_batches']} x that",
         f"evaluation about {_size(estimate['evaluation_bytes'])}: "
         f"{estimate['evaluation_rows']} x {estimate['tokens']} tokens at a time",
         f"verdict    {verdict} ({_size(estimate['limit_bytes'])} here)",
     ]
+
+
+def _size(count_bytes: float) -> str:
+    """Bytes of memory, in powers of two."""
+    gigabytes = count_bytes / 2**30
+    return f"{gigabytes:.1f} GiB" if gigabytes >= 1 else f"{count_bytes / 2**20:.1f} MiB"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -12,9 +12,14 @@ from abft_mlx.cli.shell import Shell, join_ranks, plain, table
 from abft_mlx.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from abft_mlx.ranks import Ranks
+
+_MEASURES = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro-F1",
+    "expected_calibration_error": "ECE",
+    "true_label_probability": "true-label probability",
+}
 
 
 def evaluate(
@@ -59,12 +64,8 @@ def evaluate(
         label_words=label_words, demonstrations=demonstrations, evaluation_seed=seed,
     )  # fmt: skip
     subject = options.subject(Shell(as_json=as_json, quiet=quiet), run_or_recipe, adapter)
-    if subject.recipe is None and (model is None or data is None):
-        missing = "--model" if model is None else "--data"
-        raise UsageError(
-            f"{missing} is missing: without a recipe, or a run folder that holds one, both "
-            "--model and --data are needed"
-        )
+    if subject.recipe is None:
+        options.both_needed(model, data)
     file = output
     if output is not None:
         options.check_file(output, overwrite=overwrite)
@@ -73,9 +74,8 @@ def evaluate(
 
         file = subject.run / EVALUATION_FILE
     ranks = join_ranks(resumable=False)
-    if not ranks.first:  # the first rank speaks for all
-        as_json, quiet = False, True
-    shell = Shell(as_json=as_json, quiet=quiet)
+    # The first rank speaks for all.
+    shell = Shell(as_json=as_json and ranks.first, quiet=quiet or not ranks.first)
     with shell.speaking():
         document = _measure(shell, ranks, subject, changes)
         if not ranks.first:
@@ -83,7 +83,15 @@ def evaluate(
         if not as_json:
             _show(shell, document)
         if file is not None:
-            _write(shell, document, file, wanted=output is not None)
+            from abft_mlx import files
+
+            try:
+                files.write_json(file, plain(document))
+                shell.say(f"wrote {file}")
+            except OutputError as error:
+                if output is not None:
+                    raise
+                shell.say(f"note: {error}")  # what was measured is not lost: it is shown
         if not as_json and subject.adapter is None:
             what = [subject.recipe] if subject.recipe else ["--model", model, "--data", data]
             shell.say("", f"next: {words.command('finetune', *what)}")
@@ -112,29 +120,15 @@ def _protocols(
     return changes and {**changes, "evaluation.demonstrations": "per_query"}
 
 
-def _chosen(text: str, flag: str, known: Sequence[str]) -> list[str]:
-    """Which of the known names an option lists."""
+def _chosen(text: str, flag: str, allowed: Sequence[str]) -> list[str]:
+    """Which of the allowed names an option lists."""
     chosen = options.names(text, flag)
     if chosen == ["all"]:
-        return list(known)
+        return list(allowed)
     for name in chosen:
-        if name not in known:
-            raise UsageError(f"{flag} has {name!r}; known are {', '.join(known)}, and all")
+        if name not in allowed:
+            raise UsageError(f"{flag} has {name!r}; known are {', '.join(allowed)}, and all")
     return chosen
-
-
-def _write(shell: Shell, document: dict[str, Any], file: Path, *, wanted: bool) -> None:
-    """Write the document; a failure only counts where somebody wanted the file."""
-    from abft_mlx import files
-
-    try:
-        files.write_json(file, plain(document))
-    except OutputError as error:
-        if wanted:
-            raise
-        shell.say(f"note: {error}")  # what was measured is not lost: it is shown
-    else:
-        shell.say(f"wrote {file}")
 
 
 def _measure(
@@ -144,27 +138,26 @@ def _measure(
     from abft_mlx import experiment, runtime
 
     runtime.use_wired_memory()
-    opened = options.open_recipe(subject.recipe, changes)
-    shell.say(f"measuring {opened.model} on {opened.data.source} …")
+    recipe = options.open_recipe(subject.recipe, changes)
+    shell.say(f"measuring {recipe.model} on {recipe.data.source} …")
     with board(shell) as shown:
         document = experiment.evaluate(
-            opened, subject.adapter, events=BoardEvents(shown), ranks=ranks
+            recipe, subject.adapter, events=BoardEvents(shown), ranks=ranks
         )
-    asked, measured = opened.evaluation.queries, document["prompts"]
+    queries, measured = recipe.evaluation.queries, document["prompts"]
     if "verdict" not in document:
-        measured //= opened.evaluation.repeats
-    if measured < asked and "evaluation.queries" in changes:
-        shell.say(f"evaluation.queries is {asked:,}, but there are only {measured:,} test rows")
+        measured //= recipe.evaluation.repeats
+    if measured < queries and "evaluation.queries" in changes:
+        shell.say(f"evaluation.queries is {queries:,}, but there are only {measured:,} test rows")
     if "prompt.demonstrations" in changes and "verdict" in document and subject.adapter is not None:
-        k = changes["prompt.demonstrations"]
         shell.say(
-            f"prompt.demonstrations {k} changes nothing: a run shows its own {document['k']} "
-            "demonstrations"
+            f"prompt.demonstrations {changes['prompt.demonstrations']} changes nothing: a run "
+            f"shows its own {document['k']} demonstrations"
         )
     return document
 
 
-def _show(shell: Shell, document: dict[str, Any]) -> None:
+def _show(shell: Shell, document: Mapping[str, Any]) -> None:
     """Print what was measured, base beside adapter where there are both."""
     pairs = zip(document["labels"], document["label_words"], strict=True)
     renamed = [f"{name} as {word.strip()!r}" for name, word in pairs if word.strip() != name]
@@ -177,21 +170,32 @@ def _show(shell: Shell, document: dict[str, Any]) -> None:
     states["with adapter" if states else "model"] = document
     if "methods" in document:
         _accuracy(shell, document, states)
-    for title, rows in (
-        ("paired tests (exact McNemar)", _comparisons(document)),
-        ("robustness", _table(states, "robustness", _robustness)),
-        ("bias", _table(states, "bias", _bias)),
-        ("demonstrations without the query's label", _table(states, "unseen", _unseen)),
-        ("other tasks, without texts seen in training", _table(states, "transfer", _transfer)),
+    if document.get("comparisons"):
+        shell.tell("", "paired tests (exact McNemar)")
+        rows = table("", "only the first right", "only the second right", "p")
+        for pair in document["comparisons"]:
+            second = pair["second"].replace("base.", "base model's ")
+            counts = [f"{pair[key]:,}" for key in ("only_first", "only_second")]
+            rows.add_row(f"{pair['first']} against {second}", *counts, f"{pair['p_value']:.2g}")
+        shell.show(rows)
+    for part, title in (
+        ("robustness", "robustness"),
+        ("bias", "bias"),
+        ("unseen", "demonstrations without the query's label"),
+        ("transfer", "other tasks, without texts seen in training"),
     ):
-        if rows is not None:
+        columns = [_lines(part, state[part]) for state in states.values() if part in state]
+        if columns:
             shell.tell("", title)
+            rows = table("", *states)
+            for name in columns[0]:
+                rows.add_row(name, *(column.get(name, "") for column in columns))
             shell.show(rows)
 
 
-def _accuracy(shell: Shell, document: dict[str, Any], states: dict[str, Any]) -> None:
+def _accuracy(shell: Shell, document: Mapping[str, Any], states: Mapping[str, Any]) -> None:
     """Print the table of methods, and the confusions if they are few."""
-    rows = {
+    methods = {
         state if name == "vanilla" else f"{state}, {name.replace('_', '-')}": method
         for state, measured in states.items()
         for name, method in measured["methods"].items()
@@ -199,41 +203,24 @@ def _accuracy(shell: Shell, document: dict[str, Any], states: dict[str, Any]) ->
     chat = " in chat turns" if document["chat_template"] else ""
     fixed = " fixed" if document["demonstrations"] == "fixed" else ""
     shell.tell(f"{document['prompts']:,} prompts with {document['k']}{fixed} demonstrations{chat}")
-    shell.show(words.measures(rows))
-    for name, method in rows.items() if len(rows) <= 2 else ():
-        confusion = words.confusion(document["labels"], method["confusion"])
-        if confusion is not None:
-            shell.tell("", f"{name}, prompts:")
-            shell.show(confusion)
-
-
-def _comparisons(document: Mapping[str, Any]) -> Table | None:
-    """The paired tests."""
-    if not document.get("comparisons"):
-        return None
-    rows = table("", "only the first right", "only the second right", "p")
-    for pair in document["comparisons"]:
-        second = pair["second"].replace("base.", "base model's ")
-        rows.add_row(
-            f"{pair['first']} against {second}",
-            f"{pair['only_first']:,}",
-            f"{pair['only_second']:,}",
-            f"{pair['p_value']:.2g}",
-        )
-    return rows
-
-
-def _table(
-    states: Mapping[str, Any], part: str, rows: Callable[[Mapping[str, Any]], dict[str, str]]
-) -> Table | None:
-    """One part of the document, a column for each state."""
-    if not any(part in state for state in states.values()):
-        return None
-    shown = table("", *states)
-    columns = [rows(state[part]) for state in states.values()]
-    for name in columns[0]:
-        shown.add_row(name, *(column.get(name, "") for column in columns))
-    return shown
+    with_interval = any("interval" in method for method in methods.values())
+    headings = list(_MEASURES.values())
+    rows = table("", headings[0], *(["95% interval"] if with_interval else []), *headings[1:])
+    for name, method in methods.items():
+        cells = [f"{method[key]:.1%}" for key in _MEASURES]
+        if with_interval:
+            low, high = method.get("interval", {}).get("accuracy", (None, None))
+            cells.insert(1, "" if low is None else f"{low:.1%}–{high:.1%}")
+        rows.add_row(name, *cells)
+    shell.show(rows)
+    if len(methods) > 2 or len(document["labels"]) > words.CLASSES_SHOWN:
+        return
+    for name, method in methods.items():
+        rows = table("gold \\ predicted", *document["labels"])
+        for label, counts in zip(document["labels"], method["confusion"], strict=True):
+            rows.add_row(label, *(f"{count:,}" for count in counts))
+        shell.tell("", f"{name}, prompts:")
+        shell.show(rows)
 
 
 def _rate(measured: Mapping[str, Any], key: str = "accuracy") -> str:
@@ -245,41 +232,31 @@ def _rate(measured: Mapping[str, Any], key: str = "accuracy") -> str:
     return f"{measured[key]:.1%}" + ("" if low is None else f" [{low:.1%}, {high:.1%}]")
 
 
-def _robustness(part: Mapping[str, Any]) -> dict[str, str]:
-    """Lines of the robustness protocol."""
-    return {
-        "template consistency": _rate(part["template"], "consistency"),
-        "demonstration consistency": _rate(part["demonstrations"], "consistency"),
-    }
-
-
-def _bias(part: Mapping[str, Any]) -> dict[str, str]:
-    """Lines of the bias protocol."""
-    most, kl = part["maximum_entropy"], part["posterior_kl"]
-    unknown = "no label predicted of one that occurs"
-    return {
-        "contextual entropy (nats)": f"{part['contextual_entropy']:.3f} of {most:.3f}",
-        "domain entropy (nats)": f"{part['domain_entropy']:.3f} of {most:.3f}",
-        "posterior KL (nats)": unknown if kl is None else f"{kl:.3f}",
-        "GLER (accuracy per share of right labels)": f"{part['gler']:.3f}",
-    }
-
-
-def _unseen(part: Mapping[str, Any]) -> dict[str, str]:
-    """Lines of the unseen protocol."""
-    return {
-        "accuracy, random": _rate(part["random"]),
-        "accuracy, none with it": _rate(part["unseen"]),
-        "accuracy, no demonstrations": _rate(part["zero_shot"]),
-    }
-
-
-def _transfer(part: Mapping[str, Any]) -> dict[str, str]:
-    """Lines of the transfer protocol."""
-    rows = {}
-    for name, task in part["tasks"].items():
-        shown = _rate(task) if "accuracy" in task else "–"
-        rows[name] = f"{shown}, n {task['prompts']:,}, shared {task['shared_queries']:,}"
-    if part["accuracy"] is not None:
-        rows["mean"] = f"{part['accuracy']:.1%}"
-    return rows
+def _lines(name: str, part: Mapping[str, Any]) -> dict[str, str]:
+    """What a protocol other than accuracy measured, by line."""
+    if name == "robustness":
+        return {
+            "template consistency": _rate(part["template"], "consistency"),
+            "demonstration consistency": _rate(part["demonstrations"], "consistency"),
+        }
+    if name == "bias":
+        most, kl = part["maximum_entropy"], part["posterior_kl"]
+        return {
+            "contextual entropy (nats)": f"{part['contextual_entropy']:.3f} of {most:.3f}",
+            "domain entropy (nats)": f"{part['domain_entropy']:.3f} of {most:.3f}",
+            "posterior KL (nats)": "no label predicted of one that occurs"
+            if kl is None
+            else f"{kl:.3f}",
+            "GLER (accuracy per share of right labels)": f"{part['gler']:.3f}",
+        }
+    if name == "unseen":
+        return {
+            "accuracy, random": _rate(part["random"]),
+            "accuracy, none with it": _rate(part["unseen"]),
+            "accuracy, no demonstrations": _rate(part["zero_shot"]),
+        }
+    lines = {}
+    for task_name, task in part["tasks"].items():
+        rate = _rate(task) if "accuracy" in task else "–"
+        lines[task_name] = f"{rate}, n {task['prompts']:,}, shared {task['shared_queries']:,}"
+    return lines | ({} if part["accuracy"] is None else {"mean": f"{part['accuracy']:.1%}"})

@@ -12,8 +12,7 @@ from abft_mlx.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from abft_mlx.exchange import Exported
-    from abft_mlx.exchange.push import Outcome, Upload
-    from abft_mlx.recipe import Recipe
+    from abft_mlx.exchange.push import Outcome
 
 
 def export(
@@ -67,21 +66,33 @@ def export(
     alone("export")
     shell = Shell(as_json=as_json, quiet=quiet)
     with shell.speaking():
-        from abft_mlx import exchange, prediction, runtime
+        from abft_mlx import adapters, exchange, prediction, runtime
 
         runtime.use_wired_memory()
         folder = options.find_adapter(shell, run).folder
+        own = folder / "recipe.yaml" if (folder / "recipe.yaml").is_file() else None
+        named = recipe or (str(own) if own else None)
         revision = None
-        if model is None and (recipe is not None or not _has_recipe(folder)):
-            model, revision = _named_base(folder)
+        if model is None and (recipe is not None or own is None):
+            if own is not None:
+                trained = options.open_recipe(str(own), {})
+                model, revision = trained.model, trained.revision
+            else:
+                model = adapters.base_model(folder)
+        if named is None and model is None:
+            raise UsageError(f"{folder} does not name its base model; give --model")
+        if named is None and data is None and measure:
+            raise UsageError(
+                f"{folder} has no recipe.yaml to take prompts from: give --data or --recipe to "
+                "measure the result on, or --no-measure"
+            )
         # What a recipe says of its own base's history is not true of another.
         base = {} if model is None else {"revision": revision}
         changes = options.overrides(
             settings, base, model=model, data=data, text_column=text_column,
             label_column=label_column, labels=labels,
         )  # fmt: skip
-        opened = _recipe(folder, recipe, model, data, changes, measure)
-        precision = exchange.Precision(dequantize, float_merged, quantize)
+        opened = options.open_recipe(named, changes)
         try:
             with board(shell) as shown:
                 exported = exchange.export(
@@ -94,7 +105,7 @@ def export(
                     test_texts=data is not None or recipe is not None,
                     prompts=prompts,
                     scale=scale,
-                    precision=precision,
+                    precision=exchange.Precision(dequantize, float_merged, quantize),
                     base_model=base_model,
                     overwrite=overwrite,
                     on_stage=shown.stage,
@@ -102,101 +113,54 @@ def export(
                 )
         except DataError as error:
             raise DataError(f"{error}; or export with --no-measure", error.problems) from error
-        _show_export(shell, exported)
+        _show(shell, exported)
         if (folder / prediction.DEMONSTRATIONS_FILE).is_file():
             shell.say(f"prompt    {words.command('predict', run, '--show-prompt', 'TEXT')}")
-    shell.document(_document(exported, run, to, opened.model, scale))
+    shell.document(
+        {
+            "schema": 1,
+            "run": run,
+            "to": to,
+            "model": opened.model,
+            "scale": scale,
+            "output": str(exported.folder),
+            "files": exported.files,
+            "bytes": sum(exported.files.values()),
+            "layers": exported.layers,
+            "base_model": exported.base_model,
+            "weights": exported.precision,
+            "measured": exported.measured,
+            "measured_on": exported.measured_on,
+            "warnings": list(exported.warnings),
+        }
+    )
 
 
-def _has_recipe(run: Path) -> bool:
-    """Whether a folder is a run's."""
-    return (run / "recipe.yaml").is_file()
-
-
-def _named_base(run: Path) -> tuple[str | None, str | None]:
-    """The base that a run's recipe or an adapter's own configuration names, and its revision."""
-    from abft_mlx import adapters
-
-    if _has_recipe(run):
-        own = options.open_recipe(str(run / "recipe.yaml"), {})
-        return own.model, own.revision
-    return adapters.base_model(run), None
-
-
-def _recipe(
-    run: Path,
-    recipe: str | None,
-    model: str | None,
-    data: str | None,
-    changes: dict[str, Any],
-    measure: bool,
-) -> Recipe:
-    """The recipe that names base and prompts; where nothing is measured the base is enough."""
-    named = recipe or (str(run / "recipe.yaml") if _has_recipe(run) else None)
-    if named is not None:
-        return options.open_recipe(named, changes)
-    if model is None:
-        raise UsageError(f"{run} does not name its base model; give --model")
-    if data is None and measure:
-        raise UsageError(
-            f"{run} has no recipe.yaml to take prompts from: give --data or --recipe to measure "
-            "the result on, or --no-measure"
-        )
-    return options.open_recipe(None, changes)
-
-
-def _show_export(shell: Shell, exported: Exported) -> None:
-    """Print what was written."""
+def _show(shell: Shell, exported: Exported) -> None:
+    """Print what was written, and how far it is from base + adapter."""
     megabytes = sum(exported.files.values()) / 1e6
     shell.tell(f"{len(exported.files)} files, {megabytes:,.2f} MB in {exported.folder}")
     if exported.precision is not None:
         shell.say(f"weights   {exported.precision}")
     if exported.base_model is not None:
         shell.say(f"base      {exported.base_model}")
-    if exported.measured is not None:
-        for line in _measured(exported.measured, exported.measured_on):
-            shell.say(line)
+    measured = exported.measured
+    if measured is not None:
+        n = measured["prompts"]
+        shell.say(f"measured  on {n} prompts, against base + adapter: {exported.measured_on}")
+        for name, key in (("written", "result"), ("base", "base")):
+            logits = measured[key]
+            shell.say(
+                f"  {name:8}logits differ by {logits['vocabulary_mean']:.2g} on average and "
+                f"{logits['vocabulary_max']:.2g} at most, those of labels by "
+                f"{logits['labels_mean']:.2g} and {logits['labels_max']:.2g}; same label in "
+                f"{logits['agreement']} of {n}"
+            )
+        share = f"{max(measured['kept'] or 0.0, 0.0):.1%} of the adapter's effect on labels is kept"
+        none = "the adapter has no effect on labels"
+        shell.say(f"  {none if measured['kept'] is None else share}")
     for text in exported.warnings:
         shell.tell(f"warning   {text}")
-
-
-def _measured(measured: dict[str, Any], on: str | None) -> list[str]:
-    """The measurement as lines for a person."""
-    lines = [f"measured  on {measured['prompts']} prompts, against base + adapter: {on}"]
-    for name, key in (("written", "result"), ("base", "base")):
-        apart = measured[key]
-        lines.append(
-            f"  {name:8}logits differ by {apart['vocabulary_mean']:.2g} on average and "
-            f"{apart['vocabulary_max']:.2g} at most, those of labels by {apart['labels_mean']:.2g} "
-            f"and {apart['labels_max']:.2g}; same label in {apart['agreement']} of "
-            f"{measured['prompts']}"
-        )
-    if measured["kept"] is None:
-        lines.append("  the adapter has no effect on labels")
-    else:
-        kept = max(measured["kept"], 0.0)
-        lines.append(f"  {kept:.1%} of the adapter's effect on labels is kept")
-    return lines
-
-
-def _document(exported: Exported, run: str, to: str, model: str, scale: float) -> dict[str, Any]:
-    """The JSON document of export."""
-    return {
-        "schema": 1,
-        "run": run,
-        "to": to,
-        "model": model,
-        "scale": scale,
-        "output": str(exported.folder),
-        "files": exported.files,
-        "bytes": sum(exported.files.values()),
-        "layers": exported.layers,
-        "base_model": exported.base_model,
-        "weights": exported.precision,
-        "measured": exported.measured,
-        "measured_on": exported.measured_on,
-        "warnings": list(exported.warnings),
-    }
 
 
 def push(
@@ -242,32 +206,33 @@ def push(
         if not dry_run:
             sending.check(run)
             sending.token()
-        options = card.Options(
-            license, tuple(language or ()), sending.read_results(results) if results else None
-        )
+        shown_results = sending.read_results(results) if results else None
         with board(shell) as shown:
             shown.stage("packing")
             upload = sending.pack(
                 run,
                 name,
-                options=options,
+                options=card.Options(license, tuple(language or ()), shown_results),
                 base_model=base_model,
                 with_peft=with_peft,
                 with_demonstrations=with_demonstrations,
             )
+        sizes = upload.sizes()
         document: dict[str, Any] = {
             "schema": 1,
             "repository": name,
             "dry_run": dry_run,
-            "files": upload.sizes(),
+            "files": sizes,
             "card": upload.card,
         }
         if dry_run:
-            _show_upload(shell, upload)
+            shell.tell(f"would be sent to {upload.name} (nothing was):")
+            shell.tell(*(f"  {path}  {size(count)}" for path, count in sizes.items()))
+            shell.tell("", "README.md:", "", upload.card)
         else:
             shell.say(f"sending {len(upload.files)} files to {name} …")
             with board(shell) as shown:
-                shown.stage(f"sending {size(sum(upload.sizes().values()))}")
+                shown.stage(f"sending {size(sum(sizes.values()))}")
                 outcome = sending.send(upload, private=private, revision=revision)
             _show_outcome(shell, name, outcome)
             document |= {
@@ -280,22 +245,12 @@ def push(
     shell.document(document)
 
 
-def _show_upload(shell: Shell, upload: Upload) -> None:
-    """Print what would be sent."""
-    shell.tell(f"would be sent to {upload.name} (nothing was):")
-    for path, count_bytes in upload.sizes().items():
-        shell.tell(f"  {path}  {size(count_bytes)}")
-    shell.tell("", "README.md:", "", upload.card)
-
-
 def _show_outcome(shell: Shell, name: str, outcome: Outcome) -> None:
     """Print what was sent."""
     if outcome.commit is None:
         shell.tell(f"{name} has all of this already: no commit was made")
         return
-    for path in outcome.sent:
-        shell.say(f"  sent {path}")
-    for path in outcome.removed:
-        shell.say(f"  removed {path}, which is not part of this push")
+    shell.say(*(f"  sent {path}" for path in outcome.sent))
+    shell.say(*(f"  removed {path}, which is not part of this push" for path in outcome.removed))
     shell.tell(f"sent: {outcome.url}")
     shell.say(f"use it: abft-mlx eval --adapter {name}")

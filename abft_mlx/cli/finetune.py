@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,44 +81,38 @@ def finetune(
         labels=labels, label_words=label_words, updates=updates, learning_rate=learning_rate,
         demonstrations=demonstrations, training_seed=seed,
     )  # fmt: skip
-    if resume is not None:
-        if recipe or changes or output or overwrite:
-            raise UsageError(
-                "--resume takes everything from the run's own recipe.yaml: give no recipe, no "
-                "--set and no other flag that changes it"
-            )
-    elif recipe is None and (model is None or data is None):
-        missing = "--model" if model is None else "--data"
+    if resume is not None and (recipe or changes or output or overwrite):
         raise UsageError(
-            f"{missing} is missing: without a recipe both --model and --data are needed "
-            "(abft-mlx recipes list shows the recipes)"
+            "--resume takes everything from the run's own recipe.yaml: give no recipe, no --set "
+            "and no other flag that changes it"
         )
+    if resume is None and recipe is None:
+        options.both_needed(model, data, " (abft-mlx recipes list shows the recipes)")
     if project_name is not None and report_to is None:
         raise UsageError(f"--project-name {project_name!r} is for --report-to, which is not given")
     ranks = join_ranks(resumable=True)
-    if not ranks.first:  # the first rank speaks for all
-        as_json, quiet = False, True
-    shell = Shell(as_json=as_json, quiet=quiet)
+    # The first rank speaks for all.
+    shell = Shell(as_json=as_json and ranks.first, quiet=quiet or not ranks.first)
     with shell.speaking():
+        from abft_mlx import api, experiment, runtime
+
         tracking = None
         if report_to is not None and ranks.first:
             from abft_mlx import tracking as trackers
 
             chosen = trackers.chosen(report_to)
             tracking = trackers.Tracking(chosen, project_name or trackers.PROJECT, shell.tell)
-        from abft_mlx import api, experiment, runtime
-
         runtime.use_wired_memory()
-        if resume is not None:
-            opened, folder = None, resume
-        else:
+        opened, folder = None, resume
+        if folder is None:
             opened = options.open_recipe(recipe, changes)
             folder = output or api.default_output(opened)
         with (
             board(shell) as shown,
-            Follow(shell, shown, folder, tracking, first=ranks.first) as follow,
+            Follow(
+                shell, shown, folder, tracking, first=ranks.first, begun=resume is not None
+            ) as follow,
         ):
-            follow.begun = resume is not None
             result = experiment.finetune(
                 opened,
                 folder,
@@ -141,14 +134,18 @@ def finetune(
     shell.document(document)
 
 
-class Follow(BoardEvents, contextlib.ExitStack):
+class Follow(BoardEvents):
     """Prints the plan of a run when it is ready, shows its updates, and reports them to trackers.
 
     While it is open a signal ends the run after the update that goes on.
 
-    Attributes:
-        begun: whether the run's folder holds a run that can be resumed.
-        stop: what a signal asks to end the run.
+    Args:
+        shell: of the command.
+        shown: where updates are shown.
+        output: the run folder.
+        tracking: what updates are reported to.
+        first: whether this process speaks for all.
+        begun: whether the folder holds a run that can be resumed.
     """
 
     def __init__(
@@ -159,22 +156,29 @@ class Follow(BoardEvents, contextlib.ExitStack):
         tracking: Tracking | None = None,
         *,
         first: bool = True,
+        begun: bool = False,
     ) -> None:
         from abft_mlx import trainer
 
-        contextlib.ExitStack.__init__(self)
-        BoardEvents.__init__(self, shown)
-        self._first = first
-        self._shell = shell
-        self._output = output
-        self._tracking = tracking
+        super().__init__(shown)
         self.stop = trainer.Stop(shown.note)
-        self.begun = False
+        self._watching = self.stop.watching()
+        self._shell, self._output, self._tracking = shell, output, tracking
+        self._first, self._begun = first, begun
 
     def __enter__(self) -> Follow:
-        self.enter_context(self.stop.watching())
-        self.push(self._interrupted)
+        self._watching.__enter__()
         return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
+        if self._tracking is not None:
+            self._tracking.close(failed=kind is not None)
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            self._board.clear()
+            if self._begun and self._first:
+                resume = words.command("finetune", "--resume", self._output)
+                self._shell.tell(f"to go on: {resume}")
+        self._watching.__exit__(kind, *rest)
 
     def prepared(self, experiment: Experiment, trainable: int) -> None:
         """Print the plan, open the trackers and have updates shown."""
@@ -182,8 +186,8 @@ class Follow(BoardEvents, contextlib.ExitStack):
 
         self._board.clear()
         if self._shell.quiet and self._first:
-            self._shell.tell(*(f"warning   {text}" for text in words.warnings(experiment)))
-        self._shell.say(*words.plan(experiment, trainable, self._output))
+            self._shell.tell(*(f"warning   {text}" for text in _warnings(experiment)))
+        self._shell.say(*_plan(experiment, trainable, self._output))
         if self._tracking is not None:
             try:
                 self._tracking.start(experiment.recipe, self._output)
@@ -192,8 +196,7 @@ class Follow(BoardEvents, contextlib.ExitStack):
                 if not folder.has_checkpoint():  # not a run that goes on
                     folder.discard()
                 raise
-            self.push(self._close)
-        self.begun = True
+        self._begun = True
         self._board.training(experiment.recipe.training.updates)
 
     def update(self, update: Update) -> None:
@@ -202,20 +205,72 @@ class Follow(BoardEvents, contextlib.ExitStack):
         if self._tracking is not None:
             self._tracking.updated(update)
 
-    def _close(self, kind: type[BaseException] | None, *rest: object) -> None:
-        """End the trackers' runs."""
-        del rest
-        assert self._tracking is not None
-        self._tracking.close(failed=kind is not None)
 
-    def _interrupted(self, kind: type[BaseException] | None, *rest: object) -> None:
-        """Say how to go on."""
-        del rest
-        if kind is not None and issubclass(kind, KeyboardInterrupt):
-            self._board.clear()
-            if self.begun and self._first:
-                resume = words.command("finetune", "--resume", self._output)
-                self._shell.tell(f"to go on: {resume}")
+def _plan(experiment: Experiment, trainable: int, output: Path) -> list[str]:
+    """What a run will work on, as lines for a person."""
+    recipe, task = experiment.recipe, experiment.task
+    adapter, training, prompt = recipe.adapter, recipe.training, recipe.prompt
+    rows = task.splits.rows
+    parts = [
+        f"{len(some):,} for {name}"
+        for name, some in rows.items()
+        if some and not (name == "demonstrations" and some == rows["training"])
+    ]
+    labels = []
+    for (name, n), word in zip(task.texts.class_counts().items(), task.space.words, strict=True):
+        renamed = "" if word.strip() == name else f", in prompts {word.strip()!r}"
+        labels.append(f"{name} ({n:,}{renamed})")
+    more = len(labels) - words.CLASSES_SHOWN
+    listed = ", ".join(labels[: words.CLASSES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+    lines = [
+        f"model     {recipe.model}" + (f" at {recipe.revision}" if recipe.revision else ""),
+        f"data      {task.texts.source}: {len(task.texts):,} texts: {', '.join(parts)}",
+        f"labels    {listed}",
+        *(f"warning   {text}" for text in _warnings(experiment)),
+    ]
+    if training.updates:
+        what = f"LoRA of rank {adapter.rank} on" if adapter.kind == "lora" else "the whole of"
+        what += " W_Q and W_K" + (", and the LM head" if adapter.head else "")
+        what += f": {training.updates} updates of {training.prompts_per_update} prompts with "
+        what += f"{prompt.demonstrations} demonstrations{' in chat turns' if prompt.chat else ''}"
+        if training.together > 1:
+            what += f", shared by {training.together} prompts"
+        kinds = {"end_to_end": ", end to end", "read_out": ", label-attention read-out"}
+        what += kinds.get(recipe.objective.kind, "")
+        if experiment.mixture:
+            what += f", on {', '.join(task.name for task in experiment.mixture)}"
+        lines += [f"training  {trainable:,} parameters, {what}", f"layers    {_layers(experiment)}"]
+    else:
+        lines.append("training  none: only head weights are fitted, to the model as it is")
+    if task.builder.shortened:
+        lines.append(
+            f"warning   {task.builder.shortened:,} texts shortened to "
+            f"{prompt.max_text_tokens} tokens (prompt.max_text_tokens)"
+        )
+    return [*lines, f"output    {output}"]
+
+
+def _layers(experiment: Experiment) -> str:
+    """Which layers train, and why."""
+    chosen, window = experiment.recipe.adapter.layers, experiment.window
+    if window is not None and not window.heads:
+        return f"all train: no induction head was seen in {window.prompts} training prompts"
+    if window is not None:
+        total = sum(heads is not None for heads in window.heads_by_layer)
+        listed = ", ".join(map(str, sorted(window.layers)))
+        return (
+            f"{listed} of {total} train: they hold "
+            f"{window.heads_inside / window.heads:.0%} of the {window.heads:.1f} induction heads "
+            f"in a prompt, seen in {window.prompts} training prompts"
+        )
+    if isinstance(chosen, list):
+        return f"{', '.join(map(str, sorted(chosen)))} train, as adapter.layers says"
+    return "all train, as adapter.layers says (auto chooses those with induction heads)"
+
+
+def _warnings(experiment: Experiment) -> list[str]:
+    """What is odd about the data, one line each."""
+    return [*experiment.task.texts.warnings, *experiment.task.splits.warnings]
 
 
 def _outcome(result: RunResult) -> list[str]:
@@ -272,7 +327,7 @@ def _document(result: RunResult) -> dict[str, Any]:
         "data": experiment.recipe.data.source,
         "labels": list(experiment.task.space.names),
         "label_words": list(experiment.task.space.words),
-        "warnings": words.warnings(experiment),
+        "warnings": _warnings(experiment),
         "trainable_parameters": result.trainable_parameters,
         "adapter_bytes": result.adapter_bytes,
         "updates": progress.updates,
@@ -282,7 +337,6 @@ def _document(result: RunResult) -> dict[str, Any]:
     }
     if experiment.window is not None:
         document["layers"] = experiment.window.layers
-    validation = _validation(result)
-    if validation:
+    if validation := _validation(result):
         document["validation"] = validation
     return document | (result.evaluation or {})

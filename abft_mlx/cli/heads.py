@@ -12,8 +12,6 @@ from abft_mlx.cli.shell import Shell, alone, table
 from abft_mlx.errors import UsageError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from abft_mlx.induction import Heads
 
 _SHOWN = 20
@@ -89,11 +87,11 @@ def heads(
 
         runtime.use_wired_memory()
         files = output or ([subject.run / induction.HEADS_FILE] if subject.run else [])
-        opened = options.open_recipe(subject.recipe, changes)
-        shell.say(f"looking at the heads of {opened.model} on {opened.data.source} …")
+        recipe = options.open_recipe(subject.recipe, changes)
+        shell.say(f"looking at the heads of {recipe.model} on {recipe.data.source} …")
         with board(shell) as shown:
             census = experiment.heads(
-                opened,
+                recipe,
                 subject.adapter,
                 prompts=prompts or experiment.HEADS_PROMPTS,
                 detectors=detectors,
@@ -106,73 +104,72 @@ def heads(
             if not quiet:
                 shell.tell("")
                 shell.show(Picture(census))
-        for path in files:
-            shell.say(f"wrote {path}")
-    shell.document(_document(census, files))
+        shell.say(*(f"wrote {path}" for path in files))
+    shell.document(
+        {
+            "schema": 1,
+            **census.facts,
+            "labels": list(census.labels),
+            "prompts": census.prompts,
+            "states": _states(census),
+            "files": [str(path) for path in files],
+        }
+    )
 
 
 def _show(shell: Shell, census: Heads, *, every: bool) -> None:
-    """Print the table, and how the detectors agree with it."""
+    """Print heads by their weight, or their attention on labels, and what detectors say of them."""
+    import numpy as np
+
     from abft_mlx import induction
 
     states = census.states
-    counts = ", ".join(
-        f"{state.heads_per_prompt:.1f}" + (f" {name}" if len(states) > 1 else "")
-        for name, state in states.items()
-    )
+    of = {name: f" {name}" if len(states) > 1 else "" for name in states}
+    counts = ", ".join(f"{s.heads_per_prompt:.1f}{of[name]}" for name, s in states.items())
     shell.tell(
         f"{census.prompts:,} prompts with {census.facts.get('k')} demonstrations; induction heads "
         f"in a prompt: {counts}"
     )
-    rows, hidden = _table(census, None if every else _SHOWN)
+    weights = [np.abs(state.weight) for state in states.values() if state.weight is not None]
+    ranks = np.nanmax(np.stack(weights or [state.magnitude for state in states.values()]), axis=0)
+    places = np.argwhere(~np.isnan(ranks)).tolist()
+    places.sort(key=lambda at: (-ranks[tuple(at)], at))
+    limit = len(places) if every else _SHOWN
+    detected = all(state.detected for state in states.values())
+    headings = [*_SCORES.values(), *(_CLASSIC.values() if detected else ())]
+    rows = table("layer", "head", "", *(["weight"] if weights else []), *headings, left=0)
+    rows.padding = (0, 1, 0, 0)
+    for layer, head in places[:limit]:
+        where = [str(layer), str(head)]
+        for name, state in states.items():
+            cells = [where[0], where[1], name]
+            if weights:
+                cells.append("" if state.weight is None else f"{state.weight[layer, head]:+.2f}")
+            for key in _SCORES:
+                sign = "+" if key == "correctness" else ""
+                cells.append(f"{getattr(state, key)[layer, head]:{sign}.0%}")
+            if detected:
+                cells += [f"{getattr(state.detected, key)[layer, head]:.0%}" for key in _CLASSIC]
+            rows.add_row(*cells)
+            where = ["", ""]
     shell.show(rows)
-    if hidden:
-        weighted = any(state.weight is not None for state in states.values())
-        less = "weight" if weighted else "attention on labels"
-        shell.tell(f"and {hidden:,} heads with less {less}; --all shows them")
+    if len(places) > limit:
+        less = "weight" if weights else "attention on labels"
+        shell.tell(f"and {len(places) - limit:,} heads with less {less}; --all shows them")
     for name, state in states.items():
         compared = induction.agreement(state)
         if compared is not None:
-            of = f"{name}: " if len(states) > 1 else ""
             shell.tell(
-                f"{of}of the {compared.count} heads above the filter in half of the prompts, "
-                f"{compared.shared} are among the {compared.count} that best continue repeated "
-                f"random tokens ({compared.by_chance:.1f} by chance); rank correlation "
+                f"{of[name].strip()}{': ' if of[name] else ''}of the {compared.count} heads above "
+                f"the filter in half of the prompts, {compared.shared} are among the "
+                f"{compared.count} that best continue repeated random tokens "
+                f"({compared.by_chance:.1f} by chance); rank correlation "
                 f"{compared.rank_correlation:+.2f}"
             )
 
 
-def _table(census: Heads, limit: int | None) -> tuple[Table, int]:
-    """Heads by their weight, or their attention on labels, and how many are not shown."""
-    import numpy as np
-
-    states = census.states.values()
-    weights = [np.abs(state.weight) for state in states if state.weight is not None]
-    ranks = np.nanmax(np.stack(weights or [state.magnitude for state in states]), axis=0)
-    places = np.argwhere(~np.isnan(ranks)).tolist()
-    places.sort(key=lambda at: (-ranks[tuple(at)], at))
-    classic = {key: _CLASSIC[key] for key in _CLASSIC if all(state.detected for state in states)}
-    weight = ("weight",) if weights else ()
-    rows = table("layer", "head", "", *weight, *_SCORES.values(), *classic.values(), left=0)
-    rows.padding = (0, 1, 0, 0)
-    for layer, head in places[:limit]:
-        where = [str(layer), str(head)]
-        for name, state in census.states.items():
-            cells = [
-                f"{getattr(state, key)[layer, head]:{'+' if key == 'correctness' else ''}.0%}"
-                for key in _SCORES
-            ]
-            cells += [f"{getattr(state.detected, key)[layer, head]:.0%}" for key in classic]
-            if weights:
-                own = "" if state.weight is None else f"{state.weight[layer, head]:+.2f}"
-                cells = [own, *cells]
-            rows.add_row(*where, name, *cells)
-            where = ["", ""]
-    return rows, len(places) - len(places[:limit])
-
-
-def _document(census: Heads, files: list[Path]) -> dict[str, Any]:
-    """The JSON document."""
+def _states(census: Heads) -> dict[str, Any]:
+    """The states of the JSON document."""
     from abft_mlx import induction
 
     states = {}
@@ -183,18 +180,11 @@ def _document(census: Heads, files: list[Path]) -> dict[str, Any]:
             row["weight"] = state.weight.tolist()
         compared = induction.agreement(state)
         if state.detected is not None and compared is not None:
-            row["detected"] = {key: getattr(state.detected, key).tolist() for key in _CLASSIC}
-            row["detected"] |= {
+            row["detected"] = {
+                **{key: getattr(state.detected, key).tolist() for key in _CLASSIC},
                 "sequences": state.detected.sequences,
                 "repeated_tokens": state.detected.repeated_tokens,
             }
             row["agreement"] = asdict(compared)
         states[name] = row
-    return {
-        "schema": 1,
-        **census.facts,
-        "labels": list(census.labels),
-        "prompts": census.prompts,
-        "states": states,
-        "files": [str(path) for path in files],
-    }
+    return states

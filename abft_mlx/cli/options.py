@@ -57,6 +57,7 @@ settings (--set SECTION.KEY=VALUE): Set any field of the recipe, e.g. training.u
 text_column: The column of the texts. [default: text]
 updates: training.updates: optimizer steps. [min: 0] [default: the recipe's]
 """
+# ``name (-n METAVAR): help``
 _ENTRY = re.compile(r"(\w+)(?: \(([^)]*)\))?: (.*)")
 _BRACKET = re.compile(r" ?\[(default|min|max): ([^\]]*)\]$")
 
@@ -69,31 +70,31 @@ def documented(function: Callable[..., None]) -> Callable[..., None]:
     may be left out; one that is missing is that of `SHARED`.
     """
     text, _, own = inspect.cleandoc(function.__doc__ or "").partition("\nArgs:\n")
-    entries = {}
-    for line in re.sub(r"\n +", " ", f"{SHARED}\n{textwrap.dedent(own)}").splitlines():
-        if match := _ENTRY.fullmatch(line):
-            entries[match[1]] = (match[2] or "", match[3])
+    lines = re.sub(r"\n +", " ", f"{SHARED}\n{textwrap.dedent(own)}").splitlines()
+    entries = {
+        match[1]: (match[2] or "", match[3]) for match in map(_ENTRY.fullmatch, lines) if match
+    }
     hints = get_type_hints(function)
     for name, parameter in inspect.signature(function).parameters.items():
         words, shown = entries[name]
-        more: dict[str, Any] = {}
+        more: dict[str, Any] = {"show_default": True}
         while match := _BRACKET.search(shown):
-            more[match[1]] = match[2] if match[1] == "default" else int(match[2])
+            key, value = match.groups()
+            more |= {"show_default": value} if key == "default" else {key: int(value)}
             shown = shown[: match.start()]
-        more["show_default"] = more.pop("default", True)
         if name == "output":
             words, more["parser"] = f"-o {words}", path
-        names = [word for word in words.split() if word.startswith("-")]
-        metavar = " ".join(word for word in words.split() if word not in names) or None
+        flags = [word for word in words.split() if word.startswith("-")]
+        metavar = " ".join(word for word in words.split() if word not in flags) or None
         if parameter.kind is not parameter.KEYWORD_ONLY:
             info = typer.Argument(metavar=metavar, help=shown, **more)
         else:
-            long = f"--{name.replace('_', '-')}"
-            if parameter.default is True:
-                long += f"/--no-{long[2:]}"
-            if not any(word.startswith("--") for word in names):
-                names.insert(0, long)
-            info = typer.Option(*names, metavar=metavar, help=shown, **more)
+            long = name.replace("_", "-")
+            if not any(flag.startswith("--") for flag in flags):
+                flags.insert(
+                    0, f"--{long}" + (f"/--no-{long}" if parameter.default is True else "")
+                )
+            info = typer.Option(*flags, metavar=metavar, help=shown, **more)
         function.__annotations__[name] = Annotated[hints[name], info]
     function.__doc__ = text
     return function
@@ -119,16 +120,7 @@ _FIELDS = {
 def overrides(
     settings: Sequence[str] | None = None, base: Mapping[str, Any] | None = None, **flags: Any
 ) -> dict[str, Any]:
-    """The recipe fields that options set, as a map from ``section.key`` to values.
-
-    Args:
-        settings: the values of ``--set``, which come last.
-        base: fields that the flags may change again.
-        flags: of the keys of ``_FIELDS``; None leaves the recipe's value.
-
-    Raises:
-        UsageError: an option's text cannot be read.
-    """
+    """The recipe fields that options set, as a map from ``section.key`` to values."""
     from abft_mlx import recipe
 
     readers = {"labels": _labels, "label_words": _label_words}
@@ -140,11 +132,7 @@ def overrides(
 
 
 def names(text: str, flag: str) -> list[str]:
-    """The names that an option lists, with commas between them.
-
-    Raises:
-        UsageError: one is empty.
-    """
+    """The names that an option lists, with commas between them."""
     listed = [name.strip() for name in text.split(",")]
     if not all(listed):
         raise UsageError(
@@ -169,8 +157,8 @@ def _label_words(text: str) -> str | dict[str, str]:
         return text.strip()
     words = {}
     for pair in text.split(","):
-        label, equals, word = (part.strip() for part in pair.partition("="))
-        if not (label and equals and word):
+        label, _, word = (part.strip() for part in pair.partition("="))
+        if not (label and word):
             raise UsageError(
                 f"--label-words {text!r}: {pair.strip()!r} is no label=word; write "
                 "bug=bug,billing=payment, or letters"
@@ -180,28 +168,24 @@ def _label_words(text: str) -> str | dict[str, str]:
 
 
 def open_recipe(name: str | None, changes: Mapping[str, Any]) -> Recipe:
-    """The named recipe, or the one for own texts where none is named, with the changes applied.
-
-    Args:
-        name: a recipe's name or file; a run folder is refused.
-        changes: from ``section.key`` to values.
-
-    Raises:
-        RecipeError: no such recipe, or a change that cannot be used.
-        UsageError: a run folder.
-    """
+    """The named recipe, or the one for own texts where none is named, with the changes applied."""
     from abft_mlx import recipe
 
     return recipe.own_data(changes) if name is None else recipe.load(recipe_file(name), changes)
 
 
-def check_file(path: Path, *, overwrite: bool) -> None:
-    """See whether ``--output`` may be written, before any long work.
+def both_needed(model: str | None, data: str | None, more: str = "") -> None:
+    """Refuse to work without a recipe where --model or --data is missing."""
+    if model is None or data is None:
+        missing = "--model" if model is None else "--data"
+        raise UsageError(
+            f"{missing} is missing: without a recipe, or a run folder that holds one, both "
+            f"--model and --data are needed{more}"
+        )
 
-    Raises:
-        OutputError: it exists and ``overwrite`` is not set, is a folder, or its folder is missing
-            or may not be written.
-    """
+
+def check_file(path: Path, *, overwrite: bool) -> None:
+    """See whether ``--output`` may be written, before any long work."""
     if path.is_dir():
         raise OutputError(f"{path}: is a folder; name a file in it with --output")
     if not path.parent.is_dir():
@@ -219,18 +203,12 @@ class Subject:
     A folder that exists wins over everything but the name of a shipped recipe. A run folder always
     means the model with its adapter. A name that looks like a path and is not there is a mistake,
     and never looked for on the hub.
-
-    Attributes:
-        recipe: a recipe's name or file; None where --model and --data say it all.
-        adapter: what to put on the model, if anything.
-        run: the local run folder that recipe and adapter are both of, if they are.
-        model: a model that was named where a recipe could be.
     """
 
-    recipe: str | None
-    adapter: Source | None = None
-    run: Path | None = None
-    model: str | None = None
+    recipe: str | None  # a name or file; None where --model and --data say it all
+    adapter: Source | None = None  # what to put on the model
+    run: Path | None = None  # the local run folder that recipe and adapter are both of
+    model: str | None = None  # one that was named where a recipe could be
 
 
 def subject(
@@ -241,19 +219,8 @@ def subject(
     models: bool = False,
     data: str | None = None,
 ) -> Subject:
-    """What a command's first argument and ``--adapter`` name.
-
-    Args:
-        shell: shows what is fetched from the hub.
-        first: a run or adapter folder, a recipe, or a model where ``models`` allows it.
-        adapter: the value of ``--adapter``: a run or adapter folder, or owner/name of the hub.
-        models: whether ``first`` may be a model.
-        data: the value of ``--data``: ``demo`` is a model beside it, and a recipe without.
-
-    Raises:
-        UsageError: a name is none of these; the message says what it is, or that it is not there.
-    """
-    if first is not None and is_adapter(first):
+    """What a command's first argument and ``--adapter`` name."""
+    if first is not None and _kind(first) == "adapter":
         if adapter is not None and Path(adapter).expanduser() != Path(first).expanduser():
             raise UsageError(
                 f"{first} is an adapter, and --adapter {adapter} names another; give one of them, "
@@ -261,36 +228,35 @@ def subject(
             )
         first, adapter = None, first
     source = None if adapter is None else find_adapter(shell, adapter)
-    own = None
-    if source is not None and (source.folder / _RECIPE).is_file():
-        own = str(source.folder / _RECIPE)
+    folder = source.folder if source and (source.folder / _RECIPE).is_file() else None
+    own = str(folder / _RECIPE) if folder else None
     if first is None:
         local = source is not None and Path(source.name).expanduser().is_dir()
-        run = source.folder if source and own and local else None
-        return Subject(own, source, run if run and (run / _RUN).is_file() else None)
+        return Subject(
+            own, source, folder if folder and local and (folder / _RUN).is_file() else None
+        )
     if models and _is_model(first, data):
         return Subject(own, source, model=first)
     recipe_file(first)
     return Subject(first, source)
 
 
-def is_adapter(name: str) -> bool:
-    """Whether a name is the folder of a run or an adapter; a shipped recipe's name is not."""
+def _kind(name: str) -> str:
+    """What a name is here: recipe (a shipped one's name), adapter, model, folder, file or ""."""
     from abft_mlx import recipe
 
-    folder = Path(name).expanduser()
-    if name in recipe.shipped() or not folder.is_dir():
-        return False
-    return any((folder / file).is_file() for file in (_RECIPE, _RUN, _ADAPTER))
+    path = Path(name).expanduser()
+    if name in recipe.shipped():
+        return "recipe"
+    if any((path / file).is_file() for file in (_RECIPE, _RUN, _ADAPTER)):
+        return "adapter"
+    if path.is_dir():
+        return "model" if (path / _MODEL).is_file() else "folder"
+    return "file" if path.is_file() else ""
 
 
 def find_adapter(shell: Shell, name: str) -> Source:
-    """The adapter of a run folder, an adapter folder or the hub, from where it is fetched.
-
-    Raises:
-        AdapterError: it is not there, or is a folder without an adapter.
-        RunError: the hub cannot be reached.
-    """
+    """The adapter of a run folder, an adapter folder or the hub, from where it is fetched."""
     from abft_mlx import adapters
 
     with progress.board(shell):
@@ -306,23 +272,20 @@ def find_adapter(shell: Shell, name: str) -> Source:
 
 
 def recipe_file(name: str) -> Path:
-    """The file of a recipe, which a run folder is not.
-
-    Raises:
-        UsageError: no such recipe; the message says what the name is instead.
-    """
+    """The file of a recipe; an error says what the name is instead."""
     from abft_mlx import hub, recipe
 
-    if is_adapter(name):
+    kind = _kind(name)
+    if kind == "adapter":
         raise UsageError(
             f"{name} is a run folder, which means a model with its adapter; its recipe alone is "
             f"{Path(name) / _RECIPE}, and finetune --resume {name} continues it"
         )
-    folder = Path(name).expanduser()
-    if name not in recipe.shipped() and folder.is_dir():
-        model = (folder / _MODEL).is_file()
-        what = "a model: give it with --model" if model else f"no run (no {_RUN})"
-        raise RecipeError(f"{name} is {what}")
+    if kind in ("model", "folder"):
+        model = kind == "model"
+        raise RecipeError(
+            f"{name} is {'a model: give it with --model' if model else f'no run (no {_RUN})'}"
+        )
     try:
         return recipe.find(name)
     except RecipeError as error:
@@ -335,19 +298,13 @@ def recipe_file(name: str) -> Path:
 
 
 def _is_model(name: str, data: str | None) -> bool:
-    """Whether a name that may be a model or a recipe is a model.
-
-    Raises:
-        UsageError: it is a folder of neither.
-    """
-    from abft_mlx import hub, recipe
+    """Whether a name that may be a model or a recipe is a model."""
+    from abft_mlx import hub
     from abft_mlx.files import is_path
 
     if name == "demo":
         return data is not None
-    folder = Path(name).expanduser()
-    if name in recipe.shipped() or folder.is_file():
-        return False
-    if folder.is_dir() and not (folder / _MODEL).is_file():
+    kind = _kind(name)
+    if kind == "folder":
         raise UsageError(f"{name} is a folder, but no run (no {_RUN}) and no model (no {_MODEL})")
-    return folder.is_dir() or (hub.is_id(name) and not is_path(name))
+    return kind == "model" or (not kind and hub.is_id(name) and not is_path(name))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
@@ -19,11 +19,11 @@ from abft_mlx.cli.shell import Shell, alone, dump
 from abft_mlx.errors import OutputError, PromptError, UsageError, first_few
 
 if TYPE_CHECKING:
-    from abft_mlx.adapters import Source
     from abft_mlx.data import Queries, Query
     from abft_mlx.prediction import Opened, Prediction, Predictor
 
     Answer = tuple[Query, Prediction | None]
+    Write = Callable[[Query, Prediction | None], None]
 
 _STANDARD_INPUT = "-"
 # The label of texts that are answered with too little probability.
@@ -85,7 +85,13 @@ def predict(
         as_json (--json): With --output: one JSON document on standard output that says what was
             done. Without: the lines stay as they are, and an error becomes the last of them.
     """
-    first, file = _arguments(run_or_recipe, file)
+    from abft_mlx.recipe.files import DATA_SUFFIXES
+
+    # A lone argument may be the run or the texts.
+    first = run_or_recipe
+    if first and file is None and (first == "-" or first.lower().endswith(DATA_SUFFIXES)):
+        first, file = None, first
+    file = file or _STANDARD_INPUT
     shell = Shell(as_json=as_json or output is None, quiet=quiet)
     subject = options.subject(shell, first, adapter)
     own = subject.recipe is None
@@ -94,14 +100,13 @@ def predict(
         text_column=text_column if data is not None or own else None, label_column=label_column,
         labels=labels, label_words=label_words, evaluation_seed=seed, batch_tokens=batch_tokens,
     )  # fmt: skip
-    if own and (model is None or (data is None and demonstrations is None)):
-        missing = "--model" if model is None else "--data or --demonstrations"
-        raise UsageError(
-            f"{missing} is missing: without a recipe or a run folder, --model is needed, and "
-            "--data or --demonstrations to show labelled texts"
+    if own:
+        options.both_needed(
+            model, data or demonstrations, "; --demonstrations can stand for --data"
         )
     with shell.speaking():
         alone("predict")
+        from abft_mlx import data as data_
         from abft_mlx import prediction, runtime
 
         runtime.use_wired_memory()
@@ -109,17 +114,25 @@ def predict(
         if show_prompt is None:
             # Before the model is opened: a wrong file must not cost a download.
             section = recipe.data.model_copy(update={"text": text_column} if text_column else {})
-            queries = _queries(file, section, skip=on_error == "skip")
+            stream = sys.stdin.buffer if file == _STANDARD_INPUT else None
+            source = "standard input" if stream else file
+            queries = data_.Queries(source, section, stream, skip=on_error == "skip")
             if output is not None:
                 _check_output(output, file, overwrite=overwrite)
         with board(shell) as shown:
             shown.stage(f"opening {recipe.model}")
             opened = prediction.prepare(recipe, subject.adapter, demonstrations)
         if show_prompt is not None:
-            prompt = _prompt(opened.predictor, show_prompt)
-            print(prompt, file=shell.stdout, end="" if prompt.endswith("\n") else "\n")
+            predictor, where = opened.predictor, "the prompt of --show-prompt"
+            # The gold label, here the first, is not part of a prompt.
+            prompt = predictor.builder.build(
+                predictor.shown(show_prompt), show_prompt, 0, where=where
+            )
+            text = predictor.builder.tokenizer.decode(list(prompt.token_ids))
+            print(text.removesuffix("\n"), file=shell.stdout)
             return
-        if threshold is not None and UNSURE in opened.predictor.builder.space.names:
+        space = opened.predictor.builder.space
+        if threshold is not None and UNSURE in space.names:
             raise UsageError(
                 f"--threshold {threshold:g}: a class is named {UNSURE}, so an answer could mean "
                 "both; leave --threshold out, and look at the probabilities"
@@ -130,31 +143,42 @@ def predict(
         if seed is not None and (stored or demonstrations is not None):
             shell.tell(f"--seed {seed} is not used: demonstrations are in {opened.source}")
         _introduce(shell, opened)
-        answers = _Answers(opened.predictor, queries, threshold, skip=on_error == "skip")
-        seconds = _run(shell, answers, queries, file, output)
+        if file == _STANDARD_INPUT and sys.stdin.isatty():
+            shell.say("reading standard input, a text in each line; Ctrl-D ends it")
+        answers = _Answers(opened.predictor, threshold, skip=on_error == "skip")
+        start = time.perf_counter()
+        # Lines of answers on the same terminal show how far it is.
+        live = output is not None or not shell.stdout.isatty()
+        writing = nullcontext(shell.stdout) if output is None else _open(output, file)
+        with writing as stream_, board(shell, live=live) as shown:
+            shown.stage("labelling", "texts")
+            write = _writer(stream_, output, queries, file)
+            for arrived in queries:
+                for query, answer in answers.of(arrived):
+                    write(query, answer)
+                    stream_.flush()
+                    shown.progress(answers.count, queries.total)
+        seconds = time.perf_counter() - start
         _conclude(shell, opened, queries, answers, seconds)
     if output is not None:
-        shell.document(_document(opened, subject.adapter, queries, answers, seconds, output))
-
-
-def _arguments(first: str | None, second: str | None) -> tuple[str | None, str]:
-    """The run or recipe, and the texts: a lone argument may be either."""
-    from abft_mlx.recipe.files import DATA_SUFFIXES
-
-    if first is None or second is not None:
-        return first, second or _STANDARD_INPUT
-    if first == _STANDARD_INPUT or first.lower().endswith(DATA_SUFFIXES):
-        return None, first
-    return first, _STANDARD_INPUT
-
-
-def _queries(file: str, section: Any, *, skip: bool) -> Queries:
-    """The texts to label."""
-    from abft_mlx.data import Queries
-
-    if file == _STANDARD_INPUT:
-        return Queries("standard input", section, sys.stdin.buffer, skip=skip)
-    return Queries(file, section, skip=skip)
+        shell.document(
+            {
+                "schema": 1,
+                "model": opened.recipe.model,
+                "adapter": None if subject.adapter is None else str(subject.adapter),
+                "labels": list(space.names),
+                "label_words": list(space.words),
+                "k": opened.predictor.k,
+                "demonstrations": opened.shown(),
+                "cached_tokens": len(opened.predictor.prefix),
+                "texts": answers.count,
+                "empty_texts_dropped": queries.dropped,
+                "skipped": len(answers.skipped),
+                "seconds": seconds,
+                "output": str(output),
+                "unsure": answers.unsure,
+            }
+        )
 
 
 def _check_output(output: Path, file: str, *, overwrite: bool) -> None:
@@ -169,176 +193,107 @@ def _check_output(output: Path, file: str, *, overwrite: bool) -> None:
     options.check_file(output, overwrite=overwrite)
 
 
-def _prompt(predictor: Predictor, text: str) -> str:
-    """The prompt that is asked about a text, as text."""
-    builder = predictor.builder
-    # The gold label, here the first, is not part of a prompt.
-    prompt = builder.build(predictor.shown(text), text, 0, where="the prompt of --show-prompt")
-    return str(builder.tokenizer.decode(list(prompt.token_ids)))
-
-
-def _run(
-    shell: Shell, answers: _Answers, queries: Queries, file: str, output: Path | None
-) -> float:
-    """Write the answers as they come; the seconds that took."""
-    if file == _STANDARD_INPUT and sys.stdin.isatty():
-        shell.say("reading standard input, a text in each line; Ctrl-D ends it")
-    start = time.perf_counter()
-    # Lines of answers on the same terminal show how far it is.
-    live = output is not None or not shell.stdout.isatty()
-    with _opened(shell, output, file) as stream, board(shell, live=live) as shown:
-        shown.stage("labelling", "texts")
-        write = _writer(stream, output, queries, file)
-        for some in answers.batches():
-            for query, answer in some:
-                write(query, answer)
-            stream.flush()
-            shown.progress(answers.count, queries.known)
-    return time.perf_counter() - start
-
-
 class _Answers:
-    """Texts with their answers, in order.
+    """Answers texts in order, and counts.
 
     Attributes:
         count: texts answered.
         unsure: of these, texts whose answer is below the threshold.
-        skips: texts skipped.
-        skipped: why the first few of them were.
+        skipped: why each of the other texts was skipped.
     """
 
-    def __init__(
-        self,
-        predictor: Predictor,
-        queries: Iterable[list[Query]],
-        threshold: float | None,
-        *,
-        skip: bool,
-    ) -> None:
-        self.count = self.unsure = self.skips = 0
+    def __init__(self, predictor: Predictor, threshold: float | None, *, skip: bool) -> None:
+        self.count = self.unsure = 0
         self.skipped: list[str] = []
         self.threshold = threshold
         self._predictor = predictor
-        self._queries = queries
         self._skip = skip
 
-    def batches(self) -> Iterator[list[Answer]]:
-        """Lists of texts with their answers, or None for a text that is skipped.
+    def of(self, arrived: Sequence[Query]) -> Iterator[Answer]:
+        """The texts with their answers, or None for a text that is skipped."""
+        waiting = deque(arrived)
+        usable = deque(query for query in arrived if query.problem is None)
+        while usable:
+            try:
+                for answers in self._predictor.predict([list(usable)]):
+                    for answer in answers:
+                        query = usable.popleft()
+                        yield from self._until(query, waiting)
+                        yield query, self._counted(answer)
+            except PromptError as error:
+                if not self._skip:
+                    raise
+                query = usable.popleft()  # those before it have been answered
+                yield from self._until(query, waiting)
+                yield self._left_out(replace(query, problem=str(error)))
+        yield from map(self._left_out, waiting)
 
-        Raises:
-            PromptError: a text makes no prompt, and is not to be skipped.
-            RunError: the model's answers are not finite.
-        """
-        for arrived in self._queries:
-            waiting = deque(arrived)
-            usable = [query for query in arrived if query.problem is None]
-            while waiting:
-                done = 0
-                try:
-                    for some in self._predictor.predict([usable] if usable else []):
-                        done += len(some)
-                        yield self._taken(waiting, some)
-                    yield [self._left_out(query) for query in waiting]
-                    break
-                except PromptError as error:
-                    if not self._skip:
-                        raise
-                    # Those before it have been answered.
-                    bad = replace(usable[done], problem=str(error))
-                    usable = usable[done + 1 :]
-                    yield [*self._taken(waiting, [None])[:-1], self._left_out(bad)]
+    def _until(self, query: Query, waiting: deque[Query]) -> Iterator[Answer]:
+        """What is skipped before a text."""
+        while (earlier := waiting.popleft()) is not query:
+            yield self._left_out(earlier)
 
-    def _taken(self, waiting: deque[Query], answers: Sequence[Prediction | None]) -> list[Answer]:
-        """Take answered texts from those that wait, and what is skipped between them."""
-        taken: list[Answer] = []
-        for answer in answers:
-            while waiting[0].problem is not None:
-                taken.append(self._left_out(waiting.popleft()))
-            if answer is not None:
-                self.count += 1
-                if self.threshold and answer.probabilities[answer.label] < self.threshold:
-                    self.unsure += 1
-                    answer = replace(answer, label=UNSURE)
-            taken.append((waiting.popleft(), answer))
-        return taken
+    def _counted(self, answer: Prediction) -> Prediction:
+        """An answer, or one that is unsure."""
+        self.count += 1
+        if self.threshold and answer.probabilities[answer.label] < self.threshold:
+            self.unsure += 1
+            return replace(answer, label=UNSURE)
+        return answer
 
     def _left_out(self, query: Query) -> Answer:
         """A text that is skipped."""
-        self.skips += 1
-        if len(self.skipped) < _SKIPPED_SHOWN:
-            self.skipped.append(query.problem or "")
+        self.skipped.append(query.problem or "")
         return query, None
 
 
-@contextlib.contextmanager
-def _opened(shell: Shell, output: Path | None, file: str) -> Iterator[TextIO]:
+def _open(output: Path, file: str) -> TextIO:
     """Where the answers go. A file grows as they come, so that a failure loses none of them."""
-    if output is None:
-        yield shell.stdout
-        return
     table = output.suffix.lower() in _TABLES
+    path = Path(file).expanduser()
+    mark = b""
+    if path.is_file():
+        with path.open("rb") as source:
+            mark = source.read(3)
     # Excel knows UTF-8 by its mark: a table that came with one gets one.
-    encoding = "utf-8-sig" if table and _has_mark(file) else "utf-8"
+    coding = "utf-8-sig" if table and mark == b"\xef\xbb\xbf" else "utf-8"
+    newline = "" if table else None
     try:
-        stream = output.open(
-            "w", encoding=encoding, errors="backslashreplace", newline="" if table else None
-        )
+        return output.open("w", encoding=coding, errors="backslashreplace", newline=newline)
     except OSError as error:
         raise OutputError(f"{output}: cannot be written ({error.strerror})") from None
-    with stream:
-        yield stream
 
 
-def _has_mark(file: str) -> bool:
-    """Whether a file begins with the byte order mark of UTF-8."""
-    path = Path(file).expanduser()
-    if not path.is_file():
-        return False
-    with path.open("rb") as stream:
-        return stream.read(3) == b"\xef\xbb\xbf"
-
-
-def _writer(
-    stream: TextIO, output: Path | None, queries: Queries, file: str
-) -> Callable[[Query, Prediction | None], None]:
+def _writer(stream: TextIO, output: Path | None, queries: Queries, file: str) -> Write:
     """What writes a text with its answer: a row of a table, or a JSON object."""
     suffix = "" if output is None else output.suffix.lower()
-    if suffix in _TABLES:
-        return _table(stream, _TABLES[suffix], queries.columns)
-    own = suffix in _OBJECTS and file.lower().endswith(_OBJECTS)
-    columns = queries.columns if own else ()
-    label, probabilities = _free("label", columns), _free("probabilities", columns)
+    objects = suffix in _OBJECTS and file.lower().endswith(_OBJECTS)
+    columns = queries.columns if objects or suffix in _TABLES else ()
+    label, share = (_free(name, columns) for name in ("label", "probability"))
+    every = _free("probabilities", columns)
+    table = csv.writer(stream, delimiter=_TABLES.get(suffix, ","), lineterminator="\n")
 
-    def write(query: Query, answer: Prediction | None) -> None:
+    def write_object(query: Query, answer: Prediction | None) -> None:
         if answer is not None:
             # The digits behind these depend on which texts shared a batch.
             shares = {name: round(share, 6) for name, share in answer.probabilities.items()}
-            fields = dict(query.fields) if own else {"text": answer.text}
-            stream.write(dump({**fields, label: answer.label, probabilities: shares}) + "\n")
+            fields = dict(query.fields) if objects else {"text": answer.text}
+            stream.write(dump({**fields, label: answer.label, every: shares}) + "\n")
 
-    return write
-
-
-def _table(
-    stream: TextIO, delimiter: str, columns: Sequence[str]
-) -> Callable[[Query, Prediction | None], None]:
-    """What writes rows with all columns of the input, the label and its probability."""
-    rows = csv.writer(stream, delimiter=delimiter, lineterminator="\n")
-    rows.writerow([*columns, _free("label", columns), _free("probability", columns)])
-
-    def write(query: Query, answer: Prediction | None) -> None:
+    def write_row(query: Query, answer: Prediction | None) -> None:
         fields = query.fields or (("text", query.text),)
-        if [name for name, _ in fields] == list(columns):  # a header may name a column twice
-            cells = [value for _, value in fields]
-        else:
-            known = dict(fields)
-            cells = [known.get(name) for name in columns]
+        cells = [value for _, value in fields]
+        if [name for name, _ in fields] != list(columns):  # a header may name a column twice
+            cells = [dict(fields).get(name) for name in columns]
         added = ["", ""]
         if answer is not None:
             added = [answer.label, f"{max(answer.probabilities.values()):.6f}"]
-        rows.writerow([*map(_cell, cells), *added])
+        table.writerow([*map(_cell, cells), *added])
 
-    return write
+    if suffix not in _TABLES:
+        return write_object
+    table.writerow([*columns, label, share])
+    return write_row
 
 
 def _cell(value: Any) -> str:
@@ -350,8 +305,8 @@ def _cell(value: Any) -> str:
 
 def _free(name: str, taken: Sequence[str]) -> str:
     """A name for a column that is added: none that is there."""
-    names = (name, f"predicted_{name}", *(f"predicted_{name}_{n}" for n in range(2, 1000)))
-    return next(candidate for candidate in names if candidate not in taken)
+    candidates = (name, f"predicted_{name}", *(f"predicted_{name}_{n}" for n in range(2, 1000)))
+    return next(candidate for candidate in candidates if candidate not in taken)
 
 
 def _introduce(shell: Shell, opened: Opened) -> None:
@@ -377,11 +332,8 @@ def _introduce(shell: Shell, opened: Opened) -> None:
             "rarely recognised"
         )
     cached = len(predictor.prefix)
-    shell.say(
-        f"their {cached} tokens are computed once"
-        if cached
-        else "mlx-lm's cache does not suit this architecture: every prompt is computed whole"
-    )
+    whole = "mlx-lm's cache does not suit this architecture: every prompt is computed whole"
+    shell.say(f"their {cached} tokens are computed once" if cached else whole)
 
 
 def _conclude(
@@ -392,41 +344,12 @@ def _conclude(
         shell.say(f"{answers.unsure:,} of {answers.count:,} texts are {UNSURE}")
     if queries.dropped:
         shell.tell(f"texts left out because they are empty: {queries.dropped}")
-    if answers.skips:
-        shell.tell(f"texts skipped because they cannot be used: {answers.skips:,}")
-        shell.tell(*(f"  {line}" for line in answers.skipped))
-        if answers.skips > len(answers.skipped):
-            shell.tell(f"  and {answers.skips - len(answers.skipped):,} more")
-    shortened = opened.predictor.builder.shortened
-    if shortened:
+    if answers.skipped:
+        shell.tell(f"texts skipped because they cannot be used: {len(answers.skipped):,}")
+        shell.tell(*(f"  {line}" for line in answers.skipped[:_SKIPPED_SHOWN]))
+        if len(answers.skipped) > _SKIPPED_SHOWN:
+            shell.tell(f"  and {len(answers.skipped) - _SKIPPED_SHOWN:,} more")
+    if shortened := opened.predictor.builder.shortened:
         limit = opened.recipe.prompt.max_text_tokens
         shell.say(f"texts shortened to {limit} tokens: {shortened}")
     shell.say(f"{answers.count:,} texts in {duration(seconds)}")
-
-
-def _document(
-    opened: Opened,
-    adapter: Source | None,
-    queries: Queries,
-    answers: _Answers,
-    seconds: float,
-    output: Path,
-) -> dict[str, Any]:
-    """The JSON document."""
-    space = opened.predictor.builder.space
-    return {
-        "schema": 1,
-        "model": opened.recipe.model,
-        "adapter": None if adapter is None else str(adapter),
-        "labels": list(space.names),
-        "label_words": list(space.words),
-        "k": opened.predictor.k,
-        "demonstrations": opened.shown(),
-        "cached_tokens": len(opened.predictor.prefix),
-        "texts": answers.count,
-        "empty_texts_dropped": queries.dropped,
-        "skipped": answers.skips,
-        "seconds": seconds,
-        "output": str(output),
-        "unsure": answers.unsure,
-    }

@@ -27,6 +27,8 @@ _FIRST_LINE_SECONDS, _LONGEST_SILENCE_SECONDS = 3.0, 60.0
 _UPDATE_LINES = 16
 _BAR_COLUMNS, _LEAST_COLUMNS_FOR_BARS = 16, 70
 
+Style = Literal["bars", "lines", "none"]
+
 
 @contextlib.contextmanager
 def board(shell: Shell, *, live: bool = True) -> Iterator[Board]:
@@ -38,7 +40,7 @@ def board(shell: Shell, *, live: bool = True) -> Iterator[Board]:
     """
     from abft_mlx import hub
 
-    style: Literal["bars", "lines", "none"] = "lines"
+    style: Style = "lines"
     if shell.quiet:
         style = "none"
     elif sys.stderr.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown", ""):
@@ -59,11 +61,7 @@ class Board:
         clock: seconds.
     """
 
-    def __init__(
-        self,
-        style: Literal["bars", "lines", "none"],
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, style: Style, clock: Callable[[], float] = time.monotonic) -> None:
         self._style = style
         self._clock = clock
         self._rows: dict[str, Task] = {}
@@ -73,11 +71,11 @@ class Board:
     def cell(self, name: str, number: int, total: int, seconds_left: float | None = None) -> None:
         """A cell of a study begins: number (from 1) of total; seconds_left is a guess for all."""
         self.clear()
-        about = f"about {left(seconds_left)}" if seconds_left is not None else ""
-        self._show("cell", f"cell {number}/{total}  {name}", "cells", total)
-        self._progress.update(self._rows["cell"].id, completed=number - 1, figures=about)
+        about = "" if seconds_left is None else f"about {left(seconds_left)}"
+        task = self._show("cell", f"cell {number}/{total}  {name}", "cells", total)
+        self._progress.update(task.id, completed=number - 1, figures=about)
         if self._style == "lines":
-            self.note(f"cell {number}/{total}  {name}  {about}".rstrip())
+            self.note(f"{task.description}  {about}".rstrip())
 
     def training(self, updates: int) -> None:
         """A training of so many updates begins."""
@@ -90,48 +88,39 @@ class Board:
         if task is None:
             return
         self._hide("stage", "download")
-        step, total, known = update.step, int(task.total or 0), facts(update)
+        step, total, figures = update.step, int(task.total or 0), facts(update)
         what = f"update {step:>{len(str(total))}}/{total}"
-        self._progress.update(task.id, completed=step, description=what, figures=known)
-        if update.note:
-            self.note(f"update {step}: {update.note}")
-        if update.skipped:
-            self.note(f"update {step}: left out ({update.skipped})")
-        validated = ""
-        if update.validation_accuracy is not None:
-            validated = f"validation {update.validation_accuracy:.1%}"
+        self._progress.update(task.id, completed=step, description=what, figures=figures)
+        skipped = update.skipped and f"left out ({update.skipped})"
+        for note in filter(None, (update.note, skipped)):
+            self.note(f"update {step}: {note}")
+        accuracy = update.validation_accuracy
+        validated = "" if accuracy is None else f"validation {accuracy:.1%}"
         if self._style == "lines":
             regular = step % max(1, total // _UPDATE_LINES) == 0
             if validated or regular or self._silent(task) >= _LONGEST_SILENCE_SECONDS:
-                self._line(task, what, known, left(task.time_remaining), validated)
-        elif step == total:
-            self.note(f"{what}  {known}")
-        elif validated:
-            self.note(f"update {step}: {validated}")
+                self._line(task, what, figures, left(task.time_remaining), validated)
+        elif step == total or validated:
+            self.note(f"{what}  {figures}" if step == total else f"update {step}: {validated}")
         if step == total:
             self._hide("training")
 
     def stage(self, what: str, unit: str = "prompts") -> None:
-        """Something begins, and the stage before it is over; an empty name only ends that.
-
-        Args:
-            what: such as "base model, contextual".
-            unit: what :meth:`progress` counts.
-        """
+        """Something begins, and the stage before it is over; an empty name only ends that."""
         self._hide("stage", "download")
         if not what:
             return
         self._show("stage", what, unit, None)
         if self._style == "lines":
-            nested = "cell" in self._rows or "training" in self._rows
-            pause = _LONGEST_SILENCE_SECONDS if nested else _FIRST_LINE_SECONDS
+            pause = _LONGEST_SILENCE_SECONDS if self._nested() else _FIRST_LINE_SECONDS
             self._timer = threading.Timer(pause, self.note, [f"{what} …"])
             self._timer.daemon = True
             self._timer.start()
 
     def progress(self, done: int, total: int | None) -> None:
         """So much of the stage is done."""
-        self._count("stage", done, total)
+        if "stage" in self._rows:
+            self._count("stage", done, total)
 
     def download(self, what: str, done_bytes: int, total_bytes: int) -> None:
         """So much of a download is here; 0 bytes in all if that is not known."""
@@ -154,24 +143,17 @@ class Board:
 
     def _new(self) -> Progress:
         """An empty display; rich's cannot start again once it has stopped."""
+        from rich import progress
         from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            Progress,
-            SpinnerColumn,
-            TextColumn,
-            TimeRemainingColumn,
-        )  # fmt: skip
 
         console = Console(file=sys.stderr, highlight=False)
-        utf8 = console.encoding.startswith("utf")
         wide = console.width >= _LEAST_COLUMNS_FOR_BARS
-        return Progress(
-            SpinnerColumn("dots" if utf8 else "line"),
-            TextColumn("{task.description}", markup=False),
-            *([BarColumn(_BAR_COLUMNS)] if wide else []),
-            TextColumn("{task.fields[figures]}", markup=False),
-            TimeRemainingColumn(compact=True),
+        return progress.Progress(
+            progress.SpinnerColumn("dots" if console.encoding.startswith("utf") else "line"),
+            progress.TextColumn("{task.description}", markup=False),
+            *([progress.BarColumn(_BAR_COLUMNS)] if wide else []),
+            progress.TextColumn("{task.fields[figures]}", markup=False),
+            progress.TimeRemainingColumn(compact=True),
             console=console,
             transient=True,
             redirect_stdout=sys.stdout.isatty(),
@@ -180,12 +162,13 @@ class Board:
             disable=self._style != "bars",
         )
 
-    def _show(self, row: str, what: str, unit: str, total: int | None) -> None:
+    def _show(self, row: str, what: str, unit: str, total: int | None) -> Task:
         """Add a row."""
         progress = self._progress
         number = progress.add_task(what, total=total, unit=unit, figures="", said_at=None)
         self._rows[row] = next(task for task in progress.tasks if task.id == number)
         progress.start()
+        return self._rows[row]
 
     def _hide(self, *rows: str) -> None:
         """Remove rows; without any the display ends."""
@@ -200,18 +183,25 @@ class Board:
             self._progress.stop()
             self._progress = self._new()
 
+    def _nested(self) -> bool:
+        """Whether lines about a stage would come between those of a cell or a training."""
+        return "cell" in self._rows or "training" in self._rows
+
     def _count(self, row: str, done: int, total: int | None) -> None:
-        task = self._rows.get(row)
-        if task is None:
-            return
-        figures = amount(done, total, task.fields["unit"])
+        """Update a row's count; a log gets a line of it now and then."""
+        task = self._rows[row]
+        figures = f"{done:,}/{total:,}" if total else f"{done:,}"
+        figures += f" {task.fields['unit']}"
+        if row == "download":
+            figures = size(done) + (f" of {size(total)}" if total else "")
         self._progress.update(task.id, completed=done, total=total or None, figures=figures)
         if self._style != "lines":
             return
-        nested = row == "stage" and ("cell" in self._rows or "training" in self._rows)
         pause = min(max(_FIRST_LINE_SECONDS, (task.elapsed or 0) / 4), _LONGEST_SILENCE_SECONDS)
+        if row == "stage" and self._nested():
+            pause = _LONGEST_SILENCE_SECONDS
         ended = task.finished and task.fields["said_at"] is not None
-        if ended or self._silent(task) >= (_LONGEST_SILENCE_SECONDS if nested else pause):
+        if ended or self._silent(task) >= pause:
             remaining = "" if task.finished else left(task.time_remaining)
             self._line(task, f"{task.description}: {figures}", remaining)
 
@@ -225,15 +215,11 @@ class Board:
         if self._timer is not None:
             self._timer.cancel()
         task.fields["said_at"] = self._clock()
-        self.note("  ".join(part for part in parts if part))
+        self.note("  ".join(filter(None, parts)))
 
 
 class BoardEvents(Events):
-    """Shows stages, prompts and updates of a run on a board.
-
-    Args:
-        shown: the board.
-    """
+    """Shows stages, prompts and updates of a run on a board."""
 
     def __init__(self, shown: Board) -> None:
         self._board = shown
@@ -272,18 +258,10 @@ def size(count_bytes: float) -> str:
     return f"{count_bytes:.0f} B"
 
 
-def amount(done: int, total: int | None, unit: str) -> str:
-    """How much of how much: ``12/64 prompts``, ``1.2 MB of 3.4 GB``, ``7 texts``."""
-    if unit == "bytes":
-        return size(done) + (f" of {size(total)}" if total else "")
-    return (f"{done:,}/{total:,}" if total else f"{done:,}") + f" {unit}"
-
-
 def facts(update: Update) -> str:
     """What is worth knowing of an update."""
-    if update.loss is None or update.induction_heads is None:
-        measured = "left out"
-    else:
+    measured = "left out"
+    if update.loss is not None and update.induction_heads is not None:
         measured = f"loss {update.loss:.3f}"
         if update.A or update.B:  # both are 0 end to end
             measured += f"  induction heads {update.induction_heads:.1f}  A {update.A:.3f}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import typer
@@ -17,12 +18,7 @@ app = typer.Typer(
 )
 
 
-@app.command("list", cls=Command)
-@documented
-def list_recipes(
-    *,
-    as_json: bool = False,
-) -> None:
+def list_recipes(*, as_json: bool = False) -> None:
     """List the recipes that ship with abft-mlx."""
     from abft_mlx import recipe
 
@@ -34,28 +30,15 @@ def list_recipes(
         loaded = recipe.load(name)
         what = loaded.description or ""
         rows.add_row(name, what if len(what) <= width else f"{what[: width - 1]}…")
-        listed.append(
-            {
-                "name": name,
-                "description": loaded.description,
-                "model": loaded.model,
-                "data": loaded.data.source,
-                "path": str(path),
-            }
-        )
+        facts = {"name": name, "description": loaded.description, "model": loaded.model}
+        listed.append({**facts, "data": loaded.data.source, "path": str(path)})
     if not as_json:
         shell.show(rows)
         shell.say("", "next: abft-mlx recipes show NAME, or abft-mlx recipes copy NAME")
     shell.document({"recipes": listed})
 
 
-@app.command("show", cls=Command)
-@documented
-def show(
-    name: str,
-    *,
-    as_json: bool = False,
-) -> None:
+def show(name: str, *, as_json: bool = False) -> None:
     """Print a recipe; with --json every field of it, defaults included.
 
     Args:
@@ -71,8 +54,6 @@ def show(
     shell.document({"recipe": loaded.model_dump(mode="json")})
 
 
-@app.command("copy", cls=Command)
-@documented
 def copy(
     name: str,
     destination: Path | None = None,
@@ -102,13 +83,7 @@ def copy(
     shell.document({"path": str(target)})
 
 
-@app.command("validate", cls=Command)
-@documented
-def validate(
-    files: list[str],
-    *,
-    as_json: bool = False,
-) -> None:
+def validate(files: list[str], *, as_json: bool = False) -> None:
     """Check recipes, and say everything that is wrong with them.
 
     Args:
@@ -124,10 +99,15 @@ def validate(
             recipe.load(name)
         except RecipeError as error:
             results.append({"file": name, "valid": False, "error": str(error)})
-            typer.echo(f"error: {error}", err=True)
+            print(f"error: {error}", file=sys.stderr)
         else:
             results.append({"file": name, "valid": True})
             shell.say(f"{name}: valid")
     shell.document({"files": results})
     if not all(result["valid"] for result in results):
         raise typer.Exit(2)
+
+
+app.command("list", cls=Command)(documented(list_recipes))
+for _function in (show, copy, validate):
+    app.command(cls=Command)(documented(_function))

@@ -33,7 +33,6 @@ WAYS_OUT = (
     "lower training.micro_batch_tokens and training.shared_demonstrations, or take a 4-bit copy of "
     "the model"
 )
-_AS_JSON = "abft_mlx.as_json"
 # Of a list of more than eight numbers, all but the first three and the last.
 _NUMBERS = re.compile(r"((?:\d+, ){3})(?:\d+, ){5,}(?=\d)")
 # Bad input when a path that the user named cannot be used; anything else failed at run time.
@@ -58,9 +57,7 @@ class Shell:
     @contextlib.contextmanager
     def speaking(self) -> Iterator[Shell]:
         """Keep standard output clean for the document while the command works."""
-        with contextlib.ExitStack() as stack:
-            if self.as_json:
-                stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        with contextlib.redirect_stdout(sys.stderr if self.as_json else sys.stdout):
             yield self
 
     def console(self) -> Console:
@@ -84,7 +81,7 @@ class Shell:
         self.console().print(renderable)
 
     def document(self, content: dict[str, Any]) -> None:
-        """Print the JSON document, if one was asked for."""
+        """Print the JSON document of a command that was called with --json."""
         if self.as_json:
             print(dump(content), file=self.stdout, flush=True)
 
@@ -123,35 +120,6 @@ def one_line(message: str) -> str:
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line)
 
 
-def fail(
-    message: str, status: int, *, kind: str, problems: Sequence[str] = (), as_json: bool = False
-) -> typer.Exit:
-    """Print what went wrong and return the exit to raise.
-
-    Args:
-        message: one line for a person.
-        status: the exit status.
-        kind: the error's class, for programs.
-        problems: every problem; a person is shown five kinds.
-        as_json: print the error as a JSON document on standard output, too.
-    """
-    message = one_line(message)
-    print(f"error: {message}", file=sys.stderr)
-    lines = DataError(message, problems).shown()
-    # A message that already holds the only kind of problem needs no list.
-    for line in lines if len(lines) > 1 else ():
-        print(f"  {one_line(line)}", file=sys.stderr)
-    if as_json:
-        _print_error(kind, message, problems)
-    return typer.Exit(status)
-
-
-def _print_error(kind: str, message: str, problems: Sequence[str] = ()) -> None:
-    """Print the JSON document of an error."""
-    error = {"kind": kind, "message": message, "problems": list(problems)}
-    print(dump({"error": error}), flush=True)
-
-
 class Command(TyperCommand):
     """A command whose usage line shows arguments as they are typed, without braces."""
 
@@ -163,52 +131,74 @@ class Command(TyperCommand):
 class Commands(TyperGroup):
     """The group of commands: its help in parts, and one line for every expected failure."""
 
-    parts: Mapping[str, Sequence[str]] = {}
+    parts: Mapping[str, list[str]] = {}
+    _as_json = False
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write the commands under a heading for each part."""
         del ctx
         for title, names in self.parts.items():
             limit = formatter.width - 12
-            rows = [(name, self.commands[name].get_short_help_str(limit)) for name in names]
+            rows = [(f"{n:<8}", self.commands[n].get_short_help_str(limit)) for n in names]
             with formatter.section(title):
-                formatter.write_dl([(f"{name:<8}", text) for name, text in rows])
+                formatter.write_dl(rows)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Note whether JSON is wanted, since a command's own options may fail to parse."""
-        ctx.meta[_AS_JSON] = "--json" in args
-        return super().parse_args(ctx, args)
+        self._as_json = "--json" in args
+        with self._one_line():
+            return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
-        as_json: bool = ctx.meta[_AS_JSON]
+        with self._one_line(), Stop().watching():
+            return super().invoke(ctx)
+
+    @contextlib.contextmanager
+    def _one_line(self) -> Iterator[None]:
+        """Turn every failure that is no bug into a line, a JSON document and an exit status."""
+        problems: Sequence[str] = ()
         try:
-            with Stop().watching():
-                return super().invoke(ctx)
+            yield
+            return
         except (typer.Exit, typer.Abort, BrokenPipeError):
             raise
         except KeyboardInterrupt as error:
             status = error.exit_status if isinstance(error, StoppedError) else 130
-            said = str(error) or "interrupted"
-            raise fail(said, status, kind="Interrupted", as_json=as_json) from None
+            message, kind = str(error) or "interrupted", "Interrupted"
         except AbftError as error:
             problems = error.problems if isinstance(error, DataError) else ()
-            said, status, kind = str(error), error.exit_status, type(error).__name__
-            raise fail(said, status, kind=kind, problems=problems, as_json=as_json) from error
-        except OSError as error:
-            if error.errno is None:  # not the operating system's: a bug, or a library's own
-                raise
-            said = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
-            status = 2 if error.errno in _USER_ERRNOS and error.filename else 1
-            raise fail(said, status, kind=type(error).__name__, as_json=as_json) from error
+            message, status, kind = str(error), error.exit_status, type(error).__name__
         except Exception as error:
-            if runtime.out_of_memory(error):
-                said = f"out of memory: {str(error) or 'the machine has no more'}; {WAYS_OUT}"
-                raise fail(said, 1, kind=RunError.__name__, as_json=as_json) from error
-            # Typer vendors Click: its usage errors are known by what they can do.
-            if as_json and hasattr(error, "format_message") and hasattr(error, "exit_code"):
-                _print_error("UsageError", error.format_message())
-            raise
+            kind = type(error).__name__
+            if isinstance(error, OSError) and error.errno is not None:
+                message = ": ".join(filter(None, (error.filename, error.strerror)))
+                status = 2 if error.errno in _USER_ERRNOS and error.filename else 1
+            elif runtime.out_of_memory(error):
+                message = f"out of memory: {str(error) or 'the machine has no more'}; {WAYS_OUT}"
+                status, kind = 1, RunError.__name__
+            elif hasattr(error, "format_message") and kind != "NoArgsIsHelpError":
+                # Typer vendors Click: its usage errors are known by what they can do.
+                message = error.format_message().rstrip(".")
+                cause: Any = error.__cause__
+                if hasattr(cause, "errors"):  # pydantic's line does not name the value
+                    value = cause.errors()[0]["input"]
+                    message = message.replace("Invalid value", f"Invalid value {value!r}", 1)
+                context = getattr(error, "ctx", None)
+                message += f"; see {context.command_path if context else 'abft-mlx'} --help"
+                status, kind = 2, UsageError.__name__
+            else:
+                raise
+        message = one_line(message)
+        print(f"error: {message}", file=sys.stderr)
+        lines = DataError(message, problems).shown()
+        # A message that already holds the only kind of problem needs no list.
+        for line in lines if len(lines) > 1 else ():
+            print(f"  {one_line(line)}", file=sys.stderr)
+        if self._as_json:
+            error_facts = {"kind": kind, "message": message, "problems": list(problems)}
+            print(dump({"error": error_facts}), flush=True)
+        raise typer.Exit(status)
 
 
 def join_ranks(*, resumable: bool) -> Ranks:
@@ -223,11 +213,7 @@ def join_ranks(*, resumable: bool) -> Ranks:
 
 
 def alone(command: str) -> None:
-    """Refuse to run a command that several processes would each do whole.
-
-    Raises:
-        UsageError: there are others.
-    """
+    """Refuse to run a command that several processes would each do whole."""
     size = join_ranks(resumable=False).size
     if size > 1:
         raise UsageError(

@@ -1,8 +1,6 @@
 """Labelled texts: reading, checking, and the protocol's seeded splits and samplers."""
 
-from abft_mlx.data.loading import builtin_tasks, kind, load, report
-from abft_mlx.data.queries import Queries, Query, queries_of
-from abft_mlx.data.rows import Report, given, listed, word
+from abft_mlx.data.rows import Queries, Query, queries_of
 from abft_mlx.data.sampling import (
     Generator,
     Nearest,
@@ -15,7 +13,16 @@ from abft_mlx.data.sampling import (
     training_rows,
 )
 from abft_mlx.data.splits import Splits, all_test, split
-from abft_mlx.data.texts import LabelledTexts, fold
+from abft_mlx.data.texts import (
+    LabelledTexts,
+    builtin_tasks,
+    fold,
+    given,
+    kind,
+    listed,
+    load,
+    word,
+)
 
 __all__ = [
     "Generator",
@@ -23,7 +30,6 @@ __all__ = [
     "Nearest",
     "Queries",
     "Query",
-    "Report",
     "Splits",
     "TfIdf",
     "Vectors",
@@ -38,7 +44,6 @@ __all__ = [
     "listed",
     "load",
     "queries_of",
-    "report",
     "split",
     "training_draws",
     "training_rows",

@@ -17,55 +17,21 @@ from abft_mlx.recipe.files import parse
 DEMO_TASK = "intent"
 """The task of ``abft-mlx demo``; held out from the bundled base."""
 _WORDS = Path(__file__).resolve().parent.parent / "assets" / "words.yaml"
-
-
-@dataclass(frozen=True)
-class Words:
-    """The words of one class.
-
-    Attributes:
-        nouns: at least ten, like the two others.
-        adjectives: words that can stand before a noun.
-        verbs: past forms.
-    """
-
-    nouns: tuple[str, ...]
-    adjectives: tuple[str, ...]
-    verbs: tuple[str, ...]
-
-    def of(self, slot: str) -> tuple[str, ...]:
-        """The list that fills a slot: N, A or V."""
-        return {"N": self.nouns, "A": self.adjectives, "V": self.verbs}[slot]
-
-    def all(self) -> tuple[str, ...]:
-        """Every word of the class."""
-        return self.nouns + self.adjectives + self.verbs
+_KINDS = {"N": "nouns", "A": "adjectives", "V": "verbs"}
 
 
 @dataclass(frozen=True)
 class Family:
-    """One classification task: its template pieces, its classes' words and its difficulty.
+    """One classification task: its template pieces, its classes' words and its difficulty."""
 
-    Attributes:
-        name: what ``data.source`` calls it.
-        summary: what the label says about a text.
-        held_out: True if the bundled base never saw these labels in a prompt.
-        input_prefix: what stands before a text, with its trailing space.
-        label_prefix: what stands before a label, without a trailing space.
-        signal: probability that a class-bearing slot is filled from the text's own class; otherwise
-            the word comes from another class of the family.
-        templates: sentence patterns of this family, beside the shared ones.
-        classes: label word to its words, in label order.
-    """
-
-    name: str
-    summary: str
-    held_out: bool
+    name: str  # what data.source calls it
+    summary: str  # what the label says about a text
+    held_out: bool  # whether the bundled base never saw these labels in a prompt
     input_prefix: str
     label_prefix: str
-    signal: float
-    templates: tuple[str, ...]
-    classes: Mapping[str, Words]
+    signal: float  # probability that a slot is filled from the text's own class
+    templates: tuple[str, ...]  # sentence patterns, beside the shared ones
+    classes: Mapping[str, Mapping[str, tuple[str, ...]]]  # label to its words by slot (N, A, V)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -73,23 +39,18 @@ class Family:
         return tuple(self.classes)
 
     def write(self, label: int, chance: random.Random) -> str:
-        """Write one text of a class.
-
-        Args:
-            label: index of the class.
-            chance: where all choices come from.
-        """
+        """Write one text of a class."""
         pools = list(self.classes.values())
         template = chance.choice(self.templates + SHARED_TEMPLATES)
         words: list[str] = []
         for piece in template.split():
             if piece in NEUTRAL:
-                words.extend(chance.choice(NEUTRAL[piece]).split())
-            elif piece in ("N", "A", "V"):
+                words += chance.choice(NEUTRAL[piece]).split()
+            elif piece in _KINDS:
                 source = label
                 if chance.random() >= self.signal:
                     source = (label + 1 + chance.randrange(len(pools) - 1)) % len(pools)
-                words.append(chance.choice(pools[source].of(piece)))
+                words.append(chance.choice(pools[source][piece]))
             else:
                 words.append(piece)
         for index, word in enumerate(words[:-1]):
@@ -104,12 +65,12 @@ def _read() -> tuple[dict[str, tuple[str, ...]], tuple[str, ...], dict[str, Fami
     neutral = {slot: tuple(words.split("|")) for slot, words in values["neutral"].items()}
     families = {}
     for name, family in values["families"].items():
-        classes = {
-            label: Words(*(tuple(lists[kind].split()) for kind in ("nouns", "adjectives", "verbs")))
-            for label, lists in family.pop("classes").items()
+        family["classes"] = {
+            label: {slot: tuple(lists[kind].split()) for slot, kind in _KINDS.items()}
+            for label, lists in family["classes"].items()
         }
-        templates = tuple(family.pop("templates"))
-        families[name] = Family(name, templates=templates, classes=classes, **family)
+        family["templates"] = tuple(family["templates"])
+        families[name] = Family(name, **family)
     return neutral, tuple(values["templates"]), families
 
 
@@ -129,12 +90,8 @@ def generate(name: str, rows: int, seed: int) -> list[tuple[str, int]]:
     """
     family = TASKS[name]
     chance = random.Random(f"{name} {seed}")
-    seen: set[str] = set()
-    result: list[tuple[str, int]] = []
-    while len(result) < rows:
+    rows_by_text: dict[str, int] = {}
+    while len(rows_by_text) < rows:
         label = chance.randrange(len(family.classes))
-        text = family.write(label, chance)
-        if text not in seen:
-            seen.add(text)
-            result.append((text, label))
-    return result
+        rows_by_text.setdefault(family.write(label, chance), label)
+    return list(rows_by_text.items())

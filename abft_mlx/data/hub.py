@@ -11,14 +11,14 @@ from typing import Any
 from abft_mlx import hub
 from abft_mlx.data import rows
 from abft_mlx.data.sampling import Generator
-from abft_mlx.errors import AbftError, DataError, RecipeError, RunError
+from abft_mlx.errors import AbftError, DataError, RecipeError, RunError, first_few
 from abft_mlx.recipe import DataSection
 from abft_mlx.recipe.files import parse
 
 CONVERTED = "refs/convert/parquet"
 STAICC_LONGEST = 1024
 STAICC_SEED = 42
-_SHARDS = re.compile(r"-(\d+)-of-(\d+)\.")
+_SHARDS = re.compile(r"-\d+(-of-(\d+)\.)")
 _SPLIT_WORDS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
@@ -36,25 +36,26 @@ def read(section: DataSection) -> rows.Table:
     """Fetch the files of a split, or find them in the cache, and read them.
 
     Data sets that were a script have no files of their own; the hub keeps a conversion of them,
-    which is used where no revision is asked for.
+    which is used where the recipe names no revision.
 
     Raises:
         DataError: no such data set, configuration or split, or no access.
         RunError: the hub cannot be reached and the cache has no copy.
     """
-    revisions = [section.revision] if section.revision else [None, CONVERTED]
+    paths: list[Path] = []
     offline = False
-    for revision in revisions:
-        paths = _files(section, revision)
+    for revision in [section.revision] if section.revision else [None, CONVERTED]:
+        fetched = _fetch(section, revision)
+        offline = offline or fetched is None
+        paths = paths or fetched or []
         if paths:
             break
-        offline = offline or paths is None
-    else:
-        if offline:
-            raise RunError(
-                f"{title(section)} is not in the local cache and the hub cannot be reached; go "
-                "online once, or name a file"
-            )
+    if not paths and offline:
+        raise RunError(
+            f"{title(section)} is not in the local cache and the hub cannot be reached; go online "
+            "once, or name a file"
+        )
+    if not paths:
         raise DataError(
             f"{section.source}: no {', '.join(rows.READERS)} file in it that can be read; "
             "download it and name a file of yours"
@@ -83,17 +84,18 @@ def staicc_order(table_rows: list[rows.Row]) -> list[rows.Row]:
     return [kept[i] for i in Generator(STAICC_SEED).draw(len(kept), len(kept))] if kept else []
 
 
-def _files(section: DataSection, revision: str | None) -> list[Path] | None:
+def _fetch(section: DataSection, revision: str | None) -> list[Path] | None:
     """Local paths of the split's files at a revision; None without a network or a copy."""
     from huggingface_hub import HfApi, errors, snapshot_download
 
     name = section.source
+    unknown = (
+        errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError,
+    )  # fmt: skip
     try:
         try:
             siblings = HfApi().dataset_info(name, revision=revision).siblings or []
-        except (
-            errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError,
-        ):  # fmt: skip
+        except unknown:
             raise
         except Exception as error:
             try:
@@ -107,80 +109,73 @@ def _files(section: DataSection, revision: str | None) -> list[Path] | None:
             cached = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
             return [folder / file for file in _of_split(section, cached, _card(folder))]
         listed = [sibling.rfilename for sibling in siblings]
-        card = None
-        if "README.md" in listed:
-            card = hub.file(name, "README.md", revision=revision).parent
-        chosen = _of_split(section, listed, _card(card))
+        readme = "README.md" in listed
+        card = _card(hub.file(name, "README.md", revision=revision).parent) if readme else []
+        chosen = _of_split(section, listed, card)
         return [hub.file(name, file, revision=revision) for file in chosen]
     except AbftError:
         raise
     except Exception as error:
-        asked = hub.Request(
-            name,
-            f"{name!r} is no file here and no data set of the hub that you may read",
-            "name a file",
-            revision,
-            "check data.revision",
+        absent = f"{name!r} is no file here and no data set of the hub that you may read"
+        failure = hub.explain(
+            error, hub.Request(name, absent, "name a file", revision, "check data.revision")
         )
-        failure = hub.explain(error, asked)
-        if failure.kind == "revision" and revision == CONVERTED and section.revision is None:
+        if failure.kind == "revision" and section.revision is None:
             return []
         if failure.kind == "offline":
             return None
         raise (DataError if failure.refused else RunError)(failure.message) from None
 
 
-def _card(folder: Path | None) -> list[dict[str, Any]]:
+def _card(folder: Path) -> list[dict[str, Any]]:
     """The configurations that a data set's card lists."""
-    card = folder / "README.md" if folder else None
-    if card is None or not card.is_file():
+    card = folder / "README.md"
+    if not card.is_file():
         return []
     match = re.match(r"---\r?\n(.*?)\r?\n---", card.read_text("utf-8", errors="replace"), re.DOTALL)
     try:
-        head = parse(match[1], str(card)) if match else {}
+        configs = parse(match[1], str(card)).get("configs") if match else None
     except RecipeError:
         return []
-    configs = head.get("configs")
     return [c for c in configs or [] if isinstance(c, dict) and c.get("data_files")]
 
 
 def _of_split(section: DataSection, listed: list[str], configs: list[dict[str, Any]]) -> list[str]:
-    """The files of every split that is asked for, in order."""
+    """The files of every split that is wanted, in order."""
     data = sorted(file for file in listed if PurePosixPath(file).suffix in rows.READERS)
-    if not data:
-        return []
-    patterns = _patterns(section, configs)
+    patterns = _patterns(section, configs) if data and configs else {}
     chosen: list[str] = []
-    for split in [part.strip() for part in section.split.split("+")]:
-        if patterns is None:
-            files = _guess(section, data, split)
-        else:
+    for split in [part.strip() for part in section.split.split("+")] if data else ():
+        if patterns:
             wanted = patterns.get(split, [])
-            files = [file for file in data if any(fnmatch(file, one) for one in wanted)]
+            files = [file for file in data if any(fnmatch(file, pattern) for pattern in wanted)]
+        else:
+            files = _guess(section, data, split)
         if not files:
-            known = f"; splits are {', '.join(patterns)}" if patterns else ""
+            splits = f"; splits are {', '.join(patterns)}" if patterns else ""
             raise DataError(
-                f"{section.source} has no files for split {split!r}{known}; its data files are "
-                f"{_some(data)}; check data.config and data.split"
+                f"{section.source} has no files for split {split!r}{splits}; its data files are "
+                f"{first_few(data)}; check data.config and data.split"
             )
-        _complete(section.source, files)
+        for shard in filter(None, map(_SHARDS.search, files)):
+            here = sum(shard[1] in file for file in files)
+            if here < int(shard[2]):
+                raise RunError(
+                    f"{section.source}: {here} of {int(shard[2])} files of a split are in the "
+                    "local cache and the hub cannot be reached; go online once"
+                )
         chosen += files
     return chosen
 
 
-def _patterns(section: DataSection, configs: list[dict[str, Any]]) -> dict[str, list[str]] | None:
-    """File patterns of each split as the card lists them; None without a card."""
-    if not configs:
-        return None
+def _patterns(section: DataSection, configs: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """File patterns of each split as the card lists them."""
     named = {str(config.get("config_name", "default")): config for config in configs}
     defaults = [name for name, config in named.items() if config.get("default")]
     only = next(iter(named)) if len(named) == 1 else "default"
     name = section.config or (defaults[0] if defaults else only)
     if name not in named:
-        asked = f"{name!r} is none of them" if section.config else "none is set"
-        raise DataError(
-            f"{section.source}: data.config must be one of {_some(sorted(named))}; {asked}"
-        )
+        raise _config(section, sorted(named))
     files = named[name]["data_files"]
     base = str(named[name].get("data_dir") or "").strip("/")
     patterns: dict[str, list[str]] = {}
@@ -193,25 +188,25 @@ def _patterns(section: DataSection, configs: list[dict[str, Any]]) -> dict[str, 
     return patterns
 
 
+def _config(section: DataSection, names: list[str]) -> DataError:
+    """The error of a configuration that does not exist."""
+    which = f"{section.config!r} is none of them" if section.config else "none is set"
+    return DataError(f"{section.source}: data.config must be one of {first_few(names)}; {which}")
+
+
 def _guess(section: DataSection, data: list[str], split: str) -> list[str]:
     """Files whose path holds the configuration and the split; of one kind, Parquet first."""
-    files = data
     if section.config:
-        inside = [f for f in files if section.config in PurePosixPath(f).parts]
-        named = [f for f in files if PurePosixPath(f).name.startswith(section.config)]
-        files = inside or named
+        inside = [f for f in data if section.config in PurePosixPath(f).parts]
+        files = inside or [f for f in data if PurePosixPath(f).name.startswith(section.config)]
     else:
-        folders = sorted({f.split("/", 1)[0] for f in files if "/" in f} - {"data", "default"})
-        flat = [f for f in files if f.split("/", 1)[0] not in folders]
-        if not flat and len(folders) > 1 and not any(_in_split(f, split) for f in folders):
-            raise DataError(
-                f"{section.source}: data.config must be one of {_some(folders)}; none is set"
-            )
-        files = flat or files
+        folders = sorted({f.split("/", 1)[0] for f in data if "/" in f} - {"data", "default"})
+        files = [f for f in data if f.split("/", 1)[0] not in folders] or data
+        if files is data and len(folders) > 1 and not any(_in_split(f, split) for f in folders):
+            raise _config(section, folders)
     chosen = [file for file in files if _in_split(file, split)]
     if not chosen and split == "train":
-        others = [word for words in _SPLIT_WORDS.values() for word in words]
-        chosen = [file for file in files if not any(_has(file, word) for word in others)]
+        chosen = [file for file in files if not any(_in_split(file, s) for s in _SPLIT_WORDS)]
     order = [".parquet", *rows.READERS] if find_spec("pyarrow") else [*rows.READERS, ".parquet"]
     same = ([file for file in chosen if file.endswith(suffix)] for suffix in order)
     return next((files for files in same if files), [])
@@ -219,27 +214,5 @@ def _guess(section: DataSection, data: list[str], split: str) -> list[str]:
 
 def _in_split(file: str, split: str) -> bool:
     """Whether a path names a split."""
-    return any(_has(file, word) for word in _SPLIT_WORDS.get(split, (split,)))
-
-
-def _has(file: str, word: str) -> bool:
-    """Whether a path has a word in it."""
-    return re.search(rf"(^|[/_.-]){re.escape(word)}([/_.-]|$)", file) is not None
-
-
-def _complete(source: str, files: list[str]) -> None:
-    """Refuse a cache that holds some shards of a split and not others."""
-    for file in files:
-        shard = _SHARDS.search(file)
-        count = int(shard[2]) if shard else 0
-        same = [f for f in files if shard and f"-of-{shard[2]}." in f]
-        if count and len(same) < count:
-            raise RunError(
-                f"{source}: {len(same)} of {count} files of a split are in the local cache and "
-                "the hub cannot be reached; go online once"
-            )
-
-
-def _some(names: list[str]) -> str:
-    """Names for a message."""
-    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+    words = "|".join(map(re.escape, _SPLIT_WORDS.get(split, (split,))))
+    return re.search(rf"(^|[/_.-])({words})([/_.-]|$)", file) is not None

@@ -21,9 +21,7 @@ import numpy as np
 from abft_mlx.data.texts import LabelledTexts, fold
 from abft_mlx.errors import DataError, RecipeError
 
-_MULTIPLIER = 1664525
-_INCREMENT = 1013904223
-_MODULUS = 2**32
+_MULTIPLIER, _INCREMENT, _MODULUS = 1664525, 1013904223, 2**32
 # Items of a list that an item is taken out of: out of one long list that is slow.
 _BLOCK = 2**13
 # Test queries that show the same balanced demonstrations: prompts with the same beginning are
@@ -49,7 +47,7 @@ class Generator:
         return int(start + (end - start) * self.random())
 
     def draw(self, n_items: int, n: int, repetition: bool = False) -> list[int]:
-        """Draw n indices of range(n_items), without repetition unless told otherwise."""
+        """Draw n indices of range(n_items), without repetition by default."""
         if n_items < 1 or (n > n_items and not repetition):
             raise ValueError(f"cannot draw {n} of {n_items} items without repetition")
         if repetition:
@@ -75,18 +73,18 @@ def demonstration_rows(
     Args:
         n_queries: test queries.
         repeats: sets of demonstrations for each query.
-        pool: rows to choose from.
-        k: demonstrations in a prompt; chosen with repetition only where k > pool.
+        pool: rows to choose from, with repetition only where k > pool.
+        k: demonstrations in a prompt.
         seed: 42 is StaICC's.
-        fixed: all queries of a repeat have the same row, the sampler's next one; not StaICC's.
+        fixed: all queries of a repeat have the same row; not StaICC's.
 
     Returns:
         n_queries · repeats rows of k indices; query q in repeat r has row q + n_queries · r.
     """
     generator = Generator(seed)
     together = n_queries if fixed else 1
-    draws = n_queries * repeats // together
-    drawn = [tuple(generator.draw(pool, k, k > pool)) for _ in range(draws)]
+    draws = range(n_queries * repeats // together)
+    drawn = [tuple(generator.draw(pool, k, k > pool)) for _ in draws]
     return [row for row in drawn for _ in range(together)]
 
 
@@ -99,9 +97,6 @@ def training_rows(
     The paper does not say how it draws; a sibling repository of its first author draws like this.
     Where ``together`` prompts share their demonstrations, group i depends on seed + i.
     """
-    if k + together > pool:
-        what = "a training prompt" if together == 1 else f"a group of {together} training prompts"
-        raise ValueError(f"{what} needs {k + together} distinct rows, there are {pool}")
     rows = []
     for group in range(-(-n_prompts // together)):
         drawn = random.Random(seed + group).sample(range(pool), k + together)
@@ -134,10 +129,9 @@ class TfIdf:
     """
 
     def __init__(self, texts: Sequence[str]) -> None:
-        words = [set(_words(text)) for text in texts]
-        found = Counter(word for some in words for word in some)
-        self._columns = {word: column for column, word in enumerate(sorted(found))}
-        having = np.array([found[word] for word in self._columns], dtype=np.float64)
+        counts = Counter(word for text in texts for word in set(_words(text)))
+        self._columns = {word: column for column, word in enumerate(sorted(counts))}
+        having = np.array([counts[word] for word in self._columns], dtype=np.float64)
         self._weights = np.log((1 + len(texts)) / (1 + having)) + 1
 
     def vectors(self, texts: Sequence[str]) -> Vectors:
@@ -152,9 +146,8 @@ class TfIdf:
             for word, count in Counter(_words(text)).items()
             if word in self._columns
         ]
-        table = np.array(entries, dtype=np.int64).reshape(-1, 3)
-        rows, columns = table[:, 0], table[:, 1]
-        values = table[:, 2] * self._weights[columns]
+        rows, columns, counts = np.array(entries, dtype=np.int64).reshape(-1, 3).T
+        values = counts * self._weights[columns]
         lengths = np.sqrt(np.bincount(rows, values**2, len(texts)))
         return Vectors(rows, columns, values / lengths[rows], (len(texts), len(self._columns)))
 
@@ -170,27 +163,13 @@ def balanced(
 
     Every class occurs as often as the others, as far as k and the rows allow. The classes that
     occur once more than others, or at all where k is smaller than their number, are random.
-
-    Args:
-        labels: the class of every row.
-        k: rows to choose.
-        rng: random numbers.
-        exclude: rows that are not chosen.
-
-    Raises:
-        DataError: fewer than k rows.
     """
     left_out = set(exclude)
     rows: dict[Hashable, list[int]] = defaultdict(list)
     for row, label in enumerate(labels):
         if row not in left_out:
             rows[label].append(row)
-    count = sum(map(len, rows.values()))
-    if count < k:
-        raise DataError(
-            f"{count} texts are too few for {k} demonstrations; add texts, or lower "
-            "prompt.demonstrations"
-        )
+    _enough(sum(map(len, rows.values())), k)
     drawn = {label: rng.sample(some, min(k, len(some))) for label, some in rows.items()}
     chosen: list[int] = []
     while len(chosen) < k:
@@ -198,6 +177,15 @@ def balanced(
         chosen += [drawn[label].pop() for label in turn if drawn[label]][: k - len(chosen)]
     rng.shuffle(chosen)
     return tuple(chosen)
+
+
+def _enough(count: int, k: int) -> None:
+    """Refuse to choose more texts than there are."""
+    if count < k:
+        raise DataError(
+            f"{count} texts are too few for {k} demonstrations; add texts, or lower "
+            "prompt.demonstrations"
+        )
 
 
 class Nearest:
@@ -219,27 +207,15 @@ class Nearest:
         """K rows, the most similar one last: next to the query in a prompt.
 
         Of texts that are equally similar the earlier one counts as nearer.
-
-        Args:
-            query: any text.
-            k: rows to choose.
-            exclude: rows that are not chosen.
-
-        Raises:
-            DataError: fewer than k rows.
         """
-        left_out = set(exclude)
-        if self._count - len(left_out) < k:
-            raise DataError(
-                f"{self._count - len(left_out)} texts are too few for {k} demonstrations; add "
-                "texts, or lower prompt.demonstrations"
-            )
+        left_out = list(set(exclude))
+        _enough(self._count - len(left_out), k)
         similarity = np.zeros(self._count)
         vector = self._tfidf.vectors([query])
         for column, value in zip(vector.columns, vector.values, strict=True):
             some = slice(self._starts[column], self._starts[column + 1])
             similarity[self._rows[some]] += value * self._values[some]
-        similarity[list(left_out)] = -1
+        similarity[left_out] = -1
         # Rounded: equal texts stay equal whatever the order of the sum.
         order = np.argsort(-similarity.round(12), kind="stable")
         return tuple(order[:k][::-1].tolist())
@@ -250,22 +226,11 @@ def training_draws(
 ) -> list[tuple[int, ...]]:
     """K rows of demonstrations and then the query's row, for each of N training prompts.
 
-    random draws every group of prompts by itself (`training_rows`). With the others the queries
-    pass through all rows in random order, again and again.
-
-    Args:
-        texts: the training part.
-        n: N.
-        k: demonstrations.
-        seed: of the draw.
-        together: this many prompts in a row, a group, share their demonstrations. Where there are
-            too few rows for that many different queries, queries repeat within the group.
-        selection: random, balanced or nearest. A text that occurs again is neither among its
-            demonstrations nor asked twice in a group.
-
-    Raises:
-        DataError: too few rows.
-        RecipeError: nearest, where prompts share their demonstrations.
+    random draws every group of prompts by itself (`training_rows`). With balanced and nearest the
+    queries pass through all rows in random order, again and again, and a text that occurs again is
+    neither among its demonstrations nor asked twice in a group: this many prompts (``together``)
+    in a row, which share their demonstrations. Where there are too few rows for that many different
+    queries, queries repeat within the group.
     """
     if selection == "nearest" and together > 1:
         raise RecipeError(
@@ -290,8 +255,8 @@ def training_draws(
         if nearest is not None:
             shown = nearest.rows(texts.texts[queries[0]], k, same[queries[0]])
         else:
-            asked = {row for query in queries for row in same[query]}
-            shown = balanced(texts.labels, k, random.Random(f"{seed}/{group}"), asked)
+            taken = {row for query in queries for row in same[query]}
+            shown = balanced(texts.labels, k, random.Random(f"{seed}/{group}"), taken)
         drawn += [(*shown, queries[place % len(queries)]) for place in range(together)]
         if len(drawn) >= n:
             break
@@ -300,7 +265,7 @@ def training_draws(
 
 def evaluation_draws(
     pool: LabelledTexts,
-    asked: Sequence[str],
+    queries: Sequence[str],
     repeats: int,
     k: int,
     seed: int,
@@ -315,23 +280,11 @@ def evaluation_draws(
     beginning is computed once, or one for a repeat with ``fixed``. nearest is the same in every
     repeat. The last two show all of a pool that is smaller than k.
 
-    Args:
-        pool: texts to choose from.
-        asked: n queries.
-        repeats: sets of demonstrations for each query.
-        k: demonstrations.
-        seed: of the draw.
-        selection: random, balanced or nearest.
-        fixed: one set for all queries of a repeat.
-
     Returns:
-        n · repeats tuples; query q in repeat r has number q + n · r.
-
-    Raises:
-        RecipeError: nearest and fixed.
+        n · repeats tuples, for n queries; query q in repeat r has number q + n · r.
     """
     if selection == "random":
-        return demonstration_rows(len(asked), repeats, len(pool), k, seed, fixed=fixed)
+        return demonstration_rows(len(queries), repeats, len(pool), k, seed, fixed=fixed)
     k = min(k, len(pool))
     if selection == "nearest":
         if fixed:
@@ -340,14 +293,14 @@ def evaluation_draws(
                 "evaluation.demonstrations is fixed: set it to per_query, or select balanced"
             )
         copies, nearest = _copies(pool.texts), Nearest(pool.texts)
-        return [nearest.rows(text, k, copies[fold(text)]) for text in asked] * repeats
-    together = len(asked) if fixed else QUERIES_TOGETHER
+        return [nearest.rows(text, k, copies[fold(text)]) for text in queries] * repeats
+    together = len(queries) if fixed else QUERIES_TOGETHER
     return [
         shown
         for repeat in range(repeats)
-        for first in range(0, len(asked), together)
+        for first in range(0, len(queries), together)
         for shown in [balanced(pool.labels, k, random.Random(f"{seed}/{repeat}/{first}"))]
-        for _ in asked[first : first + together]
+        for _ in queries[first : first + together]
     ]
 
 
@@ -368,26 +321,25 @@ def _queries(
     classes would have too few other rows to demonstrate.
     """
     # Rows that a class keeps for demonstrations; the only text of a class may still be asked.
-    different = {(label, same[row][0]) for row, label in enumerate(texts.labels)}
-    count = Counter(label for label, _ in different)
-    kept = {label: min(-(-k // len(count)), number - 1) for label, number in count.items()}
+    different = Counter(label for label, _ in {(x, same[i][0]) for i, x in enumerate(texts.labels)})
+    kept = {label: min(-(-k // len(different)), n - 1) for label, n in different.items()}
     rng = random.Random(f"{seed}/queries")
     waiting: list[int] = []
     while True:
         if len(waiting) < len(texts):
             waiting += rng.sample(range(len(texts)), len(texts))
         chosen: list[int] = []
-        asked: set[int] = set()
+        taken: set[int] = set()
         free = Counter(texts.labels)
         for row in waiting:
-            lost = Counter(texts.labels[one] for one in same[row])
+            lost = Counter(texts.labels[copy] for copy in same[row])
             if (
-                row not in asked
+                row not in taken
                 and free.total() - lost.total() >= k
                 and all(free[label] - lost[label] >= kept[label] for label in lost)
             ):
                 chosen.append(row)
-                asked.update(same[row])
+                taken.update(same[row])
                 free -= lost
             if len(chosen) == together:
                 break

@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 
 from abft_mlx.data.sampling import Generator
 from abft_mlx.data.texts import LabelledTexts, fold
@@ -17,24 +18,14 @@ PARTS = ("training", "validation", "demonstrations", "test")
 
 @dataclass(frozen=True)
 class Splits:
-    """Parts of one set of labelled texts.
+    """Parts of one set of labelled texts, without a common row but for demonstrations."""
 
-    Attributes:
-        training: what training prompts are made of.
-        validation: queries that choose the best adapter; empty unless asked for.
-        demonstrations: what evaluation takes its demonstrations from. The training part itself,
-            unless data.holdout is protocol; all other parts have no row in common.
-        test: queries that are evaluated.
-        rows: for each part, the row numbers (from 0) in the whole set.
-        warnings: parts smaller than asked for, classes without test rows, and texts that occur in
-            two parts.
-    """
-
-    training: LabelledTexts
-    validation: LabelledTexts
+    training: LabelledTexts  # what training prompts are made of
+    validation: LabelledTexts  # queries that choose the best adapter; empty by default
+    # What evaluation takes demonstrations from: training, unless data.holdout is protocol.
     demonstrations: LabelledTexts
-    test: LabelledTexts
-    rows: dict[str, tuple[int, ...]]
+    test: LabelledTexts  # queries that are evaluated
+    rows: dict[str, tuple[int, ...]]  # for each part, the row numbers (from 0) in the whole set
     warnings: tuple[str, ...] = ()
 
 
@@ -42,9 +33,9 @@ def split(texts: LabelledTexts, section: DataSection, demonstrations: int = 4) -
     """Divide the rows as ``data.holdout`` says, by ``data.seed`` alone.
 
     protocol makes one draw: training, validation, demonstrations, test. With the sizes of the paper
-    (no validation rows) and seed 42 these are StaICC's own splits. A set too small for the sizes
-    asked for first gives up demonstration rows, of which most are asked for, down to the number of
-    test rows; then all parts shrink in proportion.
+    (no validation rows) and seed 42 these are StaICC's own splits. A set too small for these sizes
+    first gives up demonstration rows, the largest part, down to the number of test rows; then all
+    parts shrink in proportion.
 
     stratified divides class by class: at most a quarter of the different texts, and at most
     ``test_rows``, are for testing; at most a quarter of the others, and at most
@@ -57,7 +48,7 @@ def split(texts: LabelledTexts, section: DataSection, demonstrations: int = 4) -
 
     Args:
         texts: the whole set.
-        section: how to divide, the sizes asked for, and the seed.
+        section: how to divide, the sizes of the parts, and the seed.
         demonstrations: k; every part that prompts are made of alone has at least k + 1 rows.
 
     Raises:
@@ -70,9 +61,14 @@ def split(texts: LabelledTexts, section: DataSection, demonstrations: int = 4) -
 
 def all_test(texts: LabelledTexts) -> Splits:
     """Every row a test row: for labelled texts that a run was not trained on."""
-    none = texts.subset(())
-    rows = {part: tuple(range(len(texts))) if part == "test" else () for part in PARTS}
-    return Splits(none, none, none, texts, rows)
+    return _splits(texts, {"test": range(len(texts))})
+
+
+def _splits(texts: LabelledTexts, rows: dict[str, Sequence[int]]) -> Splits:
+    """The parts with these rows."""
+    numbers = {part: tuple(rows.get(part, ())) for part in PARTS}
+    training, validation, demonstrations, test = (texts.subset(numbers[part]) for part in PARTS)
+    return Splits(training, validation, demonstrations, test, numbers)
 
 
 def _protocol(texts: LabelledTexts, section: DataSection, demonstrations: int) -> Splits:
@@ -84,25 +80,29 @@ def _protocol(texts: LabelledTexts, section: DataSection, demonstrations: int) -
         "test": section.test_rows,
     }
     sizes = _fit(wanted, len(texts), demonstrations + 1, texts.source)
-    drawn = Generator(section.seed).draw(len(texts), sum(sizes.values()))
-    rows: dict[str, tuple[int, ...]] = {}
-    for part in PARTS:
-        rows[part] = tuple(drawn[: sizes[part]])
-        del drawn[: sizes[part]]
+    drawn = iter(Generator(section.seed).draw(len(texts), sum(sizes.values())))
+    parts = _splits(texts, {part: list(islice(drawn, sizes[part])) for part in PARTS})
     warnings = []
     if sizes != wanted:
-        listed = ", ".join(f"{part} {sizes[part]}" for part in PARTS if sizes[part])
+        listed = ", ".join(f"{part} {size}" for part, size in sizes.items() if size)
         warnings.append(
             f"{texts.source} has {len(texts)} rows where {sum(wanted.values())} were asked for; "
             f"using {listed}"
         )
-    parts = {part: texts.subset(rows[part]) for part in PARTS}
-    warnings += _shared(parts)
-    return Splits(**parts, rows=rows, warnings=tuple(warnings))
+    tested = [fold(text) for text in parts.test.texts]
+    for part in PARTS[:-1]:
+        others = {fold(text) for text in getattr(parts, part).texts}
+        count = sum(text in others for text in tested)
+        if count:
+            warnings.append(
+                f"{count} of {len(tested)} test texts also occur in {part} (case and punctuation "
+                "aside)"
+            )
+    return replace(parts, warnings=tuple(warnings))
 
 
 def _fit(wanted: dict[str, int], available: int, least: int, source: str) -> dict[str, int]:
-    """Sizes that fit into the available rows, none that was asked for below the least."""
+    """Sizes that fit into the available rows, none that is wanted below the least."""
     if wanted["training"] < least:
         raise DataError(
             f"data.training_rows is {wanted['training']}: a training prompt needs {least} distinct "
@@ -119,71 +119,65 @@ def _fit(wanted: dict[str, int], available: int, least: int, source: str) -> dic
             f"({', '.join(f'{part} {size}' for part, size in floors.items() if size)}); "
             "add rows, or lower prompt.demonstrations"
         )
-    spare = max(0, sizes["demonstrations"] - sizes["test"])
-    sizes["demonstrations"] -= min(excess, spare)
+    sizes["demonstrations"] -= min(excess, max(0, sizes["demonstrations"] - sizes["test"]))
     total = sum(sizes.values())
     if total > available:
         sizes = {p: max(floors[p], size * available // total) for p, size in sizes.items()}
     while sum(sizes.values()) > available:
-        largest = max(PARTS, key=lambda part: sizes[part] - floors[part])
-        sizes[largest] -= 1
+        sizes[max(PARTS, key=lambda part: sizes[part] - floors[part])] -= 1
     return sizes
-
-
-def _shared(parts: dict[str, LabelledTexts]) -> list[str]:
-    """A line for each part that has texts of the test part, case and punctuation aside."""
-    warnings = []
-    asked = [fold(text) for text in parts["test"].texts]
-    for part in PARTS[:-1]:
-        known = {fold(text) for text in parts[part].texts}
-        count = sum(text in known for text in asked)
-        if count:
-            warnings.append(
-                f"{count} of {len(asked)} test texts also occur in {part} (case and punctuation "
-                "aside)"
-            )
-    return warnings
 
 
 def _by_class(texts: LabelledTexts, section: DataSection, demonstrations: int) -> Splits:
     """The parts of holdout stratified and none."""
     rng = random.Random(section.seed)
+    stratified = section.holdout == "stratified"
     copies: dict[str, list[int]] = defaultdict(list)
     for row in rng.sample(range(len(texts)), len(texts)):
         copies[fold(texts.texts[row])].append(row)
     # One row of each text, by its class.
     left = _of_classes(texts, [rows[0] for rows in copies.values()])
     spare = max(0, len(copies) - demonstrations - 1)
-    test = 0
-    if section.holdout == "stratified":
-        test = min(section.test_rows, len(copies) // 4, spare)
-        if not test:
-            fewer = ", lower prompt.demonstrations" if demonstrations > 1 else ""
-            raise DataError(
-                f"{texts.source}: {len(texts)} rows are too few to hold out test rows; add rows"
-                f"{fewer}, or train on all of them (--final, data.holdout none)"
-            )
+    test = min(section.test_rows, len(copies) // 4, spare) if stratified else 0
+    if stratified and not test:
+        fewer = ", lower prompt.demonstrations" if demonstrations > 1 else ""
+        raise DataError(
+            f"{texts.source}: {len(texts)} rows are too few to hold out test rows; add rows"
+            f"{fewer}, or train on all of them (--final, data.holdout none)"
+        )
     validation = min(section.validation_rows, (len(copies) - test) // 4, spare - test)
     chosen = {"test": _take(left, test), "validation": _take(left, validation)}
     held_out = {row for some in chosen.values() for row in some}
     training = [row for rows in copies.values() if rows[0] not in held_out for row in rows]
     dropped = len(texts) - len(held_out) - len(training)
-    if section.holdout == "stratified":
+    if stratified:
         training = _take(_of_classes(texts, training), section.training_rows, sure=1, keep=0)
     chosen["training"] = chosen["demonstrations"] = training
     for part in ("test", "validation", "training"):
         rng.shuffle(chosen[part])
-    rows = {part: tuple(chosen[part]) for part in PARTS}
-    parts = {part: texts.subset(rows[part]) for part in PARTS}
-    return Splits(**parts, rows=rows, warnings=_changes(texts, parts, dropped))
+    parts = _splits(texts, {**chosen})
+    warnings = []
+    if dropped:
+        warnings.append(
+            f"{dropped} rows were dropped from training: the test or validation rows have the "
+            "same text (case and punctuation aside)"
+        )
+    tested = parts.test.class_counts()
+    lacking = [repr(name) for name, n in texts.class_counts().items() if n and not tested[name]]
+    if test and lacking:
+        warnings.append(
+            f"no test rows have label {first_few(lacking)}, so these classes are not measured; "
+            "add rows with them"
+        )
+    return replace(parts, warnings=tuple(warnings))
 
 
 def _of_classes(texts: LabelledTexts, rows: Sequence[int]) -> dict[int, list[int]]:
     """The rows of each class."""
-    found: dict[int, list[int]] = defaultdict(list)
+    by_class: dict[int, list[int]] = defaultdict(list)
     for row in rows:
-        found[texts.labels[row]].append(row)
-    return found
+        by_class[texts.labels[row]].append(row)
+    return by_class
 
 
 def _take(left: dict[int, list[int]], n: int, *, sure: int = 4, keep: int = 1) -> list[int]:
@@ -200,31 +194,12 @@ def _take(left: dict[int, list[int]], n: int, *, sure: int = 4, keep: int = 1) -
         for label, rows in left.items()
     }
     while sum(size.values()) < n:
-        size[max(size, key=lambda one: (size[one] < most[one], share[one] - size[one]))] += 1
+        size[
+            max(size, key=lambda label: (size[label] < most[label], share[label] - size[label]))
+        ] += 1
     while sum(size.values()) > n:
-        size[max(size, key=lambda one: (size[one] > 1, size[one] - share[one]))] -= 1
+        size[max(size, key=lambda label: (size[label] > 1, size[label] - share[label]))] -= 1
     taken = [row for label, rows in left.items() for row in rows[: size[label]]]
     for label, rows in left.items():
         del rows[: size[label]]
     return taken
-
-
-def _changes(
-    texts: LabelledTexts, parts: dict[str, LabelledTexts], dropped: int
-) -> tuple[str, ...]:
-    """What a person should know of parts divided by class, one line each."""
-    warnings = []
-    if dropped:
-        warnings.append(
-            f"{dropped} rows were dropped from training: the test or validation rows have the "
-            "same text (case and punctuation aside)"
-        )
-    counts = parts["test"].class_counts()
-    lacking = [name for name, count in texts.class_counts().items() if count and not counts[name]]
-    if len(parts["test"]) and lacking:
-        named = first_few([repr(name) for name in lacking])
-        warnings.append(
-            f"no test rows have label {named}, so these classes are not measured; add rows with "
-            "them"
-        )
-    return tuple(warnings)

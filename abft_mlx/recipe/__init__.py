@@ -14,7 +14,6 @@ from abft_mlx.recipe.files import (
     shipped,
     studies,
 )
-from abft_mlx.recipe.resolving import check_mixture, resolve, share
 from abft_mlx.recipe.sections import (
     AdapterSection,
     DataSection,
@@ -28,6 +27,9 @@ from abft_mlx.recipe.sections import (
     TaskSection,
     TrainingSection,
     VariantsSection,
+    check_mixture,
+    resolve,
+    share,
     task,
 )
 

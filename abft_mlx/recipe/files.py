@@ -44,9 +44,8 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
                 if key.value in keys:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"key {key.value!r} occurs twice", key.start_mark
-                    )
+                    problem = f"key {key.value!r} occurs twice"
+                    raise yaml.MarkedYAMLError(None, None, problem, key.start_mark)
                 keys.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -95,16 +94,9 @@ def _shipped() -> dict[str, Path]:
 
 
 def find(name_or_path: str | Path) -> Path:
-    """The file of a shipped recipe's name, or of a path that ends in .yaml.
-
-    Raises:
-        RecipeError: neither exists.
-    """
-    name = str(name_or_path)
-    recipes = shipped()
-    if name in recipes:
-        return recipes[name]
-    path = Path(name).expanduser()
+    """The file of a shipped recipe's name, or of a path that ends in .yaml."""
+    name, recipes = str(name_or_path), shipped()
+    path = recipes.get(name, Path(name).expanduser())
     if path.suffix.lower() in DATA_SUFFIXES:
         raise RecipeError(
             f"{name} is a data file, and a recipe is needed here; give it with --data {name}"
@@ -134,9 +126,6 @@ def load(name_or_path: str | Path, overrides: Overrides = ()) -> Recipe:
         name_or_path: the name of a shipped recipe, a .yaml file, or a run folder.
         overrides: a map from ``section.key`` to values, or ``section.key=value`` texts, which
             `parse_overrides` reads.
-
-    Raises:
-        RecipeError: no such recipe, not YAML, an unknown key or a value that cannot be used.
     """
     path = find(name_or_path)
     return loads(read(path), overrides, where=str(path))
@@ -144,13 +133,7 @@ def load(name_or_path: str | Path, overrides: Overrides = ()) -> Recipe:
 
 def loads(text: str, overrides: Overrides = (), *, where: str = "recipe") -> Recipe:
     """Read a recipe from its text; otherwise as `load`."""
-    values = recipe_map(text, where)
-    # A section of which every line is commented out is null in YAML: it means the defaults.
-    values = {
-        key: {} if value is None and problems.section_of(key) else value
-        for key, value in values.items()
-    }
-    values = _expand(values, where)
+    values = _expand(_recipe_map(text, where), where)
     if not overrides:
         return _validate(values, where)
     try:
@@ -178,9 +161,6 @@ def change(recipe: Recipe, overrides: Overrides, where: str = "--set") -> Recipe
         recipe: what to change.
         overrides: as for `load`.
         where: what to call an override in an error.
-
-    Raises:
-        RecipeError: an override cannot be read, or sets an unknown key or a value of no use.
     """
     return _merged(recipe.model_dump(), overrides, where) if overrides else recipe
 
@@ -199,9 +179,6 @@ def parse_overrides(overrides: Overrides, where: str = "--set") -> dict[str, Any
     Args:
         overrides: texts; a map stays what it is.
         where: what to call an override in an error.
-
-    Raises:
-        RecipeError: a text is no ``section.key=value``, or its value is not YAML.
     """
     if isinstance(overrides, Mapping):
         return dict(overrides)
@@ -214,11 +191,10 @@ def parse_overrides(overrides: Overrides, where: str = "--set") -> dict[str, Any
             raise RecipeError(
                 f"{where} {problems.short(text)}: write section.key=value, e.g. training.updates=16"
             )
-        if problems.is_text(path) and not raw.lstrip().startswith(("'", '"')):
-            value = None if raw.strip() in ("null", "~") else raw
-        else:
+        value: Any = None if raw.strip() in ("null", "~") else raw
+        if not problems.is_text(path) or raw.lstrip().startswith(("'", '"')):
             try:
-                value = _parse_yaml(raw)
+                value = _yaml(raw)
             except (yaml.YAMLError, ValueError):
                 raise RecipeError(
                     f"{where} {key}: {problems.short(raw)} is not a YAML value; quote it"
@@ -234,12 +210,7 @@ def dumps(recipe: Recipe) -> str:
 
 
 def save(recipe: Recipe, path: str | Path) -> None:
-    """Write `dumps` to a file, whole or not at all.
-
-    Raises:
-        OutputError: the file cannot be written.
-        RunError: the disk is full.
-    """
+    """Write `dumps` to a file, whole or not at all."""
     write_text(Path(path), dumps(recipe))
 
 
@@ -249,11 +220,7 @@ def to_yaml(values: dict[str, Any]) -> str:
 
 
 def read(path: Path) -> str:
-    """A YAML file's text.
-
-    Raises:
-        RecipeError: it cannot be read, or is not UTF-8.
-    """
+    """A YAML file's text."""
     try:
         return read_bytes(path, MOST_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -270,40 +237,21 @@ def parse(text: str, where: str, what: str = "a recipe is a map of sections") ->
         text: one YAML document.
         where: what to call it in an error.
         what: what should have been there.
-
-    Raises:
-        RecipeError: not YAML, or not a map.
     """
     try:
-        values = _parse_yaml(text)
+        values = _yaml(text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f" line {mark.line + 1}" if mark else ""
         raise RecipeError(f"{where}{line}: {error.problem or 'not YAML'}") from None
     except (yaml.YAMLError, ValueError) as error:
         raise RecipeError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
-    if values is None:
-        values = {}
-    if not isinstance(values, dict):
+    if not isinstance(values, dict | None):
         raise RecipeError(f"{where}: {what}, this is {problems.short(values)}")
-    return values
+    return values or {}
 
 
-def recipe_map(text: str, where: str) -> dict[str, Any]:
-    """A recipe's map without the version of its schema, which is checked.
-
-    Raises:
-        RecipeError: not YAML, not a map, or of another schema.
-    """
-    values = parse(text, where)
-    again = "write it by the settings of: abft-mlx recipes show your-data"
-    problem = schema_problem(values.pop("schema", None), SCHEMA, again)
-    if problem:
-        raise RecipeError(f"{where}: {problem}")
-    return values
-
-
-def _parse_yaml(text: str) -> Any:
+def _yaml(text: str) -> Any:
     """The value of one YAML document; YAMLError or ValueError if it is none."""
     try:
         return yaml.load(text, Loader=_Loader)
@@ -311,31 +259,38 @@ def _parse_yaml(text: str) -> Any:
         raise yaml.YAMLError("nested too deeply") from None
 
 
+def _recipe_map(text: str, where: str) -> dict[str, Any]:
+    """A recipe's map without the version of its schema, which is checked."""
+    values = parse(text, where)
+    again = "write it by the settings of: abft-mlx recipes show your-data"
+    problem = schema_problem(values.pop("schema", None), SCHEMA, again)
+    if problem:
+        raise RecipeError(f"{where}: {problem}")
+    # A section of which every line is commented out is null in YAML: it means the defaults.
+    return {k: {} if v is None and problems.section_of(k) else v for k, v in values.items()}
+
+
 def _merged(values: dict[str, Any], overrides: Overrides, where: str) -> Recipe:
     """A recipe's map with overrides, validated."""
     changes = parse_overrides(overrides, where)
-    values = {
-        key: dict(value) if isinstance(value, dict) else value for key, value in values.items()
-    }
+    values = dict(values)
     for key, value in changes.items():
-        path = key.split(".", 2)
+        *path, last = key.split(".", 2)
         inner = values
-        for part in path[:-1]:
+        for part in path:
             if part == "data" and isinstance(inner.get(part), list):
                 raise RecipeError(
                     f"{where} {key}: data is a list of tasks; set this in the tasks' recipes"
                 )
             inner[part] = dict(inner[part]) if isinstance(inner.get(part), dict) else {}
             inner = inner[part]
-        inner[path[-1]] = value
+        inner[last] = value
     recipe = _validate(_expand(values, where), where)
+    same = [task for task in recipe.mixture if task.data.source == recipe.data.source]
     for key in changes:
         section, _, name = key.partition(".")
-        if section != "data" or name not in _SPLIT:
-            continue
-        for task in recipe.mixture:
-            same = task.data.source == recipe.data.source
-            if same and getattr(task.data, name) != getattr(recipe.data, name):
+        for task in same if section == "data" and name in _SPLIT else ():
+            if getattr(task.data, name) != getattr(recipe.data, name):
                 raise RecipeError(
                     f"{where} {key}: the mixture trains on {task.name} with its own "
                     "split, so test rows would be trained on; set it in the tasks' recipes"
@@ -355,17 +310,17 @@ def _expand(values: dict[str, Any], where: str) -> dict[str, Any]:
     """Write out tasks that are named by recipes, and read a list under ``data`` as a mixture."""
     values = dict(values)
     if isinstance(values.get("data"), list):
-        listed = _tasks(values.pop("data"), f"{where}: data")
-        if not listed:
+        tasks = _tasks(values.pop("data"), f"{where}: data")
+        if not tasks:
             raise RecipeError(f"{where}: data is an empty list; name at least one task")
-        first = {part: listed[0][part] for part in _TASK_PARTS if part in listed[0]}
-        values = {**first, **values, "mixture": listed}
+        first = {part: tasks[0][part] for part in _TASK_PARTS if part in tasks[0]}
+        values = {**first, **values, "mixture": tasks}
     elif isinstance(values.get("mixture"), list):
         values["mixture"] = _tasks(values["mixture"], f"{where}: mixture")
     evaluation = values.get("evaluation")
     if isinstance(evaluation, dict) and isinstance(evaluation.get("transfer"), list):
-        listed = _tasks(evaluation["transfer"], f"{where}: evaluation.transfer")
-        values["evaluation"] = {**evaluation, "transfer": listed}
+        tasks = _tasks(evaluation["transfer"], f"{where}: evaluation.transfer")
+        values["evaluation"] = {**evaluation, "transfer": tasks}
     return values
 
 
@@ -376,7 +331,7 @@ def _tasks(entries: list[Any], where: str) -> list[dict[str, Any]]:
         if isinstance(entry, str):
             try:
                 path = find(entry)
-                recipe = recipe_map(read(path), str(path))
+                recipe = _recipe_map(read(path), str(path))
             except RecipeError as error:
                 raise RecipeError(f"{where}: {error}") from None
             if not recipe.get("data"):

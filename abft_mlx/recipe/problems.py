@@ -13,22 +13,22 @@ from pydantic_core import ErrorDetails
 from abft_mlx.recipe.sections import Recipe
 
 _REPR = reprlib.Repr()
-_REPR.maxstring = _REPR.maxother = 200
-_REPR.maxlevel = 2
+_REPR.maxlevel, _REPR.maxstring, _REPR.maxother = 2, 200, 200
+_COUNT = "a whole number of at least 1, or auto, is needed"
 # What to say instead of the complaints of each member of a union.
 _NEEDED = {
     "prompt.label_words": "a map from labels to words, letters, auto, or null is needed",
-    "prompt.demonstrations": "a whole number of at least 1, or auto, is needed",
-    "training.shared_demonstrations": "a whole number of at least 1, or auto, is needed",
-    "training.micro_batch_tokens": "a whole number of at least 1, or auto, is needed",
+    "prompt.demonstrations": _COUNT,
+    "training.shared_demonstrations": _COUNT,
+    "training.micro_batch_tokens": _COUNT,
     "adapter.layers": "a list of layer numbers such as [4, 5], auto, or null for all is needed",
 }
 _UNION_ERRORS = ("int_parsing", "int_type", "literal_error", "list_type", "dict_type")
 
 
-def closest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that looks most like this one, if any does."""
-    return next(iter(difflib.get_close_matches(word, list(known), n=1)), None)
+def closest(word: str, candidates: Iterable[str]) -> str | None:
+    """The candidate that looks most like a word, if any does."""
+    return next(iter(difflib.get_close_matches(word, list(candidates), n=1)), None)
 
 
 def short(value: object) -> str:
@@ -37,51 +37,41 @@ def short(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def section_of(name: str) -> type[BaseModel] | None:
-    """The model of a recipe's section."""
-    field = Recipe.model_fields.get(name)
-    return _model(field.annotation) if field else None
+def section_of(name: str, model: type[BaseModel] = Recipe) -> type[BaseModel] | None:
+    """The model that a field, or each entry of a field that is a list, holds."""
+    field = model.model_fields.get(name)
+    annotation: object = field.annotation if field else None
+    while get_origin(annotation) in (list, Annotated):
+        annotation = get_args(annotation)[0]
+    is_model = isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    return annotation if is_model else None  # type: ignore[return-value]
 
 
 def is_text(path: Sequence[str]) -> bool:
     """Whether the setting at this path takes a text and nothing else (or null)."""
     model: type[BaseModel] | None = Recipe
     for key in path[:-1]:
-        field = model.model_fields.get(key) if model else None
-        model = _model(field.annotation) if field else None
+        model = section_of(key, model) if model else None
     field = model.model_fields.get(path[-1]) if model else None
     return field is not None and field.annotation in (str, str | None)
 
 
 def describe(error: ValidationError, root: type[BaseModel] = Recipe) -> str:
-    """The first problem in a line, and the others in brackets.
-
-    Args:
-        error: what pydantic says of values of ``root``.
-        root: the model that was validated.
-    """
+    """The first problem in a line, and the others in brackets."""
     lines: dict[str, str] = {}
     for detail in error.errors(include_url=False):
-        path, model = _place(detail["loc"], root)
+        model, keys = root, []
+        for item in detail["loc"]:  # without pydantic's names for union members
+            keys.append(str(item))
+            if isinstance(item, str):
+                inner = section_of(item, model)
+                if inner is None:
+                    break
+                model = inner
+        path = ".".join(keys)
         lines.setdefault(path, _line(path, model, root, detail))  # a union reports all members
     first, *more = lines.values()
     return first + (f" (and {len(more)} more: {'; '.join(more)})" if more else "")
-
-
-def _place(loc: tuple[int | str, ...], root: type[BaseModel]) -> tuple[str, type[BaseModel]]:
-    """The setting's path without pydantic's names for union members, and the model it is in."""
-    model = root
-    keys: list[str] = []
-    for item in loc:
-        keys.append(str(item))
-        if isinstance(item, int):  # an entry of a list of models
-            continue
-        field = model.model_fields.get(item)
-        inner = _model(field.annotation) if field else None
-        if inner is None:
-            break
-        model = inner
-    return ".".join(keys), model
 
 
 def _line(path: str, model: type[BaseModel], root: type[BaseModel], detail: ErrorDetails) -> str:
@@ -114,14 +104,3 @@ def _elsewhere(key: str) -> str | None:
         if inner is not None and key in inner.model_fields:
             return f"{name}.{key}"
     return key if key in Recipe.model_fields else None
-
-
-def _model(annotation: object) -> type[BaseModel] | None:
-    """The model that a field, or each entry of a field that is a list, holds."""
-    if get_origin(annotation) is list:
-        annotation = get_args(annotation)[0]
-    if get_origin(annotation) is Annotated:
-        annotation = get_args(annotation)[0]
-    return (
-        annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
-    )
