@@ -12,7 +12,9 @@ import pytest
 from cli_support import invoke
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from report_support import evaluation, made_heads, made_study, write_run
+from made_cells import cell
+from made_cells import study as made_study
+from made_runs import evaluation, heads, write_run
 
 from abft_mlx import analysis, data, recipe, study
 from abft_mlx.errors import AbftError, DataError, OutputError, RecipeError, UsageError
@@ -73,14 +75,15 @@ def test_yaml_names_its_file(tmp_path: Path, text: str) -> None:
 
 @pytest.mark.parametrize("name", ["run.json", "eval.json", "metrics.jsonl"])
 def test_damaged_files_of_a_run(tmp_path: Path, name: str) -> None:
-    run = write_run(tmp_path / "run", made_heads(), measured=evaluation())
+    run = write_run(tmp_path / "run", heads(), measured=evaluation())
     (run / name).write_text(DEEP + "\n", encoding="utf-8")
     with pytest.raises(OutputError, match=name):
         analysis.look(run)
 
 
 def test_a_damaged_study(tmp_path: Path) -> None:
-    path = made_study(tmp_path / "made") / "study.json"
+    analysis.write_study(tmp_path, made_study(), [cell("abft", "0110", seed=1)])
+    path = tmp_path / "study.json"
     packed = bytearray(gzip.compress(path.read_bytes()))
     packed[14:24] = b"\xff" * 10
     path.write_bytes(packed)
