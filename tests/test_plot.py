@@ -362,7 +362,9 @@ class TestCommand:
         packed.write_bytes(gzip.compress((tmp_path / "made" / "study.json").read_bytes()))
         half = tmp_path / "half"
         (half / "cells").mkdir(parents=True)
-        (half / "study.yaml").write_text("name: half\nfigures: [accuracy, grid]\n")
+        (half / "study.yaml").write_text(
+            "models: [demo]\ntasks: [demo]\nmethods: [abft]\nfigures: [accuracy, grid]\n"
+        )
         for one in cells[:2]:
             (half / "cells" / f"{one['id']}.json").write_text(json.dumps(one))
         names = ["accuracy-demo", "head-count-demo", "training-demo"]

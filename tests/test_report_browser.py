@@ -318,7 +318,7 @@ def test_no_text_of_the_data_is_obeyed(browser: Any, hostile: Path) -> None:
         page.locator("input[name=example]").nth(1).check()
         ready(page, 1)
         assert page.evaluate("[typeof window.owned, document.scripts.length]") == ["undefined", 2]
-        assert page.title() == "ABFT: script> on mails.csv"
+        assert page.title() == f"ABFT: {LABELS[0]} on mails.csv"
         assert page.locator("img, iframe, object, embed, link, base, form").count() == 0
         attributes = page.evaluate(
             "[...document.querySelectorAll('*')].flatMap((one) => one.getAttributeNames())"

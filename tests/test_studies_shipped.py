@@ -10,7 +10,7 @@ import pytest
 
 from abft_mlx import recipe, study
 from abft_mlx.analysis import STUDY_FIGURES
-from abft_mlx.analysis.study_data import Paper, paper_targets
+from abft_mlx.analysis.study_data import paper_model, paper_row, paper_targets
 
 FOLDER = Path(__file__).parent.parent / "recipes" / "studies"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
@@ -111,8 +111,5 @@ def test_the_checkpoints_that_are_commented_out_load() -> None:
     names = [model.name for model in one.models]
     assert {"GPT2-L PICL", "GPT2-L MetaICL"} <= set(names)
     for name, method in (("GPT2-L PICL", "picl"), ("GPT2-L MetaICL", "metaicl")):
-        paper = Paper("table1")
-        assert (
-            paper.row(paper.model(name, ""), "vanilla")
-            == paper_targets()["table1"]["GPT2-L"][method]
-        )
+        row = paper_row("table1", paper_model(name, ""), "vanilla")
+        assert row == paper_targets()["table1"]["GPT2-L"][method]

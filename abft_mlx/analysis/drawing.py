@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
 from abft_mlx import files
 from abft_mlx.analysis import style
 from abft_mlx.analysis.run_data import RunData, is_run, parsed, read, read_heads_file, read_run
@@ -18,6 +16,7 @@ from abft_mlx.analysis.study_plots import STUDY_FIGURES, check, study_plots
 from abft_mlx.analysis.study_tables import table_csv, table_md
 from abft_mlx.analysis.style import Plot
 from abft_mlx.errors import OutputError, UsageError
+from abft_mlx.study import load as load_study
 from abft_mlx.study import read as read_cells
 
 STUDY_FILE = "study.json"
@@ -140,7 +139,9 @@ def study_facts(source: Path) -> tuple[Facts, Path]:
     if source.is_dir():
         path, output = source / STUDY_FILE, source
         if not path.exists() and (source / "cells").is_dir():
-            return _unfinished(source), source
+            # Not all cells are done, so that no facts are written yet.
+            unfinished = facts(load_study(source), read_cells(source))
+            return parsed(Facts, unfinished, source), source
     elif source.name != STUDY_FILE:
         output = source.parent / f"{source.name.partition('.json')[0]}-figures"
     document = read(path, Facts)
@@ -150,21 +151,6 @@ def study_facts(source: Path) -> tuple[Facts, Path]:
             "folder that finetune or study wrote"
         )
     return document, output
-
-
-class _StudyFile(BaseModel):
-    """``study.yaml``, as far as it is shown."""
-
-    name: str = "study"
-    description: str | None = None
-    paper: dict[str, str] = {}
-    figures: list[str] = []
-
-
-def _unfinished(folder: Path) -> Facts:
-    """The facts of a study whose cells are not all done, so that none are written yet."""
-    study = read(folder / "study.yaml", _StudyFile) or _StudyFile(name=folder.name)
-    return parsed(Facts, facts(study, read_cells(folder)), folder)
 
 
 def _names(only: Sequence[str] | None, names: Iterable[str]) -> Sequence[str]:

@@ -232,7 +232,7 @@ def quantities(curves: Mapping[str, Curves]) -> list[str]:
 
 def training_height(curves: Mapping[str, Curves]) -> float:
     """Inches of :func:`training_curves`."""
-    return 0.8 + 0.75 * len(quantities(curves))
+    return max(2.4, 0.8 + 0.75 * len(quantities(curves)))
 
 
 def training_curves(
@@ -244,11 +244,9 @@ def training_curves(
 
     A panel for each quantity, a line in it for each run.
 
-    Args:
-        figure: an empty Figure.
-        curves: by the run's name, (U,) arrays by the names of ``QUANTITIES``, NaN where not
-            measured, and ``seen_examples``, the training prompts after each update.
-        spread: half the height of a band around each of them.
+    ``curves`` has by the run's name (U,) arrays by the names of ``QUANTITIES``, NaN where not
+    measured, and ``seen_examples``, the training prompts after each update; ``spread`` half the
+    height of a band around each of them.
     """
     shown = quantities(curves)
     panels = figure.subplots(max(1, len(shown)), sharex=True, squeeze=False)[:, 0]

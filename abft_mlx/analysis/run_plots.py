@@ -203,15 +203,10 @@ HEADS_FIGURES = ("label_attention", "attention", *MAPS, "detectors")
 def top_heads(
     rows: Mapping[str, np.ndarray], label_positions: np.ndarray, limit: int = ROWS
 ) -> tuple[list[tuple[int, int]], int]:
-    """Which heads to show of many: those with the most attention on labels in any state.
+    """Which heads to show, (layer, head) in order, and how many heads there are.
 
-    Args:
-        rows: for each state (L, H, T), NaN where there is no head.
-        label_positions: (K,).
-        limit: rows of all states together.
-
-    Returns:
-        (layer, head) in order, and how many heads there are.
+    Those with the most attention on labels in any state. ``rows`` has (L, H, T) for each state, NaN
+    where there is no head; ``limit`` counts the rows of all states together.
     """
     mass = np.max([row[:, :, label_positions].sum(axis=2) for row in rows.values()], axis=0)
     known = ~np.isnan(mass)

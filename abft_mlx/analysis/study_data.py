@@ -44,63 +44,31 @@ def paper_targets() -> dict[str, Any]:
     return json.loads(_PAPER.read_text(encoding="utf-8"))
 
 
-class Paper:
-    """The published tables, in percent, by the names that studies use.
+def paper_model(name: str, source: str) -> str | None:
+    """What the paper calls a model, by the study's name for it or where it comes from."""
+    ids = paper_targets()["model_ids"]
+    if name in ids or any(name == f"{title} {end}" for title in ids for end in _CHECKPOINTS):
+        return name
+    return next((title for title, id_ in ids.items() if id_ == source), None)
 
-    Args:
-        table: of ``TABLES``, or None for no table.
-    """
 
-    def __init__(self, table: str | None = None) -> None:
-        self.table = table
+def paper_task(name: str) -> str:
+    """What the paper calls a task, or the name itself."""
+    return paper_targets()["tasks"].get(name, name)
 
-    def model(self, name: str, source: str) -> str | None:
-        """What the paper calls a model, by the study's name for it or where it comes from."""
-        ids = paper_targets()["model_ids"]
-        if name in ids or any(name == f"{title} {end}" for title in ids for end in _CHECKPOINTS):
-            return name
-        return next((title for title, id_ in ids.items() if id_ == source), None)
 
-    def task(self, name: str) -> str:
-        """What the paper calls a task, or the name itself."""
-        return paper_targets()["tasks"].get(name, name)
-
-    def row(self, model: str | None, method: str) -> dict[str, Any]:
-        """The table's entry for a model and method; empty where it has none."""
-        if self.table is None or model is None:
-            return {}
-        for checkpoint in _CHECKPOINTS:
-            if model.endswith(f" {checkpoint}"):
-                model = model.removesuffix(f" {checkpoint}")
-                # A published checkpoint, prompted plainly, is the paper's row of that name.
-                method = checkpoint.lower() if method == "vanilla" else ""
-        return paper_targets().get(self.table, {}).get(model, {}).get(method, {})
-
-    def accuracy(self, model: str | None, method: str, task: str) -> float | None:
-        """Accuracy on one task."""
-        return self.row(model, method).get("accuracy", {}).get(self.task(task))
-
-    def average(self, model: str | None, method: str, tasks: Sequence[str]) -> float | None:
-        """Mean accuracy, where our tasks are all of the paper's."""
-        if {self.task(task) for task in tasks} != set(paper_targets()["tasks"].values()):
-            return None
-        return self.row(model, method).get("average")
-
-    def consistency(self, model: str | None, kind: str, method: str) -> float | None:
-        """Table 3: ``kind`` is template or demonstrations; vanilla is the untrained base."""
-        if self.table != "table3" or model is None:
-            return None
-        role = "untrained" if method == "vanilla" else method
-        return paper_targets()["table3"].get(model, {}).get(kind, {}).get(role)
+def paper_row(table: str | None, model: str | None, method: str) -> dict[str, Any]:
+    """What a table of the paper has for a model and a method, in percent; empty for nothing."""
+    for checkpoint in _CHECKPOINTS:
+        if model and model.endswith(f" {checkpoint}"):
+            model = model.removesuffix(f" {checkpoint}")
+            # A published checkpoint, prompted plainly, is the paper's row of that name.
+            method = checkpoint.lower() if method == "vanilla" else ""
+    return paper_targets().get(table or "", {}).get(model, {}).get(method, {})
 
 
 def facts(study: Any, cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The document of a study, its cells in an order of their own.
-
-    Args:
-        study: anything with ``name``, ``description``, ``paper`` and ``figures``.
-        cells: cell documents in any order.
-    """
+    """The document of a study, made from cell documents in any order."""
     failed = [
         {key: cell.get(key) for key in ("id", "model", "task", "method", "seed", "error")}
         for cell in cells
@@ -143,7 +111,7 @@ def _compact(cell: dict[str, Any]) -> dict[str, Any]:
 def _order(cell: dict[str, Any]) -> tuple[Any, ...]:
     """Sort key of cells: models and tasks as in the paper, then others by name."""
     models, tasks = (list(paper_targets()[key]) for key in ("model_ids", "tasks"))
-    title = Paper().model(cell["model"], cell["source"]) or ""
+    title = paper_model(cell["model"], cell["source"]) or ""
     model = next((n for n, name in enumerate(models) if title.startswith(name)), len(models))
     task = tasks.index(cell["task"]) if cell["task"] in tasks else len(tasks)
     seed = -1 if cell["seed"] is None else cell["seed"]
@@ -214,23 +182,17 @@ class Facts(BaseModel):
     cells: list[Cell]
     failed: list[dict[str, Any]] = []
 
-    @property
-    def published(self) -> Paper:
-        """The paper's numbers to stand beside ours."""
-        return Paper(self.paper.get("table"))
-
 
 @dataclass(frozen=True)
 class Measurement:
     """Label predictions of one model on one task by one method, after one training or none.
 
     Attributes:
-        cell: where it stands.
-        method: how it predicts: vanilla and the calibrations of an untrained base, or what trained
-            it (with a calibration behind it: ``abft + contextual``).
+        cell: where it is stored.
+        method: vanilla and the calibrations of an untrained base, or what trained it (with a
+            calibration behind it: ``abft + contextual``).
         values: the metrics; None where accuracy was not measured.
-        plain: whether it is the cell's own prediction, to which robustness, bias, unseen labels and
-            transfer belong.
+        plain: whether the other protocols of the cell belong to it.
     """
 
     cell: Cell

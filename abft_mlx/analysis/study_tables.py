@@ -23,7 +23,10 @@ from abft_mlx.analysis.study_data import (
     measurements,
     of_task,
     paired,
+    paper_model,
+    paper_row,
     paper_targets,
+    paper_task,
     reader,
     share_right,
     tasks,
@@ -199,22 +202,22 @@ def _nats(mean: Mean | None) -> str:
 
 def _accuracy(rows: Group, facts: Facts) -> Table:
     """Models and methods against tasks."""
-    columns, paper = tasks(rows), facts.published
+    columns = tasks(rows)
     counts = {task: {row.prompts for row in of_task(rows, task) if row.prompts} for task in columns}
     header = [
         "model", "method", "seeds",
-        *(f"{paper.task(task)} (n = {_range(counts[task]) or '?'})" for task in columns),
+        *(f"{paper_task(task)} (n = {_range(counts[task]) or '?'})" for task in columns),
         "mean", "95% interval", "paper's mean", "over vanilla", "p",
     ]  # fmt: skip
+    # The paper's mean is over all of its tasks.
+    every = {*map(paper_task, columns)} == {*paper_targets()["tasks"].values()}
     lines = []
     for (model, label), group in by_method(rows).items():
-        first = group[0]
-        called = paper.model(model, first.cell.source)
-        cells = []
+        first, paper, cells = group[0], _published(facts, group), []
         for task in columns:
             mean = means(of_task(group, task))
-            published = None if first.cell.sweep else paper.accuracy(called, first.method, task)
-            theirs = beside(mean, published)
+            published = paper.get("accuracy", {}).get(paper_task(task))
+            theirs = beside(mean, None if first.cell.sweep else published)
             cells.append(percent(mean) + (f" ({theirs})" if theirs != NOTHING else ""))
         # A mean over fewer tasks than the others' would not be comparable.
         whole = means(group) if NOTHING not in cells else None
@@ -233,7 +236,7 @@ def _accuracy(rows: Group, facts: Facts) -> Table:
                 NOTHING if all(row.cell.seed is None for row in group) else _range(seeds),
                 *cells, percent(whole),
                 f"{100 * interval.low:.1f} to {100 * interval.high:.1f}" if interval else NOTHING,
-                beside(means(group), paper.average(called, first.method, columns)), *gain,
+                beside(means(group), paper.get("average") if every else None), *gain,
             ]
         )  # fmt: skip
     return header, lines
@@ -293,8 +296,9 @@ def _consistency(plain: Group, facts: Facts) -> Table:
 
     def paper(kind: str) -> Column:
         def text(group: Group) -> str:
-            called = facts.published.model(group[0].cell.model, group[0].cell.source)
-            theirs = facts.published.consistency(called, kind, group[0].method)
+            cell, method = group[0].cell, group[0].method
+            kinds = paper_row(facts.paper.get("table"), paper_model(cell.model, cell.source), kind)
+            theirs = kinds.get("untrained" if method == "vanilla" else method)
             return beside(means(group, reader("robustness", kind, "consistency")), theirs)
 
         return text
@@ -386,8 +390,9 @@ def _cost(plain: Group, facts: Facts) -> Table:
 
 def _published(facts: Facts, group: Group) -> dict[str, Any]:
     """The paper's entry for a model and method."""
-    paper, first = facts.published, group[0]
-    return paper.row(paper.model(first.cell.model, first.cell.source), first.method)
+    cell = group[0].cell
+    model = paper_model(cell.model, cell.source)
+    return paper_row(facts.paper.get("table"), model, group[0].method)
 
 
 def rate(value: float | None) -> str:

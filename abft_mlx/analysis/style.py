@@ -187,18 +187,9 @@ def line(
     dashes: int | None = None,
     hollow: bool = False,
 ) -> None:
-    """One series.
+    """One series; its number chooses colour, marker and dashes, unless ``dashes`` does.
 
-    Args:
-        axes: a matplotlib Axes.
-        index: number of the series, which chooses colour, marker and dashes.
-        x: (X,).
-        y: (X,).
-        label: for the legend.
-        spread: (X,) half the height of a band around the line, or (2, X) its ends.
-        markers: mark every point.
-        dashes: number of the dashes, where another than ``index`` chooses them.
-        hollow: leave the markers white inside.
+    ``x`` and ``y`` are (X,); ``spread`` is (X,) half the height of a band, or (2, X) its ends.
     """
     axes.plot(
         x, y, color=colour(index), marker=cycled(MARKERS, index) if markers else None,

@@ -36,11 +36,7 @@ MOST_ROWS, GAP, LABEL_CELLS = 16, 3, len("layer ")
 
 
 class Picture:
-    """Draws the heads of a model, as wide as the terminal is.
-
-    Args:
-        heads: with one state or more; of several, the first and the last are compared.
-    """
+    """Draws the heads of a model, as wide as the terminal is; compares the first and last state."""
 
     def __init__(self, heads: Heads) -> None:
         self._heads = heads
@@ -135,12 +131,9 @@ class Picture:
 
 @dataclass(frozen=True)
 class Piece:
-    """A token, or an ellipsis for several.
+    """A token, or an ellipsis for several with the sum of their attention in each state.
 
-    Attributes:
-        text: safe to print.
-        mark: of a label token, ✓ if it is the query's gold label and else ✗; of others empty.
-        weights: attention in each state; an ellipsis has the sum of what it stands for.
+    ``mark`` is ✓ for a label token that is the query's gold label, ✗ for another label.
     """
 
     text: str

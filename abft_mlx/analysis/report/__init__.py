@@ -11,7 +11,7 @@ import base64
 import hashlib
 import re
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,7 @@ MEASURES = {
 # Attention is kept in so many steps of each head's largest value on a prompt.
 LEVELS = 255
 _CONFUSIONS_SHOWN = 8
+Draw = Callable[[Drawing, Iterable[str]], list[dict[str, Any]]]
 # Control characters, marks of the direction of text, and odd line ends; newlines and tabs stay.
 _INVISIBLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]"
@@ -110,29 +111,23 @@ def write_report(
     without = (style.missing() or "").removeprefix("no figures: ")
     drawn = figures and not without
     kind = "run" if is_run(source) else "study"
-    page = _run_page if kind == "run" else _study_page
-    context = page(source, _draw if drawn else lambda *_: [], tell)
+
+    def draw(drawing: Drawing, names: Iterable[str]) -> list[dict[str, Any]]:
+        """The SVG and caption of each plot of some figures."""
+        charts = []
+        for plot in (plot for name in names for plot in drawing.figures.get(name, ()) if drawn):
+            tell(f"drawing {plot.stem}")
+            svg = Markup(plot.svg().replace("<svg ", '<svg role="img" ', 1))
+            charts.append({"stem": plot.stem, "caption": plot.caption, "svg": svg})
+        return charts
+
+    context = _run_page(source, draw) if kind == "run" else _study_page(source, draw)
     shown: list[Section] = context["sections"]
     if figures and without:
         shown[0].notes.append(f"figures: {without}")
     files.write_text(target, _rendered({**context, "kind": kind}))
     missing = dict.fromkeys(note for section in shown for note in section.notes)
     return Report(target, kind, [section.title for section in shown], list(missing))
-
-
-Draw = Callable[[Drawing, Sequence[str], Callable[[str], None]], list[dict[str, Any]]]
-
-
-def _draw(
-    drawing: Drawing, names: Sequence[str], tell: Callable[[str], None]
-) -> list[dict[str, Any]]:
-    """The SVG and caption of each plot of some figures."""
-    figures = []
-    for plot in (plot for name in names for plot in drawing.figures.get(name, ())):
-        tell(f"drawing {plot.stem}")
-        svg = Markup(plot.svg().replace("<svg ", '<svg role="img" ', 1))
-        figures.append({"stem": plot.stem, "caption": plot.caption, "svg": svg})
-    return figures
 
 
 def _check(target: Path) -> None:
@@ -203,14 +198,14 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.3g} s" if seconds < 120 else f"{seconds / 60:,.0f} min"
 
 
-def _run_page(source: Path, draw: Draw, tell: Callable[[str], None]) -> dict[str, Any]:
+def _run_page(source: Path, draw: Draw) -> dict[str, Any]:
     """What the template shows of a run."""
     run = read_run(source)
     wanted = [name for _, names in _RUN_SECTIONS.values() for name in names]
     drawing = run_drawing(run, source, wanted)
     shown = []
     for key, (title, names) in _RUN_SECTIONS.items():
-        section = Section(key, title, figures=draw(drawing, names, tell))
+        section = Section(key, title, figures=draw(drawing, names))
         for reason, missing in drawing.missing.items():
             if set(missing) & set(names) - set(_OPTIONAL):
                 section.notes.append(reason.replace(str(run.folder), "RUN"))
@@ -270,11 +265,11 @@ def _leaves(value: Any, keys: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...
     return [(keys, value)] if type(value) in (int, float) else []
 
 
-def _study_page(source: Path, draw: Draw, tell: Callable[[str], None]) -> dict[str, Any]:
+def _study_page(source: Path, draw: Draw) -> dict[str, Any]:
     """What the template shows of a study."""
     facts, _ = study_facts(source)
     drawing = study_drawing(facts, source)
-    figures = draw(drawing, list(drawing.figures), tell)
+    figures = draw(drawing, drawing.figures)
     tables = [
         Section(
             re.sub(r"[^a-z0-9]+", "-", title.lower()),
