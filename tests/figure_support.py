@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from abft_mlx.analysis.figures import style
+from abft_mlx.analysis import style
 
 
 def drawn(draw: Callable[[Any], Any]) -> list[Any]:

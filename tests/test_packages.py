@@ -15,8 +15,8 @@ from email.parser import Parser
 from pathlib import Path
 
 import pytest
+from made_runs import evaluation, heads, write_run
 from packaging.metadata import Metadata
-from report_support import evaluation, made_heads, write_run
 
 import abft_mlx
 
@@ -104,7 +104,7 @@ def test_the_wheel_works_from_another_folder(installed: Path, tmp_path: Path) ->
     program = "from abft_mlx import loading; print(loading.load_model('demo').path)"
     where = run(installed / "bin/python", "-c", program, cwd=tmp_path, env=ALONE)
     assert Path(where.strip()).is_relative_to(installed)
-    write_run(tmp_path / "run", made_heads(), measured=evaluation())
+    write_run(tmp_path / "run", heads(), measured=evaluation())
     run(command, "report", "run", "--no-figures", cwd=tmp_path, env=ALONE)
     assert "<style>" in (tmp_path / "run/report.html").read_text(encoding="utf-8")
 

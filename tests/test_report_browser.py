@@ -14,13 +14,58 @@ from typing import Any
 import browser_support
 import numpy as np
 import pytest
-from report_reading import LAST_DIGIT, TOKEN_POINTS, cell_of, check_head, ready, shares
-from report_support import evaluation, hostile_run, made_heads, made_study, write_run
+from made_cells import cell, failed, study
+from made_runs import HOSTILE, evaluation, heads, update, write_run
 
+from abft_mlx.analysis import write_study
 from abft_mlx.analysis.report import write_report
-from abft_mlx.induction import read_heads
+from abft_mlx.induction import Heads, read_heads
 
 pytestmark = pytest.mark.slow
+# Half a 255th of the largest value there can be, and half of the last digit that is shown.
+TOKEN_POINTS, LAST_DIGIT = 100 / 510 + 0.051, 0.051
+LABELS = ("<script>window.owned=1</script>", "\u202eevil \x00\" onclick='window.owned=1'")
+
+
+def ready(page: Any, example: int = 0) -> None:
+    page.wait_for_selector(f"#attention-panel[data-ready='{example}']")
+
+
+def cell_of(page: Any, layer: int, head: int) -> Any:
+    return page.locator(".map tbody tr").nth(layer).locator("td").nth(head)
+
+
+def shares(text: str) -> list[float]:
+    """Percentages in a text."""
+    return [float(one.replace("−", "-")) for one in re.findall(r"([−-]?\d+\.\d)%", text)]
+
+
+def check_head(page: Any, seen: Heads, layer: int, head: int, example: int = 0) -> None:
+    """Everything that the page says of one head on one prompt is what heads.npz says."""
+    prompt = seen.examples[example]
+    box = page.locator(f".example[data-example='{example}']")
+    assert box.locator(".which").inner_text() == f"layer {layer}, head {head}"
+    most = max(rows[layer, head].max() for rows in prompt.rows.values())
+    for state, rows in prompt.rows.items():
+        row = rows[layer, head].astype(np.float64)
+        text = box.locator(f".tokens[data-state={state}]")
+        written = shares(" ".join(text.locator(".token.label small").all_inner_texts()))
+        np.testing.assert_allclose(written, 100 * row[prompt.label_positions], atol=TOKEN_POINTS)
+        strength = text.locator(".token").evaluate_all(
+            "spans => spans.map((span) => Number(span.style.getPropertyValue('--a')))"
+        )
+        np.testing.assert_allclose(strength, row / most, atol=1 / 510 + 0.001)
+        colours = text.locator(".token").evaluate_all(
+            "spans => spans.map((span) => getComputedStyle(span).backgroundColor)"
+        )
+        lightness = np.array([float(re.findall(r"[\d.]+", colour)[0]) for colour in colours])
+        assert (np.diff(lightness[np.argsort(strength)]) <= 1e-4).all(), "more is darker"
+        assert lightness.max() > lightness.min()
+        right = row[prompt.label_positions[prompt.right]].sum()
+        total = row[prompt.label_positions].sum()
+        for key, value in (("right", right), ("wrong", total - right), ("labels", total)):
+            shown = box.locator(f"[data-row={key}] [data-state={state}]").inner_text()
+            assert abs(shares(shown)[0] - 100 * value) <= LAST_DIGIT
 
 
 @pytest.fixture(scope="module")
@@ -31,22 +76,34 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    heads = made_heads(4, 3, tokens=30, examples=3, without=(1,))
-    folder = write_run(tmp_path_factory.mktemp("run"), heads, measured=evaluation())
-    write_report(folder)
+    seen = heads(4, 3, tokens=30, examples=3, without=(1,))
+    updates = [update(n) for n in range(1, 9)]
+    folder = tmp_path_factory.mktemp("run")
+    write_report(write_run(folder, seen, updates=updates, measured=evaluation()))
     return folder
 
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = hostile_run(tmp_path_factory.mktemp("hostile"))
+    """A run whose every text would be a script, or hide something, if a page let it."""
+    seen = heads(2, 2, tokens=HOSTILE * 2, labels=LABELS, examples=2)
+    measured = evaluation([[1, 1], [1, 1]], [[2, 0], [0, 2]], LABELS)
+    folder = write_run(
+        tmp_path_factory.mktemp("hostile"), seen, measured=measured,
+        model={"source": LABELS[0]}, description=" ".join(HOSTILE).strip(),
+    )  # fmt: skip
     write_report(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def studied(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = made_study(tmp_path_factory.mktemp("study"))
+    cells = [cell("untrained", "0110" * 8)]
+    cells += [cell("abft", "0111" * 8, seed=n) for n in (1, 2)]
+    broken = failed(error="<script>window.owned=1</script>")
+    folder = tmp_path_factory.mktemp("study")
+    made = study(name="mails & more", figures=["accuracy", "head_count"])
+    write_study(folder, made, [*cells, broken])
     write_report(folder)
     return folder
 
@@ -56,35 +113,35 @@ def opened(browser: Any, folder: Path, **options: Any) -> Any:
 
 
 def test_pointing_at_a_head_lights_the_tokens(browser: Any, run: Path) -> None:
-    heads = read_heads(run / "heads.npz")
+    seen = read_heads(run / "heads.npz")
     with opened(browser, run) as page:
         ready(page)
         kept = page.locator(".map td[aria-selected=true]").get_attribute("aria-label")
         for layer, head in ((0, 0), (3, 2), (2, 1)):
             cell_of(page, layer, head).hover()
-            check_head(page, heads, layer, head)
+            check_head(page, seen, layer, head)
         page.locator("h1").hover()
         assert page.locator(".example:not([hidden]) .which").inner_text() in kept
         cell_of(page, 0, 2).click()
         page.locator("h1").hover()
-        check_head(page, heads, 0, 2)
+        check_head(page, seen, 0, 2)
         cell_of(page, 1, 0).hover()
         shown = page.locator(".example:not([hidden]) [data-row=labels] td").all_inner_texts()
         assert shown == ["–", "–"], "a layer without heads has no attention"
 
 
 def test_tapping_a_head_keeps_it(browser: Any, run: Path) -> None:
-    heads = read_heads(run / "heads.npz")
+    seen = read_heads(run / "heads.npz")
     with opened(browser, run, width=360, has_touch=True) as page:
         ready(page)
         cell_of(page, 2, 2).tap()
-        check_head(page, heads, 2, 2)
+        check_head(page, seen, 2, 2)
         page.locator("h1").tap()
-        check_head(page, heads, 2, 2)
+        check_head(page, seen, 2, 2)
 
 
 def test_heads_by_keyboard_alone(browser: Any, run: Path) -> None:
-    heads = read_heads(run / "heads.npz")
+    seen = read_heads(run / "heads.npz")
     with opened(browser, run) as page:
         ready(page)
         for _ in range(60):
@@ -102,12 +159,12 @@ def test_heads_by_keyboard_alone(browser: Any, run: Path) -> None:
             page.keyboard.press(keys)
             focused = page.evaluate("document.activeElement.getAttribute('aria-label')")
             assert focused.startswith(f"layer {layer}, head {head}: "), keys
-            check_head(page, heads, layer, head)
+            check_head(page, seen, layer, head)
         assert page.locator(".map td[tabindex='0']").count() == 1
         told = page.locator(".head-reading")
         assert told.get_attribute("aria-live") == "polite"
         census = [getattr(state, part)[2, 0] for part in ("magnitude", "correctness", "share",
-                  "sink") for state in heads.states.values()]  # fmt: skip
+                  "sink") for state in seen.states.values()]  # fmt: skip
         assert told.inner_text().startswith("Layer 2, head 0: ")
         np.testing.assert_allclose(
             shares(told.inner_text()), 100 * np.array(census), atol=LAST_DIGIT
@@ -115,8 +172,8 @@ def test_heads_by_keyboard_alone(browser: Any, run: Path) -> None:
 
 
 def test_the_map_shows_each_measure_in_each_state(browser: Any, run: Path) -> None:
-    heads = read_heads(run / "heads.npz")
-    before, after = heads.states["before"], heads.states["after"]
+    seen = read_heads(run / "heads.npz")
+    before, after = seen.states["before"], seen.states["after"]
     with opened(browser, run) as page:
         ready(page)
         for measure in ("sink", "share", "correctness", "magnitude"):
@@ -141,7 +198,7 @@ def test_the_map_shows_each_measure_in_each_state(browser: Any, run: Path) -> No
 
 
 def test_prompts_are_switched_and_tokens_read(browser: Any, run: Path) -> None:
-    heads = read_heads(run / "heads.npz")
+    seen = read_heads(run / "heads.npz")
     with opened(browser, run) as page:
         ready(page)
         cell_of(page, 3, 1).click()
@@ -149,11 +206,11 @@ def test_prompts_are_switched_and_tokens_read(browser: Any, run: Path) -> None:
         page.keyboard.press("ArrowRight")
         ready(page, 1)
         assert page.locator(".example:visible").count() == 1
-        check_head(page, heads, 3, 1, example=1)
+        check_head(page, seen, 3, 1, example=1)
         reading = page.locator(".example[data-example='1'] .token-reading")
         token = page.locator(".example[data-example='1'] [data-state=after] .token").nth(5)
         token.hover()
-        rows = [one[3, 1] for one in heads.examples[1].rows.values()]
+        rows = [one[3, 1] for one in seen.examples[1].rows.values()]
 
         def check(n: int) -> None:
             assert reading.inner_text().startswith(f"token {n} ")
@@ -168,13 +225,13 @@ def test_prompts_are_switched_and_tokens_read(browser: Any, run: Path) -> None:
         page.keyboard.press("Home")
         check(0)
         page.keyboard.press("ArrowDown")
-        first = int(heads.examples[1].label_positions[0])
+        first = int(seen.examples[1].label_positions[0])
         check(first)
-        wrong = heads.examples[1].demonstration_labels[0] != heads.examples[1].gold
+        wrong = seen.examples[1].demonstration_labels[0] != seen.examples[1].gold
         assert f"({'wrong' if wrong else 'right'} label)" in reading.inner_text()
         page.keyboard.press("End")
         page.keyboard.press("ArrowRight")
-        check(len(heads.examples[1].tokens) - 1)
+        check(len(seen.examples[1].tokens) - 1)
 
 
 def test_the_keyboard_reaches_everything_and_sees_where_it_is(browser: Any, run: Path) -> None:
@@ -212,18 +269,17 @@ def test_the_keyboard_reaches_everything_and_sees_where_it_is(browser: Any, run:
 
 
 @pytest.mark.parametrize("name", ["run", "hostile", "studied"])
-@pytest.mark.parametrize("width", [360, 800])
 def test_a_narrow_window_scrolls_down_only(
-    browser: Any, name: str, width: int, request: pytest.FixtureRequest
+    browser: Any, name: str, request: pytest.FixtureRequest
 ) -> None:
-    with opened(browser, request.getfixturevalue(name), width=width) as page:
+    with opened(browser, request.getfixturevalue(name), width=360) as page:
         if name != "studied":
             ready(page)
         for part in page.locator("details").all():
             part.locator("summary").click()
         wrong, full, seen = page.evaluate(browser_support.NARROW)
         assert wrong == []
-        assert (full, seen) == (width, width)
+        assert (full, seen) == (360, 360)
 
 
 @pytest.mark.parametrize("name", ["run", "hostile", "studied"])
@@ -243,31 +299,26 @@ def test_text_stands_out_from_its_ground(
         assert ground == {"light": "rgb(255, 255, 255)", "dark": "rgb(17, 20, 24)"}[scheme]
 
 
-def test_without_a_script_everything_is_there(browser: Any, run: Path) -> None:
-    heads = read_heads(run / "heads.npz")
+def test_without_a_script_all_can_be_read_but_attention(browser: Any, run: Path) -> None:
     with opened(browser, run, java_script_enabled=False) as page:
-        assert page.locator("#result table").first.is_visible()
-        assert "56.2%" in page.locator("#result").inner_text()
-        assert page.locator("figure svg").count() == 9
+        assert "83.3%" in page.locator("#result").inner_text()
+        assert page.locator("figure svg").count() == 8
         for picture in page.locator("figure svg").all():
             assert picture.bounding_box()["height"] > 100
-        assert page.locator(".example:visible").count() == len(heads.examples)
-        chosen = page.locator(".map td[aria-selected=true]").get_attribute("aria-label")
-        layer, head = map(int, re.findall(r"\d+", chosen)[:2])
-        for n in range(len(heads.examples)):
-            check_head(page, heads, layer, head, example=n)
-        assert page.locator(".scripted:visible").count() == 0
+        assert page.locator(".example:visible").count() == 3
+        assert "need JavaScript" in page.locator("#attention noscript").inner_text()
+        assert page.locator(".scripted:visible, .dynamic:visible").count() == 0
         assert page.locator("#recipe pre").is_visible()
 
 
 def test_no_text_of_the_data_is_obeyed(browser: Any, hostile: Path) -> None:
-    heads = read_heads(hostile / "heads.npz")
+    seen = read_heads(hostile / "heads.npz")
     with opened(browser, hostile) as page:
         ready(page)
         page.locator("input[name=example]").nth(1).check()
         ready(page, 1)
         assert page.evaluate("[typeof window.owned, document.scripts.length]") == ["undefined", 2]
-        assert page.title() == "ABFT: <script>window.owned=1</script> on mails.csv"
+        assert page.title() == f"ABFT: {LABELS[0]} on mails.csv"
         assert page.locator("img, iframe, object, embed, link, base, form").count() == 0
         attributes = page.evaluate(
             "[...document.querySelectorAll('*')].flatMap((one) => one.getAttributeNames())"
@@ -276,8 +327,8 @@ def test_no_text_of_the_data_is_obeyed(browser: Any, hostile: Path) -> None:
         assert attributes == []
         shown = page.locator(".example[data-example='1'] [data-state=after] .token").all()
         texts = [one.text_content() for one in shown]
-        assert len(texts) == len(heads.examples[1].tokens)
-        for token, text in zip(heads.examples[1].tokens, texts, strict=True):
+        assert len(texts) == len(seen.examples[1].tokens)
+        for token, text in zip(seen.examples[1].tokens, texts, strict=True):
             for piece in re.split("[\x00-\x1f\u202e\u2028]", token):
                 assert piece in text
             assert not re.search("[\x00-\x08\x0b-\x1f\x7f\u202e\u2028]", text)
@@ -310,21 +361,20 @@ def test_the_policy_forbids_network_and_other_scripts(browser: Any, run: Path) -
 
 
 def test_a_model_of_a_thousand_heads(browser: Any, tmp_path: Path) -> None:
-    heads = made_heads(32, 32, tokens=300, examples=3)
-    folder = write_run(tmp_path / "big", heads, measured=evaluation())
+    folder = write_run(tmp_path / "big", heads(32, 32, tokens=300, examples=3))
     report = write_report(folder, figures=False)
-    assert report.size_bytes < 4_000_000
-    heads = read_heads(folder / "heads.npz")
+    assert report.path.stat().st_size < 4_000_000
+    seen = read_heads(folder / "heads.npz")
     with opened(browser, folder) as page:
         ready(page)
         assert page.locator(".map td").count() == 1024
         cell_of(page, 31, 30).hover()
-        check_head(page, heads, 31, 30)
+        check_head(page, seen, 31, 30)
         page.locator("input[name=example]").nth(2).check()
         ready(page, 2)
         page.locator("h1").hover()
         cell_of(page, 17, 3).hover()
-        check_head(page, heads, 17, 3, example=2)
+        check_head(page, seen, 17, 3, example=2)
 
 
 def test_a_study_in_the_browser(browser: Any, studied: Path) -> None:
@@ -350,20 +400,3 @@ def test_a_study_in_the_browser(browser: Any, studied: Path) -> None:
         assert len(every) == len(set(every))
         listed = page.locator("#cells tbody th").all_text_contents()
         assert listed == [one["id"] for one in facts["cells"]]
-
-
-def test_the_page_moves_only_where_motion_is_welcome(browser: Any, run: Path) -> None:
-    for motion, scrolls in (("reduce", "auto"), ("no-preference", "smooth")):
-        with opened(browser, run, reduced_motion=motion) as page:
-            root = page.locator("html")
-            assert root.evaluate("one => getComputedStyle(one).scrollBehavior") == scrolls
-            assert page.evaluate("document.getAnimations().length") == 0
-
-
-def test_printed_there_are_no_controls(browser: Any, run: Path) -> None:
-    with opened(browser, run) as page:
-        ready(page)
-        page.emulate_media(media="print")
-        assert page.locator("nav").is_hidden()
-        assert page.locator(".scripted:visible").count() == 0
-        assert page.locator("#result table").first.is_visible()

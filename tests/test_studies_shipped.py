@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from abft_mlx import recipe, study
-from abft_mlx.analysis import figure_names
-from abft_mlx.analysis.study_data import Paper
+from abft_mlx.analysis import STUDY_FIGURES
+from abft_mlx.analysis.study_data import paper_model, paper_row, paper_targets
 
 FOLDER = Path(__file__).parent.parent / "recipes" / "studies"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
@@ -28,20 +28,13 @@ def billions(text: str) -> float:
     return float(text[:-1]) * {"M": 1e6, "B": 1e9}[text[-1]]
 
 
-def test_the_studies_of_the_paper_are_there() -> None:
-    assert set(recipe.studies()) == set(NAMES)
-    wanted = {f"figure{number}" for number in (2, 3, 5, 6, 7, 9)}
-    assert {*TABLES, *wanted, "extrapolation", "claims-generated", "small"} <= set(NAMES)
-    assert not set(NAMES) & {name.rpartition("/")[2] for name in recipe.shipped()}
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_every_study_resolves_and_says_how_to_launch_it(name: str) -> None:
     one = study.load(name)
     assert (one.name, bool(one.description)) == (name, True)
     cells = cells_of(one.name)
     assert len({cell.id for cell in cells}) == len(cells) > 0
-    assert set(one.figures) <= set(figure_names())
+    assert set(one.figures) <= set(STUDY_FIGURES)
     assert one.figures
     assert one.paper.get("table", "table1") in TABLES
     text = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
@@ -55,7 +48,7 @@ def test_every_study_resolves_and_says_how_to_launch_it(name: str) -> None:
 
 @pytest.mark.parametrize("name", PAPER)
 def test_models_seeds_and_rates_are_the_papers(name: str) -> None:
-    one, facts = study.load(name), Paper().facts
+    one, facts = study.load(name), paper_targets()
     single_run = name in ("figure7", "figure9")
     for model in one.models:
         assert facts["model_ids"][model.name] == model.model
@@ -81,10 +74,10 @@ def test_models_seeds_and_rates_are_the_papers(name: str) -> None:
 def test_the_models_of_a_table_are_the_papers(table: str) -> None:
     files = [study.load(name) for name in NAMES if name.partition("-")[0] == table]
     ours = [model.name for one in files for model in one.models]
-    assert sorted(ours) == sorted(Paper().facts[table])
+    assert sorted(ours) == sorted(paper_targets()[table])
     for one in files:
         assert one.paper == {"table": table}
-        assert {task.name for task in one.tasks} == set(Paper().facts["tasks"])
+        assert {task.name for task in one.tasks} == set(paper_targets()["tasks"])
         methods = {
             "untrained" if m.name in ("vanilla", "contextual") else m.name for m in one.methods
         }
@@ -94,13 +87,6 @@ def test_the_models_of_a_table_are_the_papers(table: str) -> None:
         assert methods - {"untrained"} == known[table]
         protocols = {"table2": {"accuracy", "transfer"}, "table3": {"accuracy", "robustness"}}
         assert set(one.protocols) == protocols.get(table, {"accuracy"})
-
-
-def test_sizes_of_figure_2() -> None:
-    cells = cells_of("figure2")
-    sizes = {cell.recipe.training.examples: cell.recipe.training.updates
-             for cell in cells if cell.method == "abft"}  # fmt: skip
-    assert sizes == {32: 2, 64: 4, 128: 8, 256: 16, 512: 32, 1024: 64}
 
 
 def test_grid_and_planes() -> None:
@@ -125,29 +111,5 @@ def test_the_checkpoints_that_are_commented_out_load() -> None:
     names = [model.name for model in one.models]
     assert {"GPT2-L PICL", "GPT2-L MetaICL"} <= set(names)
     for name, method in (("GPT2-L PICL", "picl"), ("GPT2-L MetaICL", "metaicl")):
-        paper = Paper("table1")
-        assert (
-            paper.row(paper.model(name, ""), "vanilla") == paper.facts["table1"]["GPT2-L"][method]
-        )
-
-
-def test_studies_of_the_bundled_base_need_nothing_else() -> None:
-    for name in ("small", *(one for one in NAMES if one.startswith("claims-generated"))):
-        one = study.load(name)
-        assert [model.model for model in one.models] == ["demo"]
-        for cell in cells_of(one.name):
-            assert "/" not in cell.recipe.data.source
-            assert cell.recipe.training.learning_rate == 1e-3
-            assert (
-                cell.recipe.prompt
-                == recipe.load(
-                    next(task.recipe for task in one.tasks if task.name == cell.task)
-                ).prompt
-            )
-
-
-def test_small_is_small() -> None:
-    one = study.load("small")
-    cells = cells_of(one.name)
-    assert (len(one.tasks), len(one.seeds), len(cells) <= 12) == (2, 2, True)
-    assert all(cell.recipe.training.updates <= 8 for cell in cells)
+        row = paper_row("table1", paper_model(name, ""), "vanilla")
+        assert row == paper_targets()["table1"]["GPT2-L"][method]

@@ -1,4 +1,4 @@
-"""Running studies on the bundled model: killed, resumed, failing, in shards, changed."""
+"""Running studies on the bundled model: killed, resumed, failing, in shards, between weights."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ import pytest
 from study_support import report, text
 
 from abft_mlx import adapters, experiment, loading, study
-from abft_mlx.errors import AdapterError, RunError
-from abft_mlx.study.running import plain
+from abft_mlx.errors import RunError
+from abft_mlx.study.running import best_factor, check_splits, plain
 
 NAMES = [
     "demo--generated-emotion--untrained",
@@ -104,24 +104,6 @@ def test_a_trained_cell_is_what_finetune_and_eval_give(whole: Path, tmp_path: Pa
     assert cell["shift"] == plain(adapters.shift_norms(model))
 
 
-def test_only_the_study_is_left_in_its_folder(whole: Path) -> None:
-    names = sorted(path.name for path in whole.iterdir())
-    assert names == ["cells", "study.yaml", "table.csv"]
-    again = study.load(whole)
-    assert study.cells(again) == study.cells(study.loads(text()))
-
-
-def test_a_complete_study_only_rewrites_its_reports(whole: Path) -> None:
-    before = {path: path.stat().st_mtime_ns for path in (whole / "cells").iterdir()}
-    table = (whole / "table.csv").read_bytes()
-    (whole / "table.csv").unlink()
-    with failing(lambda _: RuntimeError("no")):
-        outcome = study.run(study.loads(text()), whole, report=report)
-    assert outcome.ran == []
-    assert (whole / "table.csv").read_bytes() == table
-    assert {path: path.stat().st_mtime_ns for path in (whole / "cells").iterdir()} == before
-
-
 KILLED = """
 import os, signal, sys
 sys.path.insert(0, {tests!r})
@@ -160,7 +142,12 @@ def test_killed_and_started_again_it_gives_the_same_table(whole: Path, tmp_path:
     assert outcome.ran == NAMES[3:]
     assert (folder / "table.csv").read_bytes() == (whole / "table.csv").read_bytes()
     assert all(path.read_bytes() == content for path, content in before.items())
-    assert not (folder / "running").exists()
+    assert sorted(path.name for path in folder.iterdir()) == ["cells", "study.yaml", "table.csv"]
+    # A complete study only rewrites its reports.
+    (folder / "table.csv").unlink()
+    with failing(lambda _: RuntimeError("no")):
+        assert study.run(study.load(folder), folder, report=report).ran == []
+    assert (folder / "table.csv").read_bytes() == (whole / "table.csv").read_bytes()
 
 
 def test_what_was_begun_or_failed_comes_last(tmp_path: Path) -> None:
@@ -179,27 +166,20 @@ def test_what_was_begun_or_failed_comes_last(tmp_path: Path) -> None:
     assert seen == [second.task, first.task]
 
 
-ERRORS = [
-    (RunError("the loss is not\nfinite"), "the loss is not finite"),
-    (AdapterError("rank 3"), "rank 3"),
-    (MemoryError(), "out of memory: the machine has no more"),
-    (RuntimeError("[matmul] shapes"), "RuntimeError: [matmul] shapes"),
-    (ValueError("x"), "ValueError: x"),
-]
-
-
-@pytest.mark.parametrize(("error", "line"), ERRORS)
-def test_a_failed_cell_does_not_stop_the_rest(error: Exception, line: str, tmp_path: Path) -> None:
-    opened = study.loads(text("[vanilla]"))
-    with failing(lambda name: error if name == "generated/emotion" else None):
+def test_a_failed_cell_does_not_stop_the_rest(tmp_path: Path) -> None:
+    opened = study.loads(text("[vanilla]").replace("models: [demo]", MODELS))
+    errors = iter([RunError("the loss is not\nfinite"), RuntimeError("[matmul] shapes")])
+    with failing(lambda name: next(errors) if name == "generated/emotion" else None):
         outcome = study.run(opened, tmp_path / "s", report=report)
-    assert outcome.ran == NAMES[:2]
-    assert outcome.done == [NAMES[1]]
-    assert outcome.failed == {NAMES[0]: line}
-    assert outcome.left == []
+    again = NAMES[0].replace("demo", "again")
+    assert outcome.failed == {
+        NAMES[0]: "the loss is not finite", again: "RuntimeError: [matmul] shapes",
+    }  # fmt: skip
+    assert (len(outcome.ran), len(outcome.done), outcome.left) == (4, 2, [])
     assert outcome.reports
-    cell = study.read(tmp_path / "s")[0]
-    assert (cell["status"], cell["error"], cell["run"]) == ("failed", line, None)
+    cells = {cell["id"]: cell for cell in study.read(tmp_path / "s")}
+    cell = cells[NAMES[0]]
+    assert (cell["status"], cell["run"]) == ("failed", None)
     assert cell["recipe"]["name"] == "generated/emotion"
 
 
@@ -217,30 +197,6 @@ def test_a_failed_cell_is_run_again_and_no_other(whole: Path, tmp_path: Path) ->
     assert cells[NAMES[0]]["evaluation"] == expected[NAMES[0]]["evaluation"]
 
 
-def test_a_failed_cell_may_be_mended(tmp_path: Path) -> None:
-    text_before = text("[vanilla]")
-    with failing(lambda name: RunError("no") if "emotion" in name else None):
-        study.run(study.loads(text_before), tmp_path / "s")
-    mended = text_before.replace(
-        "generated/emotion,", "{recipe: generated/emotion, settings: [evaluation.batch_tokens=9]},"
-    )
-    assert study.run(study.loads(mended), tmp_path / "s").failed == {}
-
-
-def test_a_full_disk_stops_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise RunError("no space")
-
-    monkeypatch.setattr(study.Store, "write", full)
-    seen: list[str] = []
-    with (
-        failing(lambda name: seen.append(name) or RunError("no")),
-        pytest.raises(RunError, match="no space"),
-    ):
-        study.run(study.loads(text("[vanilla]")), tmp_path / "s")
-    assert len(seen) == 1
-
-
 def test_an_interruption_loses_the_running_cell_alone(tmp_path: Path) -> None:
     class Stop(study.StudyEvents):
         def update(self, update: Any) -> None:
@@ -252,15 +208,6 @@ def test_an_interruption_loses_the_running_cell_alone(tmp_path: Path) -> None:
         study.run(study.loads(text()), tmp_path / "s", events=Stop())
     assert [cell["id"] for cell in study.read(tmp_path / "s")] == NAMES[:2]
     assert not list((tmp_path / "s" / "running").iterdir())
-
-
-def test_shards_together_are_the_study(whole: Path, tmp_path: Path) -> None:
-    opened, folder = study.loads(text()), tmp_path / "s"
-    outcomes = [study.run(opened, folder, part=(n, 3), report=report) for n in (3, 1, 2)]
-    assert sorted(name for one in outcomes for name in one.ran) == sorted(NAMES)
-    assert [bool(one.left) for one in outcomes] == [True, True, False]
-    assert [bool(one.reports) for one in outcomes] == [False, False, True]
-    assert (folder / "table.csv").read_bytes() == (whole / "table.csv").read_bytes()
 
 
 def test_a_shard_reports_its_own_failures_until_all_is_done(tmp_path: Path) -> None:
@@ -301,52 +248,105 @@ def test_what_is_not_finite_is_null() -> None:
     assert plain(value) == {"a": [[1.0, None]], "3": [2.0, None], "b": [True, None]}
 
 
-class Told(study.StudyEvents):
-    """Writes down all that it hears."""
-
-    def __init__(self) -> None:
-        self.lines: list[tuple[Any, ...]] = []
-
-    def planned(self, left: int, held: int, total: int) -> None:
-        self.lines.append(("planned", left, held, total))
-
-    def begin(self, number: int, left: int, cell: study.Cell) -> None:
-        self.lines.append(("begin", number, left, cell.id))
-
-    def prepared(self, experiment: Any, trainable: int) -> None:
-        self.lines.append(("prepared", experiment.recipe.training.updates, trainable > 0))
-
-    def update(self, update: Any) -> None:
-        self.lines.append(("update", update.step))
-
-    def stage(self, what: str) -> None:
-        self.lines.append(("stage", what))
-
-    def progress(self, done: int, total: int) -> None:
-        self.lines.append(("progress", done, total))
-
-    def end(self, cell: study.Cell, document: dict[str, Any]) -> None:
-        self.lines.append(("end", cell.id, document["status"]))
+FEW = "training.learning_rate=0.05, objective.filter=false, training.validation_prompts=8"
 
 
-def test_progress_is_heard(tmp_path: Path) -> None:
-    opened = study.loads(text("[abft]"))
-    with failing(lambda _: RunError("no")):
-        study.run(opened, tmp_path / "s", part=(1, 2))
-    told = Told()
-    with failing(lambda name: RunError("no") if "purpose" in name else None):
-        study.run(opened, tmp_path / "s", events=told)
-    emotion, purpose = (cell.id for cell in study.cells(opened))
-    mine = told.lines.index(("begin", 2, 2, emotion)) if told.lines[1][3] == purpose else 1
-    assert told.lines[0] == ("planned", 2, 0, 2)
-    trained = [line for line in told.lines[mine:] if line[0] in ("prepared", "update", "end")]
-    assert trained[:4] == [
-        ("prepared", 2, True), ("update", 1), ("update", 2), ("end", emotion, "done"),
-    ]  # fmt: skip
-    measuring = told.lines.index(("stage", "measuring"))
-    assert ("progress", 8, 8) in told.lines[measuring:]
-    assert ("end", purpose, "failed") in told.lines
-    told.lines.clear()
-    with failing(lambda name: RunError("no") if "purpose" in name else None):
-        study.run(opened, tmp_path / "s", events=told)
-    assert told.lines[:2] == [("planned", 1, 1, 2), ("begin", 1, 1, purpose)]
+def one_task(methods: str, more: str = "") -> study.Study:
+    return study.loads(
+        text(methods, more)
+        .replace(", generated/purpose", "")
+        .replace("settings: [", f"settings: [{FEW}, ")
+    )
+
+
+def done(opened: study.Study, folder: Path) -> dict[str, dict[str, Any]]:
+    outcome = study.run(opened, folder)
+    assert outcome.failed == {}
+    return {cell["method"]: cell for cell in study.read(folder)}
+
+
+def test_a_planes_corners_are_base_and_methods(tmp_path: Path) -> None:
+    plane = "{like: plane, axes: [abft, end_to_end], factors: [0, 1]}"
+    cells = done(one_task(f"[vanilla, abft, end_to_end, {plane}]"), tmp_path / "s")
+    found = cells["plane"]["plane"]
+    assert (found["axes"], found["factors"]) == (["abft", "end_to_end"], [0.0, 1.0])
+    assert found["prompts"] == 8
+    corners = {"untrained": (0, 0), "abft": (1, 0), "end_to_end": (0, 1)}
+    measured = {}
+    for name, (row, column) in corners.items():
+        method = cells[name]["evaluation"]["methods"]["vanilla"]
+        for measure in ("accuracy", "macro_f1", "true_label_probability"):
+            assert found[measure][row][column] == pytest.approx(method[measure], abs=1e-5)
+        assert found["right"][row][column] == method["right"]
+        measured[name] = method["true_label_probability"]
+    assert len({round(value, 4) for value in measured.values()}) == 3
+    assert cells["plane"]["run"] is None
+    assert cells["plane"]["factors"] == [0.0, 1.0]
+    for name in ("abft", "end_to_end"):
+        ours, alone = found["runs"][name], cells[name]["run"]
+        assert [one["loss"] for one in ours["curve"]] == [one["loss"] for one in alone["curve"]]
+        assert cells["plane"]["axes"][name] == cells[name]["recipe"]
+
+
+def test_an_extrapolation_is_chosen_on_validation(tmp_path: Path) -> None:
+    far = "{name: far, like: extrapolate, factors: [0, 1, 2]}"
+    rows = "{name: rows, like: abft, settings: [data.training_rows=768, data.validation_rows=256]}"
+    cells = done(one_task(f"[vanilla, {rows}, {far}]"), tmp_path / "s")
+    cell, found = cells["far"], cells["far"]["extrapolation"]
+    assert found["factors"] == [0.0, 1.0, 2.0]
+    assert (found["validation"]["prompts"], found["test"]["prompts"]) == (8, 8)
+    best = max(found["validation"]["accuracy"])
+    assert found["validation"]["accuracy"][found["factors"].index(found["chosen"])] == best
+    for factor, method in {
+        0: cells["untrained"]["evaluation"],
+        1: cells["rows"]["evaluation"],
+        found["chosen"]: cell["evaluation"],
+    }.items():
+        position = found["factors"].index(factor)
+        for measure in ("accuracy", "true_label_probability"):
+            expected = method["methods"]["vanilla"][measure]
+            assert found["test"][measure][position] == pytest.approx(expected, abs=1e-5)
+    assert (
+        found["unscaled"]["methods"]["vanilla"]["right"]
+        == (cells["rows"]["evaluation"]["methods"]["vanilla"]["right"])
+    )
+    assert len(set(found["test"]["true_label_probability"])) == 3
+    norms = [sum(cells[name]["shift"]["q"]) for name in ("rows", "far")]
+    assert norms[1] == pytest.approx(found["chosen"] * norms[0], rel=1e-4)
+
+
+def test_the_factor_nearest_to_one_wins_a_tie() -> None:
+    factors = [0.0, 0.5, 1.25, 2.0]
+    assert best_factor(factors, [0.7, 0.8, 0.8, 0.8]) == 1.25
+    assert best_factor(factors, [0.7, 0.8, 0.8, 0.9]) == 2.0
+    assert best_factor(factors, [0.9, 0.8, 0.8, 0.9]) == 0.0
+
+
+def test_a_set_too_small_to_carve_is_an_error() -> None:
+    few = ["data.training_rows=3001", "data.demonstration_rows=100", "data.test_rows=3000"]
+    (cell,) = study.cells(
+        study.loads(
+            "models: [demo]\ntasks: [demo]\nmethods: [extrapolate]\n"
+            f"settings: [{', '.join(few)}, training.examples=4]"
+        )
+    )
+    with pytest.raises(RunError, match="too few rows") as caught:
+        check_splits(experiment.prepare(cell.recipe))
+    assert "6000" in str(caught.value)
+
+
+def test_a_mixture_trains_on_the_other_tasks(tmp_path: Path) -> None:
+    opened = study.loads(text("[abft, abft_mixture]", "protocols: [accuracy, transfer]"))
+    outcome = study.run(opened, tmp_path / "s")
+    assert outcome.failed == {}
+    cells = {(cell["task"], cell["method"]): cell for cell in study.read(tmp_path / "s")}
+    for task, other in (
+        ("generated/emotion", "generated/purpose"),
+        ("generated/purpose", "generated/emotion"),
+    ):
+        mixed, alone = cells[task, "abft_mixture"], cells[other, "abft"]
+        assert [one["loss"] for one in mixed["run"]["curve"]] == [
+            one["loss"] for one in alone["run"]["curve"]
+        ]
+        assert list(mixed["evaluation"]["transfer"])
+        assert other in str(mixed["evaluation"]["transfer"])

@@ -1,28 +1,20 @@
-"""Which figures a run folder can be drawn as: from its files to arrays, captions and names."""
+"""The figures of a run folder: from its files to arrays, captions and file names.
+
+A function of a figure gives its plots, or else says what is missing and how to get it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import numpy as np
 
 from abft_mlx.analysis import figures
-from abft_mlx.analysis.figures.results import quantities
-from abft_mlx.analysis.plots import (
-    Plot,
-    confusion_heights,
-    joined,
-    note_on_classes,
-    on_axes,
-    over_heads,
-    unique,
-)
-from abft_mlx.analysis.run_data import ABFT, Evaluation, Method, RunData
-from abft_mlx.induction import Example, Heads, HeadState
+from abft_mlx.analysis.run_data import ABFT, ABFT_ONLY, CURVES, Method, RunData
+from abft_mlx.analysis.style import Plot, on_axes
 
-AFTER = "after"
+Plots = list[Plot] | str
 # Rows of all states together that a page holds.
 ROWS = 48
 # Of attention: what shows less than this is noise.
@@ -38,273 +30,162 @@ MAPS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Drawable:
-    """One figure of a run: what to draw, or else what is missing and how to get it."""
-
-    name: str
-    plots: tuple[Plot, ...] = ()
-    missing: str = ""
-
-
-def run_figure_names() -> tuple[str, ...]:
-    """The figures of a run."""
-    return tuple(_MAKERS)
-
-
-def heads_figure_names() -> tuple[str, ...]:
-    """Those of them that ``heads.npz`` alone suffices for."""
-    return ("label_attention", "attention", *MAPS, "detectors")
-
-
-def run_plots(
-    run: RunData, beside: Sequence[RunData] = (), only: Sequence[str] | None = None
-) -> list[Drawable]:
-    """The figures of a run, some with the states of other runs in them.
-
-    Args:
-        run: whose figures.
-        beside: runs whose states go into the training curves, the attention and the shifts.
-        only: names of figures; all of them by default.
-    """
-    first, *others = named([run, *beside])
-    made = []
-    for name, maker in _MAKERS.items():
-        if only is None or name in only:
-            found = maker(first, others)
-            missing = isinstance(found, str)
-            made.append(
-                Drawable(name, missing=found) if missing else Drawable(name, tuple(found))  # type: ignore[arg-type]
-            )
-    return made
-
-
-def beside_notes(run: RunData, beside: Sequence[RunData]) -> list[str]:
-    """What of the runs beside a run cannot be shown with it, a line each."""
-    notes = []
-    for other in beside:
-        if other.heads is None:
-            notes.append(_no_heads(other))
-        elif other.run.model.fingerprint != run.run.model.fingerprint:
-            notes.append(
-                f"{other.folder} was trained from another base than {run.folder}: its heads are "
-                "not shown beside"
-            )
-        elif run.heads is not None and not (
-            {example.tokens for example in run.heads.examples}
-            & {example.tokens for example in other.heads.examples}
-        ):
-            notes.append(
-                f"{other.folder}/heads.npz has none of the prompts of {run.folder}/heads.npz: its "
-                "attention is not shown beside; give both the same data, seeds and prompt settings"
-            )
-    return notes
-
-
-def named(runs: Sequence[RunData]) -> list[RunData]:
-    """The same runs with names that differ: their objectives, or else their folders."""
-    for choice in (
-        [run.objective for run in runs],
-        [run.folder.resolve().name for run in runs],
-        [str(run.folder) for run in runs],
-        [f"{run.folder} ({index})" for index, run in enumerate(runs, 1)],
-    ):
-        if len(set(choice)) == len(runs):
-            break
-    return [replace(run, name=name) for run, name in zip(runs, choice, strict=True)]
-
-
-def training(run: RunData, others: Sequence[RunData]) -> list[Plot] | str:
+def training(run: RunData) -> Plots:
     """Loss, its terms, heads, A and validation accuracy over the prompts seen."""
     if not run.updates:
         return f"{run.folder} holds no metrics.jsonl, or an empty one; finetune writes it"
-    runs = [run, *(other for other in others if other.updates)]
-    curves = [one.curves() for one in runs]
+    abft = run.objective == ABFT
+    names = [key for key in ("seen_examples", *CURVES) if abft or key not in ABFT_ONLY]
+    curves = {run.objective: {key: run.column(key) for key in names}}
     size = run.recipe.training.get("prompts_per_update")
-    loss = ""
-    kinds = {one.objective for one in runs}
-    label_losses = " and ".join(sorted(kinds - {ABFT}))
-    if label_losses and ABFT in kinds:
-        loss = f"the loss of {label_losses} is the cross-entropy of the label, not ABFT's"
-    elif label_losses:
-        loss = "the loss is the cross-entropy of the label"
     how = f"{len(run.updates)} updates" + (f" of {size} prompts" if size else "")
-    draw = partial(
-        figures.training_curves, seen=[one.column("seen_examples") for one in runs], curves=curves,
-        names=[one.name for one in runs],
-    )  # fmt: skip
-    height = 0.6 + 0.75 * len(quantities(curves))
-    return [Plot("training", draw, _caption(run, how, loss, runs=runs), height)]
+    loss = "" if abft else "the loss is the cross-entropy of the label"
+    draw = partial(figures.training_curves, curves=curves)
+    return [Plot("training", draw, caption(run, how, loss), figures.training_height(curves))]
 
 
-def time_to_accuracy(run: RunData, others: Sequence[RunData]) -> list[Plot] | str:
+def time_to_accuracy(run: RunData) -> Plots:
     """Validation accuracy over the seconds spent in updates."""
-    points = {}
-    for one in (run, *others):
-        accuracy = one.column("validation_accuracy")
-        known = ~np.isnan(accuracy)
-        if known.any():
-            points[one.name] = (np.cumsum(one.column("seconds"))[known], accuracy[known])
-    if run.name not in points:
+    accuracy = run.column("validation_accuracy")
+    known = ~np.isnan(accuracy)
+    if not known.any():
         return (
             "no accuracy was validated while training; train with "
             "--set training.validate_every=8 --set data.validation_rows=64, or other numbers"
         )
-    validation = run.run.validation
+    seconds = np.cumsum(run.column("seconds"))[known]
+    n, device = run.run.validation.get("prompts"), run.run.device
     draw = on_axes(
-        figures.time_to_accuracy, seconds=[x for x, _ in points.values()],
-        accuracy=[y for _, y in points.values()], names=list(points),
-        untrained=validation.get("before"),
+        figures.lines, series=[(run.objective, seconds, accuracy[known], None)], log_ticks=(),
+        x_label="seconds in updates", level=("untrained", run.run.validation.get("before")),
     )  # fmt: skip
-    n = validation.get("prompts")
-    caption = _caption(
-        run,
-        f"n = {n} validation prompts" if n else "",
-        f"seconds on: {run.run.device}" if run.run.device else "",
-        runs=[one for one in (run, *others) if one.name in points],
-    )
-    return [Plot("time-to-accuracy", draw, caption)]
+    more = (n and f"n = {n} validation prompts", device and f"seconds on: {device}")
+    return [Plot("time-to-accuracy", draw, caption(run, *more))]
 
 
-def label_attention(run: RunData, others: Sequence[RunData]) -> list[Plot] | str:
+def label_attention(run: RunData) -> Plots:
     """Attention on labels in every layer, in each state."""
-    if not _has_heads(run.heads):
-        return _no_heads(run)
-    states, runs = _states(run, others)
-    draw = on_axes(
-        figures.label_attention,
-        on_labels=[over_heads(state.magnitude) for state in states.values()],
-        on_gold=[over_heads(state.on_gold) for state in states.values()],
-        names=list(states),
-    )
-    return [Plot("label-attention", draw, _heads_caption(run, "means over heads", runs))]
+    if run.heads is None or no_heads(run):
+        return no_heads(run)
+    states = {
+        name: (over_heads(state.magnitude), over_heads(state.on_gold))
+        for name, state in run.heads.states.items()
+    }
+    draw = on_axes(figures.label_attention, states=states)
+    return [Plot("label-attention", draw, _heads_caption(run, "means over heads"))]
 
 
-def attention(run: RunData, others: Sequence[RunData]) -> list[Plot] | str:
+def attention(run: RunData) -> Plots:
     """What heads look at from the last position, prompt by prompt."""
-    if run.heads is None or not _has_heads(run.heads):
-        return _no_heads(run)
-    if not run.heads.examples:
-        return (
-            f"{run.folder}/heads.npz holds no prompt with its attention; "
-            f"abft-mlx heads {run.folder} --overwrite writes it anew"
-        )
-    made = []
+    if run.heads is None or no_heads(run):
+        return no_heads(run)
+    plots = []
     for number, example in enumerate(run.heads.examples, 1):
-        rows, runs = _rows(run, others, example)
-        chosen, total = top_heads(rows, example.label_positions)
-        if not chosen:
-            continue
+        chosen, total = top_heads(example.rows, example.label_positions)
+        states = {
+            name: np.stack([row[place] for place in chosen]) for name, row in example.rows.items()
+        }
         draw = partial(
-            figures.attention_maps,
-            states=[np.stack([row[head] for head in chosen]) for row in rows.values()],
-            tokens=example.tokens, label_positions=example.label_positions, right=example.right,
-            names=[f"L{layer} H{head}" for layer, head in chosen], state_names=list(rows),
+            figures.attention_maps, states=states, tokens=example.tokens,
+            label_positions=example.label_positions, right=example.right,
+            names=[f"L{layer} H{head}" for layer, head in chosen],
         )  # fmt: skip
         which = "all heads" if len(chosen) == total else (
             f"{len(chosen)} of {total:,} heads: those with the most attention on labels in any "
             "state"
         )  # fmt: skip
-        caption = _caption(
+        text = caption(
             run, f"n = 1 prompt of {len(example.tokens)} tokens",
             f"gold label: {run.heads.labels[example.gold]}", which, "colour by the square root",
-            runs=runs,
         )  # fmt: skip
-        height = 1.5 + len(rows) * (0.15 + max(0.5, 0.13 * len(chosen)))
-        made.append(Plot(f"attention-{number}", draw, caption, height))
-    return made or _no_heads(run)
+        height = 1.5 + len(states) * (0.15 + max(0.5, 0.13 * len(chosen)))
+        plots.append(Plot(f"attention-{number}", draw, text, height))
+    return plots or (
+        f"{run.folder}/heads.npz holds no prompt with its attention; "
+        f"abft-mlx heads {run.folder} --overwrite writes it anew"
+    )
 
 
-def head_maps(run: RunData, _others: Sequence[RunData], *, name: str) -> list[Plot] | str:
+def head_maps(run: RunData, name: str) -> Plots:
     """One number of the census for every head, in each state, and its change."""
-    if run.heads is None or not _has_heads(run.heads):
-        return _no_heads(run)
+    if run.heads is None or no_heads(run):
+        return no_heads(run)
     part, label, what = MAPS[name]
-    found = {state: getattr(census, part) for state, census in run.heads.states.items()}
-    tables = {state: table for state, table in found.items() if table is not None}
-    if not tables:
+    tables = {state: getattr(census, part) for state, census in run.heads.states.items()}
+    states = {state: table for state, table in tables.items() if table is not None}
+    if not states:
         return f"{run.folder} has no head weights: its classifier answers with the LM head"
     draw = partial(
-        figures.head_maps, states=list(tables.values()), names=list(tables), label=label,
+        figures.head_maps, states=states, label=label,
         diverging=part in ("correctness", "weight"), least=LEAST_SPAN,
     )  # fmt: skip
-    caption = _heads_caption(run, what)
-    return [Plot(part, draw, caption, 2.4, 1.7 * (2 * len(tables) - 1) + 0.3)]
+    return [Plot(part, draw, _heads_caption(run, what), 2.4)]
 
 
-def detectors(run: RunData, _others: Sequence[RunData]) -> list[Plot] | str:
+def detectors(run: RunData) -> Plots:
     """The paper's notion of induction head against the classic one, in each state."""
-    if run.heads is None or not _has_heads(run.heads):
-        return _no_heads(run)
-    made = []
+    if run.heads is None or no_heads(run):
+        return no_heads(run)
+    plots = []
     for name, state in run.heads.states.items():
-        found = state.detected
-        if found is not None:
-            draw = on_axes(figures.detectors, magnitude=state.magnitude, induction=found.induction)
+        scores = state.detected
+        if scores is not None:
+            draw = on_axes(figures.detectors, magnitude=state.magnitude, induction=scores.induction)
             more = (
-                f"{name}; a point is a head; {found.sequences} rows of {found.repeated_tokens} "
+                f"{name}; a point is a head; {scores.sequences} rows of {scores.repeated_tokens} "
                 "repeated random tokens"
             )
-            made.append(Plot(f"detectors-{name}", draw, _heads_caption(run, more)))
-    return made or (
+            plots.append(Plot(f"detectors-{name}", draw, _heads_caption(run, more)))
+    return plots or (
         f"{run.folder}/heads.npz holds no scores of the classic detectors; "
         f"abft-mlx heads {run.folder} --overwrite adds them"
     )
 
 
-def shift(run: RunData, others: Sequence[RunData]) -> list[Plot] | str:
+def shift(run: RunData) -> Plots:
     """Norms of the change of W_Q and W_K in every layer."""
-    norms = {}
-    for one in (run, *others):
-        for part in ("q", "k"):
-            values = one.run.norms(part)
-            if values is not None:
-                norms[one.name, f"W_{part.upper()}"] = values
-    runs = [one for one in (run, *others) if (one.name, "W_Q") in norms]
-    if run not in runs:
-        return (
-            f"{run.folder}/run.json holds no shift; a finished run of this version does: train it "
-            "again"
-        )
-    draw = on_axes(
-        figures.shift, shifts=list(norms.values()), spread=[0 * one for one in norms.values()],
-        names=[f"{name} {part}" if len(runs) > 1 else part for name, part in norms],
-    )  # fmt: skip
-    return [Plot("shift", draw, _caption(run, runs=runs))]
+    if not run.run.shift:
+        return f"{run.folder}/run.json holds no shift; train it again with this version"
+    norms = {
+        f"W_{part.upper()}": (np.array(run.run.shift[part], dtype=np.float64), None)
+        for part in ("q", "k")
+        if run.run.shift.get(part)
+    }
+    return [Plot("shift", on_axes(figures.shift, norms=norms), caption(run))]
 
 
-def confusion(run: RunData, _others: Sequence[RunData]) -> list[Plot] | str:
+def confusion(run: RunData) -> Plots:
     """Which classes are taken for which, without and with the adapter."""
-    found = {name: method.counts() for name, method in _measured(run).items()}
-    counts = {name: table for name, table in found.items() if table is not None}
-    if run.evaluation is None or not counts:
-        return _no_evaluation(run, "accuracy")
-    classes = len(next(iter(counts.values())))
-    names = run.evaluation.labels
-    draw = partial(
-        figures.confusions, counts=list(counts.values()), state_names=list(counts),
-        names=names if len(names) == classes else list(map(str, range(classes))),
-    )  # fmt: skip
-    caption = _evaluation_caption(run, note_on_classes(classes))
-    return [Plot("confusion", draw, caption, *confusion_heights(classes, len(counts)))]
+    states = {
+        state: np.array(method.confusion)
+        for state, method in _answers(run).items()
+        if method.confusion
+    }
+    if not states:
+        return _no_evaluation(run)
+    classes, names = len(next(iter(states.values()))), run.evaluation.labels
+    if len(names) != classes:
+        names = [str(n) for n in range(classes)]
+    some = f"{classes} classes, some of them named" * (classes > figures.NUMBERED_CLASSES)
+    draw = partial(figures.confusions, states=states, names=names)
+    height = min(4.5, max(2.3, 0.17 * classes + 0.6))
+    return [Plot("confusion", draw, _evaluation_caption(run, some), height)]
 
 
-def reliability(run: RunData, _others: Sequence[RunData]) -> list[Plot] | str:
+def reliability(run: RunData) -> Plots:
     """How often answers are right at each confidence, without and with the adapter."""
-    bins = {
-        name: method.reliability for name, method in _measured(run).items() if method.reliability
+    states = {
+        state: method.reliability.arrays()
+        for state, method in _answers(run).items()
+        if method.reliability
     }
-    if not bins:
-        return _no_evaluation(run, "the bins of the calibration error")
-    parts = {
-        key: np.array([getattr(one, key) for one in bins.values()], dtype=np.float64)
-        for key in ("confidence", "accuracy", "count")
-    }
-    draw = partial(figures.reliability, names=list(bins), **parts)
+    if not states:
+        return _no_evaluation(run)
+    draw = partial(figures.reliability, states=states)
     return [Plot("reliability", draw, _evaluation_caption(run, "10 bins of equal width"), 3.8)]
 
 
-_MAKERS: dict[str, Callable[[RunData, Sequence[RunData]], list[Plot] | str]] = {
+RUN_FIGURES: dict[str, Callable[[RunData], Plots]] = {
     "training": training,
     "time_to_accuracy": time_to_accuracy,
     "label_attention": label_attention,
@@ -315,127 +196,72 @@ _MAKERS: dict[str, Callable[[RunData, Sequence[RunData]], list[Plot] | str]] = {
     "confusion": confusion,
     "reliability": reliability,
 }
+# Those of them that heads.npz alone suffices for.
+HEADS_FIGURES = ("label_attention", "attention", *MAPS, "detectors")
 
 
 def top_heads(
     rows: Mapping[str, np.ndarray], label_positions: np.ndarray, limit: int = ROWS
 ) -> tuple[list[tuple[int, int]], int]:
-    """Which heads to show of many: those with the most attention on labels in any state.
+    """Which heads to show, (layer, head) in order, and how many heads there are.
 
-    Args:
-        rows: for each state (L, H, T), NaN where there is no head.
-        label_positions: (K,).
-        limit: rows of all states together.
-
-    Returns:
-        (layer, head) in order, and how many heads there are.
+    Those with the most attention on labels in any state. ``rows`` has (L, H, T) for each state, NaN
+    where there is no head; ``limit`` counts the rows of all states together.
     """
     mass = np.max([row[:, :, label_positions].sum(axis=2) for row in rows.values()], axis=0)
-    known = np.argwhere(~np.isnan(mass))
-    # The lower head where two are equal, so that the same file gives the same figure.
-    order = np.argsort([-mass[layer, head] for layer, head in known], kind="stable")
-    best = known[order[: max(1, limit // len(rows))]] if len(known) else known
-    return sorted((int(layer), int(head)) for layer, head in best), len(known)
+    known = ~np.isnan(mass)
+    # NaN is sorted last, and the lower head is first where two are equal.
+    order = np.argsort(-mass, axis=None, kind="stable")[: max(1, limit // len(rows))]
+    places = [divmod(int(place), mass.shape[1]) for place in order]
+    return sorted(place for place in places if known[place]), int(known.sum())
 
 
-def _has_heads(heads: Heads | None) -> bool:
-    """Whether there is a head in every state."""
-    return heads is not None and all(
-        not np.isnan(state.magnitude).all() for state in heads.states.values()
-    )
+def over_heads(table: np.ndarray) -> np.ndarray:
+    """(L,) means of (L, H) over the heads that are there; NaN for a layer without heads."""
+    known = (~np.isnan(table)).sum(axis=1)
+    return np.nansum(table, axis=1) / np.where(known, known, np.nan)
 
 
-def _no_heads(run: RunData) -> str:
-    """What is missing where a run has no census."""
-    if run.heads is not None:
+def no_heads(run: RunData) -> str:
+    """What is missing where a run has no census, or a state without any head; else empty."""
+    if run.heads is None:
+        return f"{run.folder} holds no heads.npz; abft-mlx heads {run.folder} writes it"
+    if any(np.isnan(state.magnitude).all() for state in run.heads.states.values()):
         return f"{run.folder}/heads.npz: the model has no attention heads that could be seen"
-    return f"{run.folder} holds no heads.npz; abft-mlx heads {run.folder} writes it"
-
-
-def _comparable(run: RunData, others: Sequence[RunData]) -> list[tuple[RunData, Heads]]:
-    """Those other runs whose heads are the same base's."""
-    base = run.run.model.fingerprint
-    return [
-        (other, other.heads)
-        for other in others
-        if other.heads is not None and other.run.model.fingerprint == base
-    ]
-
-
-def _states(run: RunData, others: Sequence[RunData]) -> tuple[dict[str, HeadState], list[RunData]]:
-    """The run's states, then those of other runs of the same base, and the runs shown."""
-    assert run.heads is not None
-    states = {_called(run, name, others): state for name, state in run.heads.states.items()}
-    runs = [run]
-    for other, heads in _comparable(run, others):
-        if AFTER in heads.states:
-            states[other.name] = heads.states[AFTER]
-            runs.append(other)
-    return states, runs
-
-
-def _rows(
-    run: RunData, others: Sequence[RunData], example: Example
-) -> tuple[dict[str, np.ndarray], list[RunData]]:
-    """Each state's rows of a prompt; of other runs where they have looked at the same prompt."""
-    rows = {_called(run, name, others): row for name, row in example.rows.items()}
-    runs = [run]
-    for other, heads in _comparable(run, others):
-        same = [one for one in heads.examples if one.tokens == example.tokens and AFTER in one.rows]
-        if same:
-            rows[other.name] = same[0].rows[AFTER]
-            runs.append(other)
-    return rows, runs
-
-
-def _called(run: RunData, state: str, others: Sequence[RunData]) -> str:
-    """A state's name in a figure: the run's own where other runs stand beside it."""
-    return run.name if state == AFTER and others else state
-
-
-def _measured(run: RunData) -> dict[str, Method]:
-    """The classifier's answers, or else plain predictions, of the base and with the adapter."""
-    name = _method(run)
-    states = (
-        {state: run.evaluation.state(state) for state in ("before", "after")}
-        if run.evaluation
-        else {}
-    )
-    return {state: methods[name] for state, methods in states.items() if name in methods}
+    return ""
 
 
 def _method(run: RunData) -> str:
-    """What the figures of answers show."""
-    return "classifier" if "classifier" in (run.evaluation or Evaluation()).methods else "vanilla"
+    """Whose answers figures show: the classifier's, or else plain predictions."""
+    return "classifier" if "classifier" in run.evaluation.methods else "vanilla"
 
 
-def _no_evaluation(run: RunData, what: str) -> str:
+def _answers(run: RunData) -> dict[str, Method]:
+    """How the base and the adapter answered."""
+    states = {state: run.evaluation.state(state) for state in ("before", "after")}
+    name = _method(run)
+    return {state: methods[name] for state, methods in states.items() if name in methods}
+
+
+def _no_evaluation(run: RunData) -> str:
     """What is missing where nothing was measured."""
-    if run.evaluation is None:
-        return f"{run.folder} holds no eval.json; abft-mlx eval {run.folder} writes it"
-    return (
-        f"{run.folder}/eval.json does not hold {what} of plain predictions; "
-        f"abft-mlx eval {run.folder} writes it anew"
-    )
+    return f"{run.folder} holds no eval.json with answers; abft-mlx eval {run.folder} writes it"
 
 
-def _caption(run: RunData, *more: str, runs: Sequence[RunData] = ()) -> str:
-    """Model, data, demonstrations, more, and the training seeds of all runs shown."""
-    k = run.recipe.prompt.get("demonstrations")
-    found = [one.run.seeds.get("training") for one in runs or [run]]
-    seeds = unique(str(seed) for seed in found if seed is not None)
-    seed = f"training seed{'' if len(seeds) == 1 else 's'} {', '.join(seeds)}"
-    return joined(run.title, k and f"k = {k}", *more, seed if seeds else "")
+def caption(run: RunData, *more: str | None) -> str:
+    """Model, data, demonstrations, more, and the training seed."""
+    k, seed = run.recipe.prompt.get("demonstrations"), run.run.seeds.get("training")
+    parts = [run.title, k and f"k = {k}", *more, None if seed is None else f"training seed {seed}"]
+    return "; ".join(part for part in parts if part)
 
 
-def _heads_caption(run: RunData, more: str, runs: Sequence[RunData] = ()) -> str:
+def _heads_caption(run: RunData, more: str) -> str:
     """A caption with the prompts of the census."""
-    assert run.heads is not None
-    return _caption(run, f"n = {run.heads.prompts} prompts", more, runs=runs)
+    return caption(run, f"n = {run.heads.prompts} prompts" if run.heads else "", more)
 
 
 def _evaluation_caption(run: RunData, more: str) -> str:
     """A caption with the prompts of the evaluation."""
-    n = run.evaluation.prompts if run.evaluation else None
-    method = "" if _method(run) == "vanilla" else "the classifier's answers"
-    return _caption(run, "" if n is None else f"n = {n:,} test prompts", method, more)
+    n = run.evaluation.prompts
+    method = "the classifier's answers" if _method(run) == "classifier" else ""
+    return caption(run, None if n is None else f"n = {n:,} test prompts", method, more)

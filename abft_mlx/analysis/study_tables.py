@@ -6,33 +6,43 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from abft_mlx.analysis.statistics import HOW, Estimate, bootstrap, mean_and_spread, pooled_mcnemar
 from abft_mlx.analysis.study_data import (
+    Estimate,
     Facts,
     Group,
-    Measurement,
-    matrix,
+    Mean,
+    bootstrap,
+    by_method,
+    mean_and_spread,
     means,
     measurements,
     of_task,
     paired,
+    paper_model,
+    paper_row,
+    paper_targets,
+    paper_task,
     reader,
-    rows,
-    scored,
+    share_right,
     tasks,
 )
+from abft_mlx.evaluation import mcnemar, right_answers
 
 NOTHING = "–"
 EXPLANATION = (
     "Rates are percent; ± is the standard deviation over training seeds, where there are several. "
-    "n is the number of prompts of one run. " + HOW + " p: exact McNemar test against vanilla on "
-    "the same prompts, all tasks and seeds pooled; it takes prompts as independent, which those "
-    "of one query are not, so read the interval first. Tasks are averaged plainly."
+    "n is the number of prompts of one run. Intervals are 95% percentile bootstraps over seeds and "
+    "queries: each of 2,000 resamples draws the seeds again, and the queries again (the same ones "
+    "for every seed and for both sides of a difference, each with all its sets of demonstrations); "
+    "tasks are not drawn, so an interval speaks of these tasks alone. With one seed it covers the "
+    "prompts only. p: exact McNemar test against vanilla on the same prompts, all tasks and seeds "
+    "pooled; it takes prompts as independent, which those of one query are not, so read the "
+    "interval first. Tasks are averaged plainly."
 )
 TRANSFER_NOTE = (
     "In domain is the tuned task, out of domain the mean over the study's other tasks, both "
@@ -58,8 +68,9 @@ COLUMNS = (
     *_EVALUATED, *_TRAINED, "induction_heads_first", "induction_heads_last",
 )  # fmt: skip
 
-# A section of the page: its title, and its tables and paragraphs; a table is a header and lines.
+# A header and lines. A section of the page has a title, and tables and paragraphs.
 Table = tuple[list[str], list[list[str]]]
+Column = Callable[[Group], str]
 Section = tuple[str, list[Table | str]]
 
 
@@ -68,19 +79,18 @@ def table_md(facts: Facts) -> str:
     parts = [f"# {facts.name}", *intro(facts)]
     for title, blocks in sections(facts):
         parts.append(f"## {title}")
-        parts += [block if isinstance(block, str) else markdown(*block) for block in blocks]
+        parts += [block if isinstance(block, str) else _markdown(*block) for block in blocks]
     if not facts.cells:
         parts.append("No cell is done.")
     return "\n\n".join(parts) + "\n"
 
 
-def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def _markdown(header: list[str], lines: list[list[str]]) -> str:
     """A Markdown table, bars in cells escaped."""
-    made = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    for line in lines:
-        cells = (" ".join(cell.split()).replace("|", "\\|") for cell in line)
-        made.append("| " + " | ".join(cells) + " |")
-    return "\n".join(made)
+    cells = [[" ".join(cell.split()).replace("|", "\\|") for cell in line] for line in lines]
+    rule = "|" + "---|" * len(header)
+    first, *rest = (f"| {' | '.join(line)} |" for line in (header, *cells))
+    return "\n".join([first, rule, *rest])
 
 
 def table_csv(facts: Facts) -> str:
@@ -88,38 +98,28 @@ def table_csv(facts: Facts) -> str:
     out = io.StringIO()
     writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    for one in measurements(facts):
-        line = _csv_line(one)
-        writer.writerow(
-            {key: f"{value:.7g}" if isinstance(value, float) else value
-             for key, value in line.items()}
-        )  # fmt: skip
+    for row in measurements(facts):
+        cell, values = row.cell, row.values
+        low, high = (values.interval.get("accuracy") if values else None) or (None, None)
+        line: dict[str, Any] = {
+            "model": cell.model,
+            "task": cell.task,
+            "method": row.method,
+            "sweep": json.dumps(cell.sweep, sort_keys=True) if cell.sweep else None,
+            "seed": cell.seed,
+            "n": row.prompts or None,
+            "accuracy": values.accuracy if values else None,
+            "low": low,
+            "high": high,
+            **{key: getattr(values, key, None) for key in _METRICS},
+        }
+        if row.plain:
+            heads: list[Any] = [n for n in cell.heads if not math.isnan(n)] or [None]
+            line |= {key: reader(*where)(row) for key, where in _EVALUATED.items()}
+            line |= {key: cell.run.get(key) for key in _TRAINED}
+            line |= {"induction_heads_first": heads[0], "induction_heads_last": heads[-1]}
+        writer.writerow({k: f"{v:.7g}" if isinstance(v, float) else v for k, v in line.items()})
     return out.getvalue()
-
-
-def _csv_line(one: Measurement) -> dict[str, Any]:
-    """The columns of one measurement that are known."""
-    cell, values = one.cell, one.values
-    low, high = (values.ends("accuracy") if values else None) or (None, None)
-    line: dict[str, Any] = {
-        "model": cell.model,
-        "task": cell.task,
-        "method": one.method,
-        "sweep": json.dumps(cell.sweep, sort_keys=True) if cell.sweep else None,
-        "seed": cell.seed,
-        "n": one.prompts or None,
-        "accuracy": values.accuracy if values else None,
-        "low": low,
-        "high": high,
-        **{key: getattr(values, key, None) for key in _METRICS},
-    }
-    if one.plain:
-        counted = [heads for heads in cell.heads if not math.isnan(heads)]
-        line |= {key: reader(*where)(one) for key, where in _EVALUATED.items()}
-        line |= {key: getattr(cell.run, key, None) for key in _TRAINED}
-        if counted:
-            line |= {"induction_heads_first": counted[0], "induction_heads_last": counted[-1]}
-    return line
 
 
 def intro(facts: Facts) -> list[str]:
@@ -135,109 +135,135 @@ def intro(facts: Facts) -> list[str]:
 
 def sections(facts: Facts) -> list[Section]:
     """Titles with their tables, each only where the study measured it; failures and cost last."""
-    found = measurements(facts)
-    plain = [one for one in found if one.plain]
-    made: list[Section] = []
-    if scored(found):
-        blocks: list[Table | str] = [_table(*accuracy(scored(found), facts)), EXPLANATION]
-        if facts.paper.get("table"):
-            paper = facts.published
-            blocks.append(f"The paper's numbers: {paper.facts['citation']}, {paper.table}.")
-        made.append(("Accuracy", blocks))
-    for title, (header, lines), notes in (
+    rows = measurements(facts)
+    plain = [row for row in rows if row.plain]
+    table = facts.paper.get("table")
+    source = [f"The paper's numbers: {paper_targets()['citation']}, {table}."] if table else []
+    unseen = [_mean("unseen", kind, "accuracy") for kind in ("random", "unseen", "zero_shot")]
+    tables: list[tuple[str, Table, list[str]]] = [
+        ("Accuracy", _accuracy([r for r in rows if r.values], facts), [EXPLANATION, *source]),
         ("Out of domain", _transfer(plain, facts), [TRANSFER_NOTE]),
         ("Consistency", _consistency(plain, facts), []),
-        ("Labels that no demonstration carries", _unseen(plain), []),
-        ("Bias", _bias(plain), []),
+        ("Labels that no demonstration carries", _by_method(plain, {
+            "random demonstrations": unseen[0], "gold label unseen": unseen[1],
+            "zero-shot": unseen[2],
+        }, needed=(1,)), []),
+        ("Bias", _by_method(plain, {
+            title: _mean("bias", key, text=_nats)
+            for title, key in (
+                ("contextual entropy (nats)", "contextual_entropy"),
+                ("domain entropy (nats)", "domain_entropy"),
+                ("highest entropy (nats)", "maximum_entropy"),
+                ("posterior KL (nats)", "posterior_kl"), ("GLER", "gler"),
+            )
+        }, needed=range(5)), []),
         ("Extrapolated adapters", _extrapolation(facts), []),
         ("Between the weights", _plane(facts), []),
         ("Induction heads while training", _heads(plain), []),
-        ("Failed cells", _failures(facts), []),
+        ("Failed cells", (
+            ["cell", "error"],
+            [[cell["id"], cell.get("error") or "unknown"] for cell in facts.failed],
+        ), []),
         ("Cost", _cost(plain, facts), []),
-    ):
-        if lines:
-            made.append((title, [_table(header, lines), *notes]))
-    return made
+    ]  # fmt: skip
+    return [(title, [_shown(*table), *notes]) for title, table, notes in tables if table[1]]
 
 
-def _table(header: list[str], lines: list[list[str]]) -> Table:
+def _shown(header: list[str], lines: list[list[str]]) -> Table:
     """A table with the paper's columns only where they hold numbers."""
-    kept = [
-        index
-        for index, name in enumerate(header)
-        if not name.startswith("paper") or any(line[index] != NOTHING for line in lines)
+    columns = [
+        n
+        for n, name in enumerate(header)
+        if not name.startswith("paper") or any(line[n] != NOTHING for line in lines)
     ]
-    return [header[index] for index in kept], [[line[index] for index in kept] for line in lines]
+    return [header[n] for n in columns], [[line[n] for n in columns] for line in lines]
 
 
-def accuracy(found: Group, facts: Facts) -> Table:
+def _by_method(rows: Group, columns: dict[str, Column], needed: Iterable[int] = (0,)) -> Table:
+    """A line for each method for which one of the ``needed`` columns has a number."""
+    lines = [
+        [model, label, *(text(group) for text in columns.values())]
+        for (model, label), group in by_method(rows).items()
+    ]
+    return ["model", "method", *columns], [
+        line for line in lines if any(line[2 + n] != NOTHING for n in needed)
+    ]
+
+
+def _mean(part: str, *keys: str, text: Callable[[Mean | None], str] | None = None) -> Column:
+    """A column of means of a number of the evaluation."""
+    return lambda group: (text or percent)(means(group, reader(part, *keys)))
+
+
+def _nats(mean: Mean | None) -> str:
+    """An entropy."""
+    return NOTHING if mean is None else f"{mean.value:.3f}"
+
+
+def _accuracy(rows: Group, facts: Facts) -> Table:
     """Models and methods against tasks."""
-    columns, paper = tasks(found), facts.published
+    columns = tasks(rows)
+    counts = {task: {row.prompts for row in of_task(rows, task) if row.prompts} for task in columns}
     header = [
         "model", "method", "seeds",
-        *(f"{paper.task(task)} (n = {_range(_prompts(found, task)) or '?'})" for task in columns),
+        *(f"{paper_task(task)} (n = {_range(counts[task]) or '?'})" for task in columns),
         "mean", "95% interval", "paper's mean", "over vanilla", "p",
     ]  # fmt: skip
+    # The paper's mean is over all of its tasks.
+    every = {*map(paper_task, columns)} == {*paper_targets()["tasks"].values()}
     lines = []
-    grouped = rows(found)
-    for (model, label), some in grouped.items():
-        first = some[0]
-        called = paper.model(model, first.cell.source)
-        cells = []
+    for (model, label), group in by_method(rows).items():
+        first, paper, cells = group[0], _published(facts, group), []
         for task in columns:
-            mean = means(of_task(some, task))
-            published = None if first.cell.sweep else paper.accuracy(called, first.method, task)
-            theirs = beside(mean, published)
+            mean = means(of_task(group, task))
+            published = paper.get("accuracy", {}).get(paper_task(task))
+            theirs = beside(mean, None if first.cell.sweep else published)
             cells.append(percent(mean) + (f" ({theirs})" if theirs != NOTHING else ""))
         # A mean over fewer tasks than the others' would not be comparable.
-        whole = means(some) if NOTHING not in cells else None
+        whole = means(group) if NOTHING not in cells else None
         base = [
-            one
-            for one in found
-            if one.model == model
-            and one.method == "vanilla"
-            and one.cell.sweep.items() <= first.cell.sweep.items()
+            row
+            for row in rows
+            if (row.cell.model, row.method) == (model, "vanilla")
+            and row.cell.sweep.items() <= first.cell.sweep.items()
         ]
-        gain, p = (NOTHING, NOTHING) if label == "vanilla" else _against(some, base, len(columns))
-        interval = average(some) if whole else None
-        seeds = {len(of_task(some, task)) for task in tasks(some)}
+        gain = (NOTHING, NOTHING) if label == "vanilla" else _gain(group, base, len(columns))
+        interval = average(group) if whole else None
+        seeds = {len(of_task(group, task)) for task in tasks(group)}
         lines.append(
             [
                 model, label,
-                NOTHING if all(one.cell.seed is None for one in some) else _range(seeds),
+                NOTHING if all(row.cell.seed is None for row in group) else _range(seeds),
                 *cells, percent(whole),
                 f"{100 * interval.low:.1f} to {100 * interval.high:.1f}" if interval else NOTHING,
-                beside(means(some), paper.average(called, first.method, columns)), gain, p,
+                beside(means(group), paper.get("average") if every else None), *gain,
             ]
         )  # fmt: skip
     return header, lines
 
 
-def average(found: Group) -> Estimate | None:
+def average(group: Group) -> Estimate | None:
     """Mean accuracy over tasks with its interval; None where no prompts are known."""
-    known = [[one for one in of_task(found, task) if one.right] for task in tasks(found)]
-    return bootstrap([matrix(some) for some in known]) if known and all(known) else None
+    known = [[row for row in of_task(group, task) if row.right] for task in tasks(group)]
+    return bootstrap([share_right(some) for some in known]) if known and all(known) else None
 
 
-def _against(first: Group, second: Group, columns: int) -> tuple[str, str]:
+def _gain(first: Group, second: Group, columns: int) -> tuple[str, str]:
     """How much more accurate the first method is, with its interval, and the p value."""
     pairs = paired(first, second)
     if not pairs:
         return NOTHING, NOTHING
-    one = bootstrap([matrix(ours) for ours, _ in pairs], [matrix(theirs) for _, theirs in pairs])
+    gain = bootstrap(*([share_right(side) for side in sides] for sides in zip(*pairs, strict=True)))
     rights = [
-        (measured.right, (theirs[0] if len(theirs) == 1 else theirs[index]).right)
+        (row.right, (theirs[0] if len(theirs) == 1 else theirs[n]).right)
         for ours, theirs in pairs
-        for index, measured in enumerate(ours)
+        for n, row in enumerate(ours)
     ]
-    text = f"{points(one.mean)} [{points(one.low)}, {points(one.high)}]"
+    text = f"{points(gain.mean)} [{points(gain.low)}, {points(gain.high)}]"
     text += f" on {len(pairs)} of {columns} tasks" if len(pairs) < columns else ""
-    return text, p_value(pooled_mcnemar(*zip(*rights, strict=True)))
-
-
-def _prompts(found: Group, task: str) -> set[int]:
-    """Numbers of prompts that a task was measured on."""
-    return {one.prompts for one in of_task(found, task) if one.prompts}
+    # All tasks and seeds together.
+    answers = [right_answers("".join(side)) for side in zip(*rights, strict=True)]
+    return text, p_value(float(mcnemar(*answers)["p_value"]))
 
 
 def _range(counts: set[int]) -> str:
@@ -245,80 +271,56 @@ def _range(counts: set[int]) -> str:
     return " to ".join(map(str, sorted({min(counts), max(counts)}))) if counts else ""
 
 
-def _measured(
-    plain: Group, keys: Sequence[Callable[[Measurement], float | None]], text: Callable[..., str]
-) -> list[list[str]]:
-    """A line for each method for which one of some numbers was measured."""
-    lines = []
-    for (model, label), some in rows(plain).items():
-        values = [means(some, read) for read in keys]
-        if any(values):
-            lines.append([model, label, *map(text, values)])
-    return lines
-
-
 def _transfer(plain: Group, facts: Facts) -> Table:
     """Accuracy on the tuned task and on the others (the paper's table 2)."""
-    lines = []
-    for (model, label), some in rows(plain).items():
-        outside = means(some, reader("transfer", "accuracy"))
-        if outside is None:
-            continue
-        others = [one.cell.evaluation.transfer.get("tasks") or {} for one in some]
-        shared = [int(entry.get("shared_queries") or 0) for one in others for entry in one.values()]
-        theirs = beside(outside, _published(facts, some).get("transfer"))
-        lines.append(
-            [model, label, percent(means(some)), percent(outside), theirs, str(max(shared or [0]))]
-        )
-    return ["model", "method", "in domain", "out of domain", "paper out of domain",
-            "queries left out, at most"], lines  # fmt: skip
+    read = reader("transfer", "accuracy")
+
+    def shared(group: Group) -> str:
+        others = [row.cell.evaluation.transfer.get("tasks") or {} for row in group]
+        counts = (task.get("shared_queries") for one in others for task in one.values())
+        return str(max([int(count or 0) for count in counts] or [0]))
+
+    columns: dict[str, Column] = {
+        "in domain": lambda group: percent(means(group)),
+        "out of domain": lambda group: percent(means(group, read)),
+        "paper out of domain": lambda group: beside(
+            means(group, read), _published(facts, group).get("transfer")
+        ),
+        "queries left out, at most": shared,
+    }
+    return _by_method(plain, columns, needed=(1,))
 
 
 def _consistency(plain: Group, facts: Facts) -> Table:
     """How often the answer stays when wording or demonstrations change (table 3)."""
-    lines, paper = [], facts.published
-    for (model, label), some in rows(plain).items():
-        line = [model, label]
-        for kind in ("template", "demonstrations"):
-            ours = means(some, reader("robustness", kind, "consistency"))
-            called = paper.model(model, some[0].cell.source)
-            theirs = beside(ours, paper.consistency(called, kind, some[0].method))
-            line += [percent(ours), theirs]
-        if {line[2], line[4]} != {NOTHING}:
-            lines.append(line)
-    return ["model", "method", "over templates", "paper", "over demonstrations", "paper"], lines
 
+    def paper(kind: str) -> Column:
+        def text(group: Group) -> str:
+            cell, method = group[0].cell, group[0].method
+            kinds = paper_row(facts.paper.get("table"), paper_model(cell.model, cell.source), kind)
+            theirs = kinds.get("untrained" if method == "vanilla" else method)
+            return beside(means(group, reader("robustness", kind, "consistency")), theirs)
 
-def _unseen(plain: Group) -> Table:
-    """Accuracy where the gold label stands in no demonstration (figure 3)."""
-    kinds = [reader("unseen", kind, "accuracy") for kind in ("random", "unseen", "zero_shot")]
-    header = ["model", "method", "random demonstrations", "gold label unseen", "zero-shot"]
-    return header, [line for line in _measured(plain, kinds, percent) if line[3] != NOTHING]
+        return text
 
-
-def _bias(plain: Group) -> Table:
-    """Entropies, divergence and GLER, averaged over tasks."""
-    kinds = ("contextual_entropy", "domain_entropy", "maximum_entropy", "posterior_kl", "gler")
-    header = ["model", "method", "contextual entropy (nats)", "domain entropy (nats)",
-              "highest entropy (nats)", "posterior KL (nats)", "GLER"]  # fmt: skip
-    return header, _measured(
-        plain,
-        [reader("bias", kind) for kind in kinds],
-        lambda value: NOTHING if value is None else f"{value[0]:.3f}",
-    )
+    columns = {}
+    for kind in ("template", "demonstrations"):
+        title = "over templates" if kind == "template" else "over demonstrations"
+        columns[title] = _mean("robustness", kind, "consistency")
+        columns[f"paper, {title}"] = paper(kind)
+    return _by_method(plain, columns, needed=(0, 2))
 
 
 def _extrapolation(facts: Facts) -> Table:
     """What a factor on the adapter, chosen on validation prompts, does on test prompts."""
     lines = []
     for cell in facts.cells:
-        found = cell.extrapolation
-        if found:
-            test = dict(zip(found.factors, found.test.accuracy, strict=True))
-            lines.append(
-                [cell.model, cell.task, str(cell.seed), f"{found.chosen:g}",
-                 str(found.validation.prompts), rate(test.get(1.0)), rate(test.get(found.chosen))]
-            )  # fmt: skip
+        part = cell.extrapolation
+        if part:
+            test = dict(zip(part["factors"], part["test"]["accuracy"], strict=True))
+            chosen, prompts = part["chosen"], part["validation"]["prompts"]
+            lines.append([cell.model, cell.task, str(cell.seed), f"{chosen:g}", str(prompts),
+                          rate(test.get(1.0)), rate(test.get(chosen))])  # fmt: skip
     return ["model", "task", "seed", "chosen factor", "on prompts", "test at 1",
             "test at chosen"], lines  # fmt: skip
 
@@ -328,12 +330,12 @@ def _plane(facts: Facts) -> Table:
     lines = []
     for cell in facts.cells:
         if cell.plane:
-            factors, table = cell.plane.factors, np.array(cell.plane.accuracy)
+            factors, table = cell.plane["factors"], np.array(cell.plane["accuracy"])
             at = {(x, y): table[i, j] for i, x in enumerate(factors) for j, y in enumerate(factors)}
             best = max(at, key=at.__getitem__)
             corners = [at.get(point) for point in ((0, 0), (1, 0), (0, 1), (0.5, 0.5), best)]
             where = ", ".join(
-                f"{name} {x:g}" for name, x in zip(cell.plane.axes, best, strict=True)
+                f"{name} {x:g}" for name, x in zip(cell.plane["axes"], best, strict=True)
             )
             lines.append([cell.model, cell.task, str(cell.seed), *map(rate, corners), where])
     return ["model", "task", "seed", "base", "first method", "second method", "half of each",
@@ -342,52 +344,55 @@ def _plane(facts: Facts) -> Table:
 
 def _heads(plain: Group) -> Table:
     """Induction heads in the first and in the last update."""
-    lines = []
-    for (model, label), some in rows(plain).items():
-        known = ([heads for heads in one.cell.heads if not math.isnan(heads)] for one in some)
-        curves = [curve for curve in known if curve]
-        if curves:
-            first = mean_and_spread([curve[0] for curve in curves])[0]
-            last = _amount([curve[-1] for curve in curves], 2)
-            lines.append([model, label, str(len(curves)), f"{first:.2f}", last])
-    return ["model", "method", "runs", "first update", "last update"], lines
+    counted = [row for row in plain if not all(map(math.isnan, row.cell.heads))]
 
+    def column(place: int, digits: int) -> Column:
+        return lambda group: _amount(
+            [[count for count in row.cell.heads if not math.isnan(count)][place] for row in group],
+            digits,
+        )
 
-def _failures(facts: Facts) -> Table:
-    """Cells without a result, and why."""
-    return ["cell", "error"], [[one.id, one.error or "unknown"] for one in facts.failed]
+    return _by_method(
+        counted,
+        {"runs": lambda group: str(len(group)), "first update": column(0, 2),
+         "last update": column(-1, 2)},
+    )  # fmt: skip
 
 
 def _cost(plain: Group, facts: Facts) -> Table:
     """Seconds, memory and size of training: the only numbers that a second run changes."""
-    lines = []
-    grouped = rows(plain)
-    for (model, label), some in grouped.items():
-        runs = [one.cell.run for one in some if one.cell.run]
-        if not runs:
-            continue
-        seconds = [run.seconds for run in runs]
-        abft = [one.cell.run.seconds for one in grouped.get((model, "abft"), []) if one.cell.run]
-        ratio = mean_and_spread(seconds)[0] / mean_and_spread(abft)[0] if abft else None
-        published = _published(facts, some)
-        time = published.get("relative_time")
-        lines.append(
-            [
-                model, label, f"{runs[0].trainable_parameters:,}",
-                str(published.get("trainable_parameters", NOTHING)), _amount(seconds, 1),
-                NOTHING if ratio is None else f"{ratio:.2f}",
-                NOTHING if time is None else f"{time:.1f}",
-                f"{max(run.peak_memory_bytes for run in runs) / 1e6:,.0f}",
-            ]
-        )  # fmt: skip
-    return ["model", "method", "trained numbers", "paper", "seconds", "of ABFT's", "paper",
-            "peak MB"], lines  # fmt: skip
+    trained = [row for row in plain if row.cell.run]
+    seconds = {
+        key: mean_and_spread([row.cell.run["seconds"] for row in group]).value
+        for key, group in by_method(trained).items()
+    }
+
+    def relative(group: Group) -> str:
+        abft = seconds.get((group[0].cell.model, "abft"))
+        ours = seconds[group[0].cell.model, group[0].label]
+        return f"{ours / abft:.2f}" if abft else NOTHING
+
+    def published(key: str) -> Column:
+        return lambda group: str(_published(facts, group).get(key, NOTHING))
+
+    columns: dict[str, Column] = {
+        "trained numbers": lambda group: f"{group[0].cell.run['trainable_parameters']:,}",
+        "paper": published("trainable_parameters"),
+        "seconds": lambda group: _amount([row.cell.run["seconds"] for row in group], 1),
+        "of ABFT's": relative,
+        "paper, of ABFT's": published("relative_time"),
+        "peak MB": lambda group: (
+            f"{max(row.cell.run['peak_memory_bytes'] for row in group) / 1e6:,.0f}"
+        ),
+    }
+    return _by_method(trained, columns)
 
 
-def _published(facts: Facts, some: Group) -> dict[str, Any]:
+def _published(facts: Facts, group: Group) -> dict[str, Any]:
     """The paper's entry for a model and method."""
-    paper, first = facts.published, some[0]
-    return paper.row(paper.model(first.model, first.cell.source), first.method)
+    cell = group[0].cell
+    model = paper_model(cell.model, cell.source)
+    return paper_row(facts.paper.get("table"), model, group[0].method)
 
 
 def rate(value: float | None) -> str:
@@ -395,11 +400,11 @@ def rate(value: float | None) -> str:
     return NOTHING if value is None else f"{100 * value:.1f}"
 
 
-def percent(made: tuple[float, float | None] | None) -> str:
+def percent(mean: Mean | None) -> str:
     """A mean rate in percent, with the standard deviation where there is one."""
-    if made is None:
+    if mean is None:
         return NOTHING
-    return rate(made[0]) + ("" if made[1] is None else f" ± {100 * made[1]:.1f}")
+    return rate(mean.value) + ("" if mean.spread is None else f" ± {100 * mean.spread:.1f}")
 
 
 def _amount(values: Sequence[float], digits: int) -> str:
@@ -414,11 +419,11 @@ def points(value: float) -> str:
     return text.replace("+0.0", "0.0").replace("−0.0", "0.0")
 
 
-def beside(ours: tuple[float, float | None] | None, published: float | None) -> str:
+def beside(ours: Mean | None, published: float | None) -> str:
     """The published percentage and what ours, a rate, is above it."""
     if published is None or ours is None:
         return NOTHING
-    return f"paper {published:.1f}, {points(ours[0] - published / 100)}"
+    return f"paper {published:.1f}, {points(ours.value - published / 100)}"
 
 
 def p_value(value: float) -> str:

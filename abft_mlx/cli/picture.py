@@ -1,7 +1,7 @@
 """What a model's heads look at, drawn in a terminal: a prompt shaded by attention, and a head map.
 
 No information is in colour alone. Without colour (NO_COLOR, a file, a dumb terminal) the same is
-written in figures. Letters: L layers, H query heads, T tokens, K demonstrations.
+written in figures. Letters: L layers, H query heads, T tokens.
 """
 
 from __future__ import annotations
@@ -30,21 +30,13 @@ RIGHT_COLOUR, WRONG_COLOUR = "#0072B2", "#D55E00"
 WRITTEN = 0.05
 # Where each block letter of the map begins; the same for right and for wrong labels.
 STEPS, RIGHT, WRONG = (0.05, 0.1, 0.2, 0.4), "·░▒▓█", "·-=≡#"
-_PROMPT_LINES, _MOST_CELLS = 5, 600
-# A demonstration, or the query, is never cut to less.
-_SHORTEST_PART_CELLS, _LONGEST_TOKEN_CELLS = 14, 24
-# Of a part that is too long, what its end gets: that is where its label is.
-_END_SHARE = 0.6
-_MOST_ROWS, _GAP, _LABEL_CELLS = 16, 3, len("layer ")
-_RIGHT, _WRONG, _ARROW = "✓", "✗", "→"
+# Cells of a prompt, of one of its demonstrations, and of a token.
+MOST_CELLS, PART_CELLS, TOKEN_CELLS = 400, 14, 24
+MOST_ROWS, GAP, LABEL_CELLS = 16, 3, len("layer ")
 
 
 class Picture:
-    """Draws the heads of a model, as wide as the terminal is.
-
-    Args:
-        heads: with one state or more; of several, the first and the last are compared.
-    """
+    """Draws the heads of a model, as wide as the terminal is; compares the first and last state."""
 
     def __init__(self, heads: Heads) -> None:
         self._heads = heads
@@ -55,55 +47,45 @@ class Picture:
         plain = console.color_system is None or console.no_color
         indent = "  " if options.max_width > 30 else ""
         width = max(options.max_width - len(indent), 1)
-        for line in self._lines(width, plain):
+        place = choose(self._heads)
+        for line in [] if place is None else self._lines(place, width, plain):
             for part in line.wrap(console, width) if line else [line]:
                 part.rstrip()
                 yield Text(indent if part else "").append_text(part)
 
-    def _lines(self, width: int, plain: bool) -> Iterator[Text]:
+    def _lines(self, place: tuple[int, int], width: int, plain: bool) -> Iterator[Text]:
         """The headline, the prompt and the map."""
-        place = choose(self._heads)
-        if place is None:
-            return
-        example = typical(self._heads, *place)
-        yield self._headline(*place, example)
-        if example is not None:
-            limit = max(min(_PROMPT_LINES * width, _MOST_CELLS), 1)
-            shown = pieces(example, self._names, *place, limit)
-            yield from self._prompt(shown, plain)
-        cut = fit(self._heads, width)
-        if cut is not None:
-            yield Text()
-            yield from self._map(cut, width, plain)
-
-    def _headline(self, layer: int, head: int, example: Example | None) -> Text:
-        """Which head is shown, and why."""
-        means = [state.correctness[layer, head] for state in self._heads.states.values()]
+        means = [state.correctness[place] for state in self._heads.states.values()]
         why = "the head that changed most" if len(means) > 1 else "the strongest head"
-        line = (
-            f"layer {layer} head {head}, {why}: attention on right labels minus wrong ones "
-            f"{f' {_ARROW} '.join(f'{mean:+.0%}' for mean in means)} on average"
+        headline = (
+            f"layer {place[0]} head {place[1]}, {why}: attention on right labels minus wrong ones "
+            f"{' → '.join(f'{mean:+.0%}' for mean in means)} on average"
         )
+        example = next(iter(self._heads.examples), None)
         if example is not None:
             gold = clean(self._heads.labels[example.gold])
-            line += f"; at the end of this prompt, whose answer is {gold}, it looks at:"
-        return Text(line, overflow="fold")
+            headline += f"; at the end of this prompt, whose answer is {gold}, it looks at:"
+        yield Text(headline, overflow="fold")
+        if example is not None:
+            yield from self._prompt(pieces(example, self._names, place, MOST_CELLS), plain)
+        yield Text()
+        yield from self._map(width, plain)
 
     def _prompt(self, shown: Sequence[Piece], plain: bool) -> Iterator[Text]:
         """The prompt with figures in brackets, shaded by the attention of the last state."""
         text = Text(overflow="fold")
         for piece in shown:
+            shade = [style for least, style in SHADES if piece.weights[-1] >= least]
             word = piece.text.lstrip(" ")
             text.append(" " * (len(piece.text) - len(word)))
-            text.append(word, style="" if plain else shade(piece.weights[-1]))
-            if piece.right is not None or max(piece.weights) >= WRITTEN:
-                weights = _ARROW.join(f"{weight:.0%}" for weight in piece.weights)
-                text.append(f"[{piece.mark}{weights}]")
+            text.append(word, style=shade[-1] if shade and not plain else "")
+            if piece.mark or max(piece.weights) >= WRITTEN:
+                text.append(f"[{piece.mark}{'→'.join(f'{one:.0%}' for one in piece.weights)}]")
         yield text
-        states = f" {f' {_ARROW} '.join(self._names)}" if len(self._names) > 1 else ""
+        states = f" {' → '.join(self._names)}" if len(self._names) > 1 else ""
         yield Text(
-            f"in brackets: attention{states}, of every label ({_RIGHT} the answer, {_WRONG} "
-            f"another) and wherever it reaches {WRITTEN:.0%}",
+            f"in brackets: attention{states}, of every label (✓ the answer, ✗ another) and "
+            f"wherever it reaches {WRITTEN:.0%}",
             overflow="fold",
         )
         if not plain:
@@ -112,10 +94,10 @@ class Picture:
                 legend.append(f" {least:.0%} ", style=style).append(" ")
             yield legend
 
-    def _map(self, cut: HeadMap, width: int, plain: bool) -> Iterator[Text]:
+    def _map(self, width: int, plain: bool) -> Iterator[Text]:
         """The map of all heads, a row for each layer, the states side by side."""
-        columns = next(iter(cut.cells.values())).shape[1]
-        each = cut.heads_per_cell
+        layers, cells, each, hidden = fit(self._heads, width)
+        columns = cells[self._names[0]].shape[1]
         what = "a head" if each == 1 else f"the one farthest from 0 of {each} heads"
         yield Text(
             f"every head's attention on right labels minus wrong ones, mean of "
@@ -124,51 +106,39 @@ class Picture:
         )
         step = columns
         if len(self._names) > 1:
-            most = (width - _LABEL_CELLS) // len(self._names) - _GAP
+            most = (width - LABEL_CELLS) // len(self._names) - GAP
             step = max(columns, min(max(map(len, self._names)), most))  # a name may be wider
-            named = (" " * _GAP).join(name[: max(step, 1)].ljust(step) for name in self._names)
-            yield _row("layer " + named.rstrip())
-        for row, layer in enumerate(cut.layers):
-            text = _row(f"{layer:>{_LABEL_CELLS - 1}} ")
-            for number, cells in enumerate(cut.cells.values()):
-                text.append(" " * _GAP if number else "")
-                for value in cells[row]:
-                    text.append(glyph(value), style=_ink(value, plain))
-                text.append(" " * (step - columns))
-            text.rstrip()
-            yield text
+            names = (" " * GAP).join(name[: max(step, 1)].ljust(step) for name in self._names)
+            yield Text(f"layer {names}".rstrip(), no_wrap=True, overflow="crop")
+        for row, layer in enumerate(layers):
+            line = Text(f"{layer:>{LABEL_CELLS - 1}} ", no_wrap=True, overflow="crop")
+            for number, name in enumerate(self._names):
+                line.append(" " * GAP if number else "")
+                for value in cells[name][row]:
+                    line.append(*glyph(value, plain))
+                line.append(" " * (step - columns))
+            line.rstrip()
+            yield line
         legend = Text(overflow="fold")
-        for sign, name in ((1, "more on right labels:"), (-1, "; on wrong ones:")):
-            legend.append(name)
+        for sign, title in ((1, "more on right labels:"), (-1, "; on wrong ones:")):
+            legend.append(title)
             for least in STEPS:
-                legend.append(" ").append(glyph(sign * least), style=_ink(sign * least, plain))
-                legend.append(f"{least:.0%}")
-        yield legend.append(f"; {glyph(0.0)} less")
-        if cut.hidden_layers:
-            yield Text(
-                f"layers left out, with no induction head or less change: {cut.hidden_layers}",
-                overflow="fold",
-            )
+                legend.append(" ").append(*glyph(sign * least, plain)).append(f"{least:.0%}")
+        yield legend.append(f"; {glyph(0.0, plain)[0]} less")
+        if hidden:
+            yield Text(f"layers left out, with less change: {hidden}", overflow="fold")
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A token, or an ellipsis for several.
+    """A token, or an ellipsis for several with the sum of their attention in each state.
 
-    Attributes:
-        text: safe to print.
-        right: of a label token, whether it is the query's gold label; None for any other.
-        weights: attention in each state; an ellipsis has the sum of what it stands for.
+    ``mark`` is ✓ for a label token that is the query's gold label, ✗ for another label.
     """
 
     text: str
-    right: bool | None
+    mark: str
     weights: tuple[float, ...]
-
-    @property
-    def mark(self) -> str:
-        """What is written before a label's figure."""
-        return "" if self.right is None else _RIGHT if self.right else _WRONG
 
 
 def choose(heads: Heads) -> tuple[int, int] | None:
@@ -189,152 +159,85 @@ def choose(heads: Heads) -> tuple[int, int] | None:
     return int(layer), int(head)
 
 
-def typical(heads: Heads, layer: int, head: int) -> Example | None:
-    """The example in which the head does most nearly what it does on average."""
-    means = [state.correctness[layer, head] for state in heads.states.values()]
-
-    def away(example: Example) -> float:
-        signs = np.where(np.asarray(example.demonstration_labels) == example.gold, 1.0, -1.0)
-        rows = [example.rows[name][layer, head] for name in heads.states]
-        masses = [float((row[example.label_positions] * signs).sum()) for row in rows]
-        return sum(abs(mass - mean) for mass, mean in zip(masses, means, strict=True))
-
-    return min(heads.examples, key=away, default=None)
-
-
 def pieces(
-    example: Example, states: Sequence[str], layer: int, head: int, limit_cells: int
+    example: Example, states: Sequence[str], place: tuple[int, int], limit_cells: int
 ) -> list[Piece]:
-    """The prompt in pieces whose texts take about ``limit_cells`` cells at most.
+    """The prompt in pieces whose texts take about ``limit_cells`` terminal cells at most.
 
-    The middle of long demonstrations is left out, then whole demonstrations in the middle; labels
-    that are shown are shown whole. All pieces together have the weights that the row has.
-
-    Args:
-        example: the prompt.
-        states: names of the rows.
-        layer: of the head.
-        head: its number.
-        limit_cells: terminal columns times lines.
+    The beginning of long demonstrations is left out, then whole demonstrations in the middle;
+    labels that are shown are shown whole. All pieces together have the weights of the row.
     """
-    rows = np.stack([np.asarray(example.rows[name])[layer, head] for name in states])
-    classes = (int(label) == example.gold for label in example.demonstration_labels)
-    labels = dict(zip(map(int, example.label_positions), classes, strict=True))
+    rows = np.stack([example.rows[name][place] for name in states])
+    right = dict(zip(example.label_positions.tolist(), example.right.tolist(), strict=True))
     parts: list[list[Piece]] = [[]]
-    for piece in _tokens(example.tokens, rows, labels):
-        parts[-1].append(piece)
-        if piece.right is not None:
+    carried = np.zeros(len(rows))
+    for n, token in enumerate(example.tokens):
+        carried = carried + rows[:, n]
+        if not token and n + 1 < len(example.tokens) and n not in right and n:
+            continue  # half a character, which counts with the next token
+        text = clean(token) if token or n else "⟨start⟩"
+        if cell_len(text) > TOKEN_CELLS:
+            text = set_cell_size(text, TOKEN_CELLS - 1) + "…"
+        mark = ("✓" if right[n] else "✗") if n in right else ""
+        parts[-1].append(Piece(text, mark, tuple(map(float, carried))))
+        carried = np.zeros(len(rows))
+        if mark:
             parts.append([])
     parts = [part for part in parts if part]
-    most = max(2, limit_cells // _SHORTEST_PART_CELLS)
+    most = max(2, limit_cells // PART_CELLS)
     if len(parts) > most:
         before, after = most // 2, len(parts) - (most - most // 2)
-        hidden = [piece for part in parts[before:after] for piece in part]
-        parts = [*parts[:before], [_together(hidden)], *parts[after:]]
+        parts[before:after] = [[_ellipsis([one for part in parts[before:after] for one in part])]]
     if sum(cell_len(piece.text) for part in parts for piece in part) > limit_cells:
-        each = max(limit_cells // len(parts), _SHORTEST_PART_CELLS)
-        parts = [_cut(part, each) for part in parts]
+        parts = [_cut(part, max(limit_cells // len(parts), PART_CELLS)) for part in parts]
     return [piece for part in parts for piece in part]
+
+
+def _ellipsis(hidden: Sequence[Piece]) -> Piece:
+    """An ellipsis that stands for some pieces."""
+    return Piece(" …", "", tuple(map(float, np.sum([piece.weights for piece in hidden], axis=0))))
+
+
+def _cut(part: list[Piece], width: int) -> list[Piece]:
+    """The end of a part, which is where its label is."""
+    sizes = np.cumsum([cell_len(piece.text) for piece in reversed(part)])
+    kept = max(1, int(np.searchsorted(sizes, width, side="right")))
+    return part if kept >= len(part) else [_ellipsis(part[:-kept]), *part[-kept:]]
 
 
 def clean(text: str) -> str:
     """A text without anything that a terminal obeys: controls, escapes, changes of direction."""
-    kept = []
+    shown = []
     for character in text:
         category = unicodedata.category(character)
         if character in "\n\t":
-            kept.append("⏎ " if character == "\n" else " ")
+            shown.append("⏎ " if character == "\n" else " ")
         elif category in ("Cc", "Cs", "Co", "Cn", "Zl", "Zp"):
-            kept.append("·")
+            shown.append("·")
         elif category != "Cf":
-            kept.append(character)
-    cleaned = "".join(kept)
+            shown.append(character)
+    cleaned = "".join(shown)
     return cleaned if cell_len(cleaned) or not text else "·"
 
 
-def _tokens(texts: Sequence[str], rows: np.ndarray, labels: Mapping[int, bool]) -> list[Piece]:
-    """A piece for each token; one without text, half a character, counts with the next."""
-    pieces, carried = [], np.zeros(len(rows))
-    for place, text in enumerate(texts):
-        weights = carried + rows[:, place]
-        if not text and place + 1 < len(texts) and place not in labels:
-            if place:
-                carried = weights
-                continue
-            text = "⟨start⟩"
-        carried = np.zeros(len(rows))
-        shown = clean(text)
-        if cell_len(shown) > _LONGEST_TOKEN_CELLS:
-            shown = set_cell_size(shown, _LONGEST_TOKEN_CELLS - 1) + "…"
-        pieces.append(Piece(shown, labels.get(place), tuple(map(float, weights))))
-    return pieces
-
-
-def _together(pieces: Sequence[Piece]) -> Piece:
-    """An ellipsis that stands for some pieces."""
-    return Piece(" …", None, tuple(map(float, np.sum([piece.weights for piece in pieces], axis=0))))
-
-
-def _cut(part: list[Piece], width: int) -> list[Piece]:
-    """A part without its middle, if it is wider than it may be; its last token stays."""
-    sizes = [cell_len(piece.text) for piece in part]
-    if sum(sizes) <= width:
-        return part
-    end, used = len(part) - 1, sizes[-1]
-    while end > 0 and used + sizes[end - 1] <= width * _END_SHARE:
-        end -= 1
-        used += sizes[end]
-    begin, spare = 0, width - used - 3
-    while begin < end and sizes[begin] <= spare:
-        spare -= sizes[begin]
-        begin += 1
-    return part if begin == end else [*part[:begin], _together(part[begin:end]), *part[end:]]
-
-
-@dataclass(frozen=True)
-class HeadMap:
-    """A map of each state, cut to what can be shown.
-
-    Attributes:
-        layers: the layers that are shown, in order.
-        cells: for each state's name (rows, columns) values; NaN where there is no head.
-        heads_per_cell: heads that share a column; the value is that farthest from 0.
-        hidden_layers: how many layers with heads are not shown.
-    """
-
-    layers: tuple[int, ...]
-    cells: Mapping[str, np.ndarray]
-    heads_per_cell: int
-    hidden_layers: int
-
-
-def fit(heads: Heads, width: int) -> HeadMap | None:
-    """The correctness of all heads, cut to a width and to 16 layers.
-
-    Where there are more layers, those are shown in which some head passes the filter, and of these
-    the ones that change most; of one state, those with the largest values.
+def fit(heads: Heads, width: int) -> tuple[list[int], Mapping[str, np.ndarray], int, int]:
+    """The correctness of all heads, cut to a width and to the 16 layers that change most.
 
     Returns:
-        None where there is no head at all.
+        The layers that are shown; for each state's name (rows, columns) values, NaN where there is
+        no head; heads that share a column, whose value is that farthest from 0; and how many
+        layers with heads are not shown.
     """
-    states = list(heads.states.values())
-    tables = [state.correctness for state in states]
-    present = np.isfinite(tables[0]).any(axis=1)
-    layers = np.flatnonzero(present)
-    if not len(layers):
-        return None
-    kept = layers
-    if len(kept) > _MOST_ROWS:
-        share = np.max([np.nan_to_num(state.share).max(axis=1) for state in states], axis=0)
-        inducing = np.flatnonzero((share > 0) & present)
-        kept = inducing if len(inducing) else kept
-        moved = tables[-1] - tables[0] if len(tables) > 1 else tables[0]
-        order = np.argsort(-np.nan_to_num(abs(moved)).max(axis=1)[kept], kind="stable")
-        kept = np.sort(kept[order[:_MOST_ROWS]])
-    room = width - _LABEL_CELLS - _GAP * (len(tables) - 1)
-    each = -(-tables[0].shape[1] // max(1, room // len(tables)))
-    cells = {name: _merged(state.correctness[kept], each) for name, state in heads.states.items()}
-    return HeadMap(tuple(map(int, kept)), cells, each, len(layers) - len(kept))
+    tables = {name: state.correctness for name, state in heads.states.items()}
+    first, *_, last = [*tables.values()] * 2
+    layers = np.flatnonzero(np.isfinite(first).any(axis=1))
+    moved = last - first if len(tables) > 1 else first
+    order = np.argsort(-np.nan_to_num(abs(moved)).max(axis=1)[layers], kind="stable")
+    shown = np.sort(layers[order[:MOST_ROWS]])
+    room = width - LABEL_CELLS - GAP * (len(tables) - 1)
+    each = -(-first.shape[1] // max(1, room // len(tables)))
+    cells = {name: _merged(table[shown], each) for name, table in tables.items()}
+    return shown.tolist(), cells, each, len(layers) - len(shown)
 
 
 def _merged(table: np.ndarray, each: int) -> np.ndarray:
@@ -347,25 +250,10 @@ def _merged(table: np.ndarray, each: int) -> np.ndarray:
     return np.take_along_axis(groups, size.argmax(axis=-1)[..., None], axis=-1)[..., 0]
 
 
-def shade(weight: float) -> str:
-    """The style of a token that gets so much attention; nothing below the first step."""
-    return next((style for least, style in reversed(SHADES) if weight >= least), "")
-
-
-def glyph(value: float) -> str:
-    """The block letter of a value."""
+def glyph(value: float, plain: bool = True) -> tuple[str, str]:
+    """The block letter of a value, and its colour."""
     if not np.isfinite(value):
-        return " "
-    return (RIGHT if value > 0 else WRONG)[np.searchsorted(STEPS, abs(value), side="right")]
-
-
-def _ink(value: float, plain: bool) -> str:
-    """The colour of a block letter."""
-    if plain or not np.isfinite(value) or abs(value) < STEPS[0]:
-        return ""
-    return RIGHT_COLOUR if value > 0 else WRONG_COLOUR
-
-
-def _row(text: str) -> Text:
-    """A line that is cut, not wrapped."""
-    return Text(text, no_wrap=True, overflow="crop")
+        return " ", ""
+    step = int(np.searchsorted(STEPS, abs(value), side="right"))
+    colour = RIGHT_COLOUR if value > 0 else WRONG_COLOUR
+    return (RIGHT if value > 0 else WRONG)[step], colour if step and not plain else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from abft_mlx.cli import options
 from abft_mlx.cli.progress import size
@@ -11,7 +11,7 @@ from abft_mlx.cli.shell import Shell
 from abft_mlx.errors import UsageError
 
 if TYPE_CHECKING:
-    from abft_mlx.analysis import Figure
+    from abft_mlx.analysis.style import Plot
 
 
 def plot(
@@ -19,9 +19,7 @@ def plot(
     *,
     output: Path | None = None,
     only: list[str] | None = None,
-    beside: list[Path] | None = None,
     formats: str = "svg,png",
-    width: Literal["page", "column"] = "page",
     only_list: bool = False,
     quiet: bool = False,
     as_json: bool = False,
@@ -37,54 +35,47 @@ def plot(
         output (DIR): Where the figures go. [default: RUN/figures; a study's own folder]
         only (NAME,…): Draw these figures, of those that --list names. [default: all that can be
             drawn]
-        beside (RUN): Another run of the same base, such as an end-to-end one, whose training,
-            attention and shifts stand beside; may be given several times.
         formats (--format A,B): Of svg, png and pdf.
-        width: Across a page (6.4 inches), or a column of two (3.3).
         only_list (--list): Say what can be drawn; draw nothing.
     """
     shell = Shell(as_json=as_json, quiet=quiet)
     with shell.speaking():
         from abft_mlx import analysis
-        from abft_mlx.analysis.figures.style import FORMATS
+        from abft_mlx.analysis.style import FORMATS
 
         chosen = options.names(formats, "--format")
         for name in chosen:
             if name not in FORMATS:
                 raise UsageError(f"--format {formats}: {name!r} is none of {', '.join(FORMATS)}")
-        listed = [name.strip() for text in only or () for name in text.split(",")]
-        wanted = [name for name in dict.fromkeys(listed) if name]
-        drawing = analysis.look(source, only=None if only is None else wanted, beside=beside or ())
+        wanted = options.names(",".join(only), "--only") if only else None
+        drawing = analysis.look(source, wanted)
         folder = output or drawing.output
         figures: list[dict[str, Any]] = []
         if only_list:
-            for name, some in drawing.figures.items():
+            for name, plots in drawing.figures.items():
                 if not as_json:
-                    shell.tell(f"{name}: {', '.join(figure.stem for figure in some)}")
-                figures += [
-                    {"name": name, "stem": figure.stem, "caption": figure.caption}
-                    for figure in some
-                ]
+                    shell.tell(f"{name}: {', '.join(plot.stem for plot in plots)}")
+                figures += [{"name": name, "stem": p.stem, "caption": p.caption} for p in plots]
         elif not drawing.figures:
-            reasons = "; ".join(drawing.notes) or "nothing of what was asked for was measured"
-            raise UsageError(f"{drawing.source}: there is nothing to draw: {reasons}")
+            reasons = "; ".join(drawing.notes) or "nothing of it was measured"
+            raise UsageError(f"{source}: there is nothing to draw: {reasons}")
         else:
 
-            def drawn(figure: Figure) -> None:
-                files = [str(path) for path in figure.files]
+            def drawn(name: str, plot: Plot, paths: list[Path]) -> None:
+                files = [str(path) for path in paths]
                 shell.say(*(f"wrote {file}" for file in files))
-                figures.append({"name": figure.name, "caption": figure.caption, "files": files})
+                figures.append({"name": name, "caption": plot.caption, "files": files})
 
-            analysis.draw(drawing, folder, formats=tuple(chosen), width=width, tell=drawn)
+            analysis.draw(drawing, folder, formats=chosen, tell=drawn)
         shell.say(*(f"note: {note}" for note in drawing.notes))
     shell.document(
         {
             "schema": 1,
             "kind": drawing.kind,
-            "source": str(drawing.source),
+            "source": str(source),
             "output": str(folder),
             "figures": figures,
-            "notes": list(drawing.notes),
+            "notes": drawing.notes,
         }
     )
 
@@ -113,16 +104,16 @@ def report(
     shell = Shell(as_json=as_json, quiet=quiet)
     with shell.speaking():
         written = write_report(source, output, figures=figures, tell=shell.say)
-        for one in written.missing:
-            shell.say(f"note: not in the report: {one}")
-        shell.tell(f"wrote {written.path} ({size(written.size_bytes)})")
+        count_bytes = written.path.stat().st_size
+        shell.say(*(f"note: not in the report: {reason}" for reason in written.missing))
+        shell.tell(f"wrote {written.path} ({size(count_bytes)})")
     shell.document(
         {
             "schema": 1,
             "kind": written.kind,
             "output": str(written.path),
-            "bytes": written.size_bytes,
-            "sections": list(written.sections),
-            "missing": list(written.missing),
+            "bytes": count_bytes,
+            "sections": written.sections,
+            "missing": written.missing,
         }
     )

@@ -1,4 +1,4 @@
-"""The cells of a study: each with an id, its resolved recipe and its place in the order."""
+"""A study's file, and its cells: id, resolved recipe and place in the order."""
 
 from __future__ import annotations
 
@@ -6,22 +6,257 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, get_args
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from abft_mlx import recipe as recipes
 from abft_mlx.errors import RecipeError
-from abft_mlx.recipe import Recipe, TaskSection
-from abft_mlx.study import methods
-from abft_mlx.study.sections import MethodEntry, ModelEntry, Study, TaskEntry
+from abft_mlx.recipe import Method, Protocol, Recipe, TaskSection, problems
+from abft_mlx.recipe import files as recipe_files
+from abft_mlx.recipe.sections import Int, Number
 
-LONGEST_ID = 180
+Kind = Literal["predict", "train", "plane", "extrapolate"]
+# The cell that measures a base without training it, by every way of predicting at once.
+UNTRAINED = "untrained"
+PREDICTING: tuple[str, ...] = get_args(Method)
+FACTORS: dict[str, tuple[float, ...]] = {
+    "plane": (-0.5, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5),
+    "extrapolate": (0.0, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0),
+}
 # Rows and prompts that an extrapolation's factor is chosen on.
-VALIDATION_ROWS = 256
-VALIDATION_PROMPTS = 512
-# Not validated: no study may call a method so.
-_UNTRAINED = MethodEntry.model_construct(name=methods.UNTRAINED, like="vanilla")
+VALIDATION_ROWS, VALIDATION_PROMPTS = 256, 512
+LONGEST_ID = 180
+_SUFFIXES = (".yaml", ".yml")
+# What a key of the study sets, and therefore no setting may.
+_TAKEN = {"training.seed": "seeds", "model": "models", "revision": "models", "name": "tasks"}
+
+
+class BuiltIn(NamedTuple):
+    """A method: its kind, its changes to a recipe, and whether it trains on all other tasks."""
+
+    kind: Kind
+    changes: tuple[str, ...] = ()
+    mixture: bool = False
+
+
+_END_TO_END, _NO_PID = "objective.kind=end_to_end", "objective.pid=false"
+# The ablations are those of the paper's table 4; end_to_end is its baseline, with the LM head
+# trained in full, and end_to_end_qk trains what ABFT trains.
+BUILT_IN: dict[str, BuiltIn] = {
+    **{name: BuiltIn("predict") for name in PREDICTING},
+    "abft": BuiltIn("train", ("objective.kind=abft",)),
+    "end_to_end": BuiltIn("train", (_END_TO_END, "adapter.head=true")),
+    "end_to_end_qk": BuiltIn("train", (_END_TO_END,)),
+    "metaicl": BuiltIn("train", (_END_TO_END, "adapter.head=true"), mixture=True),
+    "abft_mixture": BuiltIn("train", ("objective.kind=abft",), mixture=True),
+    "no_pid": BuiltIn("train", (_NO_PID,)),
+    "no_filter": BuiltIn("train", (_NO_PID, "objective.filter=false")),
+    "no_punish": BuiltIn("train", (_NO_PID, "objective.punish=0")),
+    "no_reward": BuiltIn("train", (_NO_PID, "objective.reward=0")),
+    "plane": BuiltIn("plane"),
+    "extrapolate": BuiltIn("extrapolate", ("objective.kind=abft",)),
+}
+
+
+def _named(key: str, name: Callable[[str], str] = str) -> BeforeValidator:
+    """Let an entry be written as one word, which stands for its ``key``."""
+
+    def expand(value: Any) -> Any:
+        if isinstance(value, str):
+            value = {key: value}
+        if isinstance(value, dict) and "name" not in value and isinstance(value.get(key), str):
+            value = {"name": name(value[key]), **value}
+        return value
+
+    return BeforeValidator(expand)
+
+
+def _model_name(source: str) -> str:
+    """A folder's own name, or a hub id as it is."""
+    local = source.startswith((".", "/", "~")) or Path(source).is_dir()
+    return Path(source).name if local else source
+
+
+def _task_name(source: str) -> str:
+    """A file's own name, or a shipped recipe's as it is."""
+    return Path(source).stem if source.endswith(_SUFFIXES) else source
+
+
+def _distinct(values: list[Any]) -> list[Any]:
+    """Refuse values, or entries of a name, that occur twice."""
+    names = [getattr(value, "name", value) for value in values]
+    for n, name in enumerate(names):
+        if name in names[:n]:
+            raise ValueError(f"{name} occurs twice; give the second another name")
+    return values
+
+
+Settings = list[Annotated[str, BeforeValidator(str.strip), BeforeValidator(str)]]
+Sweep = dict[str, list[Any]]
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("settings", "sweep", check_fields=False)
+    @classmethod
+    def _check(cls, settings: Any) -> Any:
+        for text in settings:
+            key = text.partition("=")[0].strip()
+            if key in _TAKEN:
+                raise ValueError(f"{key} is what {_TAKEN[key]} sets; leave it out here")
+            if "." not in key or (isinstance(settings, list) and "=" not in text):
+                raise ValueError(f"{text!r} is no setting; write section.key=value")
+            if isinstance(settings, dict) and not settings[text]:
+                raise ValueError(f"{text} has no values; give a list of at least one")
+            if isinstance(settings, dict):
+                _distinct(settings[text])
+        return settings
+
+
+class ModelEntry(_Entry):
+    """A model, and the settings that it needs."""
+
+    name: str = Field(min_length=1, description="What reports call the model.")
+    model: str = Field(min_length=1, description="demo, a folder, or a model of the hub.")
+    revision: str | None = Field(default=None, description="Branch, tag or commit on the hub.")
+    settings: Settings = Field(default=[], description="section.key=value, for its cells.")
+
+
+class TaskEntry(_Entry):
+    """A task, by the recipe that describes it."""
+
+    name: str = Field(min_length=1, description="What reports call the task.")
+    recipe: str = Field(min_length=1, description="A shipped recipe's name, or a file.")
+    settings: Settings = Field(default=[], description="section.key=value, for its cells.")
+
+
+class MethodEntry(_Entry):
+    """A method, as a built-in one with changes."""
+
+    name: str = Field(min_length=1, description="What reports call the method.")
+    like: str = Field(description="The built-in method that it is; its name, if not given.")
+    settings: Settings = Field(default=[], description="section.key=value, for its cells.")
+    sweep: Sweep = Field(default={}, description="As the study's sweep, of this method alone.")
+    axes: list[str] = Field(default=[], description="Of plane: the two methods to mix.")
+    factors: list[Number] = Field(
+        default=[], description="Of plane and extrapolate: the factors to try."
+    )
+
+    @property
+    def method(self) -> BuiltIn:
+        """The built-in method."""
+        return BUILT_IN[self.like]
+
+    @field_validator("like")
+    @classmethod
+    def _known(cls, like: str) -> str:
+        if like not in BUILT_IN:
+            near = problems.closest(like, BUILT_IN)
+            hint = f"did you mean {near}? " if near else ""
+            raise ValueError(f"no built-in method; {hint}there are {', '.join(BUILT_IN)}")
+        return like
+
+    @model_validator(mode="after")
+    def _special(self) -> MethodEntry:
+        if self.name == UNTRAINED:
+            raise ValueError(f"{UNTRAINED} is what the cells without training are called")
+        if self.method.kind == "plane" and len(set(self.axes)) != 2:
+            raise ValueError(f"{self.name} needs two axes, as in axes: [abft, end_to_end]")
+        if self.method.kind != "plane" and self.axes:
+            raise ValueError(f"{self.name} is {self.like}, which takes no axes; plane does")
+        if self.method.kind not in FACTORS and self.factors:
+            raise ValueError(f"{self.name} is {self.like}, which takes no factors")
+        return self
+
+
+class Study(_Entry):
+    """A grid of cells: models x tasks x methods x seeds, times what is swept."""
+
+    name: str = Field(min_length=1, description="A short name for reports.")
+    description: str | None = Field(default=None, description="One line for people.")
+    models: list[Annotated[ModelEntry, _named("model", _model_name)]] = Field(
+        min_length=1, description="Names; or maps with name, model and settings."
+    )
+    tasks: list[Annotated[TaskEntry, _named("recipe", _task_name)]] = Field(
+        min_length=1, description="Recipes; or maps with name, recipe and settings."
+    )
+    methods: list[Annotated[MethodEntry, _named("like")]] = Field(
+        min_length=1, description="Built-in names; or maps with name, like and settings."
+    )
+    seeds: list[Int] = Field(default=[42], min_length=1, description="training.seed of each cell.")
+    protocols: list[Protocol] = Field(
+        default=["accuracy"], min_length=1, description="What each cell measures."
+    )
+    settings: Settings = Field(default=[], description="section.key=value, for every cell.")
+    sweep: Sweep = Field(
+        default={}, description="section.key: [values]; multiplies the cells by these values."
+    )
+    keep_adapters: bool = Field(default=False, description="Keep what each cell trained.")
+    paper: dict[str, Any] = Field(
+        default={}, description="Which published numbers stand beside ours."
+    )
+    figures: list[str] = Field(default=[], description="Which figures the study ends in.")
+
+    @field_validator("models", "tasks", "methods", "seeds", "protocols")
+    @classmethod
+    def _once(cls, values: list[Any]) -> list[Any]:
+        return _distinct(values)
+
+
+def find(name_or_path: str | Path) -> Path:
+    """The file of a shipped study's name, of a path that ends in .yaml, or of a study's folder."""
+    name, shipped = str(name_or_path), recipe_files.studies()
+    if name in shipped:
+        return shipped[name]
+    path = Path(name)
+    if path.is_dir() and (path / "study.yaml").is_file():
+        path = path / "study.yaml"
+    if path.is_file():
+        return path
+    if path.suffix in _SUFFIXES:
+        raise RecipeError(f"{name}: no such file")
+    near = problems.closest(name, shipped)
+    hint = f"did you mean {near}? " if near else ""
+    if name in recipes.shipped():
+        hint = f"{name} is a recipe, for abft-mlx finetune; "
+    raise RecipeError(
+        f"no study is called {name!r}: {hint}Shipped are {', '.join(shipped) or 'none'}; "
+        "your own is named by its path, ending in .yaml"
+    )
+
+
+def load(name_or_path: str | Path) -> Study:
+    """Read a shipped study by its name, a .yaml file, or the folder of a study.
+
+    Raises:
+        RecipeError: no such study, not YAML, an unknown key or a value that cannot be used.
+    """
+    path = find(name_or_path)
+    return loads(recipe_files.read(path), where=str(path), name=path.stem)
+
+
+def loads(text: str, *, where: str = "study", name: str = "study") -> Study:
+    """Read a study from its text; ``name`` is its name if the text gives none."""
+    values = recipe_files.parse(text, where, "a study is a map of keys")
+    present = {key: value for key, value in values.items() if value is not None}
+    try:
+        return Study.model_validate({"name": name, **present})
+    except ValidationError as error:
+        raise RecipeError(f"{where}: {problems.describe(error, Study)}") from None
 
 
 @dataclass(frozen=True)
@@ -48,7 +283,7 @@ class Cell:
     task: str
     method: str
     like: str
-    kind: methods.Kind
+    kind: Kind
     seed: int | None
     sweep: dict[str, Any]
     recipe: Recipe
@@ -58,21 +293,14 @@ class Cell:
 
     def facts(self) -> dict[str, Any]:
         """What the cell's file says of the cell itself."""
-        found: dict[str, Any] = {
-            "id": self.id,
-            "model": self.model,
-            "task": self.task,
-            "method": self.method,
-            "like": self.like,
-            "seed": self.seed,
-            "sweep": self.sweep,
-            "recipe": self.recipe.model_dump(mode="json"),
-        }
+        names = ("id", "model", "task", "method", "like", "seed", "sweep")
+        facts = {name: getattr(self, name) for name in names}
+        facts["recipe"] = self.recipe.model_dump(mode="json")
         if self.axes:
-            found["axes"] = {n: recipe.model_dump(mode="json") for n, recipe in self.axes.items()}
+            facts["axes"] = {n: recipe.model_dump(mode="json") for n, recipe in self.axes.items()}
         if self.factors:
-            found["factors"] = list(self.factors)
-        return found
+            facts["factors"] = list(self.factors)
+        return facts
 
 
 def cells(study: Study) -> list[Cell]:
@@ -82,33 +310,26 @@ def cells(study: Study) -> list[Cell]:
         RecipeError: a recipe does not exist, a setting cannot be used, or a method lacks what it
             needs; the message names the study's part.
     """
-    found = list(_Plan(study).cells())
-    seen: dict[str, Cell] = {}
-    for cell in found:
+    every: dict[str, Cell] = {}
+    for cell in _cells(study):
         # Some file systems do not tell upper case from lower.
-        other = seen.setdefault(cell.id.casefold(), cell)
-        if other is not cell:
+        if every.setdefault(cell.id.casefold(), cell) is not cell:
             raise RecipeError(
                 f"study {study.name}: two cells have the id {cell.id}; give the models, tasks or "
                 "methods names that differ in more than punctuation"
             )
-    return found
+    return list(every.values())
 
 
-def shard(found: Sequence[Cell], number: int, of: int) -> list[Cell]:
-    """The cells of one shard, in the order of ``found``.
+def shard(every: Sequence[Cell], number: int, of: int) -> list[Cell]:
+    """The cells of one shard, counted from 1, in their order.
 
     Cells that cost about the same lie together in the order that is dealt from, mixed within
     their group, so every shard gets its share of each.
-
-    Args:
-        found: all cells.
-        number: of the shard, from 1.
-        of: shards in all.
     """
-    mixed = sorted(found, key=lambda cell: (cell.group, hashlib.sha256(cell.id.encode()).digest()))
+    mixed = sorted(every, key=lambda cell: (cell.group, hashlib.sha256(cell.id.encode()).digest()))
     chosen = {cell.id for cell in mixed[number - 1 :: of]}
-    return [cell for cell in found if cell.id in chosen]
+    return [cell for cell in every if cell.id in chosen]
 
 
 def cell_id(*parts: object) -> str:
@@ -120,78 +341,68 @@ def cell_id(*parts: object) -> str:
     return f"{whole[:LONGEST_ID]}--{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
 
 
-class _Plan:
-    """Makes a study's cells; keeps the recipe of each model and task, which many cells share."""
-
-    def __init__(self, study: Study) -> None:
-        self.study = study
-        self._bases: dict[tuple[str, str], Recipe] = {}
-
-    def cells(self) -> Iterator[Cell]:
-        group = itertools.count()
-        for model in self.study.models:
-            for entry, predicts in self._methods():
-                sweep = {**self.study.sweep, **entry.sweep}
-                if methods.built_in()[entry.like].kind == "predict":
-                    sweep = {k: v for k, v in sweep.items() if not _trains(k)}
-                for values in itertools.product(*sweep.values()):
-                    swept = dict(zip(sweep, values, strict=True))
-                    number = next(group)
-                    yield from self._grid(model, entry, predicts, swept, number)
-
-    def _methods(self) -> Iterator[tuple[MethodEntry, list[str]]]:
-        """The study's methods; those that only predict, and change nothing, become one."""
-        known = methods.built_in()
-        plain = [
-            entry
-            for entry in self.study.methods
-            if known[entry.like].kind == "predict"
-            and entry == MethodEntry(name=entry.like, like=entry.like)
-        ]
-        if plain:
-            names = dict.fromkeys(["vanilla", *(entry.like for entry in plain)])
-            yield _UNTRAINED, list(names)
-        for entry in self.study.methods:
-            if entry not in plain:
-                predicts = known[entry.like].kind == "predict"
-                yield entry, list(dict.fromkeys(["vanilla", entry.like])) if predicts else []
-
-    def _grid(
-        self,
-        model: ModelEntry,
-        entry: MethodEntry,
-        predicts: list[str],
-        swept: dict[str, Any],
-        group: int,
-    ) -> Iterator[Cell]:
-        """The cells of a method with some swept values."""
-        kind = methods.built_in()[entry.like].kind
-        made = {
-            task.name: self._recipes(model, task, entry, predicts, swept)
-            for task in self.study.tasks
-        }
-        for seed in [None] if kind == "predict" else self.study.seeds:
-            for task in self.study.tasks:
-                seeded = {name: _seed(one, seed) for name, one in made[task.name].items()}
-                first, *_ = seeded.values()
-                words = [f"{key}={_word(value)}" for key, value in swept.items()]
+def _cells(study: Study) -> Iterator[Cell]:
+    plan, group = _Plan(study), itertools.count()
+    for model, (entry, predicts) in itertools.product(study.models, _methods(study)):
+        kind = entry.method.kind
+        sweep = {**study.sweep, **entry.sweep}
+        if kind == "predict":
+            # These do nothing where nothing is trained.
+            idle = ("adapter.", "objective.", "training.")
+            sweep = {key: values for key, values in sweep.items() if not key.startswith(idle)}
+        for values in itertools.product(*sweep.values()):
+            swept, number = dict(zip(sweep, values, strict=True)), next(group)
+            made = {t.name: plan.recipes(model, t, entry, predicts, swept) for t in study.tasks}
+            seeds = [None] if kind == "predict" else study.seeds
+            for seed, task in itertools.product(seeds, study.tasks):
+                axes = {n: _changed(r, "training", seed=seed) if seed is not None else r
+                        for n, r in made[task.name].items()}  # fmt: skip
+                words = [f"{key}={v if isinstance(v, str) else json.dumps(v)}"
+                         for key, v in swept.items()]  # fmt: skip
                 last = [] if seed is None else [seed]
                 yield Cell(
                     id=cell_id(model.name, task.name, entry.name, *words, *last),
                     model=model.name,
                     task=task.name,
                     method=entry.name,
-                    like=methods.UNTRAINED if entry.name == methods.UNTRAINED else entry.like,
+                    like=UNTRAINED if entry.name == UNTRAINED else entry.like,
                     kind=kind,
                     seed=seed,
                     sweep=swept,
-                    recipe=first,
-                    axes=seeded if kind == "plane" else {},
-                    factors=_factors(entry, kind),
-                    group=group,
+                    recipe=next(iter(axes.values())),
+                    axes=axes if kind == "plane" else {},
+                    factors=tuple(entry.factors) or FACTORS.get(kind, ()),
+                    group=number,
                 )
 
-    def _recipes(
+
+def _methods(study: Study) -> list[tuple[MethodEntry, list[str]]]:
+    """The methods, and how each predicts; those that only predict and change nothing are one."""
+    plain = [
+        entry
+        for entry in study.methods
+        if entry.method.kind == "predict" and entry == MethodEntry(name=entry.like, like=entry.like)
+    ]
+    methods = []
+    if plain:
+        # Not validated: no study may call a method so.
+        untrained = MethodEntry.model_construct(name=UNTRAINED, like="vanilla")
+        methods.append((untrained, list(dict.fromkeys(["vanilla", *(e.like for e in plain)]))))
+    for entry in study.methods:
+        if entry not in plain:
+            predicts = ["vanilla", entry.like] if entry.method.kind == "predict" else []
+            methods.append((entry, list(dict.fromkeys(predicts))))
+    return methods
+
+
+class _Plan:
+    """The recipes of a study's cells; keeps those of each model and task, which many share."""
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        self._base = cache(self._load)
+
+    def recipes(
         self,
         model: ModelEntry,
         task: TaskEntry,
@@ -200,28 +411,23 @@ class _Plan:
         swept: dict[str, Any],
     ) -> dict[str, Recipe]:
         """The recipe of a cell, by the method's name; of a plane, one for each axis."""
-        if not entry.axes:
-            return {entry.name: self._recipe(model, task, entry, entry.settings, predicts, swept)}
-        found = {}
-        for name in entry.axes:
-            axis = self._axis(name, entry)
-            settings = [*axis.settings, *entry.settings]
-            found[name] = self._recipe(model, task, axis, settings, [], swept)
-        return found
-
-    def _axis(self, name: str, entry: MethodEntry) -> MethodEntry:
-        """A method that trains, by the name that a plane has for it."""
-        known = methods.built_in()
-        named = {entry.name: entry for entry in self.study.methods}
-        if name not in named and name in known:
-            named[name] = MethodEntry(name=name, like=name)
-        if name not in named or known[named[name].like].kind != "train":
-            trained = [one for one, what in known.items() if what.kind == "train"]
-            raise self._wrong(
-                f"method {entry.name} has the axis {name!r}, which is no method that trains; "
-                f"there are {', '.join(trained)}"
-            )
-        return named[name]
+        named = {name: MethodEntry(name=name, like=name) for name, one in BUILT_IN.items()
+                 if one.kind == "train"}  # fmt: skip
+        named |= {one.name: one for one in self.study.methods}
+        made = {}
+        for name in entry.axes or [entry.name]:
+            axis = entry
+            if entry.axes:
+                if name not in named or named[name].method.kind != "train":
+                    trained = [key for key, one in BUILT_IN.items() if one.kind == "train"]
+                    raise self._wrong(
+                        f"method {entry.name} has the axis {name!r}, which is no method that "
+                        f"trains; there are {', '.join(trained)}"
+                    )
+                axis = named[name]
+            settings = [*axis.settings, *entry.settings] if entry.axes else entry.settings
+            made[name] = self._recipe(model, task, axis, settings, predicts, swept)
+        return made
 
     def _recipe(
         self,
@@ -233,72 +439,70 @@ class _Plan:
         swept: dict[str, Any],
     ) -> Recipe:
         """The resolved recipe of a cell."""
-        method = methods.built_in()[entry.like]
+        study, method = self.study, entry.method
         changes = [*method.changes, *settings, *(recipes.override(k, v) for k, v in swept.items())]
         if predicts:
             changes = [recipes.override("evaluation.methods", predicts), *changes]
-        where = f"study {self.study.name}, task {task.name}, method {entry.name}: setting"
-        made = recipes.change(self._base(model, task), changes, where)
-        given = [*self.study.settings, *model.settings, *task.settings, *changes]
-        if "training.examples" in swept and not _sets("training.updates", given):
-            training = made.training
+        where = f"study {study.name}, task {task.name}, method {entry.name}: setting"
+        recipe = recipes.change(self._base(model.name, task.name), changes, where)
+        every = [*study.settings, *model.settings, *task.settings, *changes]
+        keys = {setting.partition("=")[0].strip() for setting in every}
+        if "training.examples" in swept and "training.updates" not in keys:
+            # Twice over the examples.
+            training = recipe.training
             updates = -(-2 * training.examples // training.prompts_per_update)
-            made = recipes.change(made, [f"training.updates={updates}"], where)
+            recipe = _changed(recipe, "training", updates=updates)
         if method.kind == "extrapolate":
-            if not made.data.validation_rows:
-                made = _carve(made)
-            if not _sets("training.validation_prompts", given):
-                number = f"training.validation_prompts={VALIDATION_PROMPTS}"
-                made = recipes.change(made, [number], where)
-        others = [
-            self._section(model, other, changes) for other in self.study.tasks if other != task
-        ]
+            rows = recipe.data.training_rows
+            if not recipe.data.validation_rows:
+                # Parts are drawn in the order training, validation, demonstrations, test: with the
+                # sum of the first two unchanged, the others stay the protocol's own.
+                carved = min(VALIDATION_ROWS, rows // 4)
+                rows -= carved
+                recipe = _changed(recipe, "data", training_rows=rows, validation_rows=carved)
+            if "training.validation_prompts" not in keys:
+                recipe = _changed(recipe, "training", validation_prompts=VALIDATION_PROMPTS)
+        others = [self._section(model, one, changes) for one in study.tasks if one != task]
         if method.mixture:
-            made = made.model_copy(update={"mixture": self._mixture(made, others, entry)})
-        if "transfer" in made.evaluation.protocols and others:
-            evaluation = made.evaluation.model_copy(update={"transfer": others})
-            made = made.model_copy(update={"evaluation": evaluation})
-        elif "transfer" in made.evaluation.protocols and not made.evaluation.transfer:
+            recipe = recipe.model_copy(update={"mixture": self._mixture(recipe, others, entry)})
+        if "transfer" in recipe.evaluation.protocols and others:
+            recipe = _changed(recipe, "evaluation", transfer=others)
+        elif "transfer" in recipe.evaluation.protocols and not recipe.evaluation.transfer:
             raise self._wrong(
                 "protocol transfer measures on the study's other tasks, and there is only "
                 f"{task.name}; name more tasks, or set evaluation.transfer"
             )
-        return recipes.share(recipes.resolve(made), able=False)
+        return recipes.share(recipes.resolve(recipe), able=False)
 
-    def _base(self, model: ModelEntry, task: TaskEntry) -> Recipe:
+    def _load(self, model_name: str, task_name: str) -> Recipe:
         """A task's recipe with this model and all settings that are not a method's."""
-        key = (model.name, task.name)
-        if key not in self._bases:
-            study = self.study
-            where = f"study {study.name}, model {model.name}, task {task.name}: setting"
-            changes = [
-                recipes.override("name", task.name),
-                recipes.override("model", model.model),
-                recipes.override("evaluation.protocols", study.protocols),
-                recipes.override("evaluation.methods", ["vanilla"]),
-                *study.settings,
-                *model.settings,
-                *task.settings,
-            ]
-            try:
-                loaded = recipes.load(task.recipe)
-            except RecipeError as error:
-                raise self._wrong(f"task {task.name}: {error}") from None
-            if model.revision or model.model != loaded.model:
-                loaded = loaded.model_copy(update={"revision": model.revision})
-            self._bases[key] = recipes.change(loaded, changes, where)
-        return self._bases[key]
+        study = self.study
+        model = next(entry for entry in study.models if entry.name == model_name)
+        task = next(entry for entry in study.tasks if entry.name == task_name)
+        try:
+            recipe = recipes.load(task.recipe)
+        except RecipeError as error:
+            raise self._wrong(f"task {task.name}: {error}") from None
+        if model.revision or model.model != recipe.model:
+            recipe = recipe.model_copy(update={"revision": model.revision})
+        changes = [
+            recipes.override("name", task.name),
+            recipes.override("model", model.model),
+            recipes.override("evaluation.protocols", study.protocols),
+            recipes.override("evaluation.methods", ["vanilla"]),
+            *study.settings, *model.settings, *task.settings,
+        ]  # fmt: skip
+        where = f"study {study.name}, model {model.name}, task {task.name}: setting"
+        return recipes.change(recipe, changes, where)
 
     def _section(self, model: ModelEntry, task: TaskEntry, changes: Sequence[str]) -> TaskSection:
         """Another task of the study, with what a method or a sweep changes of data and prompts."""
-        of_tasks = [
-            change for change in changes if change.startswith(("data.", "prompt.", "variants."))
-        ]
+        own = [one for one in changes if one.startswith(("data.", "prompt.", "variants."))]
         where = f"study {self.study.name}, task {task.name}: setting"
-        return recipes.task(recipes.change(self._base(model, task), of_tasks, where))
+        return recipes.task(recipes.change(self._base(model.name, task.name), own, where))
 
     def _mixture(
-        self, made: Recipe, others: list[TaskSection], entry: MethodEntry
+        self, recipe: Recipe, others: list[TaskSection], entry: MethodEntry
     ) -> list[TaskSection]:
         """The study's other tasks, checked."""
         if not others:
@@ -307,9 +511,9 @@ class _Plan:
                 "at least two tasks"
             )
         try:
-            recipes.check_mixture(made.prompt.demonstrations, others)
+            recipes.check_mixture(recipe.prompt.demonstrations, others)
         except RecipeError as error:
-            raise self._wrong(f"task {made.name}, method {entry.name}: {error}") from None
+            raise self._wrong(f"task {recipe.name}, method {entry.name}: {error}") from None
         return others
 
     def _wrong(self, message: str) -> RecipeError:
@@ -317,45 +521,6 @@ class _Plan:
         return RecipeError(f"study {self.study.name}: {message}")
 
 
-def _word(value: Any) -> str:
-    """A swept value, for a cell's id."""
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def _sets(key: str, settings: Sequence[str]) -> bool:
-    """Whether settings hold a key."""
-    return any(setting.partition("=")[0].strip() == key for setting in settings)
-
-
-def _trains(key: str) -> bool:
-    """Whether a setting does nothing where nothing is trained."""
-    return key.startswith(("adapter.", "objective.", "training."))
-
-
-def _seed(recipe: Recipe, seed: int | None) -> Recipe:
-    """The recipe with a seed."""
-    if seed is None:
-        return recipe
-    return recipe.model_copy(update={"training": recipe.training.model_copy(update={"seed": seed})})
-
-
-def _carve(recipe: Recipe) -> Recipe:
-    """Take validation rows out of the training rows.
-
-    The parts are drawn in the order training, validation, demonstrations, test: with the sum of
-    the first two unchanged, the demonstrations and test rows stay the protocol's own.
-    """
-    section = recipe.data
-    rows = min(VALIDATION_ROWS, section.training_rows // 4)
-    carved = {"training_rows": section.training_rows - rows, "validation_rows": rows}
-    return recipe.model_copy(update={"data": section.model_copy(update=carved)})
-
-
-def _factors(entry: MethodEntry, kind: methods.Kind) -> tuple[float, ...]:
-    """The factors that are tried."""
-    if entry.factors:
-        return tuple(entry.factors)
-    return {
-        "plane": methods.PLANE_FACTORS,
-        "extrapolate": methods.EXTRAPOLATION_FACTORS,
-    }.get(kind, ())
+def _changed(recipe: Recipe, section: str, **values: Any) -> Recipe:
+    """A recipe with other values in a section, which are not validated again."""
+    return recipe.model_copy(update={section: getattr(recipe, section).model_copy(update=values)})

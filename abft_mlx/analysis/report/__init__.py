@@ -2,7 +2,7 @@
 
 ``page.html`` is a jinja2 template with autoescape, ``style.css`` and ``script.js`` go into the
 page, and charts are matplotlib's SVG. Every text of a run is escaped, and what no reader could see
-is made visible.
+is made visible. Letters: L layers, H heads, T tokens.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,58 +19,46 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from rich.filesize import decimal
 
 from abft_mlx import __version__, files
-from abft_mlx.analysis.drawing import study_facts, study_seen
-from abft_mlx.analysis.figures import style
-from abft_mlx.analysis.plots import Plot
-from abft_mlx.analysis.report.attention import panel, percent
-from abft_mlx.analysis.run_data import Evaluation, Method, RunData, is_run, read_run, short
-from abft_mlx.analysis.run_plots import run_plots
-from abft_mlx.analysis.study_data import Facts, measurements
+from abft_mlx.analysis import style
+from abft_mlx.analysis.drawing import Drawing, run_drawing, study_drawing, study_facts
+from abft_mlx.analysis.run_data import Method, RunData, is_run, read_run, short
+from abft_mlx.analysis.run_plots import no_heads
 from abft_mlx.analysis.study_tables import NOTHING, intro, p_value, points, sections
 from abft_mlx.errors import OutputError
+from abft_mlx.induction import Example, Heads
 
-__all__ = ["Report", "write_report"]
-
-REPORT_FILE = "report.html"
 GENERATOR = "abft-mlx report"
 _FOLDER = Path(__file__).resolve().parent
-# Sections of a run's page, with the figures of each. What of these is missing is worth a note,
-# but for those that need another command or setting.
-_RUN_SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    ("result", "Result", ("confusion", "reliability")),
-    ("attention", "Attention over the prompts", ()),
-    ("training", "Training", ("training", "time_to_accuracy")),
-    ("layers", "Layer by layer", ("label_attention", "shift")),
-    ("figures", "Figures", ("attention", "detectors")),
-    ("recipe", "Recipe", ()),
-    ("made-with", "Made with", ()),
-    ("reproduce", "How to make it again", ()),
-)
-_OPTIONAL = ("time_to_accuracy", "detectors")
-_OBJECTIVES = {"abft": "ABFT", "end_to_end": "End to end", "read_out": "Read-out"}
-_METHODS = {
-    "vanilla": "the untrained base, its label probabilities as they are",
-    "zero_shot": "the untrained base without demonstrations",
-    "contextual": "contextual calibration of the untrained base",
-    "domain": "domain calibration of the untrained base",
-    "batch": "batch calibration of the untrained base",
-    "hidden": "calibration on hidden states of the untrained base",
-    "knn": "nearest neighbours among the base's predictions",
-    "abft": "ABFT, as the recipe has it",
-    "end_to_end": "cross-entropy of the label; W_Q, W_K and the LM head train",
-    "end_to_end_qk": "cross-entropy of the label; W_Q and W_K train",
-    "metaicl": "cross-entropy on all other tasks of the study, measured on this one",
-    "abft_mixture": "ABFT on all other tasks of the study, measured on this one",
-    "no_pid": "ABFT without the controller of A",
-    "no_filter": "ABFT without the controller and without the head filter",
-    "no_punish": "ABFT with A = 0",
-    "no_reward": "ABFT with B = 0",
-    "plane": "the weights of two methods mixed, over a grid",
-    "extrapolate": "ABFT's change times a factor chosen on validation prompts",
+# Sections of a run's page, with the figures of each.
+_RUN_SECTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "result": ("Result", ("confusion", "reliability")),
+    "attention": ("Attention over the prompts", ("attention",)),
+    "training": ("Training", ("training", "time_to_accuracy")),
+    "layers": ("Layer by layer", ("label_attention", "shift", "detectors")),
+    "recipe": ("Recipe", ()),
+    "made-with": ("Made with", ()),
+    "reproduce": ("How to make it again", ()),
 }
+# Figures that need another command or setting: not worth a note where they are missing.
+_OPTIONAL = ("time_to_accuracy", "detectors")
+# Numbers of every head: attribute of its census or of its detectors, name, and what it is.
+MEASURES = {
+    "magnitude": ("magnitude", "attention on the demonstrations' labels"),
+    "correctness": ("correctness", "attention on right labels minus on wrong ones"),
+    "share": ("above filter", "share of prompts in which it is an induction head"),
+    "sink": ("sink", "attention on the prompt's first token"),
+    "weight": ("weight", "weight in the label-attention read-out, which gives the answer"),
+    "previous_token": ("previous token", "on random text: attention on the token before"),
+    "duplicate_token": ("duplicate token", "on random text: attention on the same token earlier"),
+    "induction": ("repetition", "on random text: attention on what followed the same token"),
+}
+# Attention is kept in so many steps of each head's largest value on a prompt.
+LEVELS = 255
 _CONFUSIONS_SHOWN = 8
+Draw = Callable[[Drawing, Iterable[str]], list[dict[str, Any]]]
 # Control characters, marks of the direction of text, and odd line ends; newlines and tabs stay.
 _INVISIBLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]"
@@ -78,21 +67,12 @@ _INVISIBLE = re.compile(
 
 @dataclass(frozen=True)
 class Report:
-    """A report that was written.
-
-    Attributes:
-        path: the file.
-        kind: ``run`` or ``study``.
-        size_bytes: of the file.
-        sections: titles in order.
-        missing: what could not be shown, and how to get it; a line each.
-    """
+    """A report that was written: file, run or study, titles, and what could not be shown."""
 
     path: Path
     kind: str
-    size_bytes: int
-    sections: tuple[str, ...]
-    missing: tuple[str, ...]
+    sections: list[str]
+    missing: list[str]
 
 
 @dataclass
@@ -120,75 +100,54 @@ def write_report(
         output: the file; else report.html in the folder, or the study's name beside its file.
         figures: whether to draw the charts, which takes seconds.
         tell: called with a line before each figure is drawn.
-
-    Raises:
-        OutputError: there is no run or study, one of its files is broken, or the output is a
-            folder, is another program's file, or cannot be written.
-        RunError: the disk is full.
     """
     if not source.exists():
         raise OutputError(f"{source}: there is no such run or study")
-    default = source / REPORT_FILE
+    default = source / "report.html"
     if source.is_file():
         default = source.with_name(source.name.split(".")[0] + ".html")
     target = output or default
     _check(target)
     without = (style.missing() or "").removeprefix("no figures: ")
-    pages = _Drawer(figures and not without, tell)
-    if is_run(source):
-        kind, context = "run", _run_page(read_run(source), pages)
-    else:
-        kind, context = "study", _study_page(source, pages)
+    drawn = figures and not without
+    kind = "run" if is_run(source) else "study"
+
+    def draw(drawing: Drawing, names: Iterable[str]) -> list[dict[str, Any]]:
+        """The SVG and caption of each plot of some figures."""
+        charts = []
+        for plot in (plot for name in names for plot in drawing.figures.get(name, ()) if drawn):
+            tell(f"drawing {plot.stem}")
+            svg = Markup(plot.svg().replace("<svg ", '<svg role="img" ', 1))
+            charts.append({"stem": plot.stem, "caption": plot.caption, "svg": svg})
+        return charts
+
+    context = _run_page(source, draw) if kind == "run" else _study_page(source, draw)
     shown: list[Section] = context["sections"]
-    if figures and without and pages.left_out:
-        shown[0].notes.append(f"{', '.join(pages.left_out)}: {without}")
+    if figures and without:
+        shown[0].notes.append(f"figures: {without}")
     files.write_text(target, _rendered({**context, "kind": kind}))
     missing = dict.fromkeys(note for section in shown for note in section.notes)
-    titles = tuple(section.title for section in shown)
-    return Report(target, kind, target.stat().st_size, titles, tuple(missing))
-
-
-class _Drawer:
-    """Draws figures as SVG, or notes their names where none can be drawn."""
-
-    def __init__(self, wanted: bool, tell: Callable[[str], None]) -> None:
-        self.wanted, self.tell, self.left_out = wanted, tell, list[str]()
-
-    def draw(self, name: str, plots: Iterable[Plot]) -> list[dict[str, Any]]:
-        """The SVG and caption of each plot of a figure."""
-        if not self.wanted:
-            self.left_out.append(name)
-            return []
-        made = []
-        for plot in plots:
-            self.tell(f"drawing {plot.stem}")
-            svg = style.svg(plot.stem, plot.draw, height=plot.height)
-            svg = svg.replace("<svg ", '<svg role="img" ', 1)
-            made.append({"stem": plot.stem, "caption": plot.caption, "svg": Markup(svg)})
-        return made
+    return Report(target, kind, [section.title for section in shown], list(missing))
 
 
 def _check(target: Path) -> None:
     """A report is replaced, anything else is not."""
-    if target.is_dir():
-        raise OutputError(f"{target}: is a folder; name a file with --output")
-    if not target.parent.is_dir():
-        raise OutputError(f"{target}: cannot be written ({target.parent} is no folder)")
-    if target.exists():
-        try:
-            with target.open(encoding="utf-8", errors="replace") as held:
-                ours = f'content="{GENERATOR}"' in held.read(4096)
-        except OSError as error:
-            raise files.write_failure(target, error) from error
-        if not ours:
-            raise OutputError(f"{target}: is no report of abft-mlx; choose another --output")
+    try:
+        if target.exists():
+            with target.open(encoding="utf-8", errors="replace") as file:
+                if f'content="{GENERATOR}"' not in file.read(4096):
+                    raise OutputError(
+                        f"{target}: is no report of abft-mlx; choose another --output"
+                    )
+    except OSError as error:
+        raise files.write_failure(target, error) from error
 
 
 def visible(value: Any) -> Any:
     """A text without anything that a browser would obey or could not show."""
     if isinstance(value, Markup) or not isinstance(value, str):
         return value
-    shown = _INVISIBLE.sub(lambda found: f"[U+{ord(found[0]):04X}]", value)
+    shown = _INVISIBLE.sub(lambda match: f"[U+{ord(match[0]):04X}]", value)
     return re.sub("[\ud800-\udfff]", "\ufffd", shown)
 
 
@@ -201,9 +160,9 @@ def _rendered(context: Mapping[str, Any]) -> str:
     # The order of states and measures means something to the script.
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     environment.filters |= {
-        "percent": percent, "rate": _rate, "interval": _interval, "points": points,
-        "p_value": p_value, "size": _size, "duration": _duration, "short": short,
-        "comma": "{:,}".format, "table": _table,
+        "rate": _rate, "interval": _interval, "points": points, "p_value": p_value,
+        "size": decimal, "duration": _duration, "short": short, "comma": "{:,}".format,
+        "table": _table,
     }  # fmt: skip
     script, sheet = (
         (_FOLDER / name).read_text(encoding="utf-8") for name in ("script.js", "style.css")
@@ -234,49 +193,33 @@ def _interval(ends: tuple[float, float] | None) -> str:
     return "" if ends is None else f"{100 * ends[0]:.1f}% to {100 * ends[1]:.1f}%"
 
 
-def _size(count_bytes: float) -> str:
-    """Bytes as a person reads them."""
-    unit, factor = next(
-        (one for one in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if count_bytes >= one[1]),
-        ("bytes", 1),
-    )
-    return f"{count_bytes / factor:.3g} {unit}"
-
-
 def _duration(seconds: float) -> str:
     """Seconds as a person reads them."""
-    minutes = round(seconds / 60)
-    long = f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
-    return f"{seconds:.3g} s" if seconds < 120 else long
+    return f"{seconds:.3g} s" if seconds < 120 else f"{seconds / 60:,.0f} min"
 
 
-def _run_page(run: RunData, drawer: _Drawer) -> dict[str, Any]:
+def _run_page(source: Path, draw: Draw) -> dict[str, Any]:
     """What the template shows of a run."""
-    wanted = [name for _, _, names in _RUN_SECTIONS for name in names]
-    drawable = {one.name: one for one in run_plots(run, only=wanted)}
-    shown: dict[str, Section] = {}
-    for key, title, names in _RUN_SECTIONS:
-        section = shown[key] = Section(key, title)
-        for name in names:
-            if drawable[name].plots:
-                section.figures += drawer.draw(name, drawable[name].plots)
-            elif name not in _OPTIONAL:
-                note = drawable[name].missing.replace(str(run.folder), "RUN")
-                section.notes += [note] * (note not in section.notes)
-    if drawable["attention"].missing:
-        shown["attention"].notes, shown["figures"].notes = shown["figures"].notes, []
-    if not shown["figures"].figures:
-        del shown["figures"]
-    measured = run.evaluation or Evaluation()
+    run = read_run(source)
+    wanted = [name for _, names in _RUN_SECTIONS.values() for name in names]
+    drawing = run_drawing(run, source, wanted)
+    shown = []
+    for key, (title, names) in _RUN_SECTIONS.items():
+        section = Section(key, title, figures=draw(drawing, names))
+        for reason, missing in drawing.missing.items():
+            if set(missing) & set(names) - set(_OPTIONAL):
+                section.notes.append(reason.replace(str(run.folder), "RUN"))
+        shown.append(section)
+    measured, recipe = run.evaluation, source / "recipe.yaml"
     before, after = measured.state("before"), measured.state("after")
-    heads = run.heads if run.heads and not drawable["label_attention"].missing else None
+    both = [name for name in after if name in before]
+    kinds = {"abft": "ABFT", "end_to_end": "End to end", "read_out": "Read-out"}
     return {
-        "title": f"{_OBJECTIVES.get(run.objective, run.objective)}: {run.title}",
+        "title": f"{kinds.get(run.objective, run.objective)}: {run.title}",
         "run": run,
+        "recipe_text": recipe.read_text(encoding="utf-8") if recipe.exists() else "",
         "measured": measured,
-        "shared": next(
-            ((before[name], after[name], name) for name in after if name in before), None
-        ),
+        "shared": (before[both[0]], after[both[0]], both[0]) if both else None,
         "methods": [
             (who, name, methods[name])
             for name in dict.fromkeys([*before, *after])
@@ -284,16 +227,16 @@ def _run_page(run: RunData, drawer: _Drawer) -> dict[str, Any]:
             if name in methods
         ],
         "confused": _confused(measured.labels, after or before),
-        "protocols": _protocols(measured),
-        "heads": panel(heads) if heads else None,
-        "sections": list(shown.values()),
+        "protocols": _protocols(run),
+        "panel": panel(run.heads) if run.heads and not no_heads(run) else None,
+        "sections": shown,
     }
 
 
 def _confused(names: Sequence[str], methods: Mapping[str, Method]) -> list[str]:
     """The most frequent confusions of the first method that has a table of them."""
-    tables = [method.counts(len(names)) for method in methods.values()]
-    counts = next((table for table in tables if table is not None), np.zeros((0, 0), int))
+    tables = [np.array(method.confusion) for method in methods.values()]
+    counts = next((t for t in tables if t.shape == 2 * (len(names),)), np.zeros((0, 0), int))
     wrong = counts - np.diag(np.diag(counts))
     order = np.argsort(-wrong, axis=None, kind="stable")[:_CONFUSIONS_SHOWN]
     pairs = [np.unravel_index(at, wrong.shape) for at in order if wrong.flat[at]]
@@ -301,32 +244,32 @@ def _confused(names: Sequence[str], methods: Mapping[str, Method]) -> list[str]:
             for row, column in pairs]  # fmt: skip
 
 
-def _protocols(measured: Evaluation) -> dict[str, Any] | None:
+def _protocols(run: RunData) -> dict[str, Any] | None:
     """What other protocols measured, number by number."""
     rows = []
     for part in ("robustness", "bias", "unseen", "transfer"):
-        ours, theirs = (
-            dict(_leaves(getattr(side, part))) if side else {} for side in (measured, measured.base)
-        )
-        for key in dict.fromkeys([*ours, *theirs]):
+        sides = [
+            dict(_leaves(getattr(side, part))) if side else {}
+            for side in (run.evaluation.base, run.evaluation)
+        ]
+        for key in dict.fromkeys([*sides[1], *sides[0]]):
             name = ": ".join((part, *key)).replace("_", " ")
-            rows.append([name, *(f"{side[key]:.4g}" if key in side else NOTHING
-                                 for side in (theirs, ours))])  # fmt: skip
+            rows.append([name, *(f"{side[key]:.4g}" if key in side else NOTHING for side in sides)])
     return _table(rows, ["", "base", "adapter"], "Other protocols") if rows else None
 
 
 def _leaves(value: Any, keys: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], float]]:
     """The numbers inside nested objects, with the way to each."""
     if isinstance(value, dict):
-        return [leaf for key, one in value.items() for leaf in _leaves(one, (*keys, str(key)))]
+        return [leaf for key, part in value.items() for leaf in _leaves(part, (*keys, str(key)))]
     return [(keys, value)] if type(value) in (int, float) else []
 
 
-def _study_page(source: Path, drawer: _Drawer) -> dict[str, Any]:
+def _study_page(source: Path, draw: Draw) -> dict[str, Any]:
     """What the template shows of a study."""
-    facts, output = study_facts(source)
-    seen = study_seen(source, facts, output)
-    figures = [one for name, plots in seen.figures.items() for one in drawer.draw(name, plots)]
+    facts, _ = study_facts(source)
+    drawing = study_drawing(facts, source)
+    figures = draw(drawing, drawing.figures)
     tables = [
         Section(
             re.sub(r"[^a-z0-9]+", "-", title.lower()),
@@ -338,39 +281,101 @@ def _study_page(source: Path, drawer: _Drawer) -> dict[str, Any]:
         )
         for title, blocks in sections(facts)
     ]
-    drawn = Section("figures", "Figures", [], figures, list(seen.notes) if drawer.wanted else [])
-    cells = facts.cells
+    charts = Section("figures", "Figures", [], figures, drawing.notes)
     return {
         "title": f"Study {facts.name}",
         "facts": facts,
         "lead": intro(facts),
         "counts": {
-            "model": len({cell.model for cell in cells}),
-            "task": len({cell.task for cell in cells}),
-            "method": len({cell.method for cell in cells}),
-            "training seed": len({cell.seed for cell in cells} - {None}),
+            name: len({getattr(cell, key) for cell in facts.cells} - {None})
+            for name, key in (("model", "model"), ("task", "task"), ("method", "method"),
+                              ("training seed", "seed"))
         },
-        "methods": _methods(facts),
-        "heads": None,
+        "panel": None,
         "sections": [
-            *tables[:1],
-            *([drawn] if drawn.figures or drawn.notes else []),
-            *tables[1:],
-            Section("methods", "What each method is"),
-            Section("cells", "Cells"),
+            *tables[:1], charts, *tables[1:], Section("cells", "Cells"),
             Section("reproduce", "How to make it again"),
         ],
+    }  # fmt: skip
+
+
+def panel(heads: Heads) -> dict[str, Any]:
+    """The map of heads and the prompts: texts for the template, ``data`` for the script."""
+    states = list(heads.states.values())
+    tables: dict[str, dict[str, np.ndarray]] = {}
+    for key in MEASURES:
+        values = {
+            name: getattr(state, key, getattr(state.detected, key, None))
+            for name, state in heads.states.items()
+        }
+        known = {name: table for name, table in values.items() if table is not None}
+        if key == "weight" and known:
+            # The state before has none: there the LM head answers.
+            known = dict.fromkeys(values, list(known.values())[-1])
+        if len(known) == len(values):
+            tables[key] = known
+    # The first head: whose correctness changed most, or that looks at labels most.
+    change = states[-1].correctness - states[0].correctness
+    first = np.nanargmax(abs(change) if len(states) > 1 else states[0].magnitude)
+    layers, count = states[0].magnitude.shape
+    data = {
+        "layers": layers,
+        "heads": count,
+        "prompts": heads.prompts,
+        "states": list(heads.states),
+        "start": int(first),
+        "measures": {
+            key: {
+                "name": MEASURES[key][0],
+                "what": MEASURES[key][1],
+                "mean": key in ("magnitude", "correctness", "share", "sink"),
+                "signed": key in ("correctness", "weight"),
+                "values": {state: _numbers(table, 5) for state, table in by_state.items()},
+            }
+            for key, by_state in tables.items()
+        },
+        "examples": [_example_data(example) for example in heads.examples],
+    }
+    return {"data": data, "examples": [_example_texts(heads, one) for one in heads.examples]}
+
+
+def _example_data(example: Example) -> dict[str, Any]:
+    """Attention on a prompt: compressed uint8 (L, H, T), and what a step is worth (L, H)."""
+    states = {}
+    for name, rows in example.rows.items():
+        scales = np.round(rows.max(axis=-1).astype(np.float64) / LEVELS, 9)
+        steps = np.nan_to_num(rows) / np.where(scales > 0, scales, 1.0)[..., None]
+        content = np.clip(np.rint(steps), 0, LEVELS).astype(np.uint8).tobytes()
+        at = rows[:, :, example.label_positions].astype(np.float64)
+        states[name] = {
+            "rows": base64.b64encode(zlib.compress(content, 9)).decode("ascii"),
+            "scales": _numbers(scales, 9),
+            "right": _numbers(at[:, :, example.right].sum(axis=-1), 5),
+            "wrong": _numbers(at[:, :, ~example.right].sum(axis=-1), 5),
+        }
+    positions = example.label_positions.tolist()
+    return {"tokens": len(example.tokens), "labels": positions, "states": states}
+
+
+def _example_texts(heads: Heads, example: Example) -> dict[str, Any]:
+    """A prompt's texts, and whether each label is the gold one."""
+    right = dict(zip(example.label_positions.tolist(), example.right.tolist(), strict=True))
+    return {
+        "gold": heads.labels[example.gold],
+        "demonstrations": [
+            (heads.labels[label], mark)
+            for label, mark in zip(example.demonstration_labels, example.right, strict=True)
+        ],
+        # White space can be seen.
+        "tokens": [
+            (token.replace("\t", "⇥\t").replace("\n", "⏎\n") or "∅", right.get(n))
+            for n, token in enumerate(example.tokens)
+        ],
+        "states": list(example.rows),
     }
 
 
-def _methods(facts: Facts) -> list[tuple[str, str]]:
-    """What each method of a study is."""
-    like = {cell.method: cell.like for cell in facts.cells}
-    rows = []
-    for name in dict.fromkeys(one.method for one in measurements(facts)):
-        base, _, more = name.partition(" + ")
-        what = _METHODS.get(base)
-        if what is None and like.get(base) in _METHODS:
-            what = f"as {like[base]} ({_METHODS[like[base]]}), with settings of the study's own"
-        rows.append((name, (what or NOTHING) + (f"; then {more}" if more else "")))
-    return rows
+def _numbers(table: np.ndarray, digits: int) -> list[float | None]:
+    """A table row by row, rounded, None for NaN."""
+    rounded = np.round(table.astype(np.float64), digits).ravel().tolist()
+    return [None if np.isnan(value) else value for value in rounded]

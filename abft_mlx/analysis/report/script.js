@@ -40,7 +40,7 @@
     rows: null,
     token: -1,
   }));
-  let kept = heads.start[0] * heads.heads + heads.start[1];
+  let kept = heads.start;
   let shown = kept;
   let chosen = 0;
 
@@ -62,7 +62,7 @@
     const measure = heads.measures[picked("measure")];
     const state = picked("state") || last;
     const change = state === "change";
-    const signed = change || heads.signed.includes(picked("measure"));
+    const signed = change || measure.signed;
     const now = values();
     const range = change ? now : Object.values(measure.values).flat();
     const most = range.reduce((top, value) => Math.max(top, Math.abs(value ?? 0)), 0);
@@ -71,6 +71,7 @@
       const told = value === null ? "no head" : (change && value > 0 ? "+" : "") + percent(value);
       cell.style.setProperty("--a", most && value !== null ? Math.abs(value) / most : 0);
       cell.classList.toggle("minus", value < 0);
+      cell.classList.toggle("none", value === null);
       cell.setAttribute("aria-label", name(n) + ": " + told);
     });
     scale.classList.toggle("signed", signed);
@@ -254,5 +255,6 @@
     });
   });
   colour();
+  keep(kept);
   if (examples.length) choose(0);
 })();

@@ -8,6 +8,7 @@ import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,32 +23,73 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", "--", "-.", ":")
 HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--")
-# Perceived brightness rises evenly from end to end, in grey too.
-COLOUR_MAP = "cividis"
-# Two ends that people with any colour vision tell apart, white between them.
-DIVERGING_MAP = "PuOr"
-# Inches: across a page of text, and in one of two columns.
-WIDTHS = {"page": 6.4, "column": 3.3}
+# Perceived brightness rises evenly from end to end, in grey too; of the other, white is 0.
+COLOUR_MAP, DIVERGING_MAP = "cividis", "PuOr"
 FORMATS = ("svg", "png", "pdf")
-HEIGHT = 3.2
+# Inches: across a page of text.
+WIDTH, HEIGHT = 6.4, 3.2
 SMALL_POINTS = 7
+# No dates and no versions: the same numbers make the same bytes.
 _METADATA: dict[str, dict[str, None]] = {
     "svg": {"Date": None},
     "png": {"Software": None},
     "pdf": {"CreationDate": None, "Producer": None, "Creator": None},
 }
 
-Draw = Callable[[Any], Any]
+
+@dataclass(frozen=True)
+class Plot:
+    """One figure before it is drawn.
+
+    Attributes:
+        stem: its files' name without a suffix.
+        draw: draws on an empty matplotlib Figure.
+        caption: one line below it: what of, n, seeds.
+        height: inches of the figure without its caption.
+    """
+
+    stem: str
+    draw: Callable[[Any], Any]
+    caption: str
+    height: float = HEIGHT
+
+    def figure(self, *, caption: bool = True) -> Any:
+        """The drawn matplotlib Figure."""
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        lines = textwrap.wrap(plain(self.caption), int(WIDTH * 17)) if caption else []
+        figure = Figure(figsize=(WIDTH, self.height + 0.13 * len(lines)))
+        FigureCanvasAgg(figure)
+        self.draw(figure)
+        figure.supxlabel("\n".join(lines), fontsize=SMALL_POINTS)
+        return figure
+
+    def write(self, folder: Path, formats: Sequence[str] = ("svg", "png")) -> list[Path]:
+        """Draw it and write a file for each of the ``FORMATS`` that are wanted."""
+        # A stem may hold dots, as model names do.
+        paths = [folder / f"{self.stem}.{kind}" for kind in formats]
+        with look():
+            figure = self.figure()
+            for kind, path in zip(formats, paths, strict=True):
+                with replacing(path) as temporary:
+                    figure.savefig(temporary, metadata=_METADATA[kind], dpi=200)
+        return paths
+
+    def svg(self) -> str:
+        """An ``svg`` element without the caption, whose ids are its own in a page."""
+        out = io.StringIO()
+        with look(self.stem):
+            self.figure(caption=False).savefig(out, format="svg", metadata=_METADATA["svg"])
+        element = out.getvalue()[out.getvalue().index("<svg") :]
+        # A style element would be one for the whole page; ids of groups and images may come again.
+        element = re.sub(r"<(metadata|style)\b.*?</\1>", "", element, flags=re.DOTALL)
+        return re.sub(r'(<(?:g|svg|image)\b[^>]*?) id="[^"]*"', r"\1", element)
 
 
-def colour(index: int) -> str:
-    """The colour of a series by its number."""
-    return COLOURS[index % len(COLOURS)]
-
-
-def cycled(choices: Sequence[str], index: int) -> str:
-    """A marker, hatch or dash of a series by its number; another where a colour comes again."""
-    return choices[(index + index // len(COLOURS)) % len(choices)]
+def on_axes(function: Callable[..., Any], **arguments: Any) -> Callable[[Any], Any]:
+    """A figure function that takes one Axes, as one that takes a Figure."""
+    return lambda figure: function(figure.subplots(), **arguments)
 
 
 def missing() -> str | None:
@@ -67,12 +109,10 @@ def look(salt: str = "abft-mlx") -> Iterator[None]:
     from matplotlib import rc_context
 
     settings = {
-        # Neither dates nor random ids: the same numbers make the same bytes. Text stays text.
         "svg.hashsalt": salt,
-        "svg.fonttype": "none",
+        "svg.fonttype": "none",  # text stays text
         "pdf.fonttype": 42,
-        # Tokens and class names may hold dollar signs.
-        "text.parse_math": False,
+        "text.parse_math": False,  # tokens and class names may hold dollar signs
         "figure.constrained_layout.use": True,
         "font.size": 8,
         "xtick.labelsize": SMALL_POINTS,
@@ -92,63 +132,14 @@ def look(salt: str = "abft-mlx") -> Iterator[None]:
         yield
 
 
-def write(
-    path: Path,
-    draw: Draw,
-    caption: str,
-    *,
-    height: float = HEIGHT,
-    width: str = "page",
-    formats: Sequence[str] = ("svg", "png"),
-) -> list[Path]:
-    """Draw one figure and write it.
-
-    Args:
-        path: without a suffix.
-        draw: draws on the matplotlib Figure it gets.
-        caption: one line below the figure.
-        height: of the figure without its caption, in inches.
-        width: of the figure, a key of ``WIDTHS``.
-        formats: of ``FORMATS``.
-
-    Returns:
-        The files.
-    """
-    written = []
-    with look():
-        figure = framed(draw, caption, height=height, width=width)
-        for kind in formats:
-            # A stem may hold dots, as model names do.
-            target = path.with_name(f"{path.name}.{kind}")
-            with replacing(target) as temporary:
-                figure.savefig(temporary, metadata=_METADATA[kind], dpi=200)
-            written.append(target)
-    return written
+def colour(index: int) -> str:
+    """The colour of a series by its number."""
+    return COLOURS[index % len(COLOURS)]
 
 
-def svg(name: str, draw: Draw, *, height: float = HEIGHT) -> str:
-    """A figure as an ``svg`` element whose ids, made from ``name``, are its own in a page."""
-    out = io.StringIO()
-    with look(name):
-        framed(draw, "", height=height).savefig(out, format="svg", metadata=_METADATA["svg"])
-    element = out.getvalue()[out.getvalue().index("<svg") :]
-    # A style element would be one for the whole page; ids of groups and images may come again.
-    element = re.sub(r"<(metadata|style)\b.*?</\1>", "", element, flags=re.DOTALL)
-    return re.sub(r'(<(?:g|svg|image)\b[^>]*?) id="[^"]*"', r"\1", element)
-
-
-def framed(draw: Draw, caption: str, *, height: float = HEIGHT, width: str = "page") -> Any:
-    """The matplotlib Figure of one figure with its caption; arguments as of :func:`write`."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    across = WIDTHS[width]
-    lines = textwrap.wrap(plain(caption), int(across * 17), break_on_hyphens=False)
-    figure = Figure(figsize=(across, height + 0.13 * len(lines)))
-    FigureCanvasAgg(figure)
-    draw(figure)
-    figure.supxlabel("\n".join(lines), fontsize=SMALL_POINTS)
-    return figure
+def cycled(choices: Sequence[str], index: int) -> str:
+    """A marker, hatch or dash of a series by its number; another where a colour comes again."""
+    return choices[(index + index // len(COLOURS)) % len(choices)]
 
 
 def cell_inches(axes: Any, count: int, *, vertical: bool = False) -> float:
@@ -167,11 +158,12 @@ def colour_bar(axes: Any, image: Any, label: str) -> Any:
     return bar
 
 
-def over(image: Any, value: float) -> str:
-    """Black or white, whichever stands out more on a value's colour (WCAG relative luminance)."""
+def number(axes: Any, image: Any, row: int, column: int, value: float, text: str) -> None:
+    """A number in a cell of an image, black or white, whichever stands out more (WCAG)."""
     levels = np.array(image.cmap(image.norm(value))[:3])
     linear = np.where(levels <= 0.03928, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4)
-    return "white" if linear @ (0.2126, 0.7152, 0.0722) < 0.179 else "black"
+    shade = "white" if linear @ (0.2126, 0.7152, 0.0722) < 0.179 else "black"
+    axes.text(column, row, text, ha="center", va="center", color=shade, fontsize=SMALL_POINTS)
 
 
 def legend(axes: Any) -> None:
@@ -186,27 +178,18 @@ def legend(axes: Any) -> None:
 def line(
     axes: Any,
     index: int,
-    x: np.ndarray,
+    x: Any,
     y: np.ndarray,
     label: str,
-    *,
     spread: np.ndarray | None = None,
+    *,
     markers: bool = True,
     dashes: int | None = None,
     hollow: bool = False,
 ) -> None:
-    """One series.
+    """One series; its number chooses colour, marker and dashes, unless ``dashes`` does.
 
-    Args:
-        axes: a matplotlib Axes.
-        index: number of the series, which chooses colour, marker and dashes.
-        x: (X,).
-        y: (X,).
-        label: for the legend.
-        spread: (X,) half the height of a band around the line, or (2, X) its ends.
-        markers: mark every point.
-        dashes: number of the dashes, where another than ``index`` chooses them.
-        hollow: leave the markers white inside.
+    ``x`` and ``y`` are (X,); ``spread`` is (X,) half the height of a band, or (2, X) its ends.
     """
     axes.plot(
         x, y, color=colour(index), marker=cycled(MARKERS, index) if markers else None,
