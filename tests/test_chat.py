@@ -23,7 +23,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from test_cli_eval import SMALL
 from test_prompts import covering
 
-from abft_mlx import facts, recipe
+from abft_mlx import facts
 from abft_mlx.errors import PromptError
 from abft_mlx.evaluation import methods, protocols
 from abft_mlx.loading import find
@@ -313,15 +313,6 @@ def test_a_chat_template_is_part_of_what_a_checkpoint_belongs_to() -> None:
     ]
     made = [facts.made_with(tiny_task.recipe(CHAT), model, [task]) for task in tasks]
     assert len(set(map(facts.digest, made))) == 3
-
-
-def test_chat_holds_for_all_tasks_of_a_recipe() -> None:
-    changes = ['mixture=["trec", "sst2"]', 'evaluation.transfer=["subjective"]']
-    for chat in (False, True):
-        one = recipe.resolve(recipe.default([*changes, *([CHAT] if chat else [])]))
-        tasks = [recipe.task(one), *one.mixture, *one.evaluation.transfer]
-        assert [task.prompt.chat for task in tasks] == [chat] * 4
-        assert recipe.loads(recipe.dumps(one)) == one
 
 
 def test_commands_speak_in_turns_and_write_it_down(tmp_path: Path) -> None:

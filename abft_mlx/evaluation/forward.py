@@ -69,7 +69,18 @@ class Options(TypedDict, total=False):
 def label_probabilities(
     model: nn.Module, prompts: Sequence[Prompt], space: LabelSpace, **options: Unpack[Options]
 ) -> np.ndarray:
-    """Softmax over the classes' scores, (N, C) float64 in the order of ``prompts``."""
+    """Softmax over the classes' scores: the sum of log p over the tokens of each label word.
+
+    Args:
+        model: a loaded model.
+        prompts: N prompts, at least one, all with the same number of demonstrations.
+        space: the labels.
+        options: ``batch_tokens``, and if wanted ``prefix``, ``on_progress`` and ``ranks``; see
+            ``Options``.
+
+    Returns:
+        (N, C) float64, in the order of ``prompts``.
+    """
     return softmax(label_scores(model, outputs(model, prompts, space, **options), space))
 
 
@@ -107,7 +118,7 @@ def outputs(
         prompts: N prompts, at least one, all with the same number of demonstrations.
         space: the labels, if their words are to be scored: words of several tokens are then run
             behind each prompt.
-        options: see :class:`Options`.
+        options: as for `label_probabilities`.
 
     Raises:
         RunError: a prompt does not fit into memory, or a rank is gone.
