@@ -47,7 +47,7 @@ def of_run(
         },
         "labels": dict(zip(task.space.names, task.space.words, strict=True)),
         "chat_template": task.chat_template,
-        "shortened_texts": _shortened([task, *trained]),
+        "shortened_texts": shortened_texts([task, *trained]),
         "seeds": {
             "data": recipe.data.seed,
             "training": recipe.training.seed,
@@ -60,7 +60,7 @@ def of_run(
     return facts
 
 
-def _shortened(tasks: Sequence[Task]) -> int:
+def shortened_texts(tasks: Sequence[Task]) -> int:
     """How many texts were cut to fit."""
     builders = {id(task.builder): task.builder for task in tasks}
     return sum(builder.shortened for builder in builders.values())

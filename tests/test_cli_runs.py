@@ -163,14 +163,14 @@ def test_interrupted_run_goes_on(
     arguments = ["--model", model, "--data", texts, *SMALL, "--set=training.checkpoint_every=1"]
     assert invoke("finetune", *arguments, "--output", whole).exit_code == 0
 
-    one_update = trainer.Trainer._one_update
+    one_update = trainer.Trainer._update
 
     def interrupt(self: trainer.Trainer) -> None:
         if self.progress.updates == 2:
             raise KeyboardInterrupt
         one_update(self)
 
-    monkeypatch.setattr(trainer.Trainer, "_one_update", interrupt)
+    monkeypatch.setattr(trainer.Trainer, "_update", interrupt)
     stopped = invoke("finetune", *arguments, "--output", halves)
     assert stopped.exit_code == 130
     assert stopped.stderr.endswith("error: interrupted\n")

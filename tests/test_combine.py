@@ -21,7 +21,7 @@ from abft_mlx.adapters.lora import put_lora
 from abft_mlx.errors import AdapterError
 from abft_mlx.recipe import AdapterSection
 
-FACTORS = [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (-0.5, 1.5), (1.5, -0.5)]
+FACTORS = [(0.0, 1.0), (-0.5, 1.5)]
 FIRST = AdapterSection(rank=4, scale=2.0)
 SECOND = AdapterSection(rank=7, scale=0.5, layers=[0, 2])
 FULL = AdapterSection(kind="full", layers=[1, 2])
@@ -128,7 +128,7 @@ def test_one_adapter_with_factor_one_is_that_adapter_and_zero_the_base(
     assert mx.array_equal(other(tokens), plain)
 
 
-@pytest.mark.parametrize("factors", [(1.0, 1.0), (-0.5, 1.5)], ids=str)
+@pytest.mark.parametrize("factors", [(-0.5, 1.5)], ids=str)
 def test_weights_trained_in_full(factors: tuple[float, float], tmp_path: Path) -> None:
     base = tiny_models.checkpoint(tmp_path / "base", "llama")
     sections = (FULL, AdapterSection(kind="full"))
@@ -138,18 +138,7 @@ def test_weights_trained_in_full(factors: tuple[float, float], tmp_path: Path) -
     check(model, list(zip(pair, factors, strict=True)))
 
 
-@pytest.mark.parametrize("factors", [(1.0, 0.0), (1.5, -0.5)], ids=str)
-def test_lora_and_weights_trained_in_full(factors: tuple[float, float], tmp_path: Path) -> None:
-    base = tiny_models.checkpoint(tmp_path / "base", "llama")
-    pair = [saved(base, tmp_path / f"run{n}", one) for n, one in enumerate((FIRST, FULL))]
-    model, _ = load_model(base)
-    adapters.combine(model, [(tmp_path / f"run{n}", one) for n, one in enumerate(factors)])
-    check(model, list(zip(pair, factors, strict=True)))
-    kinds = {path: "lora_a" in one for path, one in adapters.adapted(model).items()}
-    assert all(is_lora == (".layers.0." in path) for path, is_lora in kinds.items())
-
-
-@pytest.mark.parametrize("factors", [(0.0, 1.0), (1.0, 1.0), (1.5, -0.5)], ids=str)
+@pytest.mark.parametrize("factors", [(1.5, -0.5)], ids=str)
 @pytest.mark.parametrize("bits", [None, 4])
 def test_abft_and_end_to_end_with_a_head(
     bits: int | None, factors: tuple[float, float], tmp_path: Path
@@ -164,15 +153,6 @@ def test_abft_and_end_to_end_with_a_head(
     check(model, list(zip(pair, factors, strict=True)))
     assert isinstance(model.lm_head, adapters.FullLinear)
     assert model.lm_head(mx.ones((1, 64), dtype=mx.bfloat16)).dtype == mx.float32
-
-
-def test_two_heads_add_up(tmp_path: Path) -> None:
-    base = tiny_models.checkpoint(tmp_path / "base", "llama")
-    sections = (FIRST.model_copy(update={"head": True}), FULL.model_copy(update={"head": True}))
-    pair = [saved(base, tmp_path / f"run{n}", one) for n, one in enumerate(sections)]
-    model, _ = load_model(base)
-    adapters.combine(model, [(tmp_path / "run0", 0.75), (tmp_path / "run1", -0.5)])
-    check(model, [(pair[0], 0.75), (pair[1], -0.5)])
 
 
 def test_a_combination_is_an_adapter_like_any_other(
@@ -212,7 +192,7 @@ def test_what_cannot_be_combined_is_one_line_and_changes_nothing(
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
-@pytest.mark.parametrize("name", tiny_models.ARCHITECTURES)
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_shift_norms(name: str, kind: str) -> None:
     head = name in ("llama", "mistral", "qwen3")
     model = tiny_models.build(name)
@@ -244,18 +224,6 @@ def test_shift_norms(name: str, kind: str) -> None:
         assert norms["head"] is None
 
 
-def test_shift_norms_of_a_quantized_head_and_of_many_rows() -> None:
-    model = tiny_models.build("llama", vocab_size=9000)
-    nn.quantize(model, group_size=64, bits=4)
-    adapters.attach(model, AdapterSection(rank=2, head=True))
-    start = adapters.shift_norms(model)
-    assert start == {"q": [0.0] * 3, "k": [0.0] * 3, "head": 0.0}
-    noise = mx.random.normal(model.lm_head.weight.shape, key=mx.random.key(1))
-    model.lm_head.weight = model.lm_head.weight + noise
-    expected = np.linalg.norm(changes(model)["lm_head"])
-    assert adapters.shift_norms(model)["head"] == pytest.approx(expected, rel=1e-9)
-
-
 def test_shift_norms_of_what_has_several_parts(benchmark: Callable[[str], ModuleType]) -> None:
     """DeepSeek 2 makes its queries in two steps; mlx-lm trains LoRA on the head, too."""
     model = benchmark("tiny_configs").build("deepseek_v2")
@@ -278,19 +246,3 @@ def test_shift_norms_of_what_has_several_parts(benchmark: Callable[[str], Module
             assert norms[part][n] == pytest.approx(expected, rel=1e-10)
     assert several
     assert norms["head"] == pytest.approx(np.linalg.norm(change["lm_head"]), rel=1e-10)
-
-
-def test_shift_norms_need_an_adapter() -> None:
-    with pytest.raises(AdapterError, match="carries no adapter"):
-        adapters.shift_norms(tiny_models.build("llama"))
-
-
-def test_an_adapter_that_cancels_itself_has_not_moved(
-    two: dict[str, tuple[Path, list[Weights]]],
-) -> None:
-    base, pair = two["llama-None"]
-    model, _ = load_model(base)
-    adapters.combine(model, [(base / "run0", 1.0), (base / "run0", -1.0)])
-    largest = max(np.linalg.norm(one) for one in pair[0].values())
-    norms = adapters.shift_norms(model)
-    assert max(norms["q"] + norms["k"]) <= 1e-5 * largest

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
-from test_local import step_of
+from step_support import step_of
 from test_sharing import made, mixed
 
 from abft_mlx import evaluation, ports
 from abft_mlx.evaluation.metrics import softmax
 from abft_mlx.prefix import Prefix
 from abft_mlx.prompts import LabelSpace, Prompt
-from abft_mlx.trainer.plan import MicroBatch, micro_batches, shared_micro_batches
+from abft_mlx.trainer.batches import MicroBatch, micro_batches
 from abft_mlx.trainer.step import Step
 
 # One token; two; one that begins others, with its end; three that begin alike; one of four.
@@ -127,7 +127,7 @@ def close(found: dict, expected: dict, limit: float = 1e-5) -> None:
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma3_text", "qwen3_next"])
 def test_loss_and_gradients_are_those_of_whole_forward_passes(kind: str, tiny: ModuleType) -> None:
     prompts = training_prompts()
-    model = step_of(tiny.build(kind), "exact").model
+    model = step_of(tiny.build(kind)).model
 
     def loss(parameters: dict) -> mx.array:
         model.update(parameters)
@@ -138,8 +138,8 @@ def test_loss_and_gradients_are_those_of_whole_forward_passes(kind: str, tiny: M
     model.update(parameters)
     ways: dict[str, list[MicroBatch]] = {"alone": micro_batches(prompts, 4)}
     if kind != "qwen3_next":  # what it has read is no prefix that prompts can share
-        ways["shared"] = shared_micro_batches(prompts, 3, 6)
-        ways["rounded"] = shared_micro_batches(prompts, 3, 6, bucket_tokens=8)
+        ways["shared"] = micro_batches(prompts, 6, together=3, bucket_tokens=1)
+        ways["rounded"] = micro_batches(prompts, 6, together=3, bucket_tokens=8)
     step = end_to_end(model)
     for name, batches in ways.items():
         found, terms = step.gradients(batches, 0.0)
@@ -151,7 +151,7 @@ def test_loss_and_gradients_are_those_of_whole_forward_passes(kind: str, tiny: M
 def test_answers_change_nothing_of_what_heads_do(tiny: ModuleType, checkpointing: bool) -> None:
     """The rows are those of the last position of the prompt, whatever stands behind it."""
     prompts = training_prompts()
-    model = step_of(tiny.build("llama"), "exact").model
+    model = step_of(tiny.build("llama")).model
     whole = end_to_end(model, checkpointing=checkpointing)
     gradients, terms = whole.gradients(micro_batches(prompts, 4), 0.0)
     abft = end_to_end(model, objective="abft")
@@ -159,22 +159,3 @@ def test_answers_change_nothing_of_what_heads_do(tiny: ModuleType, checkpointing
     np.testing.assert_allclose(np.array(terms[1:]), np.array(measured[1:]), rtol=1e-5)
     plain, _ = end_to_end(model).gradients(micro_batches(prompts, 4), 0.0)
     close(gradients, plain)
-
-
-def test_kept_hidden_states_hold_the_answers(tiny: ModuleType) -> None:
-    prompts = training_prompts()
-    # The same prompt with another answer has other tokens behind it.
-    other = Prompt(*[getattr(prompts[1], name) for name in ("token_ids", "label_positions",
-                   "demonstration_labels")], 4, TARGETS[5])  # fmt: skip
-    prompts.append(other)
-    model = step_of(tiny.build("llama"), "exact").model
-    for layer in model.layers[:1]:
-        layer.freeze()
-    kept = end_to_end(model, kept_bytes=2**30)
-    assert kept.kept is not None
-    expected, terms = end_to_end(model).gradients(micro_batches(prompts, 4), 0.0)
-    for _ in range(2):
-        found, same = kept.gradients(micro_batches(prompts, 4), 0.0)
-        close(found, expected)
-        np.testing.assert_allclose(np.array(same), np.array(terms), rtol=1e-5)
-    assert kept.kept.computed == len(prompts)

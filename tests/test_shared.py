@@ -10,13 +10,13 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
-from test_local import step_of
+from step_support import step_of
 
 from abft_mlx import attention, prefix
 from abft_mlx.data import training_rows
 from abft_mlx.errors import UnsupportedArchitectureError
 from abft_mlx.prompts import Prompt
-from abft_mlx.trainer.plan import micro_batches, shared_micro_batches
+from abft_mlx.trainer.batches import micro_batches
 
 # Fused; windows; latent keys; keys of two attentions in a block; soft-caps; sinks and windows.
 KINDS = ("llama", "gpt2", "gemma3_text", "deepseek_v3", "gemma2", "gpt_oss", "gemma4_text")
@@ -51,7 +51,7 @@ def rows_of(model: Any, batch: Any) -> list[np.ndarray]:
 def test_rows_are_those_of_whole_prompts(tiny: ModuleType, name: str, bucket: int) -> None:
     model = tiny.build(name)
     given = prompts()
-    batches = shared_micro_batches(given, 3, 6, bucket_tokens=bucket)
+    batches = micro_batches(given, 6, together=3, bucket_tokens=bucket)
     assert [one.prefix.shape for one in batches if one.prefix is not None] == (
         [(1, 14), (1, 15)] if bucket == 1 else [(2, 8)]
     )
@@ -66,22 +66,21 @@ def test_rows_are_those_of_whole_prompts(tiny: ModuleType, name: str, bucket: in
                 assert not ours[place, :, n:].any()
 
 
-@pytest.mark.parametrize("gradient", ["exact", "local"])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3_text", "deepseek_v2"])
-def test_gradients_are_those_of_whole_prompts(tiny: ModuleType, name: str, gradient: str) -> None:
+def test_gradients_are_those_of_whole_prompts(tiny: ModuleType, name: str) -> None:
     given = prompts()
-    step = step_of(tiny.build(name), gradient)
+    step = step_of(tiny.build(name))
     whole, whole_terms = step.gradients(micro_batches(given, 6), 0.5)
     # Of 8 tokens with a third group that only fills the shape.
     thrice = [*given, *given[:3]]
-    cut = shared_micro_batches(thrice, 3, 6, bucket_tokens=8)
+    cut = micro_batches(thrice, 6, together=3, bucket_tokens=8)
     assert [(one.prompts, one.shape[0], len(one.prefix)) for one in cut] == [(6, 6, 2), (3, 6, 2)]
     both, _ = step.gradients(cut, 0.5)
     twice, _ = step.gradients(micro_batches(thrice, 9), 0.5)
     for (path, one), (_, other) in zip(tree_flatten(both), tree_flatten(twice), strict=True):
         assert np.abs(np.array(one - other)).max() <= 2e-5, path
     for bucket in (1, 8):
-        batches = shared_micro_batches(given, 3, 6, bucket_tokens=bucket)
+        batches = micro_batches(given, 6, together=3, bucket_tokens=bucket)
         shared, terms = step.gradients(batches, 0.5)
         assert np.allclose(np.array(terms), np.array(whole_terms), rtol=1e-5)
         ours = dict(tree_flatten(shared))
@@ -96,7 +95,7 @@ def test_end_to_end_shares_too(tiny: ModuleType) -> None:
     from abft_mlx.trainer.step import Step
 
     given = prompts()
-    model = step_of(tiny.build("llama"), "exact").model
+    model = step_of(tiny.build("llama")).model
     step = Step(
         model,
         optim.Adam(1e-3),
@@ -106,7 +105,7 @@ def test_end_to_end_shares_too(tiny: ModuleType) -> None:
         compiled=False,
     )
     whole, terms = step.gradients(micro_batches(given, 6), 0.0)
-    shared, shared_terms = step.gradients(shared_micro_batches(given, 3, 6), 0.0)
+    shared, shared_terms = step.gradients(micro_batches(given, 6, together=3, bucket_tokens=1), 0.0)
     assert np.allclose(np.array(terms), np.array(shared_terms), rtol=1e-5)
     ours = dict(tree_flatten(shared))
     for path, one in tree_flatten(whole):
@@ -115,7 +114,7 @@ def test_end_to_end_shares_too(tiny: ModuleType) -> None:
 
 def test_prompts_that_share_nothing_go_as_they_are() -> None:
     one, other = prompts()[0], prompts()[3]
-    (batch,) = shared_micro_batches([one, other], 2, 2, bucket_tokens=8)
+    (batch,) = micro_batches([one, other], 2, together=2, bucket_tokens=8)
     assert batch.prefix is None
     assert batch.tokens == len(one.token_ids) + len(other.token_ids)
 
@@ -123,7 +122,7 @@ def test_prompts_that_share_nothing_go_as_they_are() -> None:
 def test_what_cannot_be_shared_is_refused_in_one_line(tiny: ModuleType) -> None:
     for name, said in {"qwen3_next": "ArraysCache", "gemma3n": "another layer's cache"}.items():
         model = tiny.build(name)
-        (batch,) = shared_micro_batches(prompts()[:3], 3, 3)
+        (batch,) = micro_batches(prompts()[:3], 3, together=3, bucket_tokens=1)
         with pytest.raises(UnsupportedArchitectureError, match=said) as raised:
             rows_of(model, batch)
         assert "training.shared_demonstrations to 1" in str(raised.value)
@@ -146,7 +145,7 @@ def test_groups_of_rows() -> None:
 def test_a_prompt_that_begins_another_keeps_its_last_token() -> None:
     whole = prompts()[0]
     shorter = Prompt(whole.token_ids[:18], (3, 8, 13), (0, 1, 0), 0, (5,))
-    (batch,) = shared_micro_batches([whole, shorter], 2, 2)
+    (batch,) = micro_batches([whole, shorter], 2, together=2, bucket_tokens=1)
     assert batch.prefix is not None
     assert batch.prefix.shape == (1, 17)
     assert batch.batch.last.tolist() == [len(whole.token_ids) - 1, 17]

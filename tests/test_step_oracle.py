@@ -23,7 +23,7 @@ from abft_mlx import adapters, attention, ports
 from abft_mlx.objective import abft_terms
 from abft_mlx.prompts import PromptBatch
 from abft_mlx.recipe import AdapterSection
-from abft_mlx.trainer.plan import MicroBatch
+from abft_mlx.trainer.batches import MicroBatch
 from abft_mlx.trainer.step import Step
 
 RELATIVE = 1e-4

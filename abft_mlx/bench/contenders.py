@@ -13,12 +13,12 @@ import mlx.optimizers as optim
 from mlx_lm.tuner.trainer import default_loss
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
-from abft_mlx import activations, adapters, attention
+from abft_mlx import adapters, attention
 from abft_mlx.bench.sizes import PUNISH, RANK, REWARD, SCALE, Size, random_model, random_prompts
 from abft_mlx.bench.torch_way import paper_update
 from abft_mlx.recipe import AdapterSection
-from abft_mlx.trainer.plan import MicroBatch, micro_batches, shared_micro_batches
-from abft_mlx.trainer.step import Gradient, Step
+from abft_mlx.trainer.batches import MicroBatch, micro_batches
+from abft_mlx.trainer.step import Step
 
 LEARNING_RATE = 1e-4
 # Prompts that share demonstrations, where they do.
@@ -34,7 +34,7 @@ def batch_of(size: Size) -> MicroBatch:
     return batch
 
 
-def our_step(size: Size, dtype: mx.Dtype, gradient: Gradient = "exact") -> Step:
+def our_step(size: Size, dtype: mx.Dtype) -> Step:
     """Our step on a random model with LoRA on W_Q and W_K."""
     model = random_model(size, dtype)
     adapters.attach(model, AdapterSection(kind="lora", rank=RANK, scale=SCALE), seed=0)
@@ -43,18 +43,18 @@ def our_step(size: Size, dtype: mx.Dtype, gradient: Gradient = "exact") -> Step:
         optim.Adam(LEARNING_RATE, bias_correction=True),
         reward_weight=REWARD,
         use_filter=True,
-        gradient=gradient,
     )
 
 
-def ours(size: Size, dtype: mx.Dtype, *, gradient: Gradient, together: int = 1) -> Update:
+def ours(size: Size, dtype: mx.Dtype, *, together: int = 1) -> Update:
     """Equation 1 by our step, with so many prompts that share their demonstrations."""
-    step = our_step(size, dtype, gradient)
+    step = our_step(size, dtype)
     if together == 1:
         batches = [batch_of(size)]
     else:
         together = math.gcd(together, size.prompts)
-        batches = shared_micro_batches(random_prompts(size, together), together, size.prompts)
+        prompts = random_prompts(size, together)
+        batches = micro_batches(prompts, size.prompts, together=together, bucket_tokens=1)
     return lambda: step.update(batches, PUNISH).loss
 
 
@@ -63,9 +63,7 @@ def forward_only(size: Size, dtype: mx.Dtype) -> Update:
     step, batch = our_step(size, dtype), batch_of(size).arrays()
 
     def run() -> float:
-        with activations.quickly(step.model):
-            rows = attention.capture(step.model, batch["tokens"], batch["last"])
-        mx.eval(rows)
+        mx.eval(attention.capture(step.model, batch["tokens"], batch["last"]))
         return 0.0
 
     return run
@@ -111,10 +109,8 @@ def mlx_lm(size: Size, dtype: mx.Dtype, *, keys: list[str] | None = None) -> Upd
 
 
 CONTENDERS: dict[str, Callable[[Size, mx.Dtype], Update]] = {
-    "ours-exact": partial(ours, gradient="exact"),
-    "ours-local": partial(ours, gradient="local"),
-    "ours-shared": partial(ours, gradient="exact", together=SHARED),
-    "ours-local-shared": partial(ours, gradient="local", together=SHARED),
+    "ours-exact": ours,
+    "ours-shared": partial(ours, together=SHARED),
     "forward": forward_only,
     "mlx-lm-qk": partial(mlx_lm, keys=["self_attn.q_proj", "self_attn.k_proj"]),
     "mlx-lm-default": mlx_lm,

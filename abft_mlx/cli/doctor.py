@@ -56,11 +56,11 @@ def _estimate(
     """The memory of a run, as the JSON document has it."""
     from abft_mlx import memory_estimate, runtime
     from abft_mlx import recipe as recipes
-    from abft_mlx.trainer import plan
+    from abft_mlx.trainer import batches
 
     changes = options.overrides(settings, model=model if recipe or model else "demo")
     if batch is not None:
-        changes["training.micro_batch_tokens"] = batch * plan.padded_tokens(length)
+        changes["training.micro_batch_tokens"] = batch * batches.padded_tokens(length)
     chosen = recipes.resolve(options.open_recipe(recipe, changes))
     memory = runtime.memory_facts()
     limit = memory["recommended_bytes"] or memory["machine_bytes"]
@@ -152,7 +152,6 @@ def _estimate_lines(estimate: dict[str, Any]) -> list[str]:
     """The memory of a run as lines for a person."""
     kind = f"{estimate['bits']}-bit" if estimate["bits"] else estimate["number_type"]
     parts = ["weights", "adapter", "moments", "gradients", "activations"]
-    parts += ["kept_hidden"] if estimate.get("kept_hidden_bytes") else []
     listed = [f"{part.replace('_', ' ')} {_size(estimate[f'{part}_bytes'])}" for part in parts]
     verdict = "fits" if estimate["fits"] else f"does not fit; {estimate['way_out']}"
     return [

@@ -19,7 +19,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from abft_mlx import activations, ports, read_out, runtime
+from abft_mlx import ports, read_out, runtime
 from abft_mlx.errors import RunError
 from abft_mlx.evaluation.metrics import softmax
 from abft_mlx.prefix import AttendedPrefix, Prefix, Prefixes, cacheable
@@ -330,12 +330,12 @@ def in_halves(
     Raises:
         RunError: a single prompt does not fit into memory.
     """
+    del model
     waiting = [batch]
     while waiting:
         some = waiting.pop()
         try:
-            with activations.quickly(model):
-                found = run(some)
+            found = run(some)
         except (RuntimeError, MemoryError) as error:
             if not runtime.out_of_memory(error):
                 raise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -29,14 +29,9 @@ class TrainingSection(Section):
         description=f"Adam's learning rate; null means {LORA_LEARNING_RATE:g} for lora and "
         f"{FULL_LEARNING_RATE:g} for full.",
     )
-    gradient: Literal["exact", "local"] = Field(
-        default="exact",
-        description="exact, or local: each layer's loss trains that layer alone, in the time and "
-        "memory of inference; end_to_end is always exact.",
-    )
     gradient_checkpointing: bool = Field(
         default=False,
-        description="Exact gradients in less memory and more time: each block's activations are "
+        description="Gradients in less memory and more time: each block's activations are "
         "computed again in the backward pass instead of being kept.",
     )
     shared_demonstrations: Annotated[Int, Field(ge=1)] | Literal["auto"] = Field(
@@ -49,17 +44,6 @@ class TrainingSection(Section):
         default="auto",
         description="Tokens in a forward pass; auto chooses by memory, measures where that is "
         "short and takes fewer where it runs out; null only estimates.",
-    )
-    keep_hidden: bool = Field(
-        default=True,
-        description="Keep the hidden states that go into the first block that trains from update "
-        "to update, so that what lies below is computed once for each prompt.",
-    )
-    keep_hidden_bytes: Int | None = Field(
-        default=None,
-        ge=0,
-        description="Bytes of them in memory; null chooses by memory. The rest goes to temporary "
-        "files.",
     )
     validate_every: Int = Field(
         default=0, ge=0, description="Updates between validations; 0 means never."
@@ -95,6 +79,15 @@ class TrainingSection(Section):
         m = self.shared_demonstrations
         return 1 if m == "auto" else m
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_removed(cls, values: Any) -> Any:
+        """Read recipes of runs that were made when there were more ways to train."""
+        if not isinstance(values, dict) or values.get("gradient", "exact") != "exact":
+            return values
+        removed = ("gradient", "keep_hidden", "keep_hidden_bytes")
+        return {name: value for name, value in values.items() if name not in removed}
+
     @model_validator(mode="after")
     def _whole_groups(self) -> TrainingSection:
         m = self.together
@@ -108,20 +101,9 @@ class TrainingSection(Section):
 
     @model_validator(mode="after")
     def _kept_or_not(self) -> TrainingSection:
-        if self.gradient_checkpointing and self.gradient == "local":
-            raise ValueError(
-                "gradient_checkpointing does nothing for gradient local, which keeps no "
-                "activations; set one of the two"
-            )
         if self.gradient_checkpointing and self.together > 1:
             raise ValueError(
                 f"gradient_checkpointing does not go with shared_demonstrations "
-                f"{self.together}, whose keys outlive their block; set it to 1, or "
-                "gradient to local instead of gradient_checkpointing"
-            )
-        if self.keep_hidden_bytes is not None and not self.keep_hidden:
-            raise ValueError(
-                f"keep_hidden_bytes {self.keep_hidden_bytes} has no use where keep_hidden is "
-                "false; leave one of them out"
+                f"{self.together}, whose keys outlive their block; set it to 1"
             )
         return self

@@ -38,9 +38,8 @@ def share(recipe: Recipe, processes: int = 1, able: bool = True) -> Recipe:
     """Make ``training.shared_demonstrations`` auto into a number.
 
     It is the largest one up to 8 (16 for a read-out) that divides what it must, and leaves every
-    process a group. Without a read-out it is 1 with gradient checkpointing, with
-    ``prompt.selection: nearest``, and where only some layers train: hidden states below them are
-    kept instead (``training.keep_hidden``).
+    process a group. Without a read-out it is 1 with gradient checkpointing and with
+    ``prompt.selection: nearest``.
 
     Args:
         recipe: the run.
@@ -53,7 +52,7 @@ def share(recipe: Recipe, processes: int = 1, able: bool = True) -> Recipe:
     read = recipe.objective.kind == "read_out"
     prompts = [recipe.prompt, *(task.prompt for task in recipe.mixture)]
     nearest = any(prompt.selection == "nearest" for prompt in prompts)
-    alone = not able or recipe.adapter.layers is not None or training.gradient_checkpointing
+    alone = not able or training.gradient_checkpointing
     most = MOST_CENTRED if read else 1 if alone or nearest else MOST_TOGETHER
     whole = math.gcd(training.examples, training.prompts_per_update)
     sizes = [m for m in range(2, most + 1) if whole % m == 0]

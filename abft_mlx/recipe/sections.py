@@ -340,10 +340,10 @@ class Recipe(Section):
                     "read_out"
                 )
             return self
-        if self.training.gradient != "exact" or self.training.gradient_checkpointing:
+        if self.training.gradient_checkpointing:
             raise ValueError(
-                "objective.kind read_out needs exact gradients without checkpointing; set "
-                "training.gradient to exact and training.gradient_checkpointing to false"
+                "objective.kind read_out does not go with gradient checkpointing; set "
+                "training.gradient_checkpointing to false"
             )
         if self.prompt.selection == "nearest":
             raise ValueError(

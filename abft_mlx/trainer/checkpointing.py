@@ -90,6 +90,5 @@ def checkpointed(
 def _refusal(model: nn.Module) -> UnsupportedArchitectureError:
     return UnsupportedArchitectureError(
         f"{ports.architecture(model)} models hand more than hidden states from block to block, "
-        "which would lose gradients; set training.gradient_checkpointing to false, or "
-        "training.gradient to local"
+        "which would lose gradients; set training.gradient_checkpointing to false"
     )
