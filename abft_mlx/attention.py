@@ -75,15 +75,6 @@ class Recorder:
             self._calls[layers] += 1
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Record nothing while the block runs, and keep what is recorded already."""
-        last, self._last = self._last, None
-        try:
-            yield
-        finally:
-            self._last = last
-
-    @contextmanager
     def aside(self, last: mx.array) -> Iterator[list[mx.array | None]]:
         """Record into a list of its own while the block runs, as if a call began here."""
         kept = self._last, self.rows, self._calls
@@ -283,7 +274,6 @@ def forward(
     tokens: mx.array,
     last: mx.array,
     attend: Attend | None = None,
-    first_layer: int = 0,
 ) -> tuple[mx.array, list[mx.array | None]]:
     """Run the model up to its final norm and record every layer's pattern row.
 
@@ -296,15 +286,13 @@ def forward(
         tokens: (B, T) right-padded token ids.
         last: (B,) last position of each prompt.
         attend: as for :func:`instrument`.
-        first_layer: layers below it are not run (:func:`abft_mlx.ports.wrap_blocks` sees to that),
-            and have no rows.
 
     Returns:
         (B, T, width) hidden states after the final norm, and one (B, H, T) float32 pattern row per
         layer, None for a layer without heads. Columns after ``last`` are exactly 0.
     """
     with instrument(model, attend) as recorder:
-        return run(model, recorder, tokens, last, first_layer)
+        return run(model, recorder, tokens, last)
 
 
 def run(
@@ -312,7 +300,6 @@ def run(
     recorder: Recorder,
     tokens: mx.array,
     last: mx.array,
-    first_layer: int = 0,
 ) -> tuple[mx.array, list[mx.array | None]]:
     """As :func:`forward`, of a model that is instrumented already.
 
@@ -321,13 +308,11 @@ def run(
         recorder: what :func:`instrument` gave for it.
         tokens: (B, T) right-padded token ids.
         last: (B,) last position of each prompt.
-        first_layer: as there.
     """
     recorder.last = last
     port = port_for(model)
     hidden = port.hidden(model, tokens)
-    expected = zip(recorder.rows[first_layer:], port.layers(model)[first_layer:], strict=True)
-    for row, layer in expected:
+    for row, layer in zip(recorder.rows, port.layers(model), strict=True):
         if row is None and port.attention_module(layer) is not None:
             raise UnsupportedArchitectureError(
                 f"this {architecture(model)} model computes its attention in another way than "

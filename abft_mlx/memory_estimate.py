@@ -85,9 +85,8 @@ def estimate(model: nn.Module, recipe: Recipe, length_tokens: int) -> dict[str, 
     if training.validate_every and training.keep_best:
         resident += trainable
     gradients = min(micro_batches, 2) * trainable  # one waits while the next is computed
-    update = memory.update_bytes(model, recipe, rows, tokens)
+    update, query = memory.activation_bytes(model, recipe, rows, tokens)
     update = max(update, 3 * trainable - gradients)  # averaging, and Adam's step
-    query = memory.query_bytes(model, recipe, tokens)
     count = adapters.trainable_parameters(model)
     adapters.detach(model)
     prompts = evaluation.queries * evaluation.repeats

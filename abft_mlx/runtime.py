@@ -284,13 +284,7 @@ def device_description() -> str:
 
 
 def matrix_product_flops(size: int = 1024, repeats: int = 3, dtype: str = "float32") -> float:
-    """Best measured rate of a square matrix product in floating-point operations per second.
-
-    Args:
-        size: rows and columns of each factor.
-        repeats: timed products after one warm-up; the best counts.
-        dtype: an MLX floating-point type's name.
-    """
+    """Best rate of a product of two square matrices, in floating-point operations per second."""
     import mlx.core as mx
 
     left = mx.random.normal((size, size)).astype(getattr(mx, dtype))

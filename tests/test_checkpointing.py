@@ -16,11 +16,8 @@ from mlx.utils import tree_flatten
 from step_support import prompts, step_of
 
 from abft_mlx import recipe, runtime
-from abft_mlx.adapters import attach
 from abft_mlx.errors import RecipeError, UnsupportedArchitectureError
 from abft_mlx.prompts import Prompt
-from abft_mlx.recipe import AdapterSection
-from abft_mlx.trainer import checkpointing
 from abft_mlx.trainer.batches import micro_batches
 from abft_mlx.trainer.step import Step
 
@@ -65,38 +62,6 @@ def test_gradients_are_those_without(tiny: ModuleType, name: str, settings: dict
     assert np.allclose(ours_terms, terms, rtol=1e-6)
     assert [type(one) for _, one in step.model.named_modules()] == kinds
     mx.eval(step.model.parameters())
-
-
-@pytest.mark.slow
-def test_compiled_it_gives_the_same(tiny: ModuleType) -> None:
-    batches = micro_batches(prompts()[:2], 2)
-    expected, terms = found(step_of(tiny.build("llama")), batches)
-    step = step_of(tiny.build("llama"), checkpointing=True, compiled=True)
-    for _ in range(2):
-        ours, ours_terms = found(step, batches)
-        for path, one in expected.items():
-            assert np.abs(ours[path] - one).max() <= 1e-5, path
-        assert np.allclose(ours_terms, terms, rtol=1e-5)
-
-
-def test_another_model_of_the_class_has_no_part(tiny: ModuleType) -> None:
-    model, other = tiny.build("llama"), tiny.build("llama")
-    attach(model, AdapterSection(rank=4), seed=0)
-    before = [one for _, one in tree_flatten(model.trainable_parameters())]
-    tokens, last = tiny.tokens()
-    plain = np.array(other(tokens))
-    kinds = [type(one) for one in model.layers]
-    with checkpointing.checkpointed(model) as forward:
-        assert [type(one) for one in other.layers] == kinds
-        assert [type(one) for one in model.layers] != kinds
-        assert np.array_equal(np.array(other(tokens)), plain)
-        mx.eval(forward(model, tokens, last)[0])
-        after = [one for _, one in tree_flatten(model.trainable_parameters())]
-        assert all(one is other for one, other in zip(before, after, strict=True))
-    assert [type(one) for one in model.layers] == kinds
-    with pytest.raises(ZeroDivisionError), checkpointing.checkpointed(model):
-        _ = 1 // 0
-    assert [type(one) for one in model.layers] == kinds
 
 
 @pytest.mark.parametrize("name", ["gemma3n", "gemma4_text", "hunyuan", "afm7"])

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -17,7 +15,6 @@ from mlx_lm.utils import load_model
 from test_adapter_head import train
 
 from abft_mlx import adapters, ports
-from abft_mlx.adapters.lora import put_lora
 from abft_mlx.errors import AdapterError
 from abft_mlx.recipe import AdapterSection
 
@@ -109,35 +106,6 @@ def test_the_logits_are_those_of_the_summed_weights(
     assert mx.abs(model(tokens) - load_model(base)[0](tokens)).max().item() > 1e-1
 
 
-def test_one_adapter_with_factor_one_is_that_adapter_and_zero_the_base(
-    two: dict[str, tuple[Path, list[Weights]]],
-) -> None:
-    base, _ = two["gpt2-None"]
-    tokens, _ = tiny_models.tokens()
-    one, other = load_model(base)[0], load_model(base)[0]
-    plain = one(tokens)
-    adapters.load(one, base / "run0")
-    adapters.combine(other, [(base / "run0", 1.0)])
-    assert mx.abs(one(tokens) - other(tokens)).max().item() <= 1e-4
-    adapters.combine(other, [(base / "run0", 0.0)])
-    assert mx.array_equal(other(tokens), plain)
-    # The same folder twice, and on top of what was there.
-    adapters.combine(other, [(base / "run0", 0.25), (base / "run0", 0.75)])
-    assert mx.abs(one(tokens) - other(tokens)).max().item() <= 1e-4
-    adapters.detach(other)
-    assert mx.array_equal(other(tokens), plain)
-
-
-@pytest.mark.parametrize("factors", [(-0.5, 1.5)], ids=str)
-def test_weights_trained_in_full(factors: tuple[float, float], tmp_path: Path) -> None:
-    base = tiny_models.checkpoint(tmp_path / "base", "llama")
-    sections = (FULL, AdapterSection(kind="full"))
-    pair = [saved(base, tmp_path / f"run{n}", one) for n, one in enumerate(sections)]
-    model, _ = load_model(base)
-    adapters.combine(model, [(tmp_path / f"run{n}", one) for n, one in enumerate(factors)])
-    check(model, list(zip(pair, factors, strict=True)))
-
-
 @pytest.mark.parametrize("factors", [(1.5, -0.5)], ids=str)
 @pytest.mark.parametrize("bits", [None, 4])
 def test_abft_and_end_to_end_with_a_head(
@@ -222,27 +190,3 @@ def test_shift_norms(name: str, kind: str) -> None:
         assert norms["head"] > 1e-2
     else:
         assert norms["head"] is None
-
-
-def test_shift_norms_of_what_has_several_parts(benchmark: Callable[[str], ModuleType]) -> None:
-    """DeepSeek 2 makes its queries in two steps; mlx-lm trains LoRA on the head, too."""
-    model = benchmark("tiny_configs").build("deepseek_v2")
-    adapters.attach(model, AdapterSection(rank=2, scale=3.0))
-    put_lora(model, "lm_head", 2, 0.5, 0.0)
-    for n, module in enumerate(adapters.adapted(model).values()):
-        module.lora_b = mx.random.normal(module.lora_b.shape, key=mx.random.key(n))
-    norms, change = adapters.shift_norms(model), changes(model)
-    port = ports.port_for(model)
-    several = 0
-    for n, layer in enumerate(port.layers(model)):
-        for part in ("q", "k"):
-            rows = [
-                change[f"{layer.path}.{one.path}"][np.array(port.part_outputs(layer, one)[part])]
-                for one in port.layer_projections(layer)
-                if part in port.part_outputs(layer, one)
-            ]
-            several += len(rows) > 1
-            expected = np.sqrt(sum(np.square(one).sum() for one in rows))
-            assert norms[part][n] == pytest.approx(expected, rel=1e-10)
-    assert several
-    assert norms["head"] == pytest.approx(np.linalg.norm(change["lm_head"]), rel=1e-10)

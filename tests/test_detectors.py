@@ -43,13 +43,6 @@ def test_too_few_tokens_are_refused() -> None:
         repeated_rows(VOCABULARY, None, 4, 2, 0)
 
 
-def test_the_smallest_rows_that_can_be_drawn() -> None:
-    tokens, last = repeated_rows(np.array([4, 6, 8]), None, 1, 3, 0)
-    assert sorted(tokens[0, :3].tolist()) == [4, 6, 8]
-    np.testing.assert_array_equal(tokens[0, :3], tokens[0, 3:])
-    assert last.item() in (3, 4, 5)
-
-
 def planted(kind: str, tokens: list[int], last: int) -> int:
     """Where a textbook head looks, found by the tokens themselves."""
     if kind == "previous":

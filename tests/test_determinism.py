@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tiny_models
 from mlx.utils import tree_flatten
-from test_trainer import make_prompts, make_recipe, make_trainer, trained
+from test_trainer import make_prompts, make_recipe, make_trainer
 
 from abft_mlx import adapters
 from abft_mlx.events import OnUpdate
@@ -31,7 +31,6 @@ SMALL = [
     "--set=training.census_prompts=4",
 ]  # fmt: skip
 # How far weights may lie apart after six updates of Adam at 0.01, in all of which they move 0.06.
-CUT_BOUND = 2e-4
 LONG_UPDATES = 10_000
 WARM_UPDATES = 500
 GROWTH_BYTES = 16 << 20
@@ -75,20 +74,6 @@ def test_two_processes_write_the_same_bytes(
     assert json.loads((first / "run.json").read_text())["seeds"] == {
         "data": 42, "training": 42, "evaluation": 42,
     }  # fmt: skip
-
-
-@pytest.mark.parametrize("tokens", [1, 130])
-def test_a_run_hardly_depends_on_how_updates_are_cut(tokens: int) -> None:
-    plain = "objective.pid=false"
-    whole = make_trainer(make_recipe(plain, "training.micro_batch_tokens=100000"))
-    cut = make_trainer(make_recipe(plain, f"training.micro_batch_tokens={tokens}"))
-    assert cut.rows < whole.rows == 8
-    whole.run()
-    cut.run()
-    expected = trained(whole.model)
-    for name, one in trained(cut.model).items():
-        np.testing.assert_allclose(one, expected[name], atol=CUT_BOUND, err_msg=name)
-    assert max(np.abs(one).max() for n, one in expected.items() if n.endswith("lora_b")) > 0.03
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gemma2"])

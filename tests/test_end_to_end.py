@@ -11,23 +11,12 @@ import numpy as np
 import pytest
 import tiny_models
 from mlx.utils import tree_flatten
-from mlx_lm.utils import load_model
-from test_step_oracle import (
-    RANK,
-    RELATIVE,
-    SCALE,
-    Batch,
-    batch_for,
-    randomize_lora,
-    relative,
-    torch_name,
-)
+from test_step_oracle import RELATIVE, Batch, hook_lora, lora_pair, relative
 from test_trainer import make_prompts, make_recipe, same, trained
 
 from abft_mlx import adapters, attention
 from abft_mlx.events import OnUpdate
 from abft_mlx.prompts import PromptBatch
-from abft_mlx.recipe import AdapterSection
 from abft_mlx.trainer import RunFolder, Trainer
 from abft_mlx.trainer.batches import MicroBatch, micro_batches
 from abft_mlx.trainer.step import Step
@@ -42,24 +31,9 @@ class Pair:
 
     def __init__(self, name: str, folder: Path, *, head: bool) -> None:
         self.torch = tiny_models.torch()
-        self.reference = tiny_models.reference(name).requires_grad_(False)
-        self.model, _ = load_model(tiny_models.save_reference(self.reference, folder, name))
-        self.batch = batch_for(self.model)
-        adapters.attach(self.model, AdapterSection(rank=RANK, scale=SCALE, head=head), seed=3)
-        lora = {
-            path: one
-            for path, one in adapters.adapted(self.model).items()
-            if not isinstance(one, adapters.FullLinear)
-        }
-        self.start = self._randomized(head)
-        self.theirs = {
-            key: self.torch.tensor(value, requires_grad=True) for key, value in self.start.items()
-        }
-        for path in lora:
-            a, b = self.theirs[f"{path}.lora_a"], self.theirs[f"{path}.lora_b"]
-            self.reference.get_submodule(torch_name(path)).register_forward_hook(
-                lambda _module, inputs, output, a=a, b=b: output + SCALE * (inputs[0] @ a @ b)
-            )
+        self.reference, self.model, self.batch = lora_pair(name, folder, head=head)
+        self.theirs = hook_lora(self.reference, self.model)
+        self.start = {key: value.detach().numpy().copy() for key, value in self.theirs.items()}
         if head:
             weight = self.theirs[HEAD]
             self.reference.lm_head.register_forward_hook(
@@ -69,17 +43,6 @@ class Pair:
             key: self.torch.tensor(np.array(value))
             for key, value in adapters.gradient_mask(self.model).items()
         }
-
-    def _randomized(self, head: bool) -> dict[str, np.ndarray]:
-        if not head:
-            return randomize_lora(self.model)
-        trained_head = self.model.lm_head
-        # randomize_lora knows LoRA layers alone.
-        self.model.lm_head = trained_head.original.module
-        randomize_lora(self.model)
-        self.model.lm_head = trained_head
-        tree = tree_flatten(self.model.trainable_parameters())
-        return {name: np.array(value) for name, value in tree}
 
     def loss(self) -> Any:
         """Cross-entropy of the target tokens at the last positions, averaged over prompts."""
@@ -145,22 +108,6 @@ def test_three_updates_equal_pytorchs_adam(name: str, head: bool, tmp_path: Path
         assert relative(moved, expected) <= 1e-3, key
 
 
-def test_the_head_sees_the_last_positions_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pair = Pair("llama", tmp_path, head=True)
-    positions = []
-    call = type(pair.model.lm_head).__call__
-
-    def watched(self: Any, x: mx.array) -> mx.array:
-        positions.append(x.size // x.shape[-1])
-        return call(self, x)
-
-    monkeypatch.setattr(type(pair.model.lm_head), "__call__", watched)
-    pair.step().update(cut(pair.batch), 0.7)
-    assert positions == [3, 3]
-
-
 END_TO_END = ("objective.kind=end_to_end", "objective.filter=true", "adapter.head=true")
 
 
@@ -196,17 +143,6 @@ def test_the_target_goes_through_the_trainer() -> None:
     assert seen[-1].loss < seen[0].loss / 2
     assert {(one.A, one.B) for one in seen} == {(0.0, 0.0)}
     assert all(one.induction_heads > 0 for one in seen)
-
-
-def test_the_controller_and_the_attention_settings_do_nothing() -> None:
-    changes = ("objective.punish=3", "objective.reward=0", "objective.filter=false")
-    runs = []
-    for one in ((), changes):
-        trainer = make_trainer(*one)
-        trainer.run()
-        runs.append(trained(trainer.model))
-    assert HEAD in runs[0]
-    assert same(*runs)
 
 
 class StopHereError(Exception):

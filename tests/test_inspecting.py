@@ -125,15 +125,6 @@ def test_progress_counts_both_states_to_the_end() -> None:
     assert [done for done, _ in told] == sorted({done for done, _ in told})
 
 
-def test_examples_of_large_models_stay_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = experiment.prepare(recipes.load("demo", SMALL))
-    chosen = opened.test_prompts()[:8]
-    most = max(len(one.token_ids) for one in chosen) * 6 * 2
-    for room, kept in ((0, 0), (2 * most, 2), (100 * most, 3)):
-        monkeypatch.setattr(opening, "EXAMPLE_BYTES", room)
-        assert len(opened.heads(chosen).examples) == kept
-
-
 def test_detectors_fit_the_context(tmp_path: Path) -> None:
     tiny_models.checkpoint(tmp_path / "model", "gpt2", n_positions=31, n_ctx=31)
     opened = experiment.prepare(recipes.load("demo", SMALL))
@@ -143,17 +134,6 @@ def test_detectors_fit_the_context(tmp_path: Path) -> None:
     seen = small_one.heads([], detectors=True).states["before"].detected
     assert seen is not None
     assert seen.repeated_tokens == 15
-
-
-def test_detectors_draw_no_special_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = experiment.prepare(recipes.load("demo", SMALL))
-    asked: list[np.ndarray] = []
-    monkeypatch.setattr(opening, "detect", lambda _m, words, **_more: asked.append(words))
-    opened.heads([], detectors=True)
-    special = set(opened.loaded.tokenizer.all_special_ids)
-    assert special
-    vocabulary = set(opened.loaded.tokenizer.get_vocab().values())
-    assert set(asked[0].tolist()) == vocabulary - special
 
 
 TEXT = "One naïve café — 日本語 and 🦊🦊\n\tTabs,  two spaces <b>&amp;</b> ' praise"

@@ -46,7 +46,7 @@ def test_rows_are_what_half_the_machine_holds(monkeypatch, changes, rows):
     one = trainer(*changes)
     assert one.rows == 32
     abft = trainer()
-    needed = memory.update_bytes(abft.model, abft.recipe, 8, LENGTH)
+    needed = memory.activation_bytes(abft.model, abft.recipe, 8, LENGTH)[0]
     taken = memory.array_bytes(one.model.parameters()) + memory.training_bytes(one.model)
     total = int((taken + needed) / memory.MEMORY_SHARE) + 1
     monkeypatch.setattr(mx, "device_info", lambda: {"max_recommended_working_set_size": total})

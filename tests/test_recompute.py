@@ -164,14 +164,3 @@ def test_no_array_of_all_scores_and_no_logits(monkeypatch: pytest.MonkeyPatch) -
     assert ours < 125 * 2**20
     monkeypatch.setattr(recompute, "CPU_QUERIES", size.tokens)
     assert peak() - sizes.weight_bytes(size, mx.float32) - ours > 128 * 2**20
-
-
-def test_memory_is_linear_in_the_prompt() -> None:
-    lengths = (512, 1024, 2048)
-    chosen = [sizes.parse(f"2x128x96:1x{one}k4") for one in lengths]
-    peaks = [
-        measure.peak_here(one, "ours-exact", "float32") - sizes.weight_bytes(one, mx.float32)
-        for one in chosen
-    ]
-    exponent = np.polyfit(np.log(lengths), np.log(peaks), 1)[0]
-    assert exponent < 1.15, peaks

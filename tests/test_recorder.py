@@ -13,7 +13,7 @@ import pytest
 import tiny_models
 from test_attention import largest_difference, numpy_row
 
-from abft_mlx import attention, ports
+from abft_mlx import attention
 from abft_mlx.attention import Recorder
 from abft_mlx.errors import ModelError, RunError, UnsupportedArchitectureError
 
@@ -92,22 +92,6 @@ def test_a_module_of_several_layers_is_called_for_them_in_turn() -> None:
     shared(queries[1], queries[1], None, scale=1.0)
     assert recorder.rows[0] is not None
     assert recorder.rows[1:] == [None] * 3
-
-
-def test_nothing_is_recorded_while_paused_and_what_was_stays() -> None:
-    recorder = Recorder(1)
-    hooked = attention.record_attention([recorder], (0,), plain)
-    recorder.last = LAST
-    hooked(given(), given(), None, scale=1.0)
-    (kept,) = recorder.rows
-    with pytest.raises(ZeroDivisionError), recorder.paused():  # noqa: PT012
-        assert recorder.last is None
-        hooked(given(1), given(1), None, scale=1.0)
-        raise ZeroDivisionError
-    assert recorder.last is LAST
-    assert recorder.rows == [kept]
-    hooked(given(1), given(1), None, scale=1.0)
-    assert recorder.rows[0] is not kept
 
 
 def test_a_call_aside_has_rows_of_its_own() -> None:
@@ -263,28 +247,6 @@ def test_a_layer_that_records_nothing_is_refused() -> None:
     # Never instrumented: no layer records.
     with pytest.raises(UnsupportedArchitectureError, match=f"^{re.escape(line)}$"):
         attention.run(model, recorder, tokens, last)
-    # Layers that are not run need not.
-    hidden, rows = attention.run(model, recorder, tokens, last, tiny_models.LAYERS)
-    assert rows == [None] * tiny_models.LAYERS
-    assert mx.array_equal(hidden, ports.port_for(model).hidden(model, tokens))
-
-
-def test_layers_that_are_not_run_are_named_by_the_first_that_is() -> None:
-    model = tiny_models.build("llama")
-    block = model.layers[0]
-    kind = type(block)
-    block.__class__ = type("Passing", (kind,), {"__call__": lambda _, x, *__, **___: x})
-    tokens, last = tiny_models.tokens()
-    for first in ({}, {"first_layer": 0}):
-        with pytest.raises(UnsupportedArchitectureError, match="in another way"):
-            attention.forward(model, tokens, last, **first)
-        with attention.instrument(model) as recorder:  # noqa: SIM117
-            with pytest.raises(UnsupportedArchitectureError, match="in another way"):
-                attention.run(model, recorder, tokens, last, **first)
-    hidden, rows = attention.forward(model, tokens, last, first_layer=1)
-    assert rows[0] is None
-    assert all(row is not None for row in rows[1:])
-    assert mx.array_equal(hidden, ports.port_for(model).hidden(model, tokens))
 
 
 def test_forward_may_attend_in_another_way() -> None:

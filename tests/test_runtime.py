@@ -134,14 +134,6 @@ class TestKernels:
         assert f"its {kernel} kernels" in choice.note
         assert runtime.KERNEL_VARIABLE not in os.environ
 
-    @pytest.mark.parametrize(("picks", "flags"), [("Zen", "avx2 fma"), ("Prescott", "sse2")])
-    def test_a_known_processor_and_an_old_one_keep_their_own(
-        self, monkeypatch: pytest.MonkeyPatch, picks: str, flags: str
-    ) -> None:
-        library, choice = self.prepared(monkeypatch, picks, flags)
-        assert library.modes[-1] == (ctypes.RTLD_GLOBAL, picks)
-        assert choice.note == "found"
-
 
 def test_facts_of_the_machine() -> None:
     facts = runtime.memory_facts()

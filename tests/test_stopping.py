@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -88,20 +87,6 @@ def test_what_is_ignored_stays_ignored() -> None:
         os.kill(os.getpid(), signal.SIGINT)
     assert stop.number is None
     assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-
-
-def test_another_thread_takes_no_signals() -> None:
-    before = signal.getsignal(signal.SIGINT)
-    seen: list[Any] = []
-
-    def work() -> None:
-        with Stop().watching() as stop:
-            seen.extend([signal.getsignal(signal.SIGINT), stop.watched])
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert seen == [before, False]
 
 
 # A call that runs no handler of Python's for a long while, as MLX may.

@@ -132,31 +132,6 @@ def test_a_tracker_that_cannot_start_stops_the_run_before_it_begins(
     assert trackers["wandb"].finished == [{"exit_code": 1}]
 
 
-def test_a_resumed_run_reports_what_it_does(
-    trackers: dict[str, Fake], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    output = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        patch.setattr(tracking.Tracking, "updated", _stop_at(2))
-        every = "--set=training.checkpoint_every=1"
-        assert run(output, "--report-to", "wandb", every).exit_code == 130
-    trackers["wandb"].breaks_at = "init"
-    assert invoke("finetune", "--resume", output, "--report-to", "wandb").exit_code == 1
-    assert (output / "checkpoint").is_dir(), "what was trained stays"
-    trackers["wandb"].breaks_at = None
-    result = invoke("finetune", "--resume", output, "--report-to", "wandb")
-    assert result.exit_code == 0, result.stderr
-    assert [step for step, _ in trackers["wandb"].logged] == [3, 3]
-
-
-def _stop_at(step: int) -> Any:
-    def updated(_: object, update: Any) -> None:
-        if update.step == step:
-            raise KeyboardInterrupt
-
-    return updated
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -20,19 +20,15 @@ from mlx.utils import tree_flatten, tree_unflatten
 from step_support import autodiff, prompts, step_of
 
 from abft_mlx import (
-    adapters,
     attention,
     experiment,
     loading,
-    memory_estimate,
     ports,
     recompute,
 )
 from abft_mlx import recipe as recipes
-from abft_mlx.errors import AdapterError
 from abft_mlx.events import OnUpdate
-from abft_mlx.induction import window
-from abft_mlx.recipe import AdapterSection
+from abft_mlx.induction import Window, window
 from abft_mlx.trainer.batches import micro_batches
 from abft_mlx.trainer.step import Step
 
@@ -171,7 +167,7 @@ def test_a_resumed_run_takes_no_census(
     def census(*_: object) -> None:
         raise AssertionError("a census")
 
-    monkeypatch.setattr(experiment.Experiment, "census", census)
+    monkeypatch.setattr(Window, "of", census)
     resumed = experiment.finetune(None, folder)
     for name in ("adapters.safetensors", "recipe.yaml"):
         assert (folder / name).read_bytes() == (run.output / name).read_bytes()
@@ -215,19 +211,6 @@ def test_no_heads_and_it_is_said(tmp_path: Path) -> None:
     assert recipes.load(str(output)).adapter.layers == [0, 1]
 
 
-def test_an_estimate_counts_all_layers() -> None:
-    config = tiny_models.config("llama")
-
-    def estimate(*changes: str) -> Any:
-        recipe = recipes.resolve(recipes.default(["training.micro_batch_tokens=256", *changes]))
-        return memory_estimate.estimate(loading.describe(config, "model"), recipe, 64)
-
-    assert estimate(AUTO) == estimate()
-    first = estimate("adapter.layers=[0]", "objective.layers=trained")
-    every = estimate("adapter.layers=[0]")
-    assert first["activations_bytes"] < every["activations_bytes"]
-
-
 @pytest.mark.parametrize(
     ("changes", "objective"),
     [
@@ -240,8 +223,3 @@ def test_an_estimate_counts_all_layers() -> None:
 )
 def test_whose_heads_count(changes: list[str], objective: str) -> None:
     assert recipes.resolve(recipes.default(changes)).objective.layers == objective
-
-
-def test_attaching_needs_numbers() -> None:
-    with pytest.raises(AdapterError, match="give layer numbers, or None for all"):
-        adapters.attach(tiny_models.build("llama"), AdapterSection(layers="auto"))

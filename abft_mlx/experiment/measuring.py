@@ -40,7 +40,7 @@ def document(
     adapter: object = None,
     base: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Eval's JSON document (docs/reference.md).
+    """Eval's JSON document (docs/reference.md), of its parts with an adapter and without it.
 
     Args:
         experiment: what was measured.
@@ -88,9 +88,7 @@ def evaluate(
         ranks: the processes that measure together; each gets the whole document.
 
     Returns:
-        The document of ``eval --json``. Its parts describe the model with the adapter where
-        there is one; ``base`` then holds the same parts without it, and ``comparisons`` also every
-        method against itself without the adapter.
+        The document of ``eval --json``.
     """
     events, ranks = events or Events(), ranks or Ranks()
     adapter = None if adapter is None else adapters.find(adapter)
@@ -115,17 +113,14 @@ def heads(
     detectors: bool = True,
     events: Events | None = None,
 ) -> Heads:
-    """See what a model's heads do on test prompts, without and with an adapter.
+    """What a model's heads do on the first test prompts: `Experiment.heads` of a recipe.
 
     Args:
         recipe: names model, data and prompts.
         adapter: a run folder, an adapter folder, a hub id, or None.
-        prompts: how many test prompts to look at; as many as there are where these are fewer.
+        prompts: how many test prompts to look at, if there are so many.
         detectors: also score every head on repeated random tokens.
         events: who hears what is opened and how many prompts are done, random rows among them.
-
-    Returns:
-        State ``before`` and, with an adapter, ``after``.
     """
     events = events or Events()
     adapter = None if adapter is None else adapters.find(adapter)

@@ -120,11 +120,7 @@ class Experiment:
     def measure_all(
         self, events: Events | None = None, ranks: Ranks | None = None
     ) -> dict[str, Any]:
-        """What the recipe's evaluation section asks for, of the model as it is now.
-
-        Returns:
-            Parts of eval's JSON: ``methods``, ``comparisons``, ``robustness`` and so on.
-        """
+        """The parts of eval's JSON that the recipe asks for, of the model as it is now."""
         return evaluation.measure(
             self.loaded.model,
             self.task,
@@ -142,8 +138,8 @@ class Experiment:
 
         Args:
             chosen: the prompts.
-            events: who hears of the progress.
-            done: what was looked at before, of ``total``; 0 counts these prompts alone.
+            events: who hears of the progress, from ``done`` to ``total`` if that is not 0.
+            done: what was looked at before.
             total: all that is looked at.
         """
         census = HeadCensus()
@@ -330,8 +326,7 @@ def prepare(
         adapter: a run folder, adapter folder or hub id of what to put on the model.
         processes: that will share every update.
         events: who hears what is opened.
-        trained_on: fingerprint of the texts that a run was trained on; all rows of other texts
-            are test rows.
+        trained_on: fingerprint of a run's texts; all rows of other texts are test rows.
 
     Raises:
         UsageError: the first thing that is wrong, in one line.
@@ -345,14 +340,11 @@ def prepare(
         )
     sections = [recipes.task(recipe), *recipe.mixture, *others]
     # Texts first: a model may have to be downloaded.
-    texts = []
+    texts, splits = [], []
     for section in sections:
         events.stage(f"reading {section.data.source}")
         texts.append(data.load(section.data))
-    splits = [
-        data.split(read, section.data, least_demonstrations(section))
-        for section, read in zip(sections, texts, strict=True)
-    ]
+        splits.append(data.split(texts[-1], section.data, least_demonstrations(section)))
     if trained_on not in (None, texts[0].fingerprint()):
         splits[0] = data.all_test(texts[0])
     events.stage(f"opening {recipe.model}")
@@ -368,11 +360,11 @@ def prepare(
 def open_texts(
     recipe: recipes.Recipe, texts: data.LabelledTexts, adapter: str | Path | None = None
 ) -> Experiment:
-    """Open a recipe's model for texts that stand in for the recipe's data.
+    """Open a recipe's model for texts that stand in for the recipe's data: none are for testing.
 
     Args:
         recipe: model, prompts and training; of its data section only sizes and seed are used.
-        texts: all of them are for training and validation.
+        texts: labelled, for training and validation.
         adapter: a run folder or mlx-lm adapter folder to put on the model.
 
     Raises:

@@ -43,8 +43,6 @@ class Progress:
         seconds: wall-clock seconds spent in updates, interruptions left out.
         validations: (updates done, accuracy) pairs, the first before any update.
         best_update: update with the best validation accuracy so far, or None.
-        best_accuracy: that accuracy.
-        peak_memory_bytes: MLX's peak.
         skipped: of the updates, those left out because they were not finite.
         skipped_in_a_row: of these, the ones since the last update that was applied.
     """
@@ -64,26 +62,20 @@ class Trainer:
     """Trains a model that has adapters attached, by the recipe's objective.
 
     Several ranks make the same updates: each takes its share of an update's prompts, and gradients
-    and head counts are those of all. The first rank alone writes to the folder, which the others
-    only read when they resume.
+    and head counts are those of all. The first rank alone writes to the folder.
 
     Args:
         model: a loaded model, adapters attached, everything else frozen.
-        prompts: the training prompts, all with the same number of demonstrations. Only those that
-            the updates see are looked at.
+        prompts: the training prompts, all with the same number of demonstrations.
         recipe: a resolved recipe; its objective and training sections are used.
         folder: where metrics and checkpoints go, or None to write nothing.
-        validate: gives the model's accuracy in 0..1 as it is now; called before the first update,
-            every ``training.validate_every`` updates and after the last, where that is not 0. All
-            ranks must get the same number.
+        validate: gives the model's accuracy in 0..1 as it is now, on all ranks the same number;
+            called as ``training.validate_every`` says.
         events: who hears of every update.
         fingerprint: what is trained on what; a checkpoint with another one is refused.
         made_with: what the fingerprint stands for, by name, so that a refusal can name it.
-        stop: what may ask the run to end; after the update that goes on it then does.
+        stop: what may ask the run to end after an update.
         ranks: the processes that train together; this one alone if None.
-
-    Attributes:
-        best: trainable parameters of the best validation so far, or None.
 
     Raises:
         RecipeError: an update has fewer groups of prompts than there are ranks.
@@ -171,11 +163,10 @@ class Trainer:
         parameters of the best one.
 
         Raises:
-            DivergedError: the loss stopped being finite; the model is as the last finite update, or
-                the best one, left it.
+            DivergedError: the loss stopped being finite.
             RunError: memory does not suffice, or a rank is gone.
-            UsageError: the ranks were not started alike.
-            OutputError: there is nothing to resume, or it belongs to another run.
+            UsageError: the ranks were not started alike, or there is nothing to resume, or it
+                belongs to another run.
             StoppedError: it was asked to end, and has saved a checkpoint.
         """
         runtime.reset_peak_memory()

@@ -34,8 +34,8 @@ ROUGHLY = 3
 ROOM_SHARE = 0.8
 
 
-def update_bytes(model: nn.Module, recipe: Recipe, rows: int, tokens: int) -> int:
-    """Bytes that a micro-batch takes beside weights and gradients.
+def activation_bytes(model: nn.Module, recipe: Recipe, rows: int, tokens: int) -> tuple[int, int]:
+    """Bytes beside weights and gradients: of a micro-batch, and of one prompt's evaluation.
 
     Within 30% of the peaks that MLX measures on its CPU backend; docs/performance.md has the terms.
 
@@ -46,12 +46,21 @@ def update_bytes(model: nn.Module, recipe: Recipe, rows: int, tokens: int) -> in
         tokens: of each, padding counted.
     """
     objective, together = recipe.objective, recipe.training.together
-    heads, width, itemsize = _sizes(model)
+    port, shapes = ports.port_for(model), [s for s in ports.heads(model) if s is not None]
+    heads = max(shape.n_heads for shape in shapes)
+    width = max(shape.n_heads * shape.head_dim for shape in shapes)
+    types = [array.dtype for _, array in tree_flatten(model.parameters())]
+    itemsize = min(dtype.size for dtype in types if mx.issubdtype(dtype, mx.floating))
     # Two arrays of the residual stream; LoRA makes float32 copies of what W_Q and W_K get.
     stream = (6 if recipe.adapter.kind == "lora" and itemsize < 4 else 2) * width
-    layers = [outputs + stream for outputs in _block_outputs(model)]
+    args = getattr(model, "args", None)
+    experts = max(getattr(args, name, None) or 1 for name in EXPERTS_PER_TOKEN)
+    blocks, layers = port.blocks(model), []
+    for block in blocks:
+        weights = [m.weight for _, m in block.module.named_modules() if "weight" in m]
+        outputs = [w.shape[-2] * (1 if w.ndim == 2 else experts) for w in weights if w.ndim > 1]
+        layers.append(sum(outputs) + stream)
     trained = set(adapters.trained_layers(model))
-    blocks = ports.port_for(model).blocks(model)
     here = [n for n, block in enumerate(blocks) if trained & set(block.layers)]
     only_trained = objective.kind == "abft" and objective.layers == "trained"
     kept = layers[here[0] : here[-1] + 1 if only_trained else None]
@@ -65,39 +74,11 @@ def update_bytes(model: nn.Module, recipe: Recipe, rows: int, tokens: int) -> in
     if together > 1:  # shared demonstrations are all of a prompt but one text in k + 1
         k = LEAST_AUTO if recipe.prompt.demonstrations == "auto" else recipe.prompt.demonstrations
         positions = max(1, rows // together) * tokens * (k + together) // (k + 1)
-    update = int(positions * (LAYERS_IN_FLIGHT * max(layers) + numbers) * itemsize)
+    in_flight = LAYERS_IN_FLIGHT * max(layers)
+    update = int(positions * (in_flight + numbers) * itemsize)
     if answers:  # float32 logits over the vocabulary, their exponentials and their gradient
-        update += rows * 3 * 4 * ports.output_dims(ports.port_for(model).head(model))
-    return update
-
-
-def query_bytes(model: nn.Module, recipe: Recipe, tokens: int) -> int:
-    """Bytes that an evaluation takes for each prompt of so many tokens."""
-    heads, width, itemsize = _sizes(model)
-    stream = (6 if recipe.adapter.kind == "lora" and itemsize < 4 else 2) * width
-    layer = max(_block_outputs(model)) + stream
-    return int(tokens * (LAYERS_IN_FLIGHT * layer + heads * tokens) * itemsize)
-
-
-def _sizes(model: nn.Module) -> tuple[int, int, int]:
-    """Query heads of a layer, their width, and bytes of the smallest kind of number."""
-    shapes = [shape for shape in ports.heads(model) if shape is not None]
-    types = [array.dtype for _, array in tree_flatten(model.parameters())]
-    itemsize = min(dtype.size for dtype in types if mx.issubdtype(dtype, mx.floating))
-    width = max(shape.n_heads * shape.head_dim for shape in shapes)
-    return max(shape.n_heads for shape in shapes), width, itemsize
-
-
-def _block_outputs(model: nn.Module) -> list[int]:
-    """Of each block the numbers that its linear layers give for a token."""
-    args = getattr(model, "args", None)
-    experts = max(getattr(args, name, None) or 1 for name in EXPERTS_PER_TOKEN)
-    outputs = []
-    for block in ports.port_for(model).blocks(model):
-        weights = [m.weight for _, m in block.module.named_modules() if "weight" in m]
-        linear = [w.shape[-2] * (1 if w.ndim == 2 else experts) for w in weights if w.ndim > 1]
-        outputs.append(sum(linear))
-    return outputs
+        update += rows * 3 * 4 * ports.output_dims(port.head(model))
+    return update, int(tokens * (in_flight + heads * tokens) * itemsize)
 
 
 def array_bytes(tree: Any) -> int:
@@ -127,24 +108,16 @@ def micro_batch_rows(model: nn.Module, recipe: Recipe, longest_tokens: int) -> i
     budget, room = training.micro_batch_tokens, None
     if not isinstance(budget, int):
         budget = GPU_TOKENS if mx.default_device() == mx.Device(mx.gpu) else CPU_TOKENS
-        room = _memory() * MEMORY_SHARE - _resident_bytes(model)
+        info = mx.device_info()
+        memory = info.get("max_recommended_working_set_size", runtime.machine_memory_bytes())
+        resident = array_bytes(model.parameters()) + training_bytes(model)
+        room = int(memory) * MEMORY_SHARE - resident
     rows = 1
     while 2 * rows * tokens <= budget and 2 * rows <= training.prompts_per_update:
-        if room is not None and update_bytes(model, recipe, 2 * rows, tokens) > room:
+        if room is not None and activation_bytes(model, recipe, 2 * rows, tokens)[0] > room:
             break
         rows *= 2
     return rows
-
-
-def _memory() -> int:
-    """Bytes of the machine's memory that MLX may use."""
-    info = mx.device_info()
-    return int(info.get("max_recommended_working_set_size", runtime.machine_memory_bytes()))
-
-
-def _resident_bytes(model: nn.Module) -> int:
-    """Bytes of the weights and of what training keeps beside them."""
-    return array_bytes(model.parameters()) + training_bytes(model)
 
 
 def peak_bytes(work: Callable[[], object]) -> int:
@@ -190,11 +163,15 @@ class Backoff:
             peak_bytes: gives the peak of memory of so many of the longest prompts.
         """
         room = runtime.memory_room_bytes() - training_bytes(self._model)
-        tokens, smallest = batches.padded_tokens(self._longest), self._smallest
         left = f"{max(0, room) / 1e9:.1f} GB of memory are left"
-        if not self._automatic or self._estimated(self.rows, tokens) * ROUGHLY < room:
+        smallest, tokens = self._smallest, batches.padded_tokens(self._longest)
+        most, least = (
+            activation_bytes(self._model, self._recipe, rows, tokens)[0]
+            for rows in (self.rows, smallest)
+        )
+        if not self._automatic or most * ROUGHLY < room:
             return
-        if self._estimated(smallest, tokens) > room * ROUGHLY:
+        if least > room * ROUGHLY:
             self._fail(left)
         try:
             peak = peak_bytes(smallest)
@@ -206,9 +183,6 @@ class Backoff:
             rows = max(smallest, rows // 2)
         if rows < self.rows:
             self._change(rows, left)
-
-    def _estimated(self, rows: int, tokens: int) -> int:
-        return update_bytes(self._model, self._recipe, rows, tokens)
 
     def halve(self, rows: int, why: str) -> None:
         """Halve the rows, because memory ran out.

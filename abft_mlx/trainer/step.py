@@ -59,27 +59,6 @@ class Totals:
         return f"loss {self.loss:g}, gradient norm {self.gradient_norm:g}"
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What a loss depends on beside the batch.
-
-    Attributes:
-        reward_weight: B.
-        use_filter: whether heads must pass the induction-head filter.
-        layers: those that have a part in equation 1; None for all.
-        lm_head: weight of end-to-end fine-tuning's loss beside the read-out's.
-        together: prompts that centre each other in a read-out.
-        classes: C, of a read-out.
-    """
-
-    reward_weight: float
-    use_filter: bool
-    layers: set[int] | None
-    lm_head: float
-    together: int
-    classes: int
-
-
 Forward = Callable[[dict[str, mx.array]], tuple[mx.array, list[mx.array | None], mx.array]]
 """Of a micro-batch the hidden states, each layer's pattern rows, and where in the hidden states
 each prompt's last token is."""
@@ -87,80 +66,64 @@ each prompt's last token is."""
 
 def abft_loss(
     model: nn.Module,
-    settings: Settings,
     batch: dict[str, mx.array],
-    punish_weight: mx.array,
     forward: Forward,
+    punish_weight: mx.array,
+    *,
+    reward_weight: float,
+    use_filter: bool,
+    layers: set[int] | None,
 ) -> Terms:
-    """Equation 1, summed over the prompts of a micro-batch."""
+    """Equation 1, summed over the prompts of a micro-batch, of all layers or some."""
     del model
     _, rows, _ = forward(batch)
-    if settings.layers is not None:
-        rows = [row if layer in settings.layers else None for layer, row in enumerate(rows)]
+    if layers is not None:
+        rows = [row if layer in layers else None for layer, row in enumerate(rows)]
     return abft_terms(
         rows,
         **_labels(batch),
         punish_weight=punish_weight,
-        reward_weight=settings.reward_weight,
-        use_filter=settings.use_filter,
+        reward_weight=reward_weight,
+        use_filter=use_filter,
     )
 
 
 def end_to_end_loss(
-    model: nn.Module,
-    settings: Settings,
-    batch: dict[str, mx.array],
-    punish_weight: mx.array,
-    forward: Forward,
+    model: nn.Module, batch: dict[str, mx.array], forward: Forward, _: mx.array
 ) -> Terms:
     """Cross-entropy of the answers' tokens at the LM head."""
-    del settings, punish_weight
     hidden, rows, last = forward(batch)
-    return _answer_terms(model, batch, hidden, rows, last)
-
-
-def read_out_loss(
-    model: nn.Module,
-    settings: Settings,
-    batch: dict[str, mx.array],
-    punish_weight: mx.array,
-    forward: Forward,
-) -> Terms:
-    """Cross-entropy of the read-out's scores, and if asked that of the LM head's answers."""
-    del punish_weight
-    hidden, rows, last = forward(batch)
-    weights = read_out.of(model)
-    assert weights is not None
-    labels = batch["label_positions"], batch["demonstration_labels"]
-    scores = read_out.centred(weights.scores(rows, *labels, settings.classes), settings.together)
-    gold = batch["gold"][:, None]
-    terms = end_to_end_terms(scores[:, None, :], gold, rows, **_labels(batch))
-    if settings.lm_head:
-        answers = _answer_terms(model, batch, hidden, rows, last)
-        terms = terms._replace(loss=terms.loss + settings.lm_head * answers.loss)
-    return terms
-
-
-LOSSES: dict[Objective, Callable[..., Terms]] = {
-    "abft": abft_loss,
-    "end_to_end": end_to_end_loss,
-    "read_out": read_out_loss,
-}
-
-
-def _answer_terms(
-    model: nn.Module,
-    batch: dict[str, mx.array],
-    hidden: mx.array,
-    rows: list[mx.array | None],
-    last: mx.array,
-) -> Terms:
-    """Cross-entropy of the answers' tokens at the LM head, of hidden states."""
     # (B, W, V) logits: the head never sees the other positions.
     positions = last[:, None] + mx.arange(batch["target"].shape[1])
     answering = mx.take_along_axis(hidden, positions[..., None], axis=1)
     logits = ports.port_for(model).logits(model, answering)
     return end_to_end_terms(logits, batch["target"], rows, **_labels(batch))
+
+
+def read_out_loss(
+    model: nn.Module,
+    batch: dict[str, mx.array],
+    forward: Forward,
+    punish_weight: mx.array,
+    *,
+    classes: int,
+    together: int,
+    lm_head: float,
+) -> Terms:
+    """Cross-entropy of the read-out's scores, and with a weight that of the LM head's answers.
+
+    Each ``together`` prompts share their demonstrations, and centre each other's scores.
+    """
+    states = forward(batch)
+    rows, weights = states[1], read_out.of(model)
+    assert weights is not None
+    labels = batch["label_positions"], batch["demonstration_labels"]
+    scores = read_out.centred(weights.scores(rows, *labels, classes), together)[:, None, :]
+    terms = end_to_end_terms(scores, batch["gold"][:, None], rows, **_labels(batch))
+    if not lm_head:
+        return terms
+    answers = end_to_end_loss(model, batch, lambda _: states, punish_weight)
+    return terms._replace(loss=terms.loss + lm_head * answers.loss)
 
 
 def _labels(batch: dict[str, mx.array]) -> dict[str, mx.array]:
@@ -170,29 +133,28 @@ def _labels(batch: dict[str, mx.array]) -> dict[str, mx.array]:
 
 
 class Step:
-    """Computes gradients of the recipe's loss, and applies them.
+    """Computes gradients of an objective's loss, and applies them.
 
     Args:
-        model: a loaded model with adapters attached; everything else frozen.
+        model: a loaded model with adapters attached, everything else frozen; for the objective
+            "read_out" with a read-out.
         optimizer: an MLX optimizer.
-        reward_weight: B.
+        reward_weight: B of equation 1, which the other objectives only measure.
         use_filter: whether heads must pass the induction-head filter.
         only_trained: whether only layers that train have a part in equation 1; nothing above the
             last of them is then computed.
-        objective: of the others than abft equation 1 is only measured, in all layers. A read-out
-            must be on the model.
+        objective: "abft", "end_to_end" or "read_out".
         lm_head: weight of end-to-end fine-tuning's loss beside the read-out's.
-        together: prompts that share demonstrations, which centre each other in a read-out.
+        together: prompts that share demonstrations, for a read-out.
         classes: C, for a read-out.
-        checkpointing: whether blocks are run again for their gradients instead of keeping what
-            they computed (:mod:`abft_mlx.trainer.checkpointing`).
+        checkpointing: run blocks again for their gradients instead of keeping what they computed
+            (:mod:`abft_mlx.trainer.checkpointing`).
         max_gradient_norm: clip the averaged gradient to this L2 norm, or None.
         compiled: compile value and gradient into one graph; None compiles on a GPU only.
         ranks: the processes that share every update; this one alone if None.
 
     Attributes:
         shapes: (B, T) of the micro-batches so far; a compiled step has a graph for each.
-        answered: whether prompts are followed by their answers.
         value_and_grad: from trainable parameters, one micro-batch's arrays and the punish weight to
             the four terms (4,) and the parameters' gradients, summed over prompts.
     """
@@ -221,12 +183,19 @@ class Step:
         self.shapes: set[tuple[int, int]] = set()
         self._sums: tuple[Tree, mx.array] | None = None
         self.compiled = mx.default_device() == mx.Device(mx.gpu) if compiled is None else compiled
-        self.answered = objective == "end_to_end" or lm_head > 0
-        trained = set(adapters.trained_layers(model))
-        layers = trained if only_trained and objective == "abft" else None
-        settings = Settings(reward_weight, use_filter, layers, lm_head, together, classes)
+        self._answered = objective == "end_to_end" or lm_head > 0
+        layers = set(adapters.trained_layers(model)) if only_trained else None
+        losses: dict[str, Callable[..., Terms]] = {
+            "abft": partial(
+                abft_loss, reward_weight=reward_weight, use_filter=use_filter, layers=layers
+            ),
+            "end_to_end": end_to_end_loss,
+            "read_out": partial(read_out_loss, classes=classes, together=together, lm_head=lm_head),
+        }
+        # Of the other objectives rows are measured, or read: all of them.
+        layers = layers if objective == "abft" else None
         self.value_and_grad = _value_and_grad(
-            model, partial(LOSSES[objective], model, settings), layers, checkpointing
+            model, partial(losses[objective], model), layers, checkpointing
         )
         if self.compiled:
             # Dropout draws from the random state, so it must be an input and an output of the
@@ -251,7 +220,7 @@ class Step:
         try:
             for micro_batch in micro_batches:
                 self.shapes.add(micro_batch.shape)
-                batch = micro_batch.answered() if self.answered else micro_batch
+                batch = micro_batch.answered() if self._answered else micro_batch
                 more_terms, more = self.value_and_grad(parameters, batch.arrays(), weight)
                 mx.eval(total, terms)
                 total = more if total is None else tree_map(mx.add, total, more)
@@ -264,15 +233,7 @@ class Step:
         return total, terms
 
     def update(self, micro_batches: Sequence[MicroBatch], punish_weight: float) -> Totals:
-        """Average the gradients over the update's prompts and take one optimizer step.
-
-        Args:
-            micro_batches: this rank's share of the update's prompts.
-            punish_weight: A.
-
-        Raises:
-            RunError: as `apply`.
-        """
+        """`accumulate` this rank's share of an update, and `apply` it."""
         self.accumulate(micro_batches, punish_weight)
         return self.apply(micro_batches)
 
@@ -302,8 +263,10 @@ class Step:
             flat = tree_flatten(gradients)
             counts = mx.array([prompts, tokens], dtype=mx.float32)
             sums = self.ranks.sum([*(array for _, array in flat), terms, counts])
-            *arrays, terms, counts = sums
-            gradients = tree_unflatten([(n, a) for (n, _), a in zip(flat, arrays, strict=True)])
+            names = [name for name, _ in flat]
+            gradients = tree_unflatten(list(zip(names, sums[:-2], strict=True)))
+            terms, counts = sums[-2:]
+            del flat, sums
             prompts, tokens = (int(count) for count in counts.tolist())
         # V is masked out of fused projections.
         gradients = adapters.mask_gradients(self.model, gradients)
@@ -337,13 +300,9 @@ class Step:
 def _value_and_grad(
     model: nn.Module, loss: Callable[..., Terms], layers: set[int] | None, checkpointing: bool
 ) -> Callable[..., tuple]:
-    """Value and gradient through the whole model.
+    """Value and gradient of a loss of a batch, of how to run the model, and the punish weight.
 
-    Args:
-        model: the model.
-        loss: of a batch, the punish weight and how to run the model.
-        layers: those whose rows are used; None for all.
-        checkpointing: whether blocks are run again for their gradients.
+    ``layers`` are those whose rows are used, None for all.
     """
 
     def value(parameters: Tree, *batch: Any) -> tuple:
@@ -365,7 +324,7 @@ def _value_and_grad(
             return *whole(model, tokens, last), last
 
         with recompute.activations_again(model), opened as whole:
-            values, gradients = value_and_grad(parameters, batch, punish_weight, forward)
+            values, gradients = value_and_grad(parameters, batch, forward, punish_weight)
         return mx.stack(values), gradients
 
     return run
