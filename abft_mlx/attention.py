@@ -78,12 +78,6 @@ class Recorder:
         finally:
             self._last, self.rows = before
 
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Record nothing while the block runs, and keep what is recorded already."""
-        with self.aside(None):
-            yield
-
 
 def row_of_scores(scores: mx.array, last: mx.array) -> mx.array:
     """One row of the pattern per prompt and head, (B, H, S) float32, of scores that are masked.
@@ -240,7 +234,6 @@ def forward(
     tokens: mx.array,
     last: mx.array,
     attend: Attend | None = None,
-    first_layer: int = 0,
 ) -> tuple[mx.array, Rows]:
     """Run the model up to its final norm and record every layer's pattern row.
 
@@ -253,26 +246,23 @@ def forward(
         tokens: (B, T) right-padded token ids.
         last: (B,) last position of each prompt.
         attend: as for :func:`instrument`.
-        first_layer: layers below it are not run (:func:`abft_mlx.ports.wrap_blocks` sees to that),
-            and have no rows.
 
     Returns:
         (B, T, width) hidden states after the final norm, and one (B, H, T) float32 pattern row per
         layer, None for a layer without heads. Columns after ``last`` are exactly 0.
     """
     with instrument(model, attend) as recorder:
-        return run(model, recorder, tokens, last, first_layer)
+        return run(model, recorder, tokens, last)
 
 
 def run(
-    model: nn.Module, recorder: Recorder, tokens: mx.array, last: mx.array, first_layer: int = 0
+    model: nn.Module, recorder: Recorder, tokens: mx.array, last: mx.array
 ) -> tuple[mx.array, Rows]:
     """As :func:`forward`, of a model that is instrumented already."""
     recorder.last = last
     port = port_for(model)
     hidden = port.hidden(model, tokens)
-    layers = port.layers(model)[first_layer:]
-    for row, layer in zip(recorder.rows[first_layer:], layers, strict=True):
+    for row, layer in zip(recorder.rows, port.layers(model), strict=True):
         if row is None and port.attention_module(layer) is not None:
             raise UnsupportedArchitectureError(
                 f"this {architecture(model)} model computes its attention in another way than "

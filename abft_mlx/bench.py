@@ -27,7 +27,7 @@ from abft_mlx import adapters, runtime
 from abft_mlx.errors import UsageError
 from abft_mlx.prompts import Prompt
 from abft_mlx.recipe import AdapterSection
-from abft_mlx.trainer.plan import micro_batches, shared_micro_batches
+from abft_mlx.trainer.batches import micro_batches
 from abft_mlx.trainer.step import Step
 
 HEAD_DIM, CLASSES = 64, 4
@@ -142,14 +142,10 @@ def ours(size: Size, dtype: mx.Dtype, together: int = 1) -> Update:
         optim.Adam(LEARNING_RATE, bias_correction=True),
         reward_weight=REWARD,
         use_filter=True,
-        gradient="exact",
     )
     together = math.gcd(together, size.prompts)
     prompts = random_prompts(size, together)
-    if together == 1:
-        batches = micro_batches(prompts, size.prompts, bucket_tokens=1)
-    else:
-        batches = shared_micro_batches(prompts, together, size.prompts)
+    batches = micro_batches(prompts, size.prompts, together=together, bucket_tokens=1)
     return lambda: step.update(batches, PUNISH).loss
 
 

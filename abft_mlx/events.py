@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-# Null in a line of metrics.jsonl whose update was left out.
+# Null in a line whose update was left out.
 MEASURES = ("loss", "punish", "reward", "induction_heads")
 
 
@@ -17,22 +17,20 @@ class Update:
     Attributes:
         step: optimizer updates done, from 1.
         seen_examples: prompts seen so far, repeats counted.
-        loss: equation 1, averaged over the update's prompts; of the other objectives, their
-            cross-entropy.
+        loss: averaged over the update's prompts; null where the update was left out, as are the
+            three measures after it.
         punish: equation 1's first term without A.
         reward: its second term without B.
         induction_heads: heads above the filter, averaged over the update's prompts.
-        A: the punish weight that this update used; 0 for other objectives.
-        B: the reward weight; 0 for other objectives.
+        A: the punish weight that this update used; A and B are 0 for other objectives than abft.
+        B: the reward weight.
         learning_rate: of this update.
         tokens: prompt tokens in this update, padding left out.
         seconds: wall-clock seconds of this update.
         peak_memory_bytes: MLX's peak so far in this run.
         validation_accuracy: in 0..1, where this update was followed by a validation.
         note: what this update changed to fit into memory, where it did.
-        skipped: why this update was left out, where it was; the four measures are null then.
-        compilations: of the step so far, since the run was begun or resumed, one for each shape of
-            a micro-batch; where the step is compiled.
+        skipped: why this update was left out, where it was.
     """
 
     step: int
@@ -50,7 +48,6 @@ class Update:
     validation_accuracy: float | None = None
     note: str | None = None
     skipped: str | None = None
-    compilations: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The fields that are known, in order; the measures always."""
@@ -59,7 +56,7 @@ class Update:
 
 
 class Events:
-    """Ignores everything. Override the methods that you want to hear of."""
+    """Ignores everything. Override the methods that you need."""
 
     def prepared(self, experiment: Any, trainable: int) -> None:
         """A run is ready to train: its `Experiment`, and how many numbers will be trained."""
@@ -75,11 +72,7 @@ class Events:
 
 
 class OnUpdate(Events):
-    """Calls a function with every update, and ignores the rest.
-
-    Args:
-        call: the function, or None.
-    """
+    """Calls a function, if there is one, with every update, and ignores the rest."""
 
     def __init__(self, call: Callable[[Update], None] | None) -> None:
         self._call = call

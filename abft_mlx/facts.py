@@ -44,7 +44,7 @@ def of_run(
         },
         "labels": dict(zip(task.space.names, task.space.words, strict=True)),
         "chat_template": task.chat_template,
-        "shortened_texts": sum({id(t.builder): t.builder.shortened for t in tasks}.values()),
+        "shortened_texts": shortened_texts(tasks),
         "seeds": {
             "data": recipe.data.seed,
             "training": recipe.training.seed,
@@ -55,6 +55,12 @@ def of_run(
     if recipe.mixture:
         facts["mixture"] = {task.name: _data(task) for task in trained}
     return facts
+
+
+def shortened_texts(tasks: Sequence[Task]) -> int:
+    """How many texts were cut to fit."""
+    builders = {id(task.builder): task.builder for task in tasks}
+    return sum(builder.shortened for builder in builders.values())
 
 
 def _data(task: Task) -> dict[str, Any]:

@@ -1,7 +1,4 @@
-"""Estimating the memory of a run before it starts: a formula on shapes, nothing is computed.
-
-Within 30% of the peaks that MLX measures on its CPU backend; docs/performance.md has the terms.
-"""
+"""Estimating the memory of a run before it starts: a formula on shapes, nothing is computed."""
 
 from __future__ import annotations
 
@@ -9,18 +6,12 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
 
 from abft_mlx import adapters, loading, ports, prefix, read_out
 from abft_mlx import recipe as recipes
 from abft_mlx.errors import UsageError
 from abft_mlx.recipe import Recipe
-from abft_mlx.task import LEAST_AUTO
-from abft_mlx.trainer import below, memory, plan
-
-# Layers whose arrays are alive although nothing keeps them: MLX allocates ahead of the device.
-LAYERS_IN_FLIGHT = 2.2
-EXPERTS_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k")
+from abft_mlx.trainer import batches, memory
 
 
 def examine(recipe: Recipe, length_tokens: int, limit_bytes: int) -> dict[str, Any]:
@@ -79,29 +70,23 @@ def estimate(model: nn.Module, recipe: Recipe, length_tokens: int) -> dict[str, 
         recipe: a resolved recipe; ``adapter.layers`` auto counts as all layers.
         length_tokens: the longest prompt.
     """
-    training, evaluation, objective = recipe.training, recipe.evaluation, recipe.objective
-    base_parameters, weights = loading.parameter_count(model), _bytes(model.parameters())
+    training, evaluation = recipe.training, recipe.evaluation
+    base_parameters = loading.parameter_count(model)
+    weights = memory.array_bytes(model.parameters())
     layers = None if recipe.adapter.layers == "auto" else recipe.adapter.layers
     adapters.attach(model, recipe.adapter.model_copy(update={"layers": layers}))
-    if objective.kind == "read_out":
+    if recipe.objective.kind == "read_out":
         read_out.attach(model, {n: mx.zeros(H) for n, H in ports.head_counts(model).items()})
-    tokens = plan.padded_tokens(length_tokens)
+    tokens = batches.padded_tokens(length_tokens)
     rows = memory.micro_batch_rows(model, recipe, length_tokens)
     micro_batches = -(-training.prompts_per_update // rows)
-    trainable = _bytes(model.trainable_parameters())
-    resident = _bytes(model.parameters()) + memory.kept_originals_bytes(model)
+    trainable = memory.array_bytes(model.trainable_parameters())
+    resident = memory.array_bytes(model.parameters()) + memory.originals_bytes(model)
     if training.validate_every and training.keep_best:
         resident += trainable
     gradients = min(micro_batches, 2) * trainable  # one waits while the next is computed
-    update, query = _activations(model, recipe, rows, tokens)
-    if objective.kind == "end_to_end" or objective.lm_head:
-        update += rows * memory.bytes_per_prompt(model, "end_to_end")
+    update, query = memory.activation_bytes(model, recipe, rows, tokens)
     update = max(update, 3 * trainable - gradients)  # averaging, and Adam's step
-    kept = 0
-    if training.keep_hidden and training.together == 1:
-        prompts = min(training.examples, training.updates * training.prompts_per_update)
-        kept = prompts * below.input_bytes(model, length_tokens)
-        kept = min(kept, memory.kept_bytes(model, recipe))
     count = adapters.trainable_parameters(model)
     adapters.detach(model)
     prompts = evaluation.queries * evaluation.repeats
@@ -118,45 +103,6 @@ def estimate(model: nn.Module, recipe: Recipe, length_tokens: int) -> dict[str, 
         "moments_bytes": 2 * trainable,
         "gradients_bytes": gradients,
         "activations_bytes": update,
-        "kept_hidden_bytes": kept,
-        "training_bytes": resident + 2 * trainable + gradients + update + kept,
+        "training_bytes": resident + 2 * trainable + gradients + update,
         "evaluation_bytes": resident + batch * query,
     }
-
-
-def _activations(model: nn.Module, recipe: Recipe, rows: int, tokens: int) -> tuple[int, int]:
-    """Bytes beside weights and gradients: of a micro-batch, and of one prompt's evaluation."""
-    objective, together = recipe.objective, recipe.training.together
-    types = [array.dtype for _, array in tree_flatten(model.parameters())]
-    itemsize = min(dtype.size for dtype in types if mx.issubdtype(dtype, mx.floating))
-    heads = max(shape.n_heads for shape in ports.heads(model) if shape is not None)
-    width = max(shape.n_heads * shape.head_dim for shape in ports.heads(model) if shape is not None)
-    # Two arrays of the residual stream; LoRA makes float32 copies of what W_Q and W_K get.
-    stream = (6 if recipe.adapter.kind == "lora" and itemsize < 4 else 2) * width
-    blocks, layers = ports.port_for(model).blocks(model), []
-    args = getattr(model, "args", None)
-    experts = max(getattr(args, name, None) or 1 for name in EXPERTS_PER_TOKEN)
-    for block in blocks:
-        weights = [m.weight for _, m in block.module.named_modules() if "weight" in m]
-        outputs = [w.shape[-2] * (1 if w.ndim == 2 else experts) for w in weights if w.ndim > 1]
-        layers.append(sum(outputs) + stream)
-    trained = set(adapters.trained_layers(model))
-    here = [n for n, block in enumerate(blocks) if trained & set(block.layers)]
-    only_trained = objective.kind == "abft" and objective.layers == "trained"
-    kept = layers[here[0] : here[-1] + 1 if only_trained else None]
-    if objective.kind != "end_to_end" and not objective.lm_head:
-        kept[-1] = 2 * width + stream  # of the last layer, queries and keys alone are used
-    in_flight = LAYERS_IN_FLIGHT * max(layers)
-    one_block = max(layers) + 2 * heads * tokens + 1.5 * width * len(kept)
-    keeps = {"kept": sum(kept), "checkpointing": one_block, "local": 0}
-    every = rows * tokens
-    if together > 1:  # shared demonstrations are all of a prompt but one text in k + 1
-        k = LEAST_AUTO if recipe.prompt.demonstrations == "auto" else recipe.prompt.demonstrations
-        every = max(1, rows // together) * tokens * (k + together) // (k + 1)
-    update = every * (in_flight + keeps[memory.backward_of(recipe)])
-    return int(update * itemsize), int(tokens * (in_flight + heads * tokens) * itemsize)
-
-
-def _bytes(tree: Any) -> int:
-    """Bytes of all arrays of a tree."""
-    return sum(array.nbytes for _, array in tree_flatten(tree))

@@ -7,8 +7,8 @@ K demonstrations, V vocabulary, W tokens of a label word.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import mlx.core as mx
 
@@ -43,15 +43,12 @@ def abft_terms(
     use_filter: bool = True,
     prompt_weights: mx.array | None = None,
 ) -> Terms:
-    """Equation 1, summed over layers, heads and prompts.
+    """Equation 1, summed over layers, heads and prompts, so that micro-batches add up.
 
     For each kept head: A · Σ_{I-} a_i + B · (1 − Σ_{I+} a_i), where I+ holds the label positions
     whose label equals the gold label and I- the others. A head is kept where its mass on all label
     positions exceeds k / (k + ln n); no gradient passes through that choice. Where I+ is empty the
     reward term is the constant B.
-
-    The sums are not divided by anything, so that micro-batches add up to the same loss however an
-    update is cut.
 
     Args:
         rows: per layer, (B, H, T) float32 pattern rows at the last position, or None for a layer
@@ -64,23 +61,17 @@ def abft_terms(
         reward_weight: B.
         use_filter: False keeps every head (the paper's ablation).
         prompt_weights: (B,) factor of each prompt, 0 for rows that only fill a batch; default 1.
-
-    Returns:
-        The loss and its parts.
     """
     K = label_positions.shape[1]
     right = (demonstration_labels == gold[:, None]).astype(mx.float32)[:, None, :]
-    punish = mx.array(0.0)
-    reward = mx.array(0.0)
-    heads = mx.array(0.0)
+    punish = reward = heads = mx.array(0.0)
     for pattern in rows:
         if pattern is None:
             continue
         attention = label_attention(pattern, label_positions)
+        kept = mx.ones(attention.shape[:2])
         if use_filter:
             kept = head_filter(attention.sum(axis=-1), last + 1, K).astype(mx.float32)
-        else:
-            kept = mx.ones(attention.shape[:2])
         if prompt_weights is not None:
             kept = kept * prompt_weights[:, None]
         punish = punish + (kept * (attention * (1 - right)).sum(axis=-1)).sum()
@@ -102,8 +93,7 @@ def end_to_end_terms(
 ) -> Terms:
     """Cross-entropy of the gold word's tokens over the whole vocabulary, summed over prompts.
 
-    What the heads do meanwhile is measured as :func:`abft_terms` does with the filter on, and has
-    no part in the loss, so none in its gradient.
+    What the heads do meanwhile is measured as :func:`abft_terms` does, and is no part of the loss.
 
     Args:
         logits: (B, W, V) float32, those that predict each token of the target, given the ones
@@ -115,12 +105,9 @@ def end_to_end_terms(
         demonstration_labels: (B, K).
         gold: (B,).
         last: (B,).
-        prompt_weights: (B,) factor of each prompt, 0 for rows that only fill a batch; default 1.
-
-    Returns:
-        The loss, and the measured parts.
+        prompt_weights: (B,).
     """
-    heads = abft_terms(
+    measured = abft_terms(
         rows,
         label_positions,
         demonstration_labels,
@@ -131,11 +118,11 @@ def end_to_end_terms(
         prompt_weights=prompt_weights,
     )
     right = mx.take_along_axis(logits, mx.maximum(target, 0)[..., None], axis=2)[..., 0]
-    each = mx.logsumexp(logits, axis=2) - right
-    surprise = mx.where(target >= 0, each, 0.0).sum(axis=1)
+    surprise = mx.logsumexp(logits, axis=2) - right
+    surprise = mx.where(target >= 0, surprise, 0.0).sum(axis=1)
     if prompt_weights is not None:
         surprise = surprise * prompt_weights
-    return heads._replace(loss=surprise.sum())
+    return measured._replace(loss=surprise.sum())
 
 
 @dataclass
@@ -152,9 +139,6 @@ class PunishController:
     Attributes:
         punish_weight: A, to be used in the next update.
         enabled: False leaves A as it is.
-        cp: proportional constant.
-        ci: integral constant.
-        cd: derivative constant.
         updates: updates seen.
         first_heads: n_1.
         previous_heads: n_{t-1}.
@@ -172,14 +156,7 @@ class PunishController:
     older_heads: float = 0.0
 
     def update(self, induction_heads: float) -> float:
-        """Take in one update's mean head count.
-
-        Args:
-            induction_heads: n_t, heads above the filter averaged over the update's prompts.
-
-        Returns:
-            The punish weight for the next update.
-        """
+        """Take in n_t, an update's mean head count, and return A of the next update."""
         self.updates += 1
         if self.updates == 1:
             self.first_heads = induction_heads
@@ -191,12 +168,3 @@ class PunishController:
             self.punish_weight = max(0.0, moved)
         self.older_heads, self.previous_heads = self.previous_heads, induction_heads
         return self.punish_weight
-
-    def state(self) -> dict[str, Any]:
-        """Everything that a resumed run needs, as plain numbers."""
-        return asdict(self)
-
-    @classmethod
-    def from_state(cls, state: dict[str, Any]) -> PunishController:
-        """Rebuild a controller from :meth:`state`."""
-        return cls(**state)

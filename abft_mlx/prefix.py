@@ -82,14 +82,6 @@ class PrefixKeys(KVCache):
     def state(self, _: Any) -> None:
         self.keys_and_values()
 
-    def fill(self, keys: mx.array, values: mx.array) -> None:
-        """Take other keys and values, of the same shapes."""
-        self.keys, self.values = keys, values
-
-    def forget(self) -> None:
-        """Be as before the prefix was run."""
-        self.keys = self.values = None
-
 
 def prefix_caches(model: nn.Module) -> list[PrefixKeys]:
     """One empty cache for each that the model uses.

@@ -1,7 +1,7 @@
 """The processes that work on one run together, through MLX's own distributed engine.
 
-Whoever starts them (``mlx.launch``, ``mpirun``) decides how many there are and how they speak; the
-stream is left to MLX, since the ring computes on CPU streams and NCCL on the GPU's.
+``mlx.launch`` or ``mpirun`` decides how many there are and how they speak. The stream is left to
+MLX, since the ring computes on CPU streams and NCCL on the GPU's.
 """
 
 from __future__ import annotations
@@ -54,10 +54,7 @@ class Ranks:
         return self.rank == 0
 
     def sum(self, arrays: Sequence[mx.array]) -> list[mx.array]:
-        """Arrays summed over all ranks, sent as one message of float32; alone, the same arrays.
-
-        Args:
-            arrays: of the same shapes on every rank.
+        """Arrays of the same shapes on every rank, summed over all, sent as float32.
 
         Raises:
             RunError: a rank is gone.
@@ -78,6 +75,8 @@ class Ranks:
 
     def count(self, number: int) -> int:
         """A whole number, below 2**24 in all, summed over all ranks."""
+        if self.size == 1:
+            return number
         return int(self.sum([mx.array([number], dtype=mx.float32)])[0].item())
 
     def wait(self) -> None:
@@ -85,7 +84,7 @@ class Ranks:
         self.count(1)
 
     def agree(self, text: str, what: str) -> None:
-        """Check that every rank holds the same text.
+        """Check that every rank has the same text.
 
         Args:
             text: anything that must not differ.
@@ -98,23 +97,23 @@ class Ranks:
         if self.size == 1:
             return
         digest = hashlib.sha256(text.encode()).digest()[:8]
-        own = mx.array([list(digest)], dtype=mx.int32)
         with self._exchange():
-            found = mx.distributed.all_gather(own, group=self._group).tolist()
-        others = [rank for rank, one in enumerate(found) if one != found[0]]
-        if others:
+            own = mx.array([list(digest)], dtype=mx.int32)
+            digests = mx.distributed.all_gather(own, group=self._group).tolist()
+        different = [rank for rank, other in enumerate(digests) if other != digests[0]]
+        if different:
             raise UsageError(
-                f"rank {others[0]} was started with another {what} than rank 0; give every rank "
-                "the same"
+                f"rank {different[0]} was started with another {what} than rank 0; give every "
+                "rank the same"
             )
 
     @contextlib.contextmanager
     def _exchange(self) -> Iterator[None]:
         # JACCL, and the ring before MLX 0.32.4, wait for ever for a rank that is gone, inside MLX,
         # where no signal handler of Python runs: only leaving the process ends that.
-        watch = threading.Timer(self.timeout_seconds, self._give_up)
-        watch.daemon = True
-        watch.start()
+        timer = threading.Timer(self.timeout_seconds, self._give_up)
+        timer.daemon = True
+        timer.start()
         try:
             yield
         except RuntimeError as error:
@@ -123,7 +122,7 @@ class Ranks:
                 f"rank printed says why, and {self._way_out}"
             ) from error
         finally:
-            watch.cancel()
+            timer.cancel()
 
     def _give_up(self) -> None:
         line = (
@@ -137,20 +136,17 @@ class Ranks:
 def join(way_out: str = RESUME) -> Ranks:
     """The ranks that this process was started among, or this process alone.
 
-    Args:
-        way_out: what to do when a rank is gone, for the message.
-
     Raises:
         RunError: the other ranks cannot be reached.
         UsageError: the timeout in the environment is not a number of seconds.
     """
-    given = os.environ.get(TIMEOUT_VARIABLE)
+    value = os.environ.get(TIMEOUT_VARIABLE)
     try:
-        timeout_seconds = TIMEOUT_SECONDS if given is None else float(given)
+        timeout_seconds = TIMEOUT_SECONDS if value is None else float(value)
     except ValueError:
         timeout_seconds = 0.0
     if not 0 < timeout_seconds < threading.TIMEOUT_MAX:
-        raise UsageError(f"{TIMEOUT_VARIABLE}={given}: must be a number of seconds above 0")
+        raise UsageError(f"{TIMEOUT_VARIABLE}={value}: must be a number of seconds above 0")
     try:
         group = mx.distributed.init()
     except (RuntimeError, ValueError) as error:

@@ -46,13 +46,13 @@ class ReadOut(nn.Module):
     def __init__(self, weights: Mapping[int, np.ndarray | mx.array]) -> None:
         super().__init__()
         self.heads = {
-            f"layer{layer}": mx.array(one).astype(mx.float32) / SPEED
-            for layer, one in weights.items()
+            f"layer{layer}": mx.array(values).astype(mx.float32) / SPEED
+            for layer, values in weights.items()
         }
 
     def weights(self) -> dict[int, np.ndarray]:
         """Layer number to the (H,) weights of its heads."""
-        return {_number(name): SPEED * np.array(one) for name, one in self.heads.items()}
+        return {_number(name): SPEED * np.array(values) for name, values in self.heads.items()}
 
     def scores(
         self,
@@ -91,65 +91,60 @@ def _number(name: str) -> int:
 def log_mass(
     pattern: mx.array, label_positions: mx.array, demonstration_labels: mx.array, classes: int
 ) -> mx.array:
-    """Logarithm of each head's attention on the labels of each class.
+    """(B, H, C) ``log(m + EPSILON)``: each head's attention on the labels of each class.
 
     Args:
         pattern: (B, H, T) pattern rows of one layer.
         label_positions: (B, K).
         demonstration_labels: (B, K).
         classes: C.
-
-    Returns:
-        (B, H, C) float32, ``log(m + EPSILON)``.
     """
     of_class = demonstration_labels[:, :, None] == mx.arange(classes)
     mass = label_attention(pattern, label_positions) @ of_class.astype(mx.float32)
     return mx.log(mass + EPSILON)
 
 
-def centred(scores: mx.array, group: int) -> mx.array:
-    """Scores minus their mean over each group of prompts with the same demonstrations.
+def features_of(
+    rows: Iterable[mx.array | None], label_positions: mx.array, labels: mx.array, classes: int
+) -> mx.array:
+    """(B, H, C) log masses of all layers' heads, in the order of layers."""
+    masses = [log_mass(row, label_positions, labels, classes) for row in rows if row is not None]
+    return mx.concatenate(masses, axis=1)
 
-    Args:
-        scores: (B, C); each ``group`` prompts in a row are a group.
-        group: prompts of a group.
-    """
+
+def centred(scores: mx.array, group: int) -> mx.array:
+    """(B, C) scores minus their mean over each ``group`` prompts with the same demonstrations."""
     B, C = scores.shape
-    parted = scores.reshape(B // group, group, C)
-    return (parted - parted.mean(axis=1, keepdims=True)).reshape(B, C)
+    grouped = scores.reshape(B // group, group, C)
+    return (grouped - grouped.mean(axis=1, keepdims=True)).reshape(B, C)
 
 
 def of(model: nn.Module) -> ReadOut | None:
     """The model's read-out, or None."""
-    found = model.get("read_out")
-    return found if isinstance(found, ReadOut) else None
+    module = model.get("read_out")
+    return module if isinstance(module, ReadOut) else None
 
 
 def attach(model: nn.Module, weights: Mapping[int, np.ndarray | mx.array]) -> None:
-    """Give a model head weights, which then answer instead of its LM head.
-
-    Args:
-        model: a loaded model.
-        weights: layer number to (H,).
-    """
+    """Give a model head weights, layer number to (H,), which answer instead of its LM head."""
     model.read_out = ReadOut(weights)
 
 
 def detach(model: nn.Module) -> ReadOut | None:
     """Take a model's read-out off, and return it."""
-    found = of(model)
-    if found is not None:
+    module = of(model)
+    if module is not None:
         del model["read_out"]
-    return found
+    return module
 
 
 def save(model: nn.Module, folder: Path) -> None:
     """Write the head weights, ``layerN`` (H,) float32; without a read-out remove the file."""
-    found, path = of(model), folder / FILE
-    if found is None:
+    module, path = of(model), folder / FILE
+    if module is None:
         path.unlink(missing_ok=True)
         return
-    arrays = {f"layer{layer}": mx.array(one) for layer, one in found.weights().items()}
+    arrays = {f"layer{layer}": mx.array(one) for layer, one in module.weights().items()}
     write_arrays(path, arrays)
 
 
@@ -168,13 +163,13 @@ def read(folder: Path, heads: Mapping[int, int]) -> dict[int, mx.array] | None:
         return None
     try:
         arrays: Any = mx.load(str(path))
-        weights = {_number(name): one for name, one in arrays.items()}
+        weights = {_number(name): values for name, values in arrays.items()}
     except (RuntimeError, ValueError) as error:
         raise AdapterError(f"{path} is broken: {error}; train or copy it again") from error
-    for layer, one in weights.items():
-        if one.shape != (heads.get(layer),):
+    for layer, values in weights.items():
+        if values.shape != (heads.get(layer),):
             raise AdapterError(
-                f"{path}: {tuple(one.shape)} weights for layer {layer}, the model has "
+                f"{path}: {tuple(values.shape)} weights for layer {layer}, the model has "
                 f"{heads.get(layer, 0)} heads there; use the base model that it was trained on"
             )
     return weights
@@ -183,19 +178,16 @@ def read(folder: Path, heads: Mapping[int, int]) -> dict[int, mx.array] | None:
 def fit(
     features: np.ndarray, gold: np.ndarray, groups: np.ndarray, penalty: float = PENALTY
 ) -> np.ndarray:
-    """Head weights by regularised logistic regression on the attention of a model as it is.
+    """(H,) float64 head weights by logistic regression on the attention of a model as it is.
 
-    Least is the mean cross-entropy plus ``penalty`` times the squared weights of features that are
-    divided by their root mean square, by Newton's method.
+    Minimises by Newton's method the mean cross-entropy plus ``penalty`` times the squared weights
+    of features that are divided by their root mean square.
 
     Args:
         features: (N, H, C) from :func:`log_mass`.
         gold: (N,) class numbers.
         groups: (N,) prompts with the same number have the same demonstrations.
         penalty: of the weights.
-
-    Returns:
-        (H,) float64.
     """
     f = features.astype(np.float64)
     f -= f.mean(axis=2, keepdims=True)
@@ -225,28 +217,15 @@ def fit(
         spread = spread.transpose(1, 0, 2).reshape(H, -1)
         step = np.linalg.solve(spread @ spread.T / N + 2 * penalty * np.eye(H), gradient)
         for halving in range(30):
-            tried = weights - step / 2**halving
-            new, p = loss(tried)
-            if new <= value:
+            trial = weights - step / 2**halving
+            trial_value, p = loss(trial)
+            if trial_value <= value:
                 break
-        weights, value = tried, new
+        weights, value = trial, trial_value
     return weights / size
 
 
 def by_layer(flat: np.ndarray, heads: Mapping[int, int]) -> dict[int, np.ndarray]:
-    """(H,) weights of all heads in the order of layers -> those of each layer.
-
-    Args:
-        flat: one weight for each head.
-        heads: layer number to its number of heads, in order.
-    """
+    """(H,) weights of all heads to those of each layer; ``heads`` has the layers in order."""
     ends = np.cumsum(list(heads.values()))[:-1]
     return dict(zip(heads, np.split(flat, ends), strict=True))
-
-
-def features_of(
-    rows: Iterable[mx.array | None], label_positions: mx.array, labels: mx.array, classes: int
-) -> mx.array:
-    """(B, H, C) log masses of all layers' heads, in the order of layers."""
-    found = [log_mass(one, label_positions, labels, classes) for one in rows if one is not None]
-    return mx.concatenate(found, axis=1)

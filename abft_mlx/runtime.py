@@ -22,18 +22,18 @@ BLAS_VARIABLE = "ABFT_MLX_BLAS"
 KERNEL_VARIABLE = "OPENBLAS_CORETYPE"
 # What OpenBLAS falls back to on an x86 processor that is younger than itself.
 FALLBACK_KERNELS = ("Prescott", "Core2", "Generic")
+# Where distributions put OpenBLAS; the threaded builds first.
+LIBRARIES = (
+    "*/openblas-pthread/libopenblas.so.0", "*/openblas-openmp/libopenblas.so.0",
+    "*/libopenblas.so.0", "libopenblas.so.0", "libopenblas.so",
+)  # fmt: skip
 CACHE_SHARE = 0.25
 CPU_BATCH_TOKENS = 4096
 
 
 @dataclass
 class BlasChoice:
-    """Which BLAS serves MLX on the CPU.
-
-    Attributes:
-        path: the shared library that was loaded, or None.
-        note: why there is none, or where the choice came from.
-    """
+    """The BLAS library that serves MLX on the CPU, or None, and where it is from or why not."""
 
     path: str | None
     note: str
@@ -43,36 +43,23 @@ _choice: BlasChoice | None = None
 
 
 def _candidates() -> Iterator[tuple[str, str]]:
-    asked = os.environ.get(BLAS_VARIABLE)
-    if asked is not None:
-        if asked and asked != "none":
-            yield asked, f"named by {BLAS_VARIABLE}"
+    """Paths of libraries to try, and where each is from."""
+    named = os.environ.get(BLAS_VARIABLE)
+    if named is not None:
+        if named not in ("", "none"):
+            yield named, f"named by {BLAS_VARIABLE}"
         return
-    roots = [
-        Path("/usr/lib"),
-        Path("/usr/lib64"),
-        Path("/usr/local/lib"),
-        Path("/opt/OpenBLAS/lib"),
-    ]
-    patterns = (
-        "*/openblas-pthread/libopenblas.so.0",
-        "*/openblas-openmp/libopenblas.so.0",
-        "*/libopenblas.so.0",
-        "libopenblas.so.0",
-        "libopenblas.so",
-    )
-    for root in roots:
-        for pattern in patterns:
-            for found in sorted(root.glob(pattern)):
-                yield str(found), "found on this system"
-    named = ctypes.util.find_library("openblas")
-    if named:
-        yield named, "found on this system"
+    for root in map(Path, ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/opt/OpenBLAS/lib")):
+        for pattern in LIBRARIES:
+            for path in sorted(root.glob(pattern)):
+                yield str(path), "found on this system"
+    if system := ctypes.util.find_library("openblas"):
+        yield system, "found on this system"
     environment = Path(sys.prefix, "lib")
-    for found in sorted(environment.glob("libopenblas.so*")):
-        yield str(found), "found in this environment"
-    for found in sorted(environment.glob("libmkl_rt.so*")):
-        yield str(found), "the mkl package of this environment"
+    for path in sorted(environment.glob("libopenblas.so*")):
+        yield str(path), "found in this environment"
+    for path in sorted(environment.glob("libmkl_rt.so*")):
+        yield str(path), "the mkl package of this environment"
 
 
 def _cpu_flags() -> set[str]:
@@ -81,84 +68,66 @@ def _cpu_flags() -> set[str]:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return set()
-    return set(next((one for one in lines if one.startswith("flags")), "").split())
+    return set(next((line for line in lines if line.startswith("flags")), "").split())
 
 
 def _better_kernel(path: str) -> str | None:
-    """The OpenBLAS kernel to ask for, where the library itself would pick one for old processors.
+    """The OpenBLAS kernel to ask for, where the library picks one for old processors.
 
-    Args:
-        path: a library that is not loaded yet; it is loaded, asked, and let go again.
+    The library is loaded, asked, and unloaded again.
     """
     flags = _cpu_flags()
-    if {"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= flags:
-        wanted = "SkylakeX"
-    elif {"avx2", "fma"} <= flags:
-        wanted = "Haswell"
-    else:
-        return None
-    if os.environ.get(KERNEL_VARIABLE):
+    if os.environ.get(KERNEL_VARIABLE) or not {"avx2", "fma"} <= flags:
         return None
     library = ctypes.CDLL(path, mode=ctypes.RTLD_LOCAL)
     if not hasattr(library, "openblas_get_corename"):
         return None
     library.openblas_get_corename.restype = ctypes.c_char_p
-    picked = library.openblas_get_corename().decode()
+    kernel = library.openblas_get_corename().decode()
     ctypes.CDLL(None, mode=ctypes.RTLD_LOCAL).dlclose(ctypes.c_void_p(library._handle))
-    return wanted if picked in FALLBACK_KERNELS else None
-
-
-def _load(path: str) -> tuple[ctypes.CDLL, str | None]:
-    """A library whose symbols all later ones see, and the kernel that was asked of it, if any."""
-    kernel = _better_kernel(path)
-    if kernel is None:
-        return ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL), None
-    os.environ[KERNEL_VARIABLE] = kernel
-    try:
-        return ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL), kernel
-    finally:
-        del os.environ[KERNEL_VARIABLE]
+    if kernel not in FALLBACK_KERNELS:
+        return None
+    return "SkylakeX" if {"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= flags else "Haswell"
 
 
 def prepare() -> BlasChoice:
     """Load an optimised BLAS on Linux, once, before MLX is imported; do nothing on a Mac.
 
     The environment variable ``ABFT_MLX_BLAS`` names a library to use, or ``none``.
-
-    Returns:
-        What was loaded, or why nothing was.
     """
     global _choice
-    if _choice is not None:
-        return _choice
+    if _choice is None:
+        _choice = _load_blas()
+    return _choice
+
+
+def _load_blas() -> BlasChoice:
+    """Load the first candidate that is a BLAS, its symbols visible to all later libraries."""
     if sys.platform != "linux":
-        _choice = BlasChoice(None, "MLX brings its own")
-        return _choice
+        return BlasChoice(None, "MLX brings its own")
     if "mlx.core" in sys.modules:
-        _choice = BlasChoice(None, "mlx was imported before abft_mlx")
-        return _choice
-    failures: list[str] = []
-    for path, origin in _candidates():
+        return BlasChoice(None, "mlx was imported before abft_mlx")
+    failures = []
+    for path, note in _candidates():
         try:
-            library, kernel = _load(path)
+            if kernel := _better_kernel(path):
+                os.environ[KERNEL_VARIABLE] = kernel
+                note += f"; with its {kernel} kernels: it does not know this processor"
+            library = ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
+            if kernel:
+                del os.environ[KERNEL_VARIABLE]
         except OSError as error:
             failures.append(f"{path}: {error}")
             continue
-        if not hasattr(library, "cblas_sgemm"):
-            failures.append(f"{path}: has no cblas_sgemm")
-            continue
-        note = f"; with its {kernel} kernels: it does not know this processor" if kernel else ""
-        _choice = BlasChoice(path, origin + note)
-        return _choice
-    asked = os.environ.get(BLAS_VARIABLE)
+        if hasattr(library, "cblas_sgemm"):
+            return BlasChoice(path, note)
+        failures.append(f"{path}: has no cblas_sgemm")
     if failures:
-        note = "; ".join(failures)
-    elif asked is not None:
-        note = f"switched off by {BLAS_VARIABLE}={asked}"
-    else:
-        note = "no optimised BLAS found"
-    _choice = BlasChoice(None, note)
-    return _choice
+        return BlasChoice(None, "; ".join(failures))
+    named = os.environ.get(BLAS_VARIABLE)
+    if named is not None:
+        return BlasChoice(None, f"switched off by {BLAS_VARIABLE}={named}")
+    return BlasChoice(None, "no optimised BLAS found")
 
 
 def slow_blas() -> str | None:
@@ -177,16 +146,13 @@ def use_wired_memory() -> int | None:
     """Let MLX wire as much memory as the Mac recommends, so weights are not paged out.
 
     MLX's cache of freed buffers is bounded to a share of that, so that batches of many shapes do
-    not fill the unified memory.
-
-    Returns:
-        The previous limit in bytes, or None where there is no Metal device.
+    not fill the unified memory. Returns the previous limit in bytes, None without Metal.
     """
     import mlx.core as mx
 
-    if not mx.metal.is_available():
+    recommended = memory_facts()["recommended_bytes"]
+    if recommended is None:
         return None
-    recommended = int(mx.device_info()["max_recommended_working_set_size"])
     mx.set_cache_limit(int(recommended * CACHE_SHARE))
     return int(mx.set_wired_limit(recommended))
 
@@ -218,8 +184,7 @@ def process_peak_bytes() -> int:
         return 1024 * int(status.partition("VmHWM:")[2].split()[0])
     import resource
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak if sys.platform == "darwin" else peak * 1024)
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # bytes on a Mac
 
 
 def machine_memory_bytes() -> int:
@@ -246,14 +211,14 @@ _OUT_OF_MEMORY = ("unable to allocate", "[metal::malloc]", "insufficient memory"
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out."""
-    if isinstance(error, MemoryError):
-        return True
     text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(one in text for one in _OUT_OF_MEMORY)
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in text for words in _OUT_OF_MEMORY)
+    )
 
 
 def release_memory() -> None:
-    """Give back what nobody holds any more: arrays in circles of references, and MLX's cache."""
+    """Free what nobody holds any more: arrays in reference cycles, and MLX's cache."""
     import gc
 
     import mlx.core as mx
@@ -262,57 +227,37 @@ def release_memory() -> None:
     mx.clear_cache()
 
 
-def batch_tokens(asked: int) -> int:
-    """Tokens in a forward pass: on a CPU no more than CPU_BATCH_TOKENS.
+def batch_tokens(limit: int) -> int:
+    """Tokens in a forward pass: on a CPU at most CPU_BATCH_TOKENS.
 
     A larger batch is no faster there, and Ctrl-C has to wait for its end.
-
-    Args:
-        asked: what the recipe allows.
     """
     import mlx.core as mx
 
     on_gpu = mx.default_device() == mx.Device(mx.gpu)
-    return asked if on_gpu else min(asked, CPU_BATCH_TOKENS)
+    return limit if on_gpu else min(limit, CPU_BATCH_TOKENS)
 
 
 def memory_room_bytes() -> int:
-    """Bytes that MLX may still take: what the device, the system and the process's limits leave."""
+    """Bytes that MLX may still take: what the device, the system and a container leave."""
     import mlx.core as mx
 
     if mx.default_device() == mx.Device(mx.gpu):
         info = mx.device_info()
         if "free_memory" in info:
             return int(info["free_memory"])
-        whole = int(info.get("max_recommended_working_set_size", machine_memory_bytes()))
-        return max(0, whole - int(mx.get_active_memory()))
+        total = int(info.get("max_recommended_working_set_size", machine_memory_bytes()))
+        return max(0, total - int(mx.get_active_memory()))
     if sys.platform != "linux":
         return max(0, machine_memory_bytes() - int(mx.get_active_memory()))
-    import resource
-
     meminfo = Path("/proc/meminfo").read_text()
-    rooms = [1024 * int(meminfo.partition("MemAvailable:")[2].split()[0])]
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if limit != resource.RLIM_INFINITY:
-        status = Path("/proc/self/status").read_text()
-        rooms.append(limit - 1024 * int(status.partition("VmSize:")[2].split()[0]))
-    rooms += _control_group_rooms()
-    return max(0, min(rooms))
-
-
-def _control_group_rooms() -> list[int]:
-    """What a container's limit leaves, where there is one."""
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        root = Path("/sys/fs/cgroup")
-        try:
-            most, taken = (root / limit).read_text().strip(), (root / used).read_text()
-        except OSError:
-            continue
-        return [int(most) - int(taken)] if most.isdigit() else []
-    return []
+    room = 1024 * int(meminfo.partition("MemAvailable:")[2].split()[0])
+    try:
+        limit, used = (Path("/sys/fs/cgroup", f"memory.{what}").read_text().strip()
+                       for what in ("max", "current"))  # fmt: skip
+    except OSError:  # no container
+        return room
+    return max(0, min(room, int(limit) - int(used) if limit.isdigit() else room))
 
 
 def versions() -> dict[str, str]:
@@ -339,13 +284,7 @@ def device_description() -> str:
 
 
 def matrix_product_flops(size: int = 1024, repeats: int = 3, dtype: str = "float32") -> float:
-    """Best measured rate of a square matrix product in floating-point operations per second.
-
-    Args:
-        size: rows and columns of each factor.
-        repeats: timed products after one warm-up; the best counts.
-        dtype: an MLX floating-point type's name.
-    """
+    """Best rate of a product of two square matrices, in floating-point operations per second."""
     import mlx.core as mx
 
     left = mx.random.normal((size, size)).astype(getattr(mx, dtype))

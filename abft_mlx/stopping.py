@@ -12,7 +12,6 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from types import FrameType
 
 from abft_mlx.errors import StoppedError
 
@@ -47,8 +46,8 @@ class Stop:
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        taken = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-        before = {number: signal.signal(number, self._handle) for number in taken}
+        watched = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        before = {number: signal.signal(number, self._handle) for number in watched}
         self.watched = True
         try:
             yield self
@@ -66,13 +65,12 @@ class Stop:
         finally:
             self._deferred = False
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, _frame: object) -> None:
         """Note the first signal, and leave the second to the system."""
-        del frame
         self.number = number
-        for taken in SIGNALS:
-            if signal.getsignal(taken) == self._handle:
-                signal.signal(taken, signal.SIG_DFL)
+        for watched in SIGNALS:
+            if signal.getsignal(watched) == self._handle:
+                signal.signal(watched, signal.SIG_DFL)
         if not self._deferred:
             raise StoppedError(number)
         if sys.stderr.isatty():  # a process that is killed leaves the cursor as it is

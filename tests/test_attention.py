@@ -310,7 +310,7 @@ def test_a_call_aside_has_rows_of_its_own_and_a_pause_has_none() -> None:
         with recorder.aside(mx.array([0, 0, 0])) as rows:
             model(tokens)
             assert all(row is not None and row[0, 0, 0].item() == 1 for row in rows)
-        with recorder.paused():
+        with recorder.aside(None):
             model(tokens)
         assert recorder.last is last
         assert all(a is b for a, b in zip(recorder.rows, before, strict=True))
@@ -347,8 +347,6 @@ def test_a_model_that_computes_attention_otherwise_is_refused(
     block.__class__ = type("Passing", (type(block),), {"__call__": lambda _, x, *__, **___: x})
     with pytest.raises(UnsupportedArchitectureError, match="in another way"):
         attention.forward(model, tokens, last)
-    rows = attention.forward(model, tokens, last, first_layer=1)[1]
-    assert [row is None for row in rows] == [True, False, False]
 
 
 def test_bad_input_is_one_clear_line() -> None:

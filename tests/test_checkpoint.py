@@ -7,9 +7,9 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from test_trainer import StopHereError, make_recipe, make_trainer
+from test_trainer import StopHereError, make_recipe, make_trainer, metrics
 
-from abft_mlx.errors import OutputError, RunError
+from abft_mlx.errors import OutputError
 from abft_mlx.events import OnUpdate
 from abft_mlx.trainer import RunFolder, checkpoint
 
@@ -18,7 +18,7 @@ class KilledError(BaseException):
     """Stands for SIGKILL."""
 
 
-@pytest.mark.parametrize("cut", [0, 200, -1])
+@pytest.mark.parametrize("cut", [0, -1])
 def test_a_damaged_checkpoint_is_refused_and_nothing_changes(tmp_path: Path, cut: int) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.create()
@@ -59,7 +59,7 @@ def interrupted(folder: RunFolder, step: int) -> None:
         make_trainer(make_recipe(), folder, fingerprint="a", events=OnUpdate(stop)).run()
 
 
-@pytest.mark.parametrize("tail", [b"", b'{"step": 4, "seen_ex', b"\xff\xfe", b'{"step": 9}\n'])
+@pytest.mark.parametrize("tail", [b"", b'{"step": 4, "seen_ex', b'{"step": 9}\n'])
 def test_metrics_have_each_line_once_whatever_the_end_was(tmp_path: Path, tail: bytes) -> None:
     folder = RunFolder(tmp_path / "run")
     interrupted(folder, 3)
@@ -67,7 +67,7 @@ def test_metrics_have_each_line_once_whatever_the_end_was(tmp_path: Path, tail: 
     with folder.metrics_path.open("ab") as lines:
         lines.write(tail)
     make_trainer(make_recipe(), folder, fingerprint="a").run(resume=True)
-    assert [one["step"] for one in folder.metrics()] == [1, 2, 3, 4, 5, 6]
+    assert [one["step"] for one in metrics(folder)] == [1, 2, 3, 4, 5, 6]
     # The lines that stay are the same bytes, seconds and all.
     assert folder.metrics_path.read_bytes().split(b"\n")[:2] == first[:2]
 
@@ -77,7 +77,6 @@ def test_metrics_have_each_line_once_whatever_the_end_was(tmp_path: Path, tail: 
     [
         (["1"], "line 2 is not that of update 2"),
         (["2", "1"], "line 1 is not that of update 1"),
-        (["1", "1"], "line 2 is not that of update 2"),
         (["1", "null"], "line 2 is not that of update 2"),
     ],
 )
@@ -91,14 +90,6 @@ def test_missing_metrics_are_refused_and_nothing_changes(
     with pytest.raises(OutputError, match=said):
         make_trainer(make_recipe(), folder, fingerprint="a").run(resume=True)
     assert folder.metrics_path.read_text() == text
-
-
-def test_metrics_that_are_gone_are_refused(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "run")
-    interrupted(folder, 3)
-    folder.metrics_path.unlink()
-    with pytest.raises(OutputError, match=r"metrics\.jsonl: cannot be read"):
-        make_trainer(make_recipe(), folder, fingerprint="a").run(resume=True)
 
 
 def test_a_resumed_run_cuts_updates_as_it_did_whatever_memory_is_left(tmp_path: Path) -> None:
@@ -130,24 +121,3 @@ def test_a_refusal_names_what_differs(tmp_path: Path) -> None:
         "and 2 more"
     )
     assert len(checkpoint.difference({"a": "x" * 999}, {})) < 100
-
-
-def test_a_disk_that_is_full_leaves_the_last_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = RunFolder(tmp_path / "run")
-    folder.create()
-    make_trainer(make_recipe(), folder, fingerprint="a").run()
-    kept = sorted(p for p in folder.path.rglob("*"))
-
-    def full(*given: object, **options: object) -> None:
-        del given, options
-        raise RuntimeError("[write] Unable to write 9 bytes to file.")
-
-    monkeypatch.setattr("mlx.core.save_safetensors", full)
-    trainer = make_trainer(make_recipe("training.updates=8"), folder, fingerprint="a")
-    with pytest.raises(RunError, match="MB are free: free some space"):
-        trainer.run(resume=True)
-    assert sorted(p for p in folder.path.rglob("*")) == kept
-    monkeypatch.undo()
-    assert checkpoint.load(folder.checkpoint_path).facts["progress"]["updates"] == 6

@@ -13,14 +13,12 @@ import numpy as np
 import pytest
 import tiny_models
 from mlx.utils import tree_flatten
-from test_local import prompts, step_of
+from step_support import prompts, step_of
 
-from abft_mlx import attention, recipe, runtime
-from abft_mlx.adapters import attach
+from abft_mlx import recipe, runtime
 from abft_mlx.errors import RecipeError, UnsupportedArchitectureError
 from abft_mlx.prompts import Prompt
-from abft_mlx.recipe import AdapterSection
-from abft_mlx.trainer import checkpointing, plan
+from abft_mlx.trainer.batches import micro_batches
 from abft_mlx.trainer.step import Step
 
 # Capped scores; windows; experts; a hybrid; the head inside the stem.
@@ -51,9 +49,9 @@ def found(step: Step, batches: list[Any]) -> tuple[dict[str, np.ndarray], np.nda
 def test_gradients_are_those_without(tiny: ModuleType, name: str, settings: dict[str, Any]) -> None:
     """Of all layers, of the lower ones alone, and of the logits."""
     layers = [0, 1] if "only_trained" in settings else None
-    batches = plan.micro_batches(prompts(), 2)
-    expected, terms = found(step_of(tiny.build(name), "exact", layers, **settings), batches)
-    step = step_of(tiny.build(name), "exact", layers, checkpointing=True, **settings)
+    batches = micro_batches(prompts(), 2)
+    expected, terms = found(step_of(tiny.build(name), layers, **settings), batches)
+    step = step_of(tiny.build(name), layers, checkpointing=True, **settings)
     kinds = [type(one) for _, one in step.model.named_modules()]
     ours, ours_terms = found(step, batches)
     assert ours.keys() == expected.keys()
@@ -66,66 +64,11 @@ def test_gradients_are_those_without(tiny: ModuleType, name: str, settings: dict
     mx.eval(step.model.parameters())
 
 
-@pytest.mark.slow
-def test_compiled_it_gives_the_same(tiny: ModuleType) -> None:
-    batches = plan.micro_batches(prompts()[:2], 2)
-    expected, terms = found(step_of(tiny.build("llama"), "exact"), batches)
-    step = step_of(tiny.build("llama"), "exact", checkpointing=True, compiled=True)
-    for _ in range(2):
-        ours, ours_terms = found(step, batches)
-        for path, one in expected.items():
-            assert np.abs(ours[path] - one).max() <= 1e-5, path
-        assert np.allclose(ours_terms, terms, rtol=1e-5)
-
-
-def test_rows_and_their_gradients_are_those_without(tiny: ModuleType) -> None:
-    model = tiny.build("llama")
-    attach(model, AdapterSection(rank=4), seed=0)
-    tokens, last = tiny.tokens()
-    weights = mx.arange(tokens.shape[1]).astype(mx.float32)
-
-    def loss(parameters: Any, forward: checkpointing.Forward) -> tuple[Any, Any]:
-        model.update(parameters)
-        rows = forward(model, tokens, last)[1]
-        return sum((row * weights).sum() for row in rows if row is not None), rows
-
-    parameters = model.trainable_parameters()
-    (_, expected), gradients = mx.value_and_grad(loss)(parameters, attention.forward)
-    with checkpointing.checkpointed(model) as forward:
-        (_, rows), ours = mx.value_and_grad(loss)(parameters, forward)
-    model.update(parameters)
-    for one, other in zip(rows, expected, strict=True):
-        assert np.array_equal(np.array(one), np.array(other))
-    for (_, one), (_, other) in zip(tree_flatten(ours), tree_flatten(gradients), strict=True):
-        assert np.abs(np.array(one) - np.array(other)).max() <= 1e-6
-    assert max(np.abs(np.array(one)).max() for _, one in tree_flatten(ours)) > 1e-3
-
-
-def test_another_model_of_the_class_has_no_part(tiny: ModuleType) -> None:
-    model, other = tiny.build("llama"), tiny.build("llama")
-    attach(model, AdapterSection(rank=4), seed=0)
-    before = [one for _, one in tree_flatten(model.trainable_parameters())]
-    tokens, last = tiny.tokens()
-    plain = np.array(other(tokens))
-    kinds = [type(one) for one in model.layers]
-    with checkpointing.checkpointed(model) as forward:
-        assert [type(one) for one in other.layers] == kinds
-        assert [type(one) for one in model.layers] != kinds
-        assert np.array_equal(np.array(other(tokens)), plain)
-        mx.eval(forward(model, tokens, last)[0])
-        after = [one for _, one in tree_flatten(model.trainable_parameters())]
-        assert all(one is other for one, other in zip(before, after, strict=True))
-    assert [type(one) for one in model.layers] == kinds
-    with pytest.raises(ZeroDivisionError), checkpointing.checkpointed(model):
-        _ = 1 // 0
-    assert [type(one) for one in model.layers] == kinds
-
-
 @pytest.mark.parametrize("name", ["gemma3n", "gemma4_text", "hunyuan"])
 def test_blocks_that_share_keys_are_refused(tiny: ModuleType, name: str) -> None:
-    step = step_of(tiny.build(name), "exact", checkpointing=True)
+    step = step_of(tiny.build(name), checkpointing=True)
     with pytest.raises(UnsupportedArchitectureError, match=f"{name} models hand more than hidden"):
-        step.gradients(plan.micro_batches(prompts(), 4), 0.5)
+        step.gradients(micro_batches(prompts(), 4), 0.5)
     mx.eval(step.model.parameters())
 
 
@@ -136,8 +79,8 @@ def test_an_update_takes_less_than_half_beside_what_stays() -> None:
 
     def peak(**settings: Any) -> int:
         model = tiny_models.build("llama", num_hidden_layers=12, intermediate_size=256)
-        step = step_of(model, "exact", **settings)
-        batches = plan.micro_batches(long, 4)
+        step = step_of(model, **settings)
+        batches = micro_batches(long, 4)
         step.update(batches, 0.5)
         mx.clear_cache()
         stays = mx.get_active_memory()
@@ -150,8 +93,8 @@ def test_an_update_takes_less_than_half_beside_what_stays() -> None:
 
 def test_a_step_leaves_nothing_behind(tiny: ModuleType) -> None:
     """No gradients or rows, not even until the collector comes round, and not its model."""
-    step = step_of(tiny.build("llama"), "exact", [0, 1], checkpointing=True, only_trained=True)
-    (batch,) = plan.micro_batches(prompts(), 3)
+    step = step_of(tiny.build("llama"), [0, 1], checkpointing=True, only_trained=True)
+    (batch,) = micro_batches(prompts(), 3)
     step.gradients([batch], 0.5)
     gc.collect()
     gc.disable()
@@ -174,7 +117,6 @@ SETTING = "training.gradient_checkpointing=true"
 @pytest.mark.parametrize(
     ("other", "said"),
     [
-        ("training.gradient=local", "gradient_checkpointing does nothing for gradient local"),
         ("training.shared_demonstrations=2", "does not go with shared_demonstrations 2"),
         ("adapter.dropout=0.1", "does not go with adapter.dropout 0.1"),
     ],

@@ -43,25 +43,6 @@ def test_too_few_tokens_are_refused() -> None:
         repeated_rows(VOCABULARY, None, 4, 2, 0)
 
 
-@pytest.mark.parametrize(
-    ("vocabulary", "sequences", "N"), [(11, 4, 12), (90, 4, 2), (90, 0, 12), (2, 1, 3)]
-)
-def test_what_cannot_be_drawn_says_what_is_needed(vocabulary: int, sequences: int, N: int) -> None:
-    with pytest.raises(UsageError) as caught:
-        repeated_rows(np.arange(vocabulary), None, sequences, N, 0)
-    assert str(caught.value) == (
-        f"repeated random tokens: {sequences} rows of {N} tokens out of {vocabulary} cannot be "
-        "drawn; at least 1 row of 3 tokens, all different, is needed; or leave the detectors out"
-    )
-
-
-def test_the_smallest_rows_that_can_be_drawn() -> None:
-    tokens, last = repeated_rows(np.array([4, 6, 8]), None, 1, 3, 0)
-    assert sorted(tokens[0, :3].tolist()) == [4, 6, 8]
-    np.testing.assert_array_equal(tokens[0, :3], tokens[0, 3:])
-    assert last.item() in (3, 4, 5)
-
-
 def planted(kind: str, tokens: list[int], last: int) -> int:
     """Where a textbook head looks, found by the tokens themselves."""
     if kind == "previous":
@@ -92,42 +73,6 @@ def test_planted_heads_are_told_apart(monkeypatch: Any, start: int | None) -> No
         wanted = np.where(np.arange(4) == number, 0.75, 0)
         np.testing.assert_allclose(table[1], wanted)
         np.testing.assert_allclose(table[2, :2], wanted[:2])
-
-
-def test_progress_counts_rows_and_means_keep_float64(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[tuple[int, int]] = []
-    drawn: list[np.ndarray] = []
-
-    def capture(_model: Any, tokens: np.ndarray, last: np.ndarray) -> list[mx.array | None]:
-        drawn.append(np.concatenate([tokens, last[:, None]], axis=1))
-        return [mx.full((len(tokens), 2, tokens.shape[1]), 0.1, dtype=mx.float32)]
-
-    monkeypatch.setattr(attention, "capture", capture)
-
-    def report(done: int, of: int) -> None:
-        seen.append((done, of))
-
-    found = detect(None, VOCABULARY, sequences=37, repeated_tokens=9, on_progress=report)  # type: ignore[arg-type]
-    assert seen == [(16, 37), (32, 37), (37, 37)]
-    assert [len(part) for part in drawn] == [16, 16, 5]
-    tokens, last = repeated_rows(VOCABULARY, None, 37, 9, 0)
-    np.testing.assert_array_equal(
-        np.concatenate(drawn), np.concatenate([tokens, last[:, None]], axis=1)
-    )
-    assert found.duplicate_token[0, 1] == pytest.approx(0.1)
-    # Sums of a batch are float32, sums of batches are not.
-    many = detect(None, VOCABULARY, sequences=3200, repeated_tokens=3)  # type: ignore[arg-type]
-    assert many.previous_token.dtype == np.float64
-    batch = float(mx.full((16,), 0.1).sum().item())
-    assert many.induction[0, 0] == pytest.approx(batch / 16, rel=1e-12)
-
-
-def test_a_model_without_heads_scores_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "capture", lambda *_: [None, None])
-    found = detect(None, VOCABULARY)  # type: ignore[arg-type]
-    assert (found.sequences, found.repeated_tokens) == (128, 50)
-    for table in (found.previous_token, found.duplicate_token, found.induction):
-        assert table.shape == (2, 0)
 
 
 def test_scores_equal_transformers_eager_attention(tmp_path: Path) -> None:

@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 import tiny_models
 from mlx.utils import tree_flatten
-from test_trainer import make_prompts, make_recipe, make_trainer, trained
+from test_trainer import make_prompts, make_recipe, make_trainer
 
 from abft_mlx import adapters
 from abft_mlx.events import OnUpdate
-from abft_mlx.trainer import Trainer, Update, plan
+from abft_mlx.trainer import Trainer, Update
+from abft_mlx.trainer.batches import micro_batches
 
 UNALIKE = ("seconds", "peak_memory_bytes")
 SMALL = [
@@ -30,7 +31,6 @@ SMALL = [
     "--set=training.census_prompts=4",
 ]  # fmt: skip
 # How far weights may lie apart after six updates of Adam at 0.01, in all of which they move 0.06.
-CUT_BOUND = 2e-4
 LONG_UPDATES = 10_000
 WARM_UPDATES = 500
 GROWTH_BYTES = 16 << 20
@@ -76,27 +76,12 @@ def test_two_processes_write_the_same_bytes(
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("gradient", ["exact", "local"])
-@pytest.mark.parametrize("tokens", [1, 64, 130])
-def test_a_run_hardly_depends_on_how_updates_are_cut(tokens: int, gradient: str) -> None:
-    changes = ("objective.pid=false", f"training.gradient={gradient}")
-    whole = make_trainer(make_recipe(*changes, "training.micro_batch_tokens=100000"))
-    cut = make_trainer(make_recipe(*changes, f"training.micro_batch_tokens={tokens}"))
-    assert cut.rows < whole.rows == 8
-    whole.run()
-    cut.run()
-    expected = trained(whole.model)
-    for name, one in trained(cut.model).items():
-        np.testing.assert_allclose(one, expected[name], atol=CUT_BOUND, err_msg=name)
-    assert max(np.abs(one).max() for n, one in expected.items() if n.endswith("lora_b")) > 0.03
-
-
-@pytest.mark.parametrize("name", tiny_models.ARCHITECTURES)
+@pytest.mark.parametrize("name", ["gpt2", "gemma2"])
 def test_padding_hardly_moves_a_gradient(name: str) -> None:
     trainer = make_trainer(make_recipe(), name=name)
     chosen = make_prompts()[:4]
-    alone, _ = trainer.step.gradients(plan.micro_batches(chosen, 1, bucket_tokens=1), 0.5)
-    padded, _ = trainer.step.gradients(plan.micro_batches(chosen, 4, bucket_tokens=128), 0.5)
+    alone, _ = trainer.step.gradients(micro_batches(chosen, 1, bucket_tokens=1), 0.5)
+    padded, _ = trainer.step.gradients(micro_batches(chosen, 4, bucket_tokens=128), 0.5)
     largest = max(float(mx.abs(one).max()) for _, one in tree_flatten(alone))
     assert largest > 1e-3
     for (where, one), (_, other) in zip(tree_flatten(alone), tree_flatten(padded), strict=True):
@@ -110,15 +95,13 @@ def resident_bytes() -> int:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("gradient", ["exact", "local"])
-def test_memory_stays_flat_over_ten_thousand_updates(gradient: str) -> None:
+def test_memory_stays_flat_over_ten_thousand_updates() -> None:
     if not Path("/proc/self/statm").exists():
         pytest.skip("reads the process's memory from /proc, which this system does not have")
     recipe = make_recipe(
         f"training.updates={LONG_UPDATES}",
         "training.prompts_per_update=1",
         "training.learning_rate=0.0001",
-        f"training.gradient={gradient}",
     )
     model = tiny_models.build("llama", num_hidden_layers=1, hidden_size=32, intermediate_size=32)
     adapters.attach(model, recipe.adapter, seed=0)
@@ -132,8 +115,6 @@ def test_memory_stays_flat_over_ten_thousand_updates(gradient: str) -> None:
 
     Trainer(model, make_prompts(), recipe, events=OnUpdate(updated)).run()
     (rss, active), (later_rss, later_active) = (seen[n] for n in (WARM_UPDATES, LONG_UPDATES))
-    print(
-        f"{gradient}: resident {rss:,} -> {later_rss:,} bytes, MLX {active:,} -> {later_active:,}"
-    )
+    print(f"resident {rss:,} -> {later_rss:,} bytes, MLX {active:,} -> {later_active:,}")
     assert later_active <= active + (64 << 10)
     assert later_rss <= rss + GROWTH_BYTES

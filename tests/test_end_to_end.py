@@ -11,32 +11,19 @@ import numpy as np
 import pytest
 import tiny_models
 from mlx.utils import tree_flatten
-from mlx_lm.utils import load_model
-from test_step_oracle import (
-    RANK,
-    RELATIVE,
-    SCALE,
-    Batch,
-    batch_for,
-    randomize_lora,
-    relative,
-    torch_loss,
-    torch_name,
-)
+from test_step_oracle import RELATIVE, Batch, hook_lora, lora_pair, relative
 from test_trainer import make_prompts, make_recipe, same, trained
 
-from abft_mlx import adapters, attention, ports
+from abft_mlx import adapters, attention
 from abft_mlx.events import OnUpdate
 from abft_mlx.prompts import PromptBatch
-from abft_mlx.recipe import AdapterSection
-from abft_mlx.trainer import RunFolder, Trainer, plan
-from abft_mlx.trainer.plan import MicroBatch
+from abft_mlx.trainer import RunFolder, Trainer
+from abft_mlx.trainer.batches import MicroBatch, micro_batches
 from abft_mlx.trainer.step import Step
 
 TARGET = [7, 90, 7, 31]
 HEAD = "lm_head.weight"
-CASES = [(name, False) for name in tiny_models.ARCHITECTURES]
-CASES += [(name, True) for name in ("llama", "mistral", "qwen3")]
+CASES = [("gpt2", False), ("llama", False), ("qwen3", True)]
 
 
 class Pair:
@@ -44,24 +31,9 @@ class Pair:
 
     def __init__(self, name: str, folder: Path, *, head: bool) -> None:
         self.torch = tiny_models.torch()
-        self.reference = tiny_models.reference(name).requires_grad_(False)
-        self.model, _ = load_model(tiny_models.save_reference(self.reference, folder, name))
-        self.batch = batch_for(self.model)
-        adapters.attach(self.model, AdapterSection(rank=RANK, scale=SCALE, head=head), seed=3)
-        lora = {
-            path: one
-            for path, one in adapters.adapted(self.model).items()
-            if not isinstance(one, adapters.FullLinear)
-        }
-        self.start = self._randomized(head)
-        self.theirs = {
-            key: self.torch.tensor(value, requires_grad=True) for key, value in self.start.items()
-        }
-        for path in lora:
-            a, b = self.theirs[f"{path}.lora_a"], self.theirs[f"{path}.lora_b"]
-            self.reference.get_submodule(torch_name(path)).register_forward_hook(
-                lambda _module, inputs, output, a=a, b=b: output + SCALE * (inputs[0] @ a @ b)
-            )
+        self.reference, self.model, self.batch = lora_pair(name, folder, head=head)
+        self.theirs = hook_lora(self.reference, self.model)
+        self.start = {key: value.detach().numpy().copy() for key, value in self.theirs.items()}
         if head:
             weight = self.theirs[HEAD]
             self.reference.lm_head.register_forward_hook(
@@ -71,17 +43,6 @@ class Pair:
             key: self.torch.tensor(np.array(value))
             for key, value in adapters.gradient_mask(self.model).items()
         }
-
-    def _randomized(self, head: bool) -> dict[str, np.ndarray]:
-        if not head:
-            return randomize_lora(self.model)
-        trained_head = self.model.lm_head
-        # randomize_lora knows LoRA layers alone.
-        self.model.lm_head = trained_head.original.module
-        randomize_lora(self.model)
-        self.model.lm_head = trained_head
-        tree = tree_flatten(self.model.trainable_parameters())
-        return {name: np.array(value) for name, value in tree}
 
     def loss(self) -> Any:
         """Cross-entropy of the target tokens at the last positions, averaged over prompts."""
@@ -147,33 +108,6 @@ def test_three_updates_equal_pytorchs_adam(name: str, head: bool, tmp_path: Path
         assert relative(moved, expected) <= 1e-3, key
 
 
-def test_heads_are_measured_with_the_filter_and_without_gradient(tmp_path: Path) -> None:
-    pair = Pair("llama", tmp_path, head=True)
-    _, kept = torch_loss(pair.torch, pair.reference, pair.batch, filtered=True)
-    total = 4 * sum(shape.n_heads for shape in ports.heads(pair.model) if shape)
-    assert 0 < kept < total
-    totals = pair.step(use_filter=False).update(cut(pair.batch), 0.7)
-    assert totals.induction_heads == kept / 4
-    assert totals.punish > 0
-    assert totals.reward > 0
-
-
-def test_the_head_sees_the_last_positions_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pair = Pair("llama", tmp_path, head=True)
-    positions = []
-    call = type(pair.model.lm_head).__call__
-
-    def watched(self: Any, x: mx.array) -> mx.array:
-        positions.append(x.size // x.shape[-1])
-        return call(self, x)
-
-    monkeypatch.setattr(type(pair.model.lm_head), "__call__", watched)
-    pair.step().update(cut(pair.batch), 0.7)
-    assert positions == [3, 3]
-
-
 END_TO_END = ("objective.kind=end_to_end", "objective.filter=true", "adapter.head=true")
 
 
@@ -193,11 +127,11 @@ def test_the_target_goes_through_the_trainer() -> None:
     trainer = make_trainer("training.updates=12", "training.examples=24")
     seen: list[Any] = []
     trainer.events = OnUpdate(seen.append)
-    arrays = plan.micro_batches(make_prompts()[:5], 4)[1].arrays()
+    arrays = micro_batches(make_prompts()[:5], 4)[1].arrays()
     assert arrays["target"].tolist() == [[3]] * 4
 
     def surprise() -> float:
-        batch = plan.micro_batches(make_prompts()[:8], 8)[0].arrays()
+        batch = micro_batches(make_prompts()[:8], 8)[0].arrays()
         logits = trainer.model(batch["tokens"])
         at_last = mx.take_along_axis(logits, batch["last"][:, None, None], axis=1)[:, 0]
         return float(-mx.log(mx.softmax(at_last, axis=1)[:, 3]).mean())
@@ -211,35 +145,11 @@ def test_the_target_goes_through_the_trainer() -> None:
     assert all(one.induction_heads > 0 for one in seen)
 
 
-def test_the_controller_and_the_attention_settings_do_nothing() -> None:
-    changes = ("objective.punish=3", "objective.reward=0", "objective.filter=false")
-    runs = []
-    for one in ((), changes):
-        trainer = make_trainer(*one)
-        trainer.run()
-        runs.append(trained(trainer.model))
-    assert HEAD in runs[0]
-    assert same(*runs)
-
-
-def test_only_w_q_w_k_and_the_head_move() -> None:
-    trainer = make_trainer()
-    before = {n: np.array(v) for n, v in tree_flatten(trainer.model.parameters())}
-    trainer.run()
-    after = {n: np.array(v) for n, v in tree_flatten(trainer.model.parameters())}
-    moved = {name for name in after if not np.array_equal(after[name], before[name])}
-    lora = {name for name in after if name.rsplit(".", 1)[-1] in ("lora_a", "lora_b")}
-    assert moved == lora | {HEAD}
-
-
 class StopHereError(Exception):
     pass
 
 
-@pytest.mark.parametrize("bits", [None, 4])
-def test_a_resumed_run_ends_bit_for_bit_as_an_undisturbed_one(
-    tmp_path: Path, bits: int | None
-) -> None:
+def test_a_resumed_run_ends_bit_for_bit_as_an_undisturbed_one(tmp_path: Path) -> None:
     def run(name: str, stop: int | None = None) -> dict[str, np.ndarray]:
         folder = RunFolder(tmp_path / name)
         resume = folder.path.exists()
@@ -253,7 +163,7 @@ def test_a_resumed_run_ends_bit_for_bit_as_an_undisturbed_one(
         trainer = make_trainer(
             "adapter.dropout=0.2",
             folder=folder,
-            bits=bits,
+            bits=4,
             events=OnUpdate(on_update),
             fingerprint="x",
         )
@@ -265,25 +175,6 @@ def test_a_resumed_run_ends_bit_for_bit_as_an_undisturbed_one(
         run("cut", stop=3)
     assert same(run("cut"), whole)
     assert HEAD in whole
-
-
-def test_a_compiled_step_is_the_plain_one() -> None:
-    batches = plan.micro_batches(make_prompts()[:8], 4)
-    totals = []
-    for compiled in (True, False):
-        trainer = make_trainer()
-        step = Step(
-            trainer.model,
-            trainer.optimizer,
-            reward_weight=0.0,
-            use_filter=True,
-            objective="end_to_end",
-            compiled=compiled,
-        )
-        totals.append([step.update(batches, 0.0) for _ in range(2)])
-    for one, other in zip(*totals, strict=True):
-        assert one.loss == pytest.approx(other.loss, rel=1e-5)
-        assert one.gradient_norm == pytest.approx(other.gradient_norm, rel=1e-4)
 
 
 def test_abft_with_a_trainable_head_leaves_the_head_alone() -> None:

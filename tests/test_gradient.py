@@ -19,11 +19,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
-from test_local import prompts, step_of
+from step_support import prompts, step_of
 
 from abft_mlx import adapters, attention, ports
 from abft_mlx.objective import abft_terms
-from abft_mlx.trainer.plan import micro_batches
+from abft_mlx.trainer.batches import micro_batches
 from abft_mlx.trainer.step import Step
 
 PUNISH = 0.5
@@ -148,7 +148,7 @@ def check(tiny: ModuleType, name: str, **settings: Any) -> None:
     for one in model.modules():
         if name == "phimoe" and hasattr(one, "jitter_eps"):
             one.jitter_eps = 1e9  # no expert's score is cut off, which would be another choice
-    found = errors(model, step_of(model, "exact", **settings))
+    found = errors(model, step_of(model, **settings))
     assert max(found) <= LOOSE.get(name, TOLERANCE), found
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import csv
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +19,6 @@ from abft_mlx.induction import (
     HeadState,
     agreement,
     read_heads,
-    rows,
     write_csv,
     write_heads,
 )
@@ -88,28 +89,13 @@ def test_the_same_heads_make_the_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
 
 
-def without_a_part(path: Path) -> None:
-    with np.load(path) as archive:
-        arrays = {key: archive[key] for key in archive.files if key != "y.sink"}
-    np.savez(path, **arrays)
-
-
-def one_array(path: Path) -> None:
-    with path.open("wb") as stream:
-        np.save(stream, np.arange(3))
-
-
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
         (lambda path: path.unlink(), "there is no such file"),
         (lambda path: path.write_bytes(path.read_bytes()[:900]), "is no file of heads"),
-        (lambda path: path.write_bytes(b""), "is no file of heads"),
         (lambda path: path.write_text("{}"), "is no file of heads"),
-        (lambda path: np.savez(path, a=np.arange(3)), "is no file of heads"),
-        (one_array, "is no file of heads"),
         (lambda path: np.savez(path, about=np.array([{}], dtype=object)), "is no file of heads"),
-        (without_a_part, "y.sink"),
     ],
 )
 def test_other_files_are_refused_in_one_line(tmp_path: Path, spoil, message: str) -> None:  # type: ignore[no-untyped-def]
@@ -122,31 +108,11 @@ def test_other_files_are_refused_in_one_line(tmp_path: Path, spoil, message: str
     assert "abft-mlx heads" in str(caught.value)
 
 
-def test_rows_and_csv_are_one_line_a_head(tmp_path: Path) -> None:
-    made = heads()
-    listed = rows(made)
-    # Two states of two layers with heads.
-    assert len(listed) == 2 * 2 * 4
-    assert {one["layer"] for one in listed} == {0, 2}
-    for one in listed:
-        of = made.states[one["state"]]
-        at = one["layer"], one["head"]
-        assert one["correctness"] == of.correctness[at]
-        assert one["sink"] == of.sink[at]
-        if of.detected is None:
-            assert one["induction"] is one["previous_token"] is None
-        else:
-            assert one["induction"] == of.detected.induction[at]
-    write_csv(tmp_path / "heads.csv", made)
-    with (tmp_path / "heads.csv").open(newline="", encoding="utf-8") as lines:
-        read = list(csv.DictReader(lines))
-    assert [float(one["magnitude"]) for one in read] == [one["magnitude"] for one in listed]
-    assert [one["induction"] for one in read][8:] == [""] * 8
-
-
-@pytest.mark.parametrize("seed", [4, 5, 6, 7])
+@pytest.mark.parametrize("seed", [4, 5])
 def test_agreement_equals_scipy_and_counting(seed: int) -> None:
     one = state(seed)
+    if seed == 5:  # equal scores share the mean of their ranks
+        one.magnitude[0] = [0.5, 0.5, 0.2, 0.2]
     found = agreement(one)
     assert found is not None
     assert one.detected is not None
@@ -160,21 +126,10 @@ def test_agreement_equals_scipy_and_counting(seed: int) -> None:
     assert found.shared == len(ours & set(classic))
     assert found.by_chance == pytest.approx(len(ours) ** 2 / 8)
     assert agreement(state(4, detected=False)) is None
-
-
-def test_agreement_with_equal_scores() -> None:
-    one = state(4)
-    assert one.detected is not None
-    one.magnitude[0] = [0.5, 0.5, 0.2, 0.2]
-    found = agreement(one)
-    known = ~np.isnan(one.magnitude)
-    wanted = stats.spearmanr(one.magnitude[known], one.detected.induction[known]).statistic
-    assert found is not None
-    assert found.rank_correlation == pytest.approx(wanted)
     one.detected.induction[:] = 0.1
-    flat = agreement(one)
-    assert flat is not None
-    assert np.isnan(flat.rank_correlation)
+    constant = agreement(one)
+    assert constant is not None
+    assert np.isnan(constant.rank_correlation)
 
 
 def small(share: list[float], induction: list[float]) -> HeadState:
@@ -182,18 +137,6 @@ def small(share: list[float], induction: list[float]) -> HeadState:
     found = np.array([induction])
     table = np.arange(len(share), dtype=float)[None]
     return HeadState(table, table, np.array([share]), table, Detected(found, found, found, 16, 9))
-
-
-def test_half_of_the_prompts_is_enough_and_of_equals_the_first_count() -> None:
-    found = agreement(small([0.5, 0.4, 1.0, 0.49], [3.0, 1.0, 2.0, 0.0]))
-    assert found is not None
-    assert (found.count, found.shared, found.by_chance) == (2, 2, 1.0)
-    assert found.rank_correlation == pytest.approx(-0.8)
-    # 200 heads of two scores: of the better ones, those that come first.
-    share = [0.0] * 50 + [1.0] * 50 + [0.0] * 100
-    found = agreement(small(share, [float(n % 2 == 0) for n in range(200)]))
-    assert found is not None
-    assert (found.count, found.shared) == (50, 25)
 
 
 def test_a_csv_byte_for_byte(tmp_path: Path) -> None:
@@ -205,3 +148,57 @@ def test_a_csv_byte_for_byte(tmp_path: Path) -> None:
         b"x,0,0,0.0,0.0,0.5,0.0,1.0,1.0,1.0,\n"
         b"x,0,1,1.0,1.0,0.25,1.0,0.1,0.1,0.1,\n"
     )
+
+
+Change = Callable[[dict[str, Any]], Any]
+"""Changes the arrays of a file, by name, or what ``about`` says of them."""
+
+
+def rewritten(path: Path, change: Change) -> None:
+    """A file of heads with its arrays, or what it says about them, changed."""
+    write_heads(path, heads())
+    with np.load(path) as archive:
+        arrays = dict(archive)
+    arrays["about"] = json.loads(arrays["about"].tobytes())
+    change(arrays)
+    arrays["about"] = np.frombuffer(json.dumps(arrays["about"]).encode(), dtype=np.uint8)
+    np.savez(path, **arrays)
+
+
+def test_other_versions(tmp_path: Path) -> None:
+    path = tmp_path / "heads.npz"
+    rewritten(path, lambda arrays: arrays["about"].update(schema=7))
+    with pytest.raises(OutputError, match="is of schema 7 and this abft-mlx reads 1"):
+        read_heads(path)
+    rewritten(path, lambda arrays: arrays["about"].update(schema=None))
+    assert read_heads(str(path)).prompts == 12
+
+
+def set_to(name: str, value: Any) -> Change:
+    return lambda arrays: arrays.update({name: np.asarray(value)})
+
+
+def of_example(**changes: Any) -> Change:
+    return lambda arrays: arrays["about"]["examples"][0].update(changes)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        set_to("y.share", np.zeros((3, 5))),
+        lambda arrays: arrays.pop("y.sink"),
+        lambda arrays: arrays["about"]["states"].pop("y"),
+        set_to("example0.y", np.zeros((3, 5, 10))),
+        of_example(tokens=["a"] * 9),
+        of_example(gold=2),
+        set_to("example0.label_positions", [2, 8, 9]),
+        set_to("example0.label_positions", [2.0, 8.0]),
+        set_to("example0.label_positions", [2, 10]),
+        set_to("example0.demonstration_labels", [2, 0]),
+    ],
+)
+def test_arrays_that_do_not_fit_together(change: Change, tmp_path: Path) -> None:
+    path = tmp_path / "heads.npz"
+    rewritten(path, change)
+    with pytest.raises(OutputError, match="is no file of heads"):
+        read_heads(path)

@@ -6,7 +6,14 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from abft_mlx.induction import HeadCensus, head_filter, label_attention, threshold
+from abft_mlx.induction import (
+    HeadCensus,
+    Window,
+    head_filter,
+    label_attention,
+    threshold,
+    window,
+)
 
 
 def test_threshold_is_the_papers():
@@ -117,16 +124,6 @@ def test_a_census_counts_a_prompts_length_from_its_last_position():
     assert census.share.tolist() == [[0.0, 1.0]]
 
 
-def test_a_census_keeps_its_sums_in_float64():
-    census = HeadCensus()
-    value = np.float32(0.7)
-    for _ in range(1000):
-        counted([[[row(t0=0.1, t3=value)]]], [[1, 0]], [1], census=census)
-    assert census.magnitude.dtype == np.float64
-    assert census.magnitude[0, 0] == pytest.approx(float(value), rel=1e-12)
-    assert census.sink[0, 0] == pytest.approx(float(np.float32(0.1)), rel=1e-12)
-
-
 def test_a_census_of_nothing_is_empty():
     empty = HeadCensus()
     for table in (empty.magnitude, empty.correctness, empty.share, empty.sink):
@@ -136,3 +133,60 @@ def test_a_census_of_nothing_is_empty():
     assert headless.magnitude.shape == (2, 0)
     assert headless.heads_by_layer == [None, None]
     assert (headless.heads_per_prompt, headless.prompts) == (0.0, 1)
+
+
+@pytest.mark.parametrize(
+    ("heads", "found"),
+    [
+        ([0.0, 0.0, 5.0, 0.0], [2]),
+        ([0.1, 4.0, 5.0, 0.2], [1, 2]),
+        ([1.0, 1.0, 1.0], [0, 1, 2]),
+        # Exactly 90%, though three times 0.3 is a hair less as a float.
+        ([0.1, 0.3, 0.3, 0.3], [1, 2, 3]),
+        ([1 / 3, 1 / 3, 7 / 3, 0.0], [0, 1, 2]),
+        ([9.0, 0.0, 1.0], [0]),
+        # Equally short: the one with most heads, and then the lowest.
+        ([0.5, 9.0, 0.6, 0.0], [1, 2]),
+        ([0.0, 1.0, 8.0, 1.0, 0.0], [1, 2]),
+        # Layers without heads do not interrupt a run.
+        ([0.0, None, 3.0, None, None, 2.0, None, 0.0], [2, 5]),
+        ([4.0, None], [0]),
+        ([0.0, None, 0.0], []),
+        ([None], []),
+    ],
+)
+def test_the_smallest_run_of_layers(heads, found):
+    assert window(heads) == found
+
+
+def test_a_window_of_another_share():
+    assert window([3.0, 5.0, 2.0], 0.5) == [1]
+    assert window([3.0, 5.0, 2.0], 0.51) == [0, 1]
+    assert window([3.0, 5.0, 2.0], 1.0) == [0, 1, 2]
+
+
+def census(*heads, prompts=2):
+    """A census of layers of four heads, so many of which look at the one label in all prompts."""
+    made = HeadCensus()
+    rows = []
+    for count in heads:
+        row = np.zeros((prompts, 4, 10), dtype=np.float32)
+        row[..., 9] = 1.0
+        if count is not None:
+            row[:, :count] = np.eye(10)[3]
+        rows.append(None if count is None else mx.array(row))
+    labels, last = mx.zeros((prompts, 1), dtype=mx.int32), mx.full((prompts,), 9)
+    made.add(rows, labels + 3, labels, labels[:, 0], last)
+    return made
+
+
+def test_a_census_becomes_a_window():
+    found = Window.of(census(0, None, 1, 3, 0))
+    assert found == Window([2, 3], [0.0, None, 1.0, 3.0, 0.0], 2, 0.9)
+    assert (found.heads, found.heads_inside) == (4.0, 4.0)
+    assert Window.of(census(1, 4, 4, 4)).heads_inside == 12.0
+
+
+def test_without_heads_all_layers_that_could_have_some():
+    found = Window.of(census(0, None, 0))
+    assert (found.layers, found.heads, found.prompts) == ([0, 2], 0.0, 2)

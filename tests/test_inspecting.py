@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from pathlib import Path
 
 import made_tokenizers
@@ -16,7 +16,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper, load
 
 from abft_mlx import adapters, attention, experiment, loading
 from abft_mlx import recipe as recipes
-from abft_mlx.experiment import looking
+from abft_mlx.experiment import opened as opening
 from abft_mlx.induction import read_heads, threshold
 from abft_mlx.recipe import AdapterSection
 
@@ -91,30 +91,11 @@ def test_examples_show_as_many_classes_as_can_be(run: Path) -> None:
     assert all(one.gold in one.demonstration_labels for one in kept.examples)
 
 
-def test_none_are_kept_where_none_are_asked_for(tmp_path: Path) -> None:
-    recipe = recipes.load("demo", [*SMALL, "training.census_prompts=0", "training.updates=1"])
-    experiment.finetune(recipe, tmp_path / "run")
-    assert not (tmp_path / "run" / "heads.npz").exists()
-
-
-def test_the_run_says_how_far_weights_moved(run: Path) -> None:
-    shift = json.loads((run / "run.json").read_text())["shift"]
-    weights = mx.load(str(run / "adapters.safetensors"))
-    scale = json.loads((run / "adapter_config.json").read_text())["lora_parameters"]["scale"]
-    for layer in range(3):
-        for part in ("q", "k"):
-            stem = f"model.layers.{layer}.self_attn.{part}_proj.lora_"
-            a, b = (np.array(weights[stem + one], dtype=np.float64) for one in "ab")
-            assert shift[part][layer] == pytest.approx(scale * np.linalg.norm(a @ b), rel=1e-5)
-    assert shift["head"] is None
-
-
-@pytest.mark.parametrize("kind", ["lora", "full"])
-def test_looking_leaves_the_model_as_it_was(kind: str) -> None:
+def test_looking_leaves_the_model_as_it_was() -> None:
     opened = experiment.prepare(recipes.load("demo", SMALL))
     model = opened.loaded.model
     base = opened.census(opened.test_prompts()[:8])
-    adapters.attach(model, AdapterSection(kind=kind), seed=1)  # type: ignore[arg-type]
+    adapters.attach(model, AdapterSection(kind="full"), seed=1)
     tiny_models.train(model)
     before = dict(tree_flatten(model.parameters()))
     trainable = [name for name, _ in tree_flatten(model.trainable_parameters())]
@@ -127,18 +108,6 @@ def test_looking_leaves_the_model_as_it_was(kind: str) -> None:
     trained = opened.census(opened.test_prompts()[:8])
     np.testing.assert_allclose(seen.states["after"].magnitude, trained.magnitude, atol=1e-6)
     assert np.abs(trained.magnitude - base.magnitude).max() > 0.01
-
-
-def test_the_adapter_is_back_after_a_failure() -> None:
-    opened = experiment.prepare(recipes.load("demo", SMALL))
-    model = opened.loaded.model
-    adapters.attach(model, AdapterSection(), seed=1)
-    held = list(adapters.adapted(model).items())
-    with pytest.raises(AssertionError, match="inside"), adapters.without(model):
-        assert adapters.adapted(model), "inside"
-    now = list(adapters.adapted(model).items())
-    assert [name for name, _ in held] == [name for name, _ in now]
-    assert all(one is other for (_, one), (_, other) in zip(held, now, strict=True))
 
 
 def test_progress_counts_both_states_to_the_end() -> None:
@@ -156,51 +125,18 @@ def test_progress_counts_both_states_to_the_end() -> None:
     assert [done for done, _ in told] == sorted({done for done, _ in told})
 
 
-def test_examples_of_large_models_stay_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = experiment.prepare(recipes.load("demo", SMALL))
-    chosen = opened.test_prompts()[:8]
-    most = max(len(one.token_ids) for one in chosen) * 6 * 2
-    for room, kept in ((0, 0), (2 * most, 2), (100 * most, 3)):
-        monkeypatch.setattr(looking, "EXAMPLE_BYTES", room)
-        assert len(opened.heads(chosen).examples) == kept
-
-
 def test_detectors_fit_the_context(tmp_path: Path) -> None:
     tiny_models.checkpoint(tmp_path / "model", "gpt2", n_positions=31, n_ctx=31)
     opened = experiment.prepare(recipes.load("demo", SMALL))
     small = loading.load_model(str(tmp_path / "model"))
     assert small.context_tokens == 31
-    assert looking._detected(small, opened.task, seed=0).repeated_tokens == 15
-
-
-def test_detectors_draw_no_special_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = experiment.prepare(recipes.load("demo", SMALL))
-    asked: list[np.ndarray] = []
-    monkeypatch.setattr(looking, "detect", lambda _m, words, **_more: asked.append(words))
-    looking._detected(opened.loaded, opened.task, seed=0)
-    special = set(opened.loaded.tokenizer.all_special_ids)
-    assert special
-    vocabulary = set(opened.loaded.tokenizer.get_vocab().values())
-    assert set(asked[0].tolist()) == vocabulary - special
+    small_one = replace(opened, loaded=small)
+    seen = small_one.heads([], detectors=True).states["before"].detected
+    assert seen is not None
+    assert seen.repeated_tokens == 15
 
 
 TEXT = "One naïve café — 日本語 and 🦊🦊\n\tTabs,  two spaces <b>&amp;</b> ' praise"
-
-
-@pytest.mark.parametrize(
-    "maker", ["gpt2", "llama3", "qwen", "tekken", "llama2", "llama2_bytes", "gemma", "unigram"]
-)
-def test_token_texts_put_together_are_the_prompt(maker: str, tmp_path: Path) -> None:
-    made = getattr(made_tokenizers, maker)()
-    made.save_pretrained(tmp_path)
-    tokenizer = load(tmp_path)
-    assert isinstance(tokenizer, TokenizerWrapper)
-    token_ids = tokenizer.encode(TEXT)
-    texts = looking.token_texts(tokenizer, token_ids)
-    assert len(texts) == len(token_ids)
-    wanted = tokenizer.decode(token_ids)
-    assert "".join(texts).strip() == wanted.strip()
-    assert looking.token_texts(tokenizer, []) == ()
 
 
 def decoded_whole(tokenizer: TokenizerWrapper, token_ids: list[int]) -> list[str]:
@@ -218,16 +154,14 @@ def decoded_whole(tokenizer: TokenizerWrapper, token_ids: list[int]) -> list[str
     return texts
 
 
-@pytest.mark.parametrize(
-    "maker", ["gpt2", "llama3", "qwen", "tekken", "llama2", "llama2_bytes", "gemma", "unigram"]
-)
+@pytest.mark.parametrize("maker", ["gpt2", "tekken", "llama2", "llama2_bytes", "gemma", "unigram"])
 def test_token_texts_of_long_prompts_are_those_of_the_whole(maker: str, tmp_path: Path) -> None:
     getattr(made_tokenizers, maker)().save_pretrained(tmp_path)
     tokenizer = load(tmp_path)
     text = f"{TEXT} 👩‍👩‍👧‍👦 ᚠᛇᚻ 한국어 don 't . "
     token_ids = tokenizer.encode(text * 3)
     assert len(token_ids) > 100
-    assert list(looking.token_texts(tokenizer, token_ids)) == decoded_whole(tokenizer, token_ids)
+    assert list(opening.token_texts(tokenizer, token_ids)) == decoded_whole(tokenizer, token_ids)
 
 
 def test_the_work_for_a_token_text_does_not_grow_with_the_prompt() -> None:
@@ -239,6 +173,6 @@ def test_the_work_for_a_token_text_does_not_grow_with_the_prompt() -> None:
             return "x" * len(token_ids)
 
     short, long = Counting(), Counting()
-    looking.token_texts(short, range(500))
-    looking.token_texts(long, range(2000))
+    opening.token_texts(short, range(500))
+    opening.token_texts(long, range(2000))
     assert long.decoded < 5 * short.decoded

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cli_support import invoke, train_run
 
 from abft_mlx.errors import OutputError
 from abft_mlx.trainer import RunFolder
@@ -70,23 +69,3 @@ def test_a_folder_that_was_made_for_nothing_goes_again(tmp_path: Path) -> None:
     with folder.opened():
         (folder.path / "run.json").touch()
     assert [path.name for path in folder.path.iterdir()] == ["run.json"]
-
-
-def test_commands_are_refused_and_reading_is_not(model: Path, texts: Path, tmp_path: Path) -> None:
-    run = train_run(tmp_path / "run", model, texts)
-    assert not (run / "run.lock").exists()
-    again = ("finetune", "--model", model, "--data", texts, "--output", run)
-    before = sorted((path.name, path.stat().st_mtime_ns) for path in run.iterdir())
-    process = hold(run)
-    try:
-        for words in ((*again, "--overwrite"), again, ("finetune", "--resume", run)):
-            result = invoke(*words)
-            assert result.exit_code == 2
-            assert f"error: {run}: in use by another process" in result.stderr
-            assert result.stderr.count("\n") == 1
-        assert invoke("eval", "--adapter", run, "--set=evaluation.queries=4").exit_code == 0
-        assert invoke("report", run, "--output", tmp_path / "page.html").exit_code == 0
-    finally:
-        process.communicate("")
-    after = sorted((path.name, path.stat().st_mtime_ns) for path in run.iterdir())
-    assert after == before

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import mlx.core as mx
 import numpy as np
 import pytest
 
 import abft_mlx
-from abft_mlx import attention
 from abft_mlx import recipe as recipes
 from abft_mlx.experiment import Experiment, RunResult
 
@@ -30,30 +28,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
 @pytest.fixture(scope="module")
 def opened(run: RunResult) -> Experiment:
     return abft_mlx.prepare(run.output, run.output)
-
-
-def captured(adapter: object, token_ids: tuple[int, ...]) -> list[np.ndarray]:
-    """(H, T) for each layer, of a model that was loaded without a recipe."""
-    model, _ = abft_mlx.load("demo", adapter)
-    last = np.array([len(token_ids) - 1])
-    rows = attention.capture(model, mx.array([token_ids]), last)
-    return [np.asarray(row[0]) for row in rows if row is not None]
-
-
-def test_an_example_has_the_rows_of_both_states(opened: Experiment, run: RunResult) -> None:
-    prompt = opened.test_prompts()[3]
-    example = opened.example(prompt)
-    assert list(example.rows) == ["before", "after"]
-    for name, adapter in (("before", None), ("after", run.output)):
-        want = np.stack(captured(adapter, prompt.token_ids))
-        np.testing.assert_allclose(example.rows[name], want, atol=1e-6)
-    assert np.abs(example.rows["after"] - example.rows["before"]).max() > 1e-4
-
-
-def test_looking_leaves_the_adapter_where_it_was(opened: Experiment) -> None:
-    prompt = opened.test_prompts()[0]
-    first, again = opened.example(prompt), opened.example(prompt)
-    np.testing.assert_array_equal(first.rows["after"], again.rows["after"])
 
 
 def test_an_example_is_told_in_texts_and_right_labels(opened: Experiment) -> None:

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from graph_support import kept, primitives
 from mlx.utils import tree_flatten, tree_unflatten
-from test_local import prompts, step_of
+from step_support import prompts, step_of
 
+from abft_mlx import recompute
 from abft_mlx.ports import port_for
-from abft_mlx.trainer.plan import micro_batches
+from abft_mlx.trainer.batches import micro_batches
 
 # MLX's primitives that have no Metal kernel (its mlx/backend/metal/primitives.cpp says NYI), as its
 # export names them.
@@ -36,9 +37,11 @@ def check(function: Callable[..., Sequence[mx.array]], arguments: Sequence[mx.ar
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3_next", "deepseek_v3", "gemma3n"])
-def test_training_and_evaluation(tiny: ModuleType, name: str) -> None:
-    step = step_of(tiny.build(name), "exact")
-    step.seams.again = kept
+def test_training_and_evaluation(
+    tiny: ModuleType, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = step_of(tiny.build(name))
+    monkeypatch.setattr(recompute, "again", kept)
     (batch,) = micro_batches(prompts(), 4)
     arrays = batch.arrays()
     parameters = step.model.trainable_parameters()

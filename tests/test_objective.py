@@ -155,22 +155,6 @@ def test_filling_rows_do_not_count(case):
     np.testing.assert_allclose(got, want, rtol=2e-6)
 
 
-def test_layers_without_heads_are_passed_over(case):
-    rows, positions, labels, gold, last = case
-    patterns = [None, mx.softmax(mx.array(rows[0].astype(np.float32)), axis=-1), None]
-    got = abft_terms(
-        patterns,
-        mx.array(positions),
-        mx.array(labels),
-        mx.array(gold),
-        mx.array(last),
-        punish_weight=0.5,
-        reward_weight=1.0,
-    )
-    want = reference(rows[:1], positions, labels, gold, last, 0.5, 1.0)
-    assert got.loss.item() == pytest.approx(want[0], rel=2e-6)
-
-
 def test_pid_by_hand():
     """Heads 10, 12, 15, 13, worked by hand with Cp .03, Ci .005, Cd .005.
 
@@ -201,19 +185,6 @@ def test_pid_is_clamped_at_zero_and_recovers():
         weight = controller.update(heads)
     assert weight == 0.0
     assert controller.update(150.0) == pytest.approx(0.03 * 100 + 0.005 * 50 + 0.005 * 150)
-
-
-def test_pid_off_holds_the_weight():
-    controller = PunishController(0.5, enabled=False)
-    assert [controller.update(heads) for heads in (1.0, 9.0, 30.0, 2.0)] == [0.5] * 4
-
-
-def test_pid_state_resumes():
-    one = PunishController(0.5)
-    for heads in (10.0, 12.0, 15.0):
-        one.update(heads)
-    other = PunishController.from_state(one.state())
-    assert other.update(11.0) == one.update(11.0)
 
 
 @pytest.mark.parametrize(("other", "kept"), [(-1, 1), (1, 0)])

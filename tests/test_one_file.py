@@ -25,7 +25,7 @@ from test_step_oracle import RANK, SCALE, batch_for, randomize_lora
 from abft_mlx import adapters, ports, read_out
 from abft_mlx.prompts import PromptBatch
 from abft_mlx.recipe import AdapterSection
-from abft_mlx.trainer.plan import MicroBatch
+from abft_mlx.trainer.batches import MicroBatch
 from abft_mlx.trainer.step import Step
 
 CLASSES = 3

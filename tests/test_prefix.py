@@ -15,7 +15,7 @@ import pytest
 import tiny_task
 from mlx.utils import tree_flatten
 from mlx_lm.models.cache import KVCache, QuantizedKVCache, make_prompt_cache
-from test_local import step_of
+from step_support import step_of
 
 from abft_mlx import attention, evaluation, ports, prefix
 from abft_mlx.data import demonstration_rows, training_rows
@@ -24,7 +24,7 @@ from abft_mlx.evaluation.metrics import softmax
 from abft_mlx.prediction import Predictor
 from abft_mlx.prefix import Prefix, cacheable, common_prefix
 from abft_mlx.prompts import LabelSpace, Prompt, batches
-from abft_mlx.trainer.plan import micro_batches, shared_micro_batches
+from abft_mlx.trainer.batches import micro_batches
 
 SPACE = LabelSpace(("a", "b", "c"), ("a", "b", "c"), ((3,), (5,), (8,)))
 # Longer than the tiny models' windows of 9; the prompts behind it are shorter and longer.
@@ -255,7 +255,7 @@ def close(found: Any, expected: Any, limit: float = 1e-5) -> None:
 @pytest.mark.parametrize("name", TRAINED)
 def test_rows_are_those_of_whole_prompts(tiny: ModuleType, name: str, bucket: int) -> None:
     model, given = tiny.build(name), training_prompts()
-    cut = shared_micro_batches(given, 3, 6, bucket_tokens=bucket)
+    cut = micro_batches(given, 6, together=3, bucket_tokens=bucket)
     shapes = [one.prefix.shape for one in cut if one.prefix is not None]
     assert shapes == ([(1, 14), (1, 15)] if bucket == 1 else [(2, 8)])
     for number, batch in enumerate(cut):
@@ -269,19 +269,18 @@ def test_rows_are_those_of_whole_prompts(tiny: ModuleType, name: str, bucket: in
                 assert not ours[place, :, n:].any()
 
 
-@pytest.mark.parametrize("gradient", ["exact", "local"])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3_text", "deepseek_v2"])
-def test_gradients_are_those_of_whole_prompts(tiny: ModuleType, name: str, gradient: str) -> None:
+def test_gradients_are_those_of_whole_prompts(tiny: ModuleType, name: str) -> None:
     given = training_prompts()
-    step = step_of(tiny.build(name), gradient)
+    step = step_of(tiny.build(name))
     expected, terms = step.gradients(micro_batches(given, 6), 0.5)
     for bucket in (1, 8):
-        found, same = step.gradients(shared_micro_batches(given, 3, 6, bucket_tokens=bucket), 0.5)
+        found, same = step.gradients(micro_batches(given, 6, together=3, bucket_tokens=bucket), 0.5)
         assert np.allclose(np.array(same), np.array(terms), rtol=1e-5)
         close(found, expected)
     # Of 8 tokens with a third group that only fills the shape.
     thrice = [*given, *given[:3]]
-    both, _ = step.gradients(shared_micro_batches(thrice, 3, 6, bucket_tokens=8), 0.5)
+    both, _ = step.gradients(micro_batches(thrice, 6, together=3, bucket_tokens=8), 0.5)
     close(both, step.gradients(micro_batches(thrice, 9), 0.5)[0], 2e-5)
 
 
@@ -293,7 +292,7 @@ def test_answers_of_several_tokens_are_trained_as_whole_forward_passes_say(
 
     from abft_mlx.trainer.step import Step
 
-    prompts, model = training_prompts(), step_of(tiny.build(kind), "exact").model
+    prompts, model = training_prompts(), step_of(tiny.build(kind)).model
 
     def loss(parameters: dict) -> mx.array:
         model.update(parameters)
@@ -304,7 +303,7 @@ def test_answers_of_several_tokens_are_trained_as_whole_forward_passes_say(
     model.update(parameters)
     ways = [micro_batches(prompts, 4)]
     if kind != "qwen3_next":  # what it has read is no prefix that prompts can share
-        ways += [shared_micro_batches(prompts, 3, 6, bucket_tokens=bucket) for bucket in (1, 8)]
+        ways += [micro_batches(prompts, 6, together=3, bucket_tokens=bucket) for bucket in (1, 8)]
     settings = {"reward_weight": 0.0, "use_filter": True, "compiled": False}
     step = Step(model, optim.Adam(1e-3), objective="end_to_end", **settings)
     _, abft = Step(model, optim.Adam(1e-3), objective="abft", **settings).gradients(ways[0], 0.0)

@@ -7,7 +7,6 @@ import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from random import Random
 
 import mlx.core as mx
 import numpy as np
@@ -16,8 +15,8 @@ from cli_support import invoke
 from ranks_support import PATIENCE_SECONDS, Job, job, model, texts
 
 from abft_mlx import ranks
-from abft_mlx.errors import RunError, UsageError
-from abft_mlx.trainer import checkpoint, plan
+from abft_mlx.errors import UsageError
+from abft_mlx.trainer import checkpoint
 
 __all__ = ["job", "model", "texts"]  # fixtures
 SETTINGS = (
@@ -79,7 +78,6 @@ def lines(folder: Path) -> list[dict]:
                 "data.validation_rows=5",
                 "training.validate_every=2",
                 "training.keep_best=false",
-                # Layer 0 is computed once for each prompt, and its heads count.
                 "adapter.layers=[1]",
             ],
         ),
@@ -124,7 +122,6 @@ def test_ranks_give_the_adapter_of_one_process(
     assert all(0 < one.get("validation_accuracy", 0.5) < 1 for one in ours)
     totals = json.loads((together / "run.json").read_text())["totals"]
     assert totals["processes"] == size
-    assert ("kept_hidden" in totals) == ("adapter.layers=[1]" in settings)
     assert "processes" not in json.loads((alone / "run.json").read_text())["totals"]
 
 
@@ -180,45 +177,11 @@ def test_sums_agreement_and_a_rank_that_never_comes(job: Job) -> None:
     assert any(waited)
 
 
-def test_alone_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    ours = ranks.join()
-    assert (ours.rank, ours.size, ours.first) == (0, 1, True)
-    monkeypatch.delattr("mlx.core.distributed.all_sum")
-    monkeypatch.delattr("mlx.core.distributed.all_gather")
-    arrays = [mx.ones(3), mx.zeros((2, 2))]
-    assert all(a is b for a, b in zip(ours.sum(arrays), arrays, strict=True))
-    assert ours.count(3) == 3
-    ours.agree("anything", "recipe")
-    ours.wait()
-
-
 @pytest.mark.parametrize("seconds", ["soon", "0", "-1", "nan", "inf"])
 def test_a_wrong_timeout_is_refused(seconds: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(ranks.TIMEOUT_VARIABLE, seconds)
     with pytest.raises(UsageError, match=f"ABFT_MLX_RANK_TIMEOUT={seconds}: must be a number"):
         ranks.join()
-
-
-def test_ranks_that_cannot_be_joined_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse() -> None:
-        raise RuntimeError("[ring] Couldn't bind socket (error: 99)")
-
-    monkeypatch.setattr("mlx.core.distributed.init", refuse)
-    with pytest.raises(RunError, match=r"cannot join the other ranks .*error: 99"):
-        ranks.join()
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 4])
-def test_shares_part_an_update(size: int) -> None:
-    source = Random(size)
-    groups = source.sample(range(100), 11)
-    lengths = [source.randrange(20, 40) for _ in groups]
-    parts = [plan.share(groups, lengths, rank, size) for rank in range(size)]
-    assert sorted(one for part in parts for one in part) == sorted(groups)
-    assert max(map(len, parts)) - min(map(len, parts)) <= 1
-    tokens = dict(zip(groups, lengths, strict=True))
-    firsts = [tokens[part[0]] for part in parts]
-    assert firsts == sorted(lengths)[:size]
 
 
 def test_more_ranks_than_groups_are_refused(

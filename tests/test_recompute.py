@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import platform
-import weakref
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -13,18 +10,14 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
-from test_local import prompts, step_of
+from graph_support import kept
+from mlx_lm.models import llama
+from step_support import flat, prompts, step_of
 
 from abft_mlx import bench, loading, recompute, runtime
-from abft_mlx.trainer.plan import micro_batches
+from abft_mlx.trainer.batches import micro_batches
 
 SCALE = 0.3
-
-
-def same(function: Callable[..., mx.array]) -> Callable[..., mx.array]:
-    """Computes nothing again."""
-    return function
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +61,7 @@ class TestAgain:
             mx.eval(mx.grad(loss)(x))
             return runtime.peak_memory_bytes()
 
-        assert peak(recompute.again) < 0.6 * peak(same)
+        assert peak(recompute.again) < 0.6 * peak(kept)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +76,9 @@ class TestAgain:
     ],
 )
 @pytest.mark.parametrize("sinks", [False, True])
-def test_attention_in_pieces_is_attention(mask: Any, S: int, sinks: bool) -> None:
+def test_attention_in_pieces_is_attention(
+    mask: Any, S: int, sinks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Values and gradients against MLX's own attention, three queries at a time."""
     queries, keys, values = normal(2, 4, 7, 8), normal(2, 2, S, 8, seed=1), normal(2, 2, S, 8)
     given = mx.array(mask) if isinstance(mask, np.ndarray) else mask
@@ -108,7 +103,8 @@ def test_attention_in_pieces_is_attention(mask: Any, S: int, sinks: bool) -> Non
 
     plain = outputs(original)
     sizes_seen.clear()
-    pieces = outputs(recompute.attending(recompute.again, 3)(original))
+    monkeypatch.setattr(recompute, "CPU_QUERIES", 3)
+    pieces = outputs(recompute.attending(original))
     assert set(sizes_seen) == {3, 1}
     for one, other in zip(plain, pieces, strict=True):
         np.testing.assert_allclose(np.array(one), np.array(other), rtol=2e-5, atol=2e-5)
@@ -120,25 +116,40 @@ def test_attention_in_pieces_is_attention(mask: Any, S: int, sinks: bool) -> Non
 )
 def test_a_step_is_the_same(name: str, tiny: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recompute, "CPU_QUERIES", 5)
-    # Activation functions stay MLX's own, which tests/test_activations.py compares with ours.
-    monkeypatch.setattr(platform, "machine", lambda: "arm64")
-    step = step_of(tiny.build(name), "exact")
+    step = step_of(tiny.build(name))
     (batch,) = micro_batches(prompts(), 3, bucket_tokens=1)
-    wrapped = []
+    wrapped, again = [], recompute.again
 
     def counting(function: Callable[..., mx.array]) -> Callable[..., mx.array]:
         wrapped.append(function)
-        return recompute.again(function)
+        return again(function)
 
-    step.seams.again = same
+    monkeypatch.setattr(recompute, "again", kept)
     plain, terms = step.gradients([batch], 0.5)
-    step.seams.again = counting
-    again, again_terms = step.gradients([batch], 0.5)
+    monkeypatch.setattr(recompute, "again", counting)
+    recomputed, recomputed_terms = step.gradients([batch], 0.5)
     assert len(wrapped) > 2
-    np.testing.assert_allclose(np.array(terms), np.array(again_terms), rtol=1e-6)
-    for (path, one), (_, other) in zip(tree_flatten(plain), tree_flatten(again), strict=True):
-        scale = max(1.0, float(mx.abs(one).max()))
-        assert mx.abs(one - other).max().item() < 2e-6 * scale, path
+    np.testing.assert_allclose(np.array(terms), np.array(recomputed_terms), rtol=1e-6)
+    ours = flat(recomputed)
+    for path, value in flat(plain).items():
+        scale = max(1.0, float(np.abs(value).max()))
+        assert np.abs(value - ours[path]).max() < 2e-6 * scale, path
+
+
+def test_another_model_has_no_part(tiny: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, other = tiny.build("llama"), tiny.build("llama")
+    calls = []
+    monkeypatch.setattr(recompute, "again", lambda f: lambda *a: (calls.append(1), f(*a))[1])
+    tokens = mx.array([[1, 2, 3]])
+    plain = model(tokens)
+    with recompute.activations_again(model):
+        assert mx.array_equal(model(tokens), plain)
+        assert len(calls) == len(model.layers)
+        other(tokens)
+        assert len(calls) == len(model.layers)
+    model(tokens)
+    assert len(calls) == len(model.layers)
+    assert type(model.layers[0].mlp) is llama.MLP
 
 
 def weights(size: bench.Size) -> int:
@@ -157,39 +168,3 @@ def test_no_array_of_all_scores_and_no_logits(monkeypatch: pytest.MonkeyPatch) -
     assert ours < 125 * 2**20
     monkeypatch.setattr(recompute, "CPU_QUERIES", size.tokens)
     assert peak() - 4 * weights(size) - ours > 128 * 2**20
-
-
-def test_memory_is_linear_in_the_prompt() -> None:
-    lengths = (512, 1024, 2048)
-    chosen = [bench.parse(f"2x128x96:1x{one}k4") for one in lengths]
-    peaks = [bench.peak_here(one, "ours-exact", "float32") - 4 * weights(one) for one in chosen]
-    exponent = np.polyfit(np.log(lengths), np.log(peaks), 1)[0]
-    assert exponent < 1.15, peaks
-
-
-def test_a_step_lets_go_of_its_model(tiny: ModuleType) -> None:
-    for gradient in ("exact", "local"):
-        step = step_of(tiny.build("llama"), gradient)
-        (batch,) = micro_batches(prompts(), 3)
-        step.gradients([batch], 0.5)
-        model = weakref.ref(step.model)
-        del step
-        gc.collect()
-        assert model() is None, gradient
-
-
-@pytest.mark.parametrize("gradient", ["exact", "local"])
-def test_a_step_leaves_nothing_behind(gradient: str, tiny: ModuleType) -> None:
-    """Not even until Python's garbage collector comes round."""
-    step = step_of(tiny.build("llama"), gradient)
-    (batch,) = micro_batches(prompts(), 3)
-    step.gradients([batch], 0.5)
-    gc.collect()
-    gc.disable()
-    try:
-        before = mx.get_active_memory()
-        for _ in range(3):
-            step.gradients([batch], 0.5)
-        assert mx.get_active_memory() - before < 4096
-    finally:
-        gc.enable()

@@ -55,16 +55,6 @@ class TestPrepare:
         assert choice == runtime.BlasChoice("good", "found")
         assert loader.asked[-1] == ("good", ctypes.RTLD_GLOBAL)
 
-    def test_chooses_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        loader = Loader(good=["cblas_sgemm"])
-        use(monkeypatch, loader, ["good"])
-        assert runtime.prepare() is runtime.prepare()
-        assert len(loader.asked) == 1
-
-    def test_nothing_found(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        use(monkeypatch, Loader(), [])
-        assert runtime.prepare() == runtime.BlasChoice(None, "no optimised BLAS found")
-
     def test_says_why_none_of_those_found_will_do(self, monkeypatch: pytest.MonkeyPatch) -> None:
         use(monkeypatch, Loader(slow=[]), ["missing", "slow"])
         assert runtime.prepare().note == "missing: no such file; slow: has no cblas_sgemm"
@@ -75,24 +65,6 @@ class TestPrepare:
         monkeypatch.setattr(ctypes, "CDLL", loader)
         choice = runtime.prepare()
         assert choice == runtime.BlasChoice("/opt/mine.so", "named by ABFT_MLX_BLAS")
-
-    def test_variable_names_a_missing_file(
-        self, monkeypatch: pytest.MonkeyPatch, tmp_path: object
-    ) -> None:
-        missing = f"{tmp_path}/libnot.so"
-        monkeypatch.setenv(runtime.BLAS_VARIABLE, missing)
-        choice = runtime.prepare()
-        assert choice.path is None
-        assert choice.note.startswith(f"{missing}: ")
-
-    def test_variable_names_a_library_that_is_no_blas(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        other = ctypes.util.find_library("m")
-        if other is None:
-            pytest.skip("this system has no libm to find")
-        monkeypatch.setenv(runtime.BLAS_VARIABLE, other)
-        assert runtime.prepare() == runtime.BlasChoice(None, f"{other}: has no cblas_sgemm")
 
     def test_variable_switches_it_off(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(runtime.BLAS_VARIABLE, "none")
@@ -162,27 +134,6 @@ class TestKernels:
         assert f"its {kernel} kernels" in choice.note
         assert runtime.KERNEL_VARIABLE not in os.environ
 
-    @pytest.mark.parametrize(("picks", "flags"), [("Zen", "avx2 fma"), ("Prescott", "sse2")])
-    def test_a_known_processor_and_an_old_one_keep_their_own(
-        self, monkeypatch: pytest.MonkeyPatch, picks: str, flags: str
-    ) -> None:
-        library, choice = self.prepared(monkeypatch, picks, flags)
-        assert library.modes[-1] == (ctypes.RTLD_GLOBAL, picks)
-        assert choice.note == "found"
-
-    def test_what_the_user_asks_for_is_left_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv(runtime.KERNEL_VARIABLE, "Nehalem")
-        library, _ = self.prepared(monkeypatch, "Prescott", "avx2 fma")
-        assert library.modes == [(ctypes.RTLD_GLOBAL, "Nehalem")]
-        assert os.environ[runtime.KERNEL_VARIABLE] == "Nehalem"
-
-
-def test_an_unknown_name_is_an_attribute_error() -> None:
-    import abft_mlx
-
-    with pytest.raises(AttributeError, match="'abft_mlx' has no attribute 'Classifer'"):
-        _ = abft_mlx.Classifer
-
 
 def test_facts_of_the_machine() -> None:
     facts = runtime.memory_facts()
@@ -192,15 +143,6 @@ def test_facts_of_the_machine() -> None:
     assert {"abft-mlx", "python", "mlx", "mlx-lm"} <= set(runtime.versions())
     assert any(word in runtime.device_description() for word in ("CPU", "GPU"))
     assert runtime.matrix_product_flops(64, repeats=1) > 0
-
-
-def test_peak_memory_starts_anew() -> None:
-    import mlx.core as mx
-
-    mx.eval(mx.zeros((1024, 1024)))
-    assert runtime.peak_memory_bytes() >= 4 * 2**20
-    runtime.reset_peak_memory()
-    assert runtime.peak_memory_bytes() < 4 * 2**20
 
 
 def test_a_mac_wires_its_memory_and_bounds_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,11 +156,3 @@ def test_a_mac_wires_its_memory_and_bounds_the_cache(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(mx, "set_wired_limit", lambda limit: asked.update(wired=limit) or 7)
     assert runtime.use_wired_memory() == 7
     assert asked == {"wired": 4000, "cache": 1000}
-
-
-def test_without_metal_no_limit_is_touched(monkeypatch: pytest.MonkeyPatch) -> None:
-    import mlx.core as mx
-
-    monkeypatch.setattr(mx.metal, "is_available", lambda: False)
-    monkeypatch.setattr(mx, "set_wired_limit", lambda _limit: pytest.fail("touched"))
-    assert runtime.use_wired_memory() is None

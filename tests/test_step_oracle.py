@@ -23,7 +23,7 @@ from abft_mlx import adapters, attention, ports
 from abft_mlx.objective import abft_terms
 from abft_mlx.prompts import PromptBatch
 from abft_mlx.recipe import AdapterSection
-from abft_mlx.trainer.plan import MicroBatch
+from abft_mlx.trainer.batches import MicroBatch
 from abft_mlx.trainer.step import Step
 
 RELATIVE = 1e-4
@@ -60,6 +60,8 @@ def randomize_lora(model: nn.Module) -> dict[str, np.ndarray]:
     masks = adapters.gradient_mask(model)
     key = mx.random.key(11)
     for path, module in adapters.adapted(model).items():
+        if "lora_b" not in module:
+            continue
         key, here = mx.random.split(key)
         noise = 0.1 * mx.random.normal(module.lora_b.shape, key=here)
         mask = masks.get(f"{path}.lora_b")
@@ -116,6 +118,32 @@ def step(model: nn.Module, batch: Batch, filtered: bool) -> tuple[float, int, di
     return value.item(), int(heads.item()), dict(tree_flatten(gradients))
 
 
+def lora_pair(name: str, folder: Path, *, head: bool = False) -> tuple[Any, nn.Module, Batch]:
+    """A reference, our model of the same weights with LoRA that does something, and a batch."""
+    reference = tiny_models.reference(name).requires_grad_(False)
+    model, _ = load_model(tiny_models.save_reference(reference, folder, name))
+    batch = batch_for(model)
+    adapters.attach(model, AdapterSection(rank=RANK, scale=SCALE, head=head), seed=3)
+    randomize_lora(model)
+    return reference, model, batch
+
+
+def hook_lora(reference: Any, model: nn.Module) -> dict[str, Any]:
+    """Give the reference our trainable weights, by name, as tensors that have a gradient."""
+    torch = tiny_models.torch()
+    theirs = {
+        name: torch.tensor(np.array(value), requires_grad=True)
+        for name, value in tree_flatten(model.trainable_parameters())
+    }
+    for path in adapters.adapted(model):
+        if f"{path}.lora_a" in theirs:
+            a, b = theirs[f"{path}.lora_a"], theirs[f"{path}.lora_b"]
+            reference.get_submodule(torch_name(path)).register_forward_hook(
+                lambda _module, inputs, output, a=a, b=b: output + SCALE * (inputs[0] @ a @ b)
+            )
+    return theirs
+
+
 def relative(left: np.ndarray, right: np.ndarray) -> float:
     return float(np.linalg.norm(left - right) / np.linalg.norm(right))
 
@@ -124,17 +152,8 @@ def relative(left: np.ndarray, right: np.ndarray) -> float:
 @pytest.mark.parametrize("name", tiny_models.ARCHITECTURES)
 def test_lora_step_equals_pytorch(name: str, filtered: bool, tmp_path: Path) -> None:
     torch = tiny_models.torch()
-    reference = tiny_models.reference(name).requires_grad_(False)
-    model, _ = load_model(tiny_models.save_reference(reference, tmp_path, name))
-    batch = batch_for(model)
-    adapters.attach(model, AdapterSection(rank=RANK, scale=SCALE), seed=3)
-    ours = randomize_lora(model)
-    theirs = {key: torch.tensor(value, requires_grad=True) for key, value in ours.items()}
-    for path in adapters.adapted(model):
-        a, b = theirs[f"{path}.lora_a"], theirs[f"{path}.lora_b"]
-        reference.get_submodule(torch_name(path)).register_forward_hook(
-            lambda _module, inputs, output, a=a, b=b: output + SCALE * (inputs[0] @ a @ b)
-        )
+    reference, model, batch = lora_pair(name, tmp_path)
+    theirs = hook_lora(reference, model)
     expected, expected_heads = torch_loss(torch, reference, batch, filtered)
     expected.backward()
 
@@ -190,17 +209,9 @@ def micro_batch(batch: Batch, rows: list[int], weights: list[int]) -> MicroBatch
 def test_three_updates_of_the_trainer_equal_pytorchs_adam(name: str, tmp_path: Path) -> None:
     """Micro-batches, averaging, V masked, Adam with bias correction: parameters after 3 updates."""
     torch = tiny_models.torch()
-    reference = tiny_models.reference(name).requires_grad_(False)
-    model, _ = load_model(tiny_models.save_reference(reference, tmp_path, name))
-    batch = batch_for(model)
-    adapters.attach(model, AdapterSection(rank=RANK, scale=SCALE), seed=3)
-    start = randomize_lora(model)
-    theirs = {key: torch.tensor(value, requires_grad=True) for key, value in start.items()}
-    for path in adapters.adapted(model):
-        a, b = theirs[f"{path}.lora_a"], theirs[f"{path}.lora_b"]
-        reference.get_submodule(torch_name(path)).register_forward_hook(
-            lambda _module, inputs, output, a=a, b=b: output + SCALE * (inputs[0] @ a @ b)
-        )
+    reference, model, batch = lora_pair(name, tmp_path)
+    theirs = hook_lora(reference, model)
+    start = {key: value.detach().numpy().copy() for key, value in theirs.items()}
     masks = {key: torch.tensor(np.array(v)) for key, v in adapters.gradient_mask(model).items()}
     torch_optimizer = torch.optim.Adam(theirs.values(), lr=1e-3)
     ours = Step(

@@ -12,8 +12,6 @@ from mlx_lm.tuner import callbacks
 from typer.testing import Result
 
 from abft_mlx import loading, recipe, tracking
-from abft_mlx.cli import finetune as cli_finetune
-from abft_mlx.ranks import Ranks
 
 SHORT = (
     "--set=training.updates=3",
@@ -84,22 +82,12 @@ def test_trackers_are_told_every_update(trackers: dict[str, Fake], tmp_path: Pat
         # mlx-lm reports a validation under the update that it followed.
         assert [step for step, _ in fake.logged] == [1, 2, 2, 3, 3]
         updates = [told for _, told in fake.logged if "train_loss" in told]
+        own = ("seen_examples", "punish", "reward", "induction_heads", "A", "B", "tokens")
         for told, line in zip(updates, written, strict=True):
             assert told["iteration"] == line["step"]
             assert told["train_loss"] == line["loss"]
-            assert told["peak_memory"] == line["peak_memory_bytes"] / 1e9
             assert told["tokens_per_second"] == line["tokens"] / line["seconds"]
-            assert told["iterations_per_second"] == 1 / line["seconds"]
-            for name in (
-                "seen_examples",
-                "punish",
-                "reward",
-                "induction_heads",
-                "A",
-                "B",
-                "tokens",
-            ):
-                assert told[name] == line[name]
+            assert [told[name] for name in own] == [line[name] for name in own]
         validations = [told for _, told in fake.logged if "val_accuracy" in told]
         assert validations == [
             {"iteration": line["step"], "val_accuracy": line["validation_accuracy"]}
@@ -122,7 +110,7 @@ def test_a_tracker_that_fails_does_not_lose_the_run(
     assert document(result)["tracking"]["lost"] == {
         "wandb": "update 2: the cable is out", "swanlab": "the end: the cable is out"
     }  # fmt: skip
-    warning = "warning: wandb failed at update 2 (the cable is out) and is told nothing more"
+    warning = "warning: wandb failed at update 2 (the cable is out) and gets nothing more"
     assert result.stderr.count(warning) == 1
     assert [step for step, _ in trackers["wandb"].logged] == [1]
     assert [step for step, _ in trackers["swanlab"].logged] == [1, 2, 2, 3, 3]
@@ -142,62 +130,6 @@ def test_a_tracker_that_cannot_start_stops_the_run_before_it_begins(
     assert "error: swanlab cannot start (no key; log in); nothing was trained" in result.stderr
     assert not output.exists()
     assert trackers["wandb"].finished == [{"exit_code": 1}]
-
-
-def test_a_run_that_fails_is_reported_as_failed(
-    trackers: dict[str, Fake], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(tracking, "report", interrupted)
-    output = tmp_path / "run"
-    result = run(output, "--report-to", "wandb,swanlab")
-    assert result.exit_code == 130
-    assert trackers["wandb"].finished == [{"exit_code": 1}]
-    assert trackers["swanlab"].finished[0]["state"] == "crashed"
-
-
-def test_a_resumed_run_reports_what_it_does(
-    trackers: dict[str, Fake], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    output = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        patch.setattr(tracking.Tracking, "updated", _stop_at(2))
-        every = "--set=training.checkpoint_every=1"
-        assert run(output, "--report-to", "wandb", every).exit_code == 130
-    trackers["wandb"].breaks_at = "init"
-    assert invoke("finetune", "--resume", output, "--report-to", "wandb").exit_code == 1
-    assert (output / "checkpoint").is_dir(), "what was trained stays"
-    trackers["wandb"].breaks_at = None
-    result = invoke("finetune", "--resume", output, "--report-to", "wandb")
-    assert result.exit_code == 0, result.stderr
-    assert [step for step, _ in trackers["wandb"].logged] == [3, 3]
-
-
-def _stop_at(step: int) -> Any:
-    def updated(_: object, update: Any) -> None:
-        if update.step == step:
-            raise KeyboardInterrupt
-
-    return updated
-
-
-def test_only_the_first_rank_reports(
-    trackers: dict[str, Fake], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Second(Ranks):
-        rank = 1
-        first = False
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.rank = 1
-
-    monkeypatch.setattr(cli_finetune, "join_ranks", lambda **_: Second())
-    result = run(tmp_path / "run", "--report-to", "wandb")
-    assert result.exit_code == 0, result.stderr
-    assert trackers["wandb"].started == trackers["wandb"].logged == []
 
 
 @pytest.mark.parametrize(
@@ -246,15 +178,3 @@ def test_no_path_of_this_machine_is_sent(tmp_path: Path, monkeypatch: pytest.Mon
     hub = recipe.default(["model=mlx-community/Qwen2.5-0.5B-Instruct-4bit", "data.source=SetFit/x"])
     assert tracking.config(hub) == hub.model_dump(mode="json")
     assert tracking.config(recipe.default(["model=."]))["model"] == tmp_path.name
-
-
-@pytest.mark.usefixtures("trackers")
-def test_a_trackers_files_do_not_make_a_folder_foreign(tmp_path: Path) -> None:
-    output = tmp_path / "run"
-    assert run(output, "--report-to", "wandb").exit_code == 0
-    kept = output / "wandb" / "offline-run-1"
-    kept.mkdir(parents=True)
-    (output / "wandb" / "latest-run").symlink_to(kept, target_is_directory=True)
-    assert run(output, "--report-to", "wandb").exit_code == 2
-    assert run(output, "--overwrite").exit_code == 0
-    assert not (output / "wandb").exists()

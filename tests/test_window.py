@@ -17,16 +17,19 @@ import tiny_models
 from cli_support import document, invoke, write_model, write_texts
 from graph_support import kept, primitives
 from mlx.utils import tree_flatten, tree_unflatten
-from study_support import SETTINGS
-from test_local import autodiff, prompts, step_of
+from step_support import autodiff, prompts, step_of
 
-from abft_mlx import adapters, attention, experiment, loading, memory_estimate, ports, study
+from abft_mlx import (
+    attention,
+    experiment,
+    loading,
+    ports,
+    recompute,
+)
 from abft_mlx import recipe as recipes
-from abft_mlx.errors import AdapterError, RecipeError
 from abft_mlx.events import OnUpdate
-from abft_mlx.induction import window
-from abft_mlx.recipe import AdapterSection
-from abft_mlx.trainer.plan import micro_batches, shared_micro_batches
+from abft_mlx.induction import Window, window
+from abft_mlx.trainer.batches import micro_batches
 from abft_mlx.trainer.step import Step
 
 
@@ -47,7 +50,7 @@ def restricted(
     return autodiff(model, batch, rows)
 
 
-def only(step: Step, gradient: Any = "exact") -> Step:
+def only(step: Step) -> Step:
     """The same model's step with the rows of trained layers alone."""
     return Step(
         step.model,
@@ -55,7 +58,6 @@ def only(step: Step, gradient: Any = "exact") -> Step:
         reward_weight=1.0,
         use_filter=False,
         only_trained=True,
-        gradient=gradient,
         compiled=False,
     )
 
@@ -65,7 +67,7 @@ def test_gradients_are_those_of_the_layers_rows(tiny: ModuleType, name: str) -> 
     model = tiny.build(name)
     with_heads = [n for n, one in enumerate(ports.heads(model)) if one is not None]
     layers = with_heads[:2]
-    whole = step_of(model, "exact", layers)
+    whole = step_of(model, layers)
     (batch,) = micro_batches(prompts(), 4)
     gradients, terms = only(whole).gradients([batch], 0.5)
     expected_terms, expected = restricted(model, layers, batch.arrays())
@@ -83,34 +85,11 @@ def test_gradients_are_those_of_the_layers_rows(tiny: ModuleType, name: str) -> 
         )
 
 
-def test_shared_demonstrations_drop_the_same_rows(tiny: ModuleType) -> None:
-    one = prompts()[0]
-    pair = [one, type(one)((*one.token_ids[:-3], 7, 8, 9), (3, 8, 13), (0, 1, 0), 1, (5,))]
-    step = only(step_of(tiny.build("llama"), "exact", [0, 1]))
-    apart, terms = step.gradients(micro_batches(pair, 2), 0.5)
-    together, shared_terms = step.gradients(shared_micro_batches(pair, 2, 2), 0.5)
-    np.testing.assert_allclose(np.array(shared_terms), np.array(terms), rtol=1e-5)
-    for path, gradient in tree_flatten(apart):
-        found = dict(tree_flatten(together))[path]
-        np.testing.assert_allclose(np.array(found), np.array(gradient), atol=1e-5, err_msg=path)
-
-
-def test_local_gradients_are_the_same_either_way(tiny: ModuleType) -> None:
-    (batch,) = micro_batches(prompts(), 4)
-    whole = step_of(tiny.build("llama"), "local", [1])
-    gradients, terms = whole.gradients([batch], 0.5)
-    others, other_terms = only(whole, "local").gradients([batch], 0.5)
-    assert mx.array_equal(terms, other_terms)
-    for path, gradient in tree_flatten(gradients):
-        assert mx.array_equal(dict(tree_flatten(others))[path], gradient), path
-
-
 def graph(layers: list[int] | None, only_trained: bool, depth: int) -> list[str]:
     """Names of the primitives of an exact step."""
     model = tiny_models.build("llama", num_hidden_layers=depth)
-    step = step_of(model, "exact", layers)
+    step = step_of(model, layers)
     step = only(step) if only_trained else step
-    step.seams.again = kept
     (batch,) = micro_batches(prompts(), 4)
     names, parameters = zip(*tree_flatten(model.trainable_parameters()), strict=True)
 
@@ -122,8 +101,9 @@ def graph(layers: list[int] | None, only_trained: bool, depth: int) -> list[str]
     return sorted(name for name, _ in primitives(train, parameters))
 
 
-def test_nothing_above_the_window_is_computed() -> None:
+def test_nothing_above_the_window_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model of five layers of which two train costs what one of two layers does."""
+    monkeypatch.setattr(recompute, "again", kept)
     kinds = graph([0, 1], True, 5)
     assert kinds == graph(None, False, 2)
     assert len(graph([0, 1], False, 5)) > len(kinds)
@@ -169,13 +149,6 @@ def test_the_run_trains_where_the_heads_are(run: experiment.RunResult) -> None:
     assert {int(name.split(".layers.")[1].split(".")[0]) for name in names} == set(layers)
 
 
-def test_its_own_recipe_reproduces_it(run: experiment.RunResult, tmp_path: Path) -> None:
-    again = experiment.finetune(recipes.load(str(run.output)), tmp_path / "again")
-    assert again.experiment.window is None
-    for name in ("adapters.safetensors", "adapter_config.json", "recipe.yaml"):
-        assert (again.output / name).read_bytes() == (run.output / name).read_bytes()
-
-
 class StopHereError(Exception):
     pass
 
@@ -194,7 +167,7 @@ def test_a_resumed_run_takes_no_census(
     def census(*_: object) -> None:
         raise AssertionError("a census")
 
-    monkeypatch.setattr(experiment.Experiment, "census", census)
+    monkeypatch.setattr(Window, "of", census)
     resumed = experiment.finetune(None, folder)
     for name in ("adapters.safetensors", "recipe.yaml"):
         assert (folder / name).read_bytes() == (run.output / name).read_bytes()
@@ -238,43 +211,6 @@ def test_no_heads_and_it_is_said(tmp_path: Path) -> None:
     assert recipes.load(str(output)).adapter.layers == [0, 1]
 
 
-def test_a_study_of_it(tmp_path: Path) -> None:
-    text = (
-        "name: small\nmodels: [demo]\ntasks: [generated/emotion]\nmethods: [abft]\n"
-        f"settings: [{', '.join((*SETTINGS, AUTO))}]\n"
-    )
-    opened = study.loads(text)
-    study.run(opened, tmp_path / "study", report=lambda *_: [])
-    (cell,) = study.read(tmp_path / "study")
-    assert cell["status"] == "done"
-    (planned,) = study.cells(opened)
-    alone = experiment.finetune(planned.recipe, tmp_path / "run")
-    assert cell["run"]["layers"] == alone.experiment.recipe.adapter.layers
-    assert cell["run"]["adapter_bytes"] == alone.adapter_bytes
-
-
-def test_an_estimate_counts_all_layers() -> None:
-    config = tiny_models.config("llama")
-
-    def estimate(*changes: str) -> Any:
-        recipe = recipes.resolve(recipes.default(["training.micro_batch_tokens=256", *changes]))
-        return memory_estimate.estimate(loading.describe(config, "model"), recipe, 64)
-
-    assert estimate(AUTO) == estimate()
-    first = estimate("adapter.layers=[0]", "objective.layers=trained")
-    every = estimate("adapter.layers=[0]")
-    assert first["activations_bytes"] < every["activations_bytes"]
-
-
-def test_the_doctor_takes_it() -> None:
-    result = invoke("doctor", "demo", f"--set={AUTO}", "--json")
-    assert result.exit_code == 0, result.stderr
-    # Where layers are chosen nothing is shared.
-    alone = "--set=training.shared_demonstrations=1"
-    plain = document(invoke("doctor", "demo", "--json", alone))["memory_estimate"]
-    assert document(result)["memory_estimate"] == plain
-
-
 @pytest.mark.parametrize(
     ("changes", "objective"),
     [
@@ -287,25 +223,3 @@ def test_the_doctor_takes_it() -> None:
 )
 def test_whose_heads_count(changes: list[str], objective: str) -> None:
     assert recipes.resolve(recipes.default(changes)).objective.layers == objective
-
-
-@pytest.mark.parametrize(
-    ("change", "line"),
-    [
-        ("adapter.layers=automatic", "'automatic': a list of layer numbers such as .4, 5., auto"),
-        ("adapter.layers=3", "3: a list of layer numbers such as .4, 5., auto"),
-        ("adapter.layers=[]", "at least 1 item"),
-        ("adapter.layers=[-1]", "layer numbers start at 0"),
-        ("objective.layers=some", "objective.layers is 'some': input should be 'all' or 'trained'"),
-    ],
-)
-def test_what_cannot_be_used_is_one_line(change: str, line: str) -> None:
-    with pytest.raises(RecipeError, match=line) as caught:
-        recipes.default([change])
-    assert "\n" not in str(caught.value)
-    assert " more: " not in str(caught.value)
-
-
-def test_attaching_needs_numbers() -> None:
-    with pytest.raises(AdapterError, match="give layer numbers, or None for all"):
-        adapters.attach(tiny_models.build("llama"), AdapterSection(layers="auto"))

@@ -37,7 +37,7 @@ def doctor(
     with shell.speaking():
         from abft_mlx import memory_estimate, runtime
         from abft_mlx import recipe as recipes
-        from abft_mlx.trainer import plan
+        from abft_mlx.trainer import batches
 
         estimate = None
         memory = runtime.memory_facts()
@@ -46,7 +46,7 @@ def doctor(
             changes = options.overrides(settings, model=model if name or model else "demo")
             tokens = length or _LENGTH_TOKENS
             if batch is not None:
-                changes["training.micro_batch_tokens"] = batch * plan.padded_tokens(tokens)
+                changes["training.micro_batch_tokens"] = batch * batches.padded_tokens(tokens)
             chosen = recipes.resolve(options.open_recipe(name, changes))
             limit = memory["recommended_bytes"] or memory["machine_bytes"]
             estimate = memory_estimate.examine(chosen, tokens, limit or 0)
@@ -116,7 +116,6 @@ def describe(facts: dict[str, Any]) -> list[str]:
     estimate = facts["memory_estimate"]
     number = f"{estimate['bits']}-bit" if estimate["bits"] else estimate["number_type"]
     kinds = ["weights", "adapter", "moments", "gradients", "activations"]
-    kinds += ["kept_hidden"] if estimate.get("kept_hidden_bytes") else []
     parts = [f"{kind.replace('_', ' ')} {_size(estimate[f'{kind}_bytes'])}" for kind in kinds]
     verdict = "fits" if estimate["fits"] else f"does not fit; {estimate['way_out']}"
     return [

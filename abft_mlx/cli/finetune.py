@@ -23,7 +23,6 @@ _PAPER: dict[str, Any] = {
     "adapter.layers": None,
     "objective.kind": "abft",
     "training.learning_rate": None,
-    "training.gradient": "exact",
     "training.shared_demonstrations": 1,
     "training.examples": 512,
     "training.updates": 32,

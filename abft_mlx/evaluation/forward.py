@@ -17,7 +17,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from abft_mlx import activations, ports, read_out, runtime
+from abft_mlx import ports, read_out, runtime
 from abft_mlx.errors import RunError
 from abft_mlx.evaluation.metrics import softmax
 from abft_mlx.prefix import Branches, Prefix, cacheable
@@ -252,9 +252,8 @@ def _in_halves(
 ) -> list[tuple[PromptBatch, tuple[mx.array, ...]]]:
     """What is computed of a batch, or of its halves where memory runs out."""
     try:
-        with activations.quickly(model):
-            arrays = compute(batch, prefix)
-            mx.eval(arrays)
+        arrays = compute(batch, prefix)
+        mx.eval(arrays)
         return [(batch, arrays)]
     except (RuntimeError, MemoryError) as error:
         if not runtime.out_of_memory(error):

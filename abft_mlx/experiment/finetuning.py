@@ -11,17 +11,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from abft_mlx import (
-    adapters,
-    attention,
-    facts,
-    files,
-    ports,
-    prediction,
-    prefix,
-    read_out,
-    runtime,
-)
+from abft_mlx import adapters, attention, facts, files, ports, prediction, prefix, read_out, runtime
 from abft_mlx import recipe as recipes
 from abft_mlx.events import Events
 from abft_mlx.experiment import measuring
@@ -36,7 +26,7 @@ from abft_mlx.trainer import (
     RunFolder,
     Stop,
     Trainer,
-    plan,
+    batches,
 )
 
 # Enough for a mean number of heads in every layer.
@@ -92,27 +82,28 @@ def finetune(
             or a rank is gone.
     """
     events, ranks, folder = events or Events(), ranks or Ranks(), RunFolder(Path(output))
-    resume = run is None
     with contextlib.ExitStack() as hold:
         if ranks.first:
-            hold.enter_context(folder.opened(overwrite=overwrite, resume=resume))
-        if run is None:
+            hold.enter_context(folder.opened(overwrite=overwrite, resume=run is None))
+        if isinstance(run, Experiment):
+            experiment = run
+        elif run is not None:
+            experiment = prepare(run, processes=ranks.size, events=events)
+        else:
             before, recipe = folder.read_begun()
             experiment = prepare(recipe, processes=ranks.size, events=events)
-            experiment = replace(experiment, window=_window(before))
-        elif isinstance(run, Experiment):
-            experiment = run
-        else:
-            experiment = prepare(run, processes=ranks.size, events=events)
-        resume = resume and folder.has_checkpoint()
+            # The window that the census of an earlier start of this run chose.
+            window = Window(**before["window"]) if before.get("window") else None
+            experiment = replace(experiment, window=window)
+        resume = run is None and folder.has_checkpoint()
         validation, validate = _validation(experiment, events, ranks)
-        experiment, chosen = _attached(experiment, events, blank=resume)
-        recipe, model = experiment.recipe, experiment.loaded.model
+        experiment, prompts = _attached(experiment, events, blank=resume)
+        recipe, model, task = experiment.recipe, experiment.loaded.model, experiment.task
         made_with = facts.made_with(recipe, experiment.loaded, experiment.trained_tasks)
         fingerprint = facts.digest(made_with)
         trainer = Trainer(
             model,
-            chosen,
+            prompts,
             recipe,
             folder=folder,
             validate=validate,
@@ -123,9 +114,12 @@ def finetune(
             ranks=ranks,
         )
         ranks.agree(f"{fingerprint} {resume}", "recipe, model, data, version or checkpoint")
+        document = facts.of_run(recipe, experiment.loaded, task, experiment.trained_tasks)
+        if experiment.window:
+            document["window"] = asdict(experiment.window)
         if ranks.first and not resume:
             folder.create(keep=run is None)
-            folder.write_run(_facts(experiment))
+            folder.write_run(document)
             recipes.save(recipe, folder.recipe_path)
         trainable = adapters.trainable_parameters(model)
         events.prepared(experiment, trainable)
@@ -133,21 +127,32 @@ def finetune(
             progress = trainer.run(resume=resume)
         except DivergedError as error:
             if ranks.first:
-                _keep_last_good(experiment, trainer.progress, folder, str(error))
+                done = trainer.progress
+                if done.updates > done.skipped:
+                    adapters.save(model, folder.path, base_model=recipe.model)
+                folder.write_run({**document, "stopped": str(error)})
             raise
         adapter_bytes, measured = 0, None
         if ranks.first:
             adapters.save(model, folder.path, base_model=recipe.model)
             adapter_bytes = (folder.path / "adapters.safetensors").stat().st_size
-            written = {
-                **_facts(experiment),
+            document |= {
+                "shortened_texts": facts.shortened_texts([task, *experiment.trained_tasks]),
                 "finished": True,
                 "totals": _totals(trainer, adapter_bytes),
                 "shift": adapters.shift_norms(model),
             }
             if progress.validations:
-                written["validation"] = _validated(progress, validation, recipe)
-            measured = _ship(experiment, folder, written, events)
+                keeps_best = recipe.training.keep_best
+                document["validation"] = {
+                    "prompts": validation,
+                    "before": progress.validations[0][1],
+                    "after": progress.validations[-1][1],
+                    "best": progress.best_accuracy,
+                    "best_update": progress.best_update,
+                    "kept_update": progress.best_update if keeps_best else progress.updates,
+                }
+            measured = _ship(experiment, folder, document, events)
         ranks.wait()
     return RunResult(experiment, progress, folder.path, trainable, adapter_bytes, measured)
 
@@ -167,15 +172,15 @@ def fit(experiment: Experiment, events: Events | None = None) -> tuple[Experimen
         RunError: the loss stopped being finite, or memory does not suffice.
     """
     events = events or Events()
-    experiment, chosen = _attached(experiment, events)
-    validate = None
-    if len(experiment.task.splits.validation):
-
-        def validate() -> float:
-            return measuring.validated(experiment)
-
-    model, recipe = experiment.loaded.model, experiment.recipe
-    trainer = Trainer(model, chosen, recipe, validate=validate, events=events)
+    experiment, prompts = _attached(experiment, events)
+    has_validation = len(experiment.task.splits.validation) > 0
+    trainer = Trainer(
+        experiment.loaded.model,
+        prompts,
+        experiment.recipe,
+        validate=(lambda: measuring.validated(experiment)) if has_validation else None,
+        events=events,
+    )
     return experiment, trainer.run()
 
 
@@ -186,10 +191,10 @@ def _attached(
 
     With ``blank`` a checkpoint will fill the head weights, and they are not fitted.
     """
-    model, chosen = experiment.loaded.model, experiment.training_prompts()
+    model, prompts = experiment.loaded.model, experiment.training_prompts()
     if experiment.recipe.adapter.layers == "auto":
         events.stage("looking for layers with induction heads")
-        window = Window.of(experiment.census(chosen[:WINDOW_PROMPTS], events))
+        window = Window.of(experiment.census(prompts[:WINDOW_PROMPTS], events))
         adapter = experiment.recipe.adapter.model_copy(update={"layers": window.layers})
         recipe = experiment.recipe.model_copy(update={"adapter": adapter})
         experiment = replace(experiment, recipe=recipe, window=window)
@@ -200,44 +205,38 @@ def _attached(
         read_out.attach(model, {layer: np.zeros(count) for layer, count in counts.items()})
     elif recipe.objective.kind == "read_out":
         events.stage("fitting head weights")
-        _fit_head_weights(experiment, chosen, events)
-    return experiment, chosen
+        _fit_head_weights(experiment, prompts, events)
+    return experiment, prompts
 
 
-def _fit_head_weights(experiment: Experiment, chosen: Sequence[Prompt], events: Events) -> None:
+def _fit_head_weights(experiment: Experiment, prompts: Sequence[Prompt], events: Events) -> None:
     """Put a read-out on the model, fitted on the first training prompts by the model as it is."""
     model, recipe = experiment.loaded.model, experiment.recipe
     m = recipe.training.together
-    chosen = chosen[: max(m, recipe.objective.fit_prompts // m * m)]
-    longest = max(len(prompt.token_ids) for prompt in chosen)
-    batch_rows = runtime.batch_tokens(recipe.evaluation.batch_tokens) // longest
-    classes = 1 + max(max((prompt.gold, *prompt.demonstration_labels)) for prompt in chosen)
+    prompts = prompts[: max(m, recipe.objective.fit_prompts // m * m)]
+    longest = max(len(prompt.token_ids) for prompt in prompts)
+    limit = runtime.batch_tokens(recipe.evaluation.batch_tokens) // longest
+    classes = 1 + max(max((prompt.gold, *prompt.demonstration_labels)) for prompt in prompts)
     features, gold, groups = [], [], []
     done = 0
-    whole = not prefix.shareable(model)
-    for batch in plan.shared_micro_batches(chosen, m, batch_rows, whole=whole):
+    share = prefix.shareable(model)
+    for batch in batches.micro_batches(prompts, limit, together=m, bucket_tokens=1, share=share):
         arrays = batch.arrays()
         tokens, last = arrays["tokens"], arrays["last"]
         if batch.prefix is None:
             rows = attention.forward(model, tokens, last)[1]
         else:
-            behind = last - batch.prefix.shape[1]
-            rows = prefix.forward(model, arrays["prefix"], tokens, behind)[1]
-        labelled = (arrays["label_positions"], arrays["demonstration_labels"])
-        features.append(np.array(read_out.features_of(rows, *labelled, classes)))
+            last = last - batch.prefix.shape[1]
+            rows = prefix.forward(model, arrays["prefix"], tokens, last)[1]
+        labels = (arrays["label_positions"], arrays["demonstration_labels"])
+        features.append(np.array(read_out.features_of(rows, *labels, classes)))
         gold.append(batch.batch.gold)
         groups.append((done + np.arange(len(batch.batch))) // m)
         done += batch.prompts
-        events.progress(done, len(chosen))
+        events.progress(done, len(prompts))
     weights = read_out.fit(np.concatenate(features), np.concatenate(gold), np.concatenate(groups))
     read_out.attach(model, read_out.by_layer(weights, ports.head_counts(model)))
     mx.eval(model.trainable_parameters())
-
-
-def _window(before: dict[str, Any]) -> Window | None:
-    """The window that the census of an earlier start of this run chose."""
-    known = before.get("window")
-    return Window(**known) if known else None
 
 
 def _validation(
@@ -247,22 +246,18 @@ def _validation(
     training = experiment.recipe.training
     if not training.validate_every:
         return 0, None
-    if experiment.recipe.evaluation.demonstrations == "classifier":
+    classifier = experiment.recipe.evaluation.demonstrations == "classifier"
+    prompts = [] if classifier else list(experiment.validation_prompts())
+    count = len(prompts)
+    if classifier:
         count = min(len(experiment.task.splits.validation), training.validation_prompts)
-
-        def ask() -> float:
-            return measuring.validated(experiment)
-
-    else:
-        prompts = list(experiment.validation_prompts())
-        count = len(prompts)
-
-        def ask() -> float:
-            return experiment.measure(prompts, events, ranks)["accuracy"]
 
     def validate() -> float:
         events.stage("validation")
-        accuracy = ask()
+        if classifier:
+            accuracy = measuring.validated(experiment)
+        else:
+            accuracy = experiment.measure(prompts, events, ranks)["accuracy"]
         events.stage("")
         return accuracy
 
@@ -285,61 +280,30 @@ def _totals(trainer: Trainer, adapter_bytes: int) -> dict[str, Any]:
     }
     if progress.skipped:
         totals["skipped_updates"] = progress.skipped
-    if trainer.kept_hidden is not None:
-        totals["kept_hidden"] = trainer.kept_hidden
     if trainer.ranks.size > 1:
         totals["processes"] = trainer.ranks.size
     return totals
 
 
-def _validated(progress: Progress, prompts: int, recipe: recipes.Recipe) -> dict[str, Any]:
-    """``validation`` of run.json."""
-    return {
-        "prompts": prompts,
-        "before": progress.validations[0][1],
-        "after": progress.validations[-1][1],
-        "best": progress.best_accuracy,
-        "best_update": progress.best_update,
-        "kept_update": progress.best_update if recipe.training.keep_best else progress.updates,
-    }
-
-
 def _ship(
-    experiment: Experiment, folder: RunFolder, written: dict[str, Any], events: Events
+    experiment: Experiment, folder: RunFolder, document: dict[str, Any], events: Events
 ) -> dict[str, Any] | None:
     """Complete the folder with heads, demonstrations, run.json and the measured classifier."""
     recipe, splits = experiment.recipe, experiment.task.splits
     count = recipe.training.census_prompts
     if count:
         events.stage("looking at heads")
-        measured = len(splits.test) > 0
-        prompts = experiment.test_prompts() if measured else experiment.training_prompts()
+        tested = len(splits.test) > 0
+        prompts = experiment.test_prompts() if tested else experiment.training_prompts()
         write_heads(folder.path / HEADS_FILE, experiment.heads(prompts[:count], events=events))
     events.stage("choosing demonstrations")
     predictor, accuracy = measuring.choose(experiment, events=events)
-    written["classifier"] = prediction.write(folder.path, predictor)
+    document["classifier"] = prediction.write(folder.path, predictor)
     if accuracy is not None:
-        written["classifier"]["validation_accuracy"] = accuracy
-    folder.write_run(written)
+        document["classifier"]["validation_accuracy"] = accuracy
+    folder.write_run(document)
     if recipe.evaluation.demonstrations != "classifier" or not len(splits.test):
         return None
-    document = measuring.evaluate_classifier(experiment, predictor, folder.path, events=events)
-    files.write_json(folder.path / EVALUATION_FILE, document)
-    return document
-
-
-def _keep_last_good(
-    experiment: Experiment, progress: Progress, folder: RunFolder, reason: str
-) -> None:
-    """Of a run that stopped, write the adapter as its last finite or best update left it."""
-    if progress.updates > progress.skipped:
-        adapters.save(experiment.loaded.model, folder.path, base_model=experiment.recipe.model)
-    folder.write_run({**_facts(experiment), "stopped": reason})
-
-
-def _facts(experiment: Experiment) -> dict[str, Any]:
-    """What run.json holds from the start."""
-    known = facts.of_run(
-        experiment.recipe, experiment.loaded, experiment.task, experiment.trained_tasks
-    )
-    return known | ({"window": asdict(experiment.window)} if experiment.window else {})
+    measured = measuring.evaluate_classifier(experiment, predictor, folder.path, events=events)
+    files.write_json(folder.path / EVALUATION_FILE, measured)
+    return measured

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,7 @@ def document(
     adapter: object = None,
     base: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Eval's JSON document (docs/reference.md).
+    """Eval's JSON document (docs/reference.md), of its parts with an adapter and without it.
 
     Args:
         experiment: what was measured.
@@ -50,7 +49,7 @@ def document(
         base: the same parts without it.
     """
     recipe, section, task = experiment.recipe, experiment.recipe.evaluation, experiment.task
-    made: dict[str, Any] = {
+    result: dict[str, Any] = {
         "schema": facts.SCHEMA,
         "model": recipe.model,
         "adapter": None if adapter is None else str(adapter),
@@ -66,12 +65,11 @@ def document(
         **measured,
     }
     if base is not None:
-        made["base"] = base
-        if "methods" in made:
-            made["comparisons"] = made["comparisons"] + evaluation.against_base(
-                made["methods"], base["methods"]
-            )
-    return made
+        result["base"] = base
+        if "methods" in result:
+            against = evaluation.against_base(result["methods"], base["methods"])
+            result["comparisons"] = result["comparisons"] + against
+    return result
 
 
 def evaluate(
@@ -90,9 +88,7 @@ def evaluate(
         ranks: the processes that measure together; each gets the whole document.
 
     Returns:
-        The document of ``eval --json``. Its parts describe the model with the adapter where
-        there is one; ``base`` then holds the same parts without it, and ``comparisons`` also every
-        method against itself without the adapter.
+        The document of ``eval --json``.
     """
     events, ranks = events or Events(), ranks or Ranks()
     adapter = None if adapter is None else adapters.find(adapter)
@@ -117,17 +113,14 @@ def heads(
     detectors: bool = True,
     events: Events | None = None,
 ) -> Heads:
-    """See what a model's heads do on test prompts, without and with an adapter.
+    """What a model's heads do on the first test prompts: `Experiment.heads` of a recipe.
 
     Args:
         recipe: names model, data and prompts.
         adapter: a run folder, an adapter folder, a hub id, or None.
-        prompts: how many test prompts to look at; as many as there are where these are fewer.
+        prompts: how many test prompts to look at, if there are so many.
         detectors: also score every head on repeated random tokens.
         events: who hears what is opened and how many prompts are done, random rows among them.
-
-    Returns:
-        State ``before`` and, with an adapter, ``after``.
     """
     events = events or Events()
     adapter = None if adapter is None else adapters.find(adapter)
@@ -144,15 +137,9 @@ def heads(
 def choose(
     experiment: Experiment, *, draws: int | None = None, events: Events | None = None
 ) -> tuple[prediction.Predictor, float | None]:
-    """Choose demonstrations for the model as it is now: see :func:`prediction.choose`.
+    """A predictor of the model as it is now, and its accuracy on the validation texts, if any.
 
-    Args:
-        experiment: its training texts are shown, its validation texts decide.
-        draws: sets of demonstrations to try; None means the recipe's number.
-        events: who hears how many validation prompts are done.
-
-    Returns:
-        The predictor, and its accuracy on the validation texts, None where there are none.
+    See :func:`prediction.choose`; ``draws`` None means the recipe's number of sets to try.
     """
     task, pool = experiment.task, experiment.task.splits.training
     k, _ = prediction.demonstrations_that_fit(task.section, pool, task.builder)
@@ -199,50 +186,51 @@ def evaluate_classifier(
         RunError: the model's probabilities are not finite, or a rank is gone.
     """
     events, section = events or Events(), experiment.recipe.evaluation
-    pairs = experiment.task.splits.test.pairs()[: section.queries]
+    splits = experiment.task.splits
+    pairs = splits.test.pairs()[: section.queries]
     gold = np.array([label for _, label in pairs])
+    groups, names = np.arange(len(pairs)), experiment.task.space.names
+
+    def measure(predictor: prediction.Predictor) -> dict[str, Any]:
+        """Parts of eval's JSON: the classifier with calibration, and vanilla without."""
+        raw = predictor.raw_probabilities(predictor.prompts_of(pairs), events.progress, ranks)
+        evaluation.check_finite(raw)
+        calibrated = predictor.calibrated(raw)
+        # log p times the temperature is the scores again, up to a constant.
+        scores = predictor.temperature * np.log(np.maximum(calibrated, 1e-300))
+        before = evaluation.summary(evaluation.softmax(scores), gold)["expected_calibration_error"]
+        return {
+            "methods": {
+                "classifier": evaluation.entry(calibrated, gold, groups, section),
+                "vanilla": evaluation.entry(raw, gold, groups, section),
+            },
+            "probabilities": {
+                "temperature": predictor.temperature,
+                "expected_calibration_error_before": before,
+                "coverage": evaluation.coverage(calibrated, gold),
+            },
+        }
+
     events.stage("measuring the classifier")
-    parts = _measured(predictor, pairs, section, events, ranks)
-    base = None
+    parts, base = measure(predictor), None
     if adapter is not None:
         events.stage("measuring without the adapter")
         with adapters.without(experiment.loaded.model):
-            alone = _settled_again(experiment, predictor)
-            base = _measured(alone, pairs, section, events, ranks)
-    made = document(experiment, parts | {"comparisons": []}, adapter=adapter, base=base)
-    made["k"], made["prompts"] = predictor.k, len(pairs)
+            base = measure(_settled_again(experiment, predictor))
+    result = document(experiment, parts | {"comparisons": []}, adapter=adapter, base=base)
+    result["k"], result["prompts"], result["baselines"] = predictor.k, len(pairs), {}
     events.stage("bag of words")
-    made["baselines"] = _baselines(experiment, [text for text, _ in pairs], gold)
-    made["verdict"] = evaluation.verdict(made)
-    return made
-
-
-def _measured(
-    predictor: prediction.Predictor,
-    pairs: Sequence[tuple[str, int]],
-    section: recipes.EvaluationSection,
-    events: Events,
-    ranks: Ranks | None,
-) -> dict[str, Any]:
-    """``methods`` and ``probabilities`` of eval's JSON: with calibration, and vanilla without."""
-    gold, groups = np.array([label for _, label in pairs]), np.arange(len(pairs))
-    raw = predictor.raw_probabilities(predictor.prompts_of(pairs), events.progress, ranks)
-    evaluation.check_finite(raw)
-    found = {"classifier": predictor.calibrated(raw), "vanilla": raw}
-    # log p times the temperature is the scores again, up to a constant.
-    scores = predictor.temperature * np.log(np.maximum(found["classifier"], 1e-300))
-    return {
-        "methods": {
-            name: evaluation.entry(values, gold, groups, section) for name, values in found.items()
-        },
-        "probabilities": {
-            "temperature": predictor.temperature,
-            "expected_calibration_error_before": evaluation.summary(
-                evaluation.softmax(scores), gold
-            )["expected_calibration_error"],
-            "coverage": evaluation.coverage(found["classifier"], gold),
-        },
-    }
+    if len(splits.training):
+        texts = splits.training.texts[:MOST_BASELINE_TEXTS]
+        labels = splits.training.labels[:MOST_BASELINE_TEXTS]
+        common = evaluation.majority(labels)
+        words = evaluation.bag_of_words(texts, labels, [text for text, _ in pairs], len(names))
+        result["baselines"] = {
+            "majority": {"label": names[common], "accuracy": float((gold == common).mean())},
+            "bag_of_words": evaluation.entry(words, gold, groups, section),
+        }
+    result["verdict"] = evaluation.verdict(result)
+    return result
 
 
 def _settled_again(experiment: Experiment, predictor: prediction.Predictor) -> prediction.Predictor:
@@ -260,24 +248,8 @@ def _settled_again(experiment: Experiment, predictor: prediction.Predictor) -> p
         recipe.evaluation.batch_tokens,
         nearest=predictor.nearest,
     )
-    asked = splits.validation.pairs()[: recipe.training.validation_prompts]
-    prediction.settle(base, texts, asked)
+    prediction.settle(base, texts, splits.validation.pairs()[: recipe.training.validation_prompts])
     return base
-
-
-def _baselines(experiment: Experiment, texts: list[str], gold: np.ndarray) -> dict[str, Any]:
-    """Majority class and bag of words, learned from the training rows; empty without any."""
-    training, names = experiment.task.splits.training, experiment.task.space.names
-    if not len(training):
-        return {}
-    known, labels = training.texts[:MOST_BASELINE_TEXTS], training.labels[:MOST_BASELINE_TEXTS]
-    common = evaluation.majority(labels)
-    probabilities = evaluation.bag_of_words(known, labels, texts, len(names))
-    groups = np.arange(len(texts))
-    return {
-        "majority": {"label": names[common], "accuracy": float((gold == common).mean())},
-        "bag_of_words": evaluation.entry(probabilities, gold, groups, experiment.recipe.evaluation),
-    }
 
 
 def _agree(experiment: Experiment, adapter: adapters.Source | None, ranks: Ranks) -> None:
@@ -328,12 +300,12 @@ def _evaluate_shipped(
 
 def _check_rows(experiment: Experiment, run: dict[str, Any]) -> None:
     """See that no row that a run was trained on is measured, as far as its facts tell."""
-    known, section, task = run["data"], experiment.recipe.data, experiment.task
-    if known["fingerprint"] == task.texts.fingerprint():
+    before, section, task = run["data"], experiment.recipe.data, experiment.task
+    if before["fingerprint"] == task.texts.fingerprint():
         rows = {name: len(part) for name, part in task.splits.rows.items()}
-        same = (known.get("rows", rows), run["seeds"]["data"]) == (rows, section.seed)
+        same = (before.get("rows", rows), run["seeds"]["data"]) == (rows, section.seed)
     else:
-        same = Path(section.source).resolve() != Path(known["source"]).resolve()
+        same = Path(section.source).resolve() != Path(before["source"]).resolve()
     if not same:
         raise DataError(
             f"{section.source}, or how it is divided, is not what it was when this run was "

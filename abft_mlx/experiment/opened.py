@@ -1,26 +1,53 @@
-"""What a recipe names, opened: model, data, prompts, and what can be measured of them."""
+"""What a recipe names, opened: model, data, prompts, and what can be seen and measured of them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 
-from abft_mlx import adapters, data, evaluation, loading, prefix
+from abft_mlx import (
+    adapters,
+    attention,
+    data,
+    evaluation,
+    loading,
+    ports,
+    prefix,
+    prompts,
+    read_out,
+    runtime,
+)
 from abft_mlx import recipe as recipes
 from abft_mlx.errors import RecipeError
 from abft_mlx.events import Events
-from abft_mlx.experiment import looking
-from abft_mlx.induction import Example, HeadCensus, Heads, Window
+from abft_mlx.induction import (
+    REPEATED_TOKENS,
+    SEQUENCES,
+    Detected,
+    Example,
+    HeadCensus,
+    Heads,
+    HeadState,
+    Window,
+    detect,
+)
 from abft_mlx.prompts import Prompt, Prompts
 from abft_mlx.ranks import Ranks
 from abft_mlx.task import Task, least_demonstrations, open_task
 
 # The paper trains W_Q and W_K themselves up to this size, and LoRA above.
 FULL_PARAMETERS = 10e9
+EXAMPLES = 3
+# All rows of all examples and states; beyond this fewer examples are kept.
+EXAMPLE_BYTES = 16 * 2**20
+# At least so many tokens are decoded again for the text of each.
+DECODED_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -53,17 +80,16 @@ class Experiment:
 
         A mixture's prompts come from its tasks in turn, ``training.examples`` in all.
         """
-        training, tasks = self.recipe.training, self.trained_tasks
-        m, count = training.together, len(self.trained_tasks)
-        each = -(-training.examples // (m * count)) * m if self.mixture else training.examples
+        training, m, count = self.recipe.training, self.recipe.training.together, len(self.mixture)
+        if not count:
+            return self.task.training_prompts(training)
+        each = -(-training.examples // (m * count)) * m
         share = training.model_copy(update={"examples": each})
-        made = [task.training_prompts(share) for task in tasks]
-        if len(made) == 1:
-            return made[0]
+        by_task = [task.training_prompts(share) for task in self.mixture]
 
         def build(number: int) -> Prompt:
             group, place = divmod(number, m)
-            return made[group % count][group // count * m + place]
+            return by_task[group % count][group // count * m + place]
 
         return Prompts(training.examples, build)
 
@@ -94,11 +120,7 @@ class Experiment:
     def measure_all(
         self, events: Events | None = None, ranks: Ranks | None = None
     ) -> dict[str, Any]:
-        """What the recipe's evaluation section asks for, of the model as it is now.
-
-        Returns:
-            Parts of eval's JSON: ``methods``, ``comparisons``, ``robustness`` and so on.
-        """
+        """The parts of eval's JSON that the recipe asks for, of the model as it is now."""
         return evaluation.measure(
             self.loaded.model,
             self.task,
@@ -109,43 +131,85 @@ class Experiment:
             ranks=ranks,
         )
 
-    def census(self, chosen: Sequence[Prompt], events: Events | None = None) -> HeadCensus:
-        """What every head does with the label tokens of some prompts."""
-        return looking.census(
-            self.loaded.model,
-            chosen,
-            max_tokens=self.recipe.evaluation.batch_tokens,
-            on_progress=(events or Events()).progress,
-        )
+    def census(
+        self, chosen: Sequence[Prompt], events: Events | None = None, done: int = 0, total: int = 0
+    ) -> HeadCensus:
+        """What every head does with the label tokens of some prompts.
+
+        Args:
+            chosen: the prompts.
+            events: who hears of the progress, from ``done`` to ``total`` if that is not 0.
+            done: what was looked at before.
+            total: all that is looked at.
+        """
+        census = HeadCensus()
+        limit = runtime.batch_tokens(self.recipe.evaluation.batch_tokens)
+        for batch in prompts.batches(chosen, max_tokens=limit):
+            last = mx.array(batch.last)
+            census.add(
+                attention.capture(self.loaded.model, mx.array(batch.tokens), last),
+                mx.array(batch.label_positions),
+                mx.array(batch.demonstration_labels),
+                mx.array(batch.gold),
+                last,
+            )
+            if events is not None:
+                events.progress(done + census.prompts, total or len(chosen))
+        return census
 
     def heads(
         self,
         chosen: Sequence[Prompt],
         *,
         detectors: bool = False,
-        examples: int = looking.EXAMPLES,
+        examples: int = EXAMPLES,
         adapter: str | None = None,
         events: Events | None = None,
     ) -> Heads:
-        """What the model's heads do; without and with its adapter, if it has one.
+        """What the model's heads do: ``before``, and ``after`` with its adapter, if it has one.
 
         Args:
             chosen: prompts for the census; the first of every class in turn become examples.
             detectors: also score every head on repeated random tokens.
             examples: prompts whose rows are kept.
             adapter: what to call the adapter in the facts.
-            events: who hears of the progress.
+            events: who hears of the progress, over all states; random rows are counted, too.
         """
-        return looking.inspect(
-            self.loaded,
-            self.task,
-            chosen,
-            max_tokens=self.recipe.evaluation.batch_tokens,
-            detectors=detectors,
-            examples=examples,
-            seed=self.recipe.evaluation.seed,
-            facts={"k": self.recipe.prompt.demonstrations, "adapter": adapter},
-            on_progress=(events or Events()).progress,
+        model, events = self.loaded.model, events or Events()
+        # Prompts of as many classes as can be, each with a demonstration that has its label.
+        able = [prompt for prompt in chosen if prompt.gold in prompt.demonstration_labels] or chosen
+        first = {prompt.gold: n for n, prompt in reversed(list(enumerate(able)))}
+        order = sorted(range(len(able)), key=lambda n: (first[able[n].gold] != n, n))
+        picked = [able[n] for n in order[:examples]]
+        states: dict[str, HeadState] = {}
+        rows: list[dict[str, np.ndarray]] = [{} for _ in picked]
+        each = len(chosen) + (SEQUENCES if detectors else 0)
+        total = each * (2 if adapters.adapted(model) else 1)
+        for name in _states(model):
+            done = len(states) * each
+            census = self.census(chosen, events, done, total)
+            detected = None
+            if detectors:
+                detected = self._detected(events, done + len(chosen), total)
+            states[name] = replace(HeadState.of(census, detected), weight=_weights(model))
+            for prompt, by_state in zip(picked, rows, strict=True):
+                by_state[name] = _rows(model, prompt)
+        example_bytes = sum(table.nbytes // 2 for table in rows[0].values()) if rows else 0
+        kept = min(len(picked), EXAMPLE_BYTES // max(example_bytes, 1))
+        return Heads(
+            states=states,
+            examples=tuple(
+                self._example(prompt, rows[n]) for n, prompt in enumerate(picked[:kept])
+            ),
+            labels=tuple(self.task.space.names),
+            prompts=len(chosen),
+            facts={
+                "model": self.loaded.source,
+                "data": self.task.texts.source,
+                "seed": self.recipe.evaluation.seed,
+                "k": self.recipe.prompt.demonstrations,
+                "adapter": adapter,
+            },
         )
 
     def example(self, prompt: Prompt) -> Example:
@@ -154,7 +218,98 @@ class Experiment:
         Args:
             prompt: one of the experiment's, or of its task's builder.
         """
-        return looking.example(self.loaded, prompt)
+        model = self.loaded.model
+        return self._example(prompt, {name: _rows(model, prompt) for name in _states(model)})
+
+    def _example(self, prompt: Prompt, rows: dict[str, np.ndarray]) -> Example:
+        """A prompt as heads.npz keeps it."""
+        return Example(
+            token_texts(self.loaded.tokenizer, prompt.token_ids),
+            np.array(prompt.label_positions),
+            np.array(prompt.demonstration_labels),
+            prompt.gold,
+            rows,
+        )
+
+    def _detected(self, events: Events, done: int, total: int) -> Detected:
+        """The scores of the classic detectors, on repeated random tokens."""
+        tokenizer = self.loaded.tokenizer
+        special = {int(token) for token in getattr(tokenizer, "all_special_ids", ())}
+        vocabulary = np.array([n for n in range(len(tokenizer.get_vocab())) if n not in special])
+        context = ((self.loaded.context_tokens or 2**31) - 1) // 2
+        return detect(
+            self.loaded.model,
+            vocabulary,
+            start=self.task.builder.start,
+            repeated_tokens=min(REPEATED_TOKENS, context, len(vocabulary)),
+            seed=self.recipe.evaluation.seed,
+            on_progress=lambda rows, _: events.progress(done + rows, total),
+        )
+
+
+def _states(model: nn.Module) -> Iterator[str]:
+    """The names of the model's states, the model in each of them meanwhile."""
+    if not adapters.adapted(model):
+        yield "before"
+        return
+    with adapters.without(model):
+        yield "before"
+    yield "after"
+
+
+def _rows(model: nn.Module, prompt: Prompt) -> np.ndarray:
+    """(L, H, T) float32, NaN for layers without heads."""
+    tokens = np.array([prompt.token_ids], dtype=np.int32)
+    rows = attention.capture(model, tokens, np.array([prompt.last]))
+    heads = max((row.shape[1] for row in rows if row is not None), default=0)
+    table = np.full((len(rows), heads, tokens.shape[1]), np.nan, dtype=np.float32)
+    for layer, row in enumerate(rows):
+        if row is not None:
+            table[layer, : row.shape[1]] = np.asarray(row[0])
+    return table
+
+
+def _weights(model: nn.Module) -> np.ndarray | None:
+    """(L, H) weights of the model's read-out, NaN where there is no head; None without one."""
+    weights = read_out.of(model)
+    if weights is None:
+        return None
+    counts = ports.head_counts(model)
+    table = np.full((len(ports.heads(model)), max(counts.values())), np.nan)
+    for layer, values in weights.weights().items():
+        table[layer, : len(values)] = values
+    return table
+
+
+def token_texts(tokenizer: Any, token_ids: Sequence[int]) -> tuple[str, ...]:
+    """What each of T tokens adds to the text, so that all together are the text.
+
+    A token that ends inside a character adds nothing, and the one that completes it the character.
+    """
+    ids = [int(token) for token in token_ids]
+    texts: list[str] = []
+    # Only the last tokens are decoded, from a place where a character ends: a decoder may take
+    # back characters until their bytes end, and spaces that are cleaned up.
+    start, whole, shown = 0, 0, ""
+    for n in range(len(ids)):
+        text = tokenizer.decode(ids[start : n + 1])
+        ends = not text.endswith("\N{REPLACEMENT CHARACTER}")
+        if n + 1 < len(ids):
+            text = text.rstrip("\N{REPLACEMENT CHARACTER}")
+        if shown.startswith(text):
+            texts.append("")
+        else:
+            pairs = enumerate(zip(shown, text, strict=False))
+            parting = next((n for n, (a, b) in pairs if a != b), min(len(shown), len(text)))
+            texts.append(text[parting:])
+            shown = text
+        if ends and n + 1 - whole >= DECODED_TOKENS:
+            # What was a whole character one window ago begins the next.
+            if whole > start:
+                start = whole
+                shown = tokenizer.decode(ids[start : n + 1])
+            whole = n + 1
+    return tuple(texts)
 
 
 def prepare(
@@ -171,8 +326,7 @@ def prepare(
         adapter: a run folder, adapter folder or hub id of what to put on the model.
         processes: that will share every update.
         events: who hears what is opened.
-        trained_on: fingerprint of the texts that a run was trained on; all rows of other texts
-            are test rows.
+        trained_on: fingerprint of a run's texts; all rows of other texts are test rows.
 
     Raises:
         UsageError: the first thing that is wrong, in one line.
@@ -186,14 +340,11 @@ def prepare(
         )
     sections = [recipes.task(recipe), *recipe.mixture, *others]
     # Texts first: a model may have to be downloaded.
-    texts = []
+    texts, splits = [], []
     for section in sections:
         events.stage(f"reading {section.data.source}")
         texts.append(data.load(section.data))
-    splits = [
-        data.split(read, section.data, least_demonstrations(section))
-        for section, read in zip(sections, texts, strict=True)
-    ]
+        splits.append(data.split(texts[-1], section.data, least_demonstrations(section)))
     if trained_on not in (None, texts[0].fingerprint()):
         splits[0] = data.all_test(texts[0])
     events.stage(f"opening {recipe.model}")
@@ -209,11 +360,11 @@ def prepare(
 def open_texts(
     recipe: recipes.Recipe, texts: data.LabelledTexts, adapter: str | Path | None = None
 ) -> Experiment:
-    """Open a recipe's model for texts that stand in for the recipe's data.
+    """Open a recipe's model for texts that stand in for the recipe's data: none are for testing.
 
     Args:
         recipe: model, prompts and training; of its data section only sizes and seed are used.
-        texts: all of them are for training and validation.
+        texts: labelled, for training and validation.
         adapter: a run folder or mlx-lm adapter folder to put on the model.
 
     Raises:
@@ -242,14 +393,11 @@ def _fitted(
 ) -> Experiment:
     """The experiment, its recipe with what depends on texts and model written out."""
     task, *mixture = tasks
-    adapter = recipe.adapter
-    if adapter.kind == "paper":
+    if recipe.adapter.kind == "paper":
         large = loading.parameter_count(loaded.model) > FULL_PARAMETERS
-        kind: Literal["lora", "full"] = (
-            "lora" if large or "quantization" in loaded.config else "full"
-        )
-        changed = adapter.model_copy(update={"kind": kind})
-        recipe = recipes.resolve(recipe.model_copy(update={"adapter": changed}))
+        kind = "lora" if large or "quantization" in loaded.config else "full"
+        adapter = recipe.adapter.model_copy(update={"kind": kind})
+        recipe = recipes.resolve(recipe.model_copy(update={"adapter": adapter}))
     sections = [part.section for part in mixture]
     recipe = recipe.model_copy(update={"prompt": task.section.prompt, "mixture": sections})
     recipes.check_mixture(task.demonstrations, recipe.mixture)

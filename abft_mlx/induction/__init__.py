@@ -1,11 +1,26 @@
 """Induction heads: which heads look at the demonstrations' labels, how much, and how rightly."""
 
-from abft_mlx.induction.census import HeadCensus
+from abft_mlx.induction.census import (
+    WINDOW_SHARE,
+    HeadCensus,
+    Window,
+    head_filter,
+    label_attention,
+    threshold,
+    window,
+)
 from abft_mlx.induction.detectors import REPEATED_TOKENS, SEQUENCES, Detected, detect, repeated_rows
-from abft_mlx.induction.filter import head_filter, label_attention, threshold
-from abft_mlx.induction.saved import HEADS_FILE, Example, Heads, HeadState, read_heads, write_heads
-from abft_mlx.induction.table import Agreement, agreement, rows, write_csv
-from abft_mlx.induction.window import WINDOW_SHARE, Window, window
+from abft_mlx.induction.saved import (
+    HEADS_FILE,
+    Agreement,
+    Example,
+    Heads,
+    HeadState,
+    agreement,
+    read_heads,
+    write_csv,
+    write_heads,
+)
 
 __all__ = [
     "HEADS_FILE",
@@ -25,7 +40,6 @@ __all__ = [
     "label_attention",
     "read_heads",
     "repeated_rows",
-    "rows",
     "threshold",
     "window",
     "write_csv",

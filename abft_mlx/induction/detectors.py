@@ -68,12 +68,10 @@ def repeated_rows(
         )
     rng = np.random.default_rng(seed)
     halves = np.stack([rng.choice(vocabulary, N, replace=False) for _ in range(sequences)])
-    lead = 0 if start is None else 1
-    tokens = np.concatenate([halves, halves], axis=1).astype(np.int32)
-    if start is not None:
-        tokens = np.concatenate([np.full((sequences, 1), start, np.int32), tokens], axis=1)
-    last = (lead + N + rng.integers(N, size=sequences)).astype(np.int32)
-    return tokens, last
+    lead = np.full((sequences, 0 if start is None else 1), start or 0)
+    tokens = np.concatenate([lead, halves, halves], axis=1).astype(np.int32)
+    last = lead.shape[1] + N + rng.integers(N, size=sequences)
+    return tokens, last.astype(np.int32)
 
 
 def detect(
@@ -98,7 +96,7 @@ def detect(
         sequences: random rows.
         repeated_tokens: N, at least 3, with as many different tokens in ``vocabulary``.
         seed: of tokens and positions.
-        on_progress: told how many rows of how many are done.
+        on_progress: called with the numbers of rows done and of all.
 
     Raises:
         UsageError: too few tokens for rows without accidental repeats.
@@ -106,24 +104,24 @@ def detect(
     N = repeated_tokens
     tokens, last = repeated_rows(vocabulary, start, sequences, N, seed)
     back = np.array([1, N, N - 1])
-    totals: list[np.ndarray | None] = []
+    sums: list[np.ndarray | None] = []
     for first in range(0, sequences, BATCH):
         part = slice(first, first + BATCH)
         rows = attention.capture(model, tokens[part], last[part])
-        totals = totals or [None] * len(rows)
-        where = mx.array(last[part, None] - back[None, :])
+        sums = sums or [None] * len(rows)
+        seen = mx.array(last[part, None] - back[None, :])
         for layer, row in enumerate(rows):
             if row is None:
                 continue
-            at = mx.broadcast_to(where[:, None, :], (*row.shape[:2], len(back)))
-            mass = np.asarray(mx.take_along_axis(row, at, axis=-1).sum(axis=0), dtype=np.float64)
-            before = totals[layer]
-            totals[layer] = mass if before is None else before + mass
+            positions = mx.broadcast_to(seen[:, None, :], (*row.shape[:2], len(back)))
+            mass = mx.take_along_axis(row, positions, axis=-1).sum(axis=0)
+            before = sums[layer]
+            sums[layer] = np.asarray(mass, dtype=np.float64) + (0 if before is None else before)
         if on_progress is not None:
             on_progress(min(first + BATCH, sequences), sequences)
-    width = max((len(heads) for heads in totals if heads is not None), default=0)
-    table = np.full((len(back), len(totals), width), math.nan)
-    for layer, heads in enumerate(totals):
+    width = max((len(heads) for heads in sums if heads is not None), default=0)
+    table = np.full((len(back), len(sums), width), math.nan)
+    for layer, heads in enumerate(sums):
         if heads is not None:
             table[:, layer, : len(heads)] = heads.T / sequences
     previous, duplicate, induction = table

@@ -1,4 +1,4 @@
-"""What was seen of a model's heads, and the file that keeps it: ``heads.npz`` of a run folder.
+"""What was seen of a model's heads: ``heads.npz`` of a run folder, a CSV table, two notions.
 
 The file is a NumPy archive without pickled objects. Letters: L layers, H query heads, T tokens,
 K demonstrations.
@@ -6,7 +6,10 @@ K demonstrations.
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +26,7 @@ SCHEMA = 1
 HEADS_FILE = "heads.npz"
 CENSUS = ("magnitude", "correctness", "share", "sink")
 DETECTED = ("previous_token", "duplicate_token", "induction")
+COLUMNS = ("state", "layer", "head", *CENSUS, *DETECTED, "weight")
 
 
 @dataclass(frozen=True)
@@ -126,10 +130,9 @@ def write_heads(path: Path, heads: Heads) -> None:
     for name, state in heads.states.items():
         for part, table in state.tables.items():
             arrays[f"{name}.detected.{part}" if part in DETECTED else f"{name}.{part}"] = table
-        states[name] = None
-        if state.detected is not None:
-            sizes = ("sequences", "repeated_tokens")
-            states[name] = {size: getattr(state.detected, size) for size in sizes}
+        states[name] = state.detected and {
+            size: getattr(state.detected, size) for size in ("sequences", "repeated_tokens")
+        }
     examples = []
     for n, example in enumerate(heads.examples):
         tokens, names = list(example.tokens), list(example.rows)
@@ -167,10 +170,7 @@ def read_heads(path: str | Path) -> Heads:
         problem = files.schema_problem(about["schema"], SCHEMA, "make it again: abft-mlx heads")
         if problem:
             raise OutputError(f"{path}: {problem}")
-        heads = _heads(about, arrays)
-        if not _fits_together(heads):
-            raise ValueError("its arrays do not fit together")
-        return heads
+        return _heads(about, arrays)
     except FileNotFoundError:
         raise OutputError(f"{path}: there is no such file; abft-mlx heads makes it") from None
     except OutputError:
@@ -183,48 +183,98 @@ def read_heads(path: str | Path) -> Heads:
 
 
 def _heads(about: dict[str, Any], arrays: dict[str, np.ndarray]) -> Heads:
-    """The contents of a file."""
-    states = {}
+    """The contents of a file, whose arrays are of one model and lie within prompts and classes."""
+    states, labels = {}, tuple(map(str, about["labels"]))
     for name, sizes in about["states"].items():
         detected = None
-        if sizes is not None:
+        if sizes:
             previous, duplicate, induction = (arrays[f"{name}.detected.{p}"] for p in DETECTED)
-            counts = (sizes["sequences"], sizes["repeated_tokens"])
+            counts = sizes["sequences"], sizes["repeated_tokens"]
             detected = Detected(previous, duplicate, induction, *counts)
         census = {part: arrays[f"{name}.{part}"] for part in CENSUS}
         states[name] = HeadState(**census, detected=detected, weight=arrays.get(f"{name}.weight"))
-    examples = tuple(
-        Example(
-            tokens=tuple(entry["tokens"]),
-            label_positions=arrays[f"example{n}.label_positions"],
-            demonstration_labels=arrays[f"example{n}.demonstration_labels"],
-            gold=int(entry["gold"]),
-            rows={
-                name: arrays[f"example{n}.{name}"].astype(np.float32) for name in entry["states"]
-            },
+    (shape,) = {table.shape for state in states.values() for table in state.tables.values()}
+    fits = len(shape) == 2
+    examples = []
+    for n, entry in enumerate(about["examples"]):
+        tokens, gold = tuple(map(str, entry["tokens"])), int(entry["gold"])
+        positions = arrays[f"example{n}.label_positions"]
+        classes = arrays[f"example{n}.demonstration_labels"]
+        rows = {name: arrays[f"example{n}.{name}"].astype(np.float32) for name in entry["states"]}
+        fits = (
+            fits
+            and set(rows) <= set(states)
+            and {table.shape for table in rows.values()} == {(*shape, len(tokens))}
+            and positions.shape == classes.shape == (len(positions),)
+            and all(array.dtype.kind in "iu" for array in (positions, classes))
+            and all(0 <= position < len(tokens) for position in positions)
+            and all(0 <= label < len(labels) for label in (*classes, gold))
         )
-        for n, entry in enumerate(about["examples"])
+        examples.append(Example(tokens, positions, classes, gold, rows))
+    if not fits:
+        raise ValueError("its arrays do not fit together")
+    return Heads(states, tuple(examples), labels, int(about["prompts"]), dict(about["facts"]))
+
+
+def write_csv(path: Path, heads: Heads) -> None:
+    """Write one row for each head in each state, layers without heads left out.
+
+    What is not known of a head, detectors' scores or weights, is empty.
+
+    Raises:
+        OutputError: the folder cannot be written.
+        RunError: the disk is full.
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for name, state in heads.states.items():
+        for layer, head in np.argwhere(~np.isnan(state.magnitude)).tolist():
+            values = {part: float(table[layer, head]) for part, table in state.tables.items()}
+            writer.writerow({"state": name, "layer": layer, "head": head} | values)
+    files.write_text(path, text.getvalue())
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Whether heads that look at labels are those that continue repeated random tokens.
+
+    Attributes:
+        rank_correlation: Spearman's, over all heads, of magnitude and induction score, in -1..1;
+            NaN where one of them is the same in all heads.
+        count: n, heads that pass the filter in at least half of the prompts.
+        shared: of the n heads of highest induction score, how many are among these.
+        by_chance: how many would be if the scores were drawn by lot, n² / all.
+    """
+
+    rank_correlation: float
+    count: int
+    shared: int
+    by_chance: float
+
+
+def agreement(state: HeadState) -> Agreement | None:
+    """Compare the paper's notion of an induction head with the classic one.
+
+    Returns:
+        None where no detectors were asked for.
+    """
+    if state.detected is None:
+        return None
+    known = ~np.isnan(state.magnitude)
+    magnitude, induction = state.magnitude[known], state.detected.induction[known]
+    ranks: list[np.ndarray] = []
+    for values in (magnitude, induction):  # equal values share the mean of their ranks
+        _, where, counts = np.unique(values, return_inverse=True, return_counts=True)
+        mean_ranks: np.ndarray = np.cumsum(counts) - (counts + 1) / 2
+        ranks.append(mean_ranks[where])
+    constant = any(np.ptp(rank) == 0 for rank in ranks)
+    ours = state.share[known] >= 0.5
+    count = int(ours.sum())
+    best = np.argsort(-induction, kind="stable")[:count]
+    return Agreement(
+        rank_correlation=math.nan if constant else float(np.corrcoef(ranks)[0, 1]),
+        count=count,
+        shared=int(ours[best].sum()),
+        by_chance=count**2 / len(ours),
     )
-    facts = dict(about["facts"])
-    return Heads(states, examples, tuple(about["labels"]), int(about["prompts"]), facts)
-
-
-def _fits_together(heads: Heads) -> bool:
-    """Whether all arrays are of one model and lie within their prompts and classes."""
-    shapes = {table.shape for state in heads.states.values() for table in state.tables.values()}
-    if len(shapes) != 1 or len(next(iter(shapes))) != 2:
-        return False
-    (shape,) = shapes
-    for example in heads.examples:
-        positions, labels = example.label_positions, example.demonstration_labels
-        if not (
-            set(example.rows) <= set(heads.states)
-            and {rows.shape for rows in example.rows.values()} == {(*shape, len(example.tokens))}
-            and positions.shape == labels.shape == (len(positions),)
-            and positions.dtype.kind + labels.dtype.kind in ("ii", "uu", "iu", "ui")
-            and all(0 <= position < len(example.tokens) for position in positions)
-            and all(0 <= label < len(heads.labels) for label in (*labels, example.gold))
-        ):
-            return False
-    texts = [*heads.labels, *(token for example in heads.examples for token in example.tokens)]
-    return all(isinstance(text, str) for text in texts)

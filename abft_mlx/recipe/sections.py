@@ -245,11 +245,8 @@ class TrainingSection(Section):
     """Prompts averaged in a step."""
     learning_rate: Positive | None = None
     """Adam's learning rate; null means 0.0001 for lora and 2e-05 for full."""
-    gradient: Literal["exact", "local"] = "exact"
-    """exact, or local: each layer's loss trains that layer alone, in the time and memory of
-    inference; end_to_end is always exact."""
     gradient_checkpointing: bool = False
-    """Exact gradients in less memory and more time: each block's activations are computed again in
+    """Gradients in less memory and more time: each block's activations are computed again in
     the backward pass instead of being kept."""
     shared_demonstrations: Count | Literal["auto"] = "auto"
     """Training prompts that share one set of demonstrations, which is computed once for them all;
@@ -258,11 +255,6 @@ class TrainingSection(Section):
     micro_batch_tokens: Count | Literal["auto"] | None = "auto"
     """Tokens in a forward pass; auto chooses by memory, measures where that is short and takes
     fewer where it runs out; null only estimates."""
-    keep_hidden: bool = True
-    """Keep the hidden states that go into the first block that trains from update to update, so
-    that what lies below is computed once for each prompt."""
-    keep_hidden_bytes: Natural | None = None
-    """Bytes of them in memory; null chooses by memory. The rest goes to temporary files."""
     validate_every: Natural = 0
     """Updates between validations; 0 means never."""
     validation_prompts: Count = 256
@@ -288,6 +280,15 @@ class TrainingSection(Section):
         m = self.shared_demonstrations
         return 1 if m == "auto" else m
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_removed(cls, values: Any) -> Any:
+        """Read recipes of runs that were made when there were more ways to train."""
+        if not isinstance(values, dict) or values.get("gradient", "exact") != "exact":
+            return values
+        removed = ("gradient", "keep_hidden", "keep_hidden_bytes")
+        return {name: value for name, value in values.items() if name not in removed}
+
     @model_validator(mode="after")
     def _consistent(self) -> TrainingSection:
         m = self.together
@@ -297,20 +298,10 @@ class TrainingSection(Section):
                     f"shared_demonstrations {m} does not divide {name} {getattr(self, name)}; "
                     "choose one that does"
                 )
-        if self.gradient_checkpointing and self.gradient == "local":
-            raise ValueError(
-                "gradient_checkpointing does nothing for gradient local, which keeps no "
-                "activations; set one of the two"
-            )
         if self.gradient_checkpointing and m > 1:
             raise ValueError(
                 f"gradient_checkpointing does not go with shared_demonstrations {m}, whose keys "
-                "outlive their block; set it to 1, or gradient to local instead"
-            )
-        if self.keep_hidden_bytes is not None and not self.keep_hidden:
-            raise ValueError(
-                f"keep_hidden_bytes {self.keep_hidden_bytes} has no use where keep_hidden is "
-                "false; leave one of them out"
+                "outlive their block; set it to 1"
             )
         return self
 
@@ -396,10 +387,10 @@ class Recipe(Section):
                     "nothing else; set updates to 1 or more, or kind to read_out"
                 )
             return self
-        if training.gradient != "exact" or training.gradient_checkpointing:
+        if training.gradient_checkpointing:
             raise ValueError(
-                "objective.kind read_out needs exact gradients without checkpointing; set "
-                "training.gradient to exact and training.gradient_checkpointing to false"
+                "objective.kind read_out does not go with gradient checkpointing; set "
+                "training.gradient_checkpointing to false"
             )
         if self.prompt.selection == "nearest" or training.shared_demonstrations == 1:
             raise ValueError(
@@ -444,9 +435,8 @@ def share(recipe: Recipe, processes: int = 1, able: bool = True) -> Recipe:
     """Make ``training.shared_demonstrations`` auto into a number.
 
     It is the largest one up to 8 (16 for a read-out) that divides what it must, and leaves every
-    process a group. Without a read-out it is 1 with gradient checkpointing, with
-    ``prompt.selection: nearest``, and where only some layers train: hidden states below them are
-    kept instead (``training.keep_hidden``).
+    process a group. Without a read-out it is 1 with gradient checkpointing and with
+    ``prompt.selection: nearest``.
 
     Args:
         recipe: the run.
@@ -459,7 +449,7 @@ def share(recipe: Recipe, processes: int = 1, able: bool = True) -> Recipe:
     read_out = recipe.objective.kind == "read_out"
     prompts = [recipe.prompt, *(task.prompt for task in recipe.mixture)]
     nearest = any(prompt.selection == "nearest" for prompt in prompts)
-    alone = not able or recipe.adapter.layers is not None or training.gradient_checkpointing
+    alone = not able or training.gradient_checkpointing
     most = MOST_CENTRED if read_out else 1 if alone or nearest else MOST_TOGETHER
     whole = math.gcd(training.examples, training.prompts_per_update)
     sizes = [m for m in range(2, most + 1) if whole % m == 0]

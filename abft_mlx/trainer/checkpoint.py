@@ -15,6 +15,7 @@ from abft_mlx.errors import OutputError
 
 FILE_NAME = "state.safetensors"
 SCHEMA = 1
+PARTS = ("trainable", "optimizer", "best")
 # Differences that a message names, and the characters of a value that it shows.
 _NAMED = 3
 _SHORT = 60
@@ -22,14 +23,9 @@ _SHORT = 60
 
 @dataclass
 class Checkpoint:
-    """The state of a run after some number of updates.
+    """The state of a run after some number of updates: trees of arrays, and plain values.
 
-    Attributes:
-        trainable: the model's trainable parameters, as a tree.
-        optimizer: the optimizer's state, as a tree.
-        best: trainable parameters of the best validation so far, or None.
-        facts: plain values: updates done, the controller, the best validation, totals, and a
-            fingerprint of what is being trained.
+    ``best`` has the trainable parameters of the best validation so far, if there was one.
     """
 
     trainable: Any
@@ -46,7 +42,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
         RunError: the disk is full or the quota is used up; what lay there stays.
     """
     arrays: dict[str, mx.array] = {}
-    for part in ("trainable", "optimizer", "best"):
+    for part in PARTS:
         tree = getattr(checkpoint, part) or {}
         arrays.update({f"{part}/{name}": value for name, value in tree_flatten(tree)})
     metadata = {"schema": str(SCHEMA), "facts": json.dumps(checkpoint.facts)}
@@ -83,27 +79,26 @@ def load(folder: Path) -> Checkpoint:
     if schema != str(SCHEMA):
         raise OutputError(f"{path}: checkpoint schema {schema}, this version reads {SCHEMA}")
 
-    def part(prefix: str) -> Any:
-        start = len(prefix) + 1
-        found = [(n[start:], a) for n, a in arrays.items() if n.startswith(f"{prefix}/")]
-        return tree_unflatten(found) if found else None
-
-    return Checkpoint(part("trainable"), part("optimizer"), part("best"), facts)
+    trees = []
+    for part in PARTS:
+        own = [(name.removeprefix(f"{part}/"), array) for name, array in arrays.items()
+               if name.startswith(f"{part}/")]  # fmt: skip
+        trees.append(tree_unflatten(own) if own else None)
+    trainable, optimizer, best = trees
+    return Checkpoint(trainable, optimizer, best, facts)
 
 
 def difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
     """What two runs were made with that is not the same, in a few words."""
-    theirs, ours = (json.loads(json.dumps(values)) for values in (theirs, ours))
-    different = [
-        f"{name} was {_short(theirs.get(name))} and is {_short(ours.get(name))}"
-        for name in {**theirs, **ours}
-        if theirs.get(name) != ours.get(name)
-    ]
-    more = [f"and {len(different) - _NAMED} more"] if len(different) > _NAMED else []
-    return ", ".join([*different[:_NAMED], *more])
 
+    def short(values: dict[str, Any], name: str) -> str:
+        text = json.dumps(values.get(name), ensure_ascii=False)
+        return text if len(text) <= _SHORT else f"{text[: _SHORT - 1]}…"
 
-def _short(value: Any) -> str:
-    """A value as JSON, cut to fit into a message."""
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= _SHORT else f"{text[: _SHORT - 1]}…"
+    ours = json.loads(json.dumps(ours))
+    names = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
+    more = [f"and {len(names) - _NAMED} more"] if len(names) > _NAMED else []
+    return ", ".join(
+        [f"{name} was {short(theirs, name)} and is {short(ours, name)}" for name in names[:_NAMED]]
+        + more
+    )

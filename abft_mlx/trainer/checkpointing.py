@@ -75,10 +75,10 @@ def checkpointed(
         return output
 
     def forward(
-        _: nn.Module, tokens: mx.array, last: mx.array, *, first_layer: int = 0
+        _: nn.Module, tokens: mx.array, last: mx.array
     ) -> tuple[mx.array, list[mx.array | None]]:
         try:
-            return attention.run(model, recorder, tokens, last, first_layer)
+            return attention.run(model, recorder, tokens, last)
         finally:
             # Some models run their blocks once more, for nothing, to come to their logits.
             recorder.last = None
@@ -90,6 +90,5 @@ def checkpointed(
 def _refusal(model: nn.Module) -> UnsupportedArchitectureError:
     return UnsupportedArchitectureError(
         f"{ports.architecture(model)} models hand more than hidden states from block to block, "
-        "which would lose gradients; set training.gradient_checkpointing to false, or "
-        "training.gradient to local"
+        "which would lose gradients; set training.gradient_checkpointing to false"
     )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import mlx.core as mx
@@ -21,7 +21,7 @@ from abft_mlx.prompts import Prompt
 from abft_mlx.ranks import Ranks
 from abft_mlx.recipe import Recipe
 from abft_mlx.stopping import Stop
-from abft_mlx.trainer import checkpoint, memory, plan
+from abft_mlx.trainer import batches, checkpoint, memory
 from abft_mlx.trainer.run_folder import RunFolder
 from abft_mlx.trainer.step import Step, Totals
 
@@ -43,8 +43,6 @@ class Progress:
         seconds: wall-clock seconds spent in updates, interruptions left out.
         validations: (updates done, accuracy) pairs, the first before any update.
         best_update: update with the best validation accuracy so far, or None.
-        best_accuracy: that accuracy.
-        peak_memory_bytes: MLX's peak.
         skipped: of the updates, those left out because they were not finite.
         skipped_in_a_row: of these, the ones since the last update that was applied.
     """
@@ -64,28 +62,20 @@ class Trainer:
     """Trains a model that has adapters attached, by the recipe's objective.
 
     Several ranks make the same updates: each takes its share of an update's prompts, and gradients
-    and head counts are those of all. The first rank alone writes to the folder, which the others
-    only read when they resume.
+    and head counts are those of all. The first rank alone writes to the folder.
 
     Args:
         model: a loaded model, adapters attached, everything else frozen.
-        prompts: the training prompts, all with the same number of demonstrations. Only those that
-            the updates see are looked at.
+        prompts: the training prompts, all with the same number of demonstrations.
         recipe: a resolved recipe; its objective and training sections are used.
         folder: where metrics and checkpoints go, or None to write nothing.
-        validate: gives the model's accuracy in 0..1 as it is now; called before the first update,
-            every ``training.validate_every`` updates and after the last, where that is not 0. All
-            ranks must get the same number.
+        validate: gives the model's accuracy in 0..1 as it is now, on all ranks the same number;
+            called as ``training.validate_every`` says.
         events: who hears of every update.
         fingerprint: what is trained on what; a checkpoint with another one is refused.
         made_with: what the fingerprint stands for, by name, so that a refusal can name it.
-        stop: what may ask the run to end; after the update that goes on it then does.
+        stop: what may ask the run to end after an update.
         ranks: the processes that train together; this one alone if None.
-
-    Attributes:
-        best: trainable parameters of the best validation so far, or None.
-        kept_hidden: after a run, how much was kept of what lies below the first block that trains
-            (:meth:`abft_mlx.trainer.kept.Kept.counts`); None where nothing is kept.
 
     Raises:
         RecipeError: an update has fewer groups of prompts than there are ranks.
@@ -105,22 +95,22 @@ class Trainer:
         stop: Stop | None = None,
         ranks: Ranks | None = None,
     ) -> None:
+        objective, training = recipe.objective, recipe.training
         self.model = model
         self.prompts = prompts
         self.recipe = recipe
         self.folder = folder
-        self.validate = validate if recipe.training.validate_every else None
+        self.validate = validate if training.validate_every else None
         self.events = events or Events()
         self.fingerprint = fingerprint
         self.made_with = made_with or {}
         self.stop = stop or Stop()
         self.ranks = ranks or Ranks()
         self.progress = Progress()
-        self.kept_hidden: dict[str, int] | None = None
         self.best: Any = None
         self._saved = False
-        objective, training = recipe.objective, recipe.training
-        groups = training.prompts_per_update // training.together
+        self._together = training.together
+        groups = training.prompts_per_update // self._together
         if groups < self.ranks.size:
             raise RecipeError(
                 f"training.prompts_per_update {training.prompts_per_update}: {groups} groups of "
@@ -139,8 +129,11 @@ class Trainer:
         )
         # The paper's Adam corrects its bias; MLX's does so only when asked.
         self.optimizer = optim.Adam(training.learning_rate, bias_correction=True)
-        keeps = training.keep_hidden and training.together == 1
-        seen = [prompts[row] for group in self._groups_seen() for row in self._rows(group)]
+        # The first pass over all groups, as far as the updates come.
+        count = len(prompts) // self._together
+        seen = max(1, min(count, training.updates * groups))
+        self._seen = sorted(batches.update_rows(count, seen, 0, training.seed))
+        used = self._of_groups(self._seen)
         self.step = Step(
             model,
             self.optimizer,
@@ -150,21 +143,13 @@ class Trainer:
             objective=objective.kind,
             lm_head=objective.lm_head if objective.kind == "read_out" else 0.0,
             together=training.together,
-            classes=1 + max(max((prompt.gold, *prompt.demonstration_labels)) for prompt in seen),
-            gradient=training.gradient,
+            classes=1 + max(max((prompt.gold, *prompt.demonstration_labels)) for prompt in used),
             checkpointing=training.gradient_checkpointing,
             max_gradient_norm=training.max_gradient_norm,
             ranks=self.ranks,
-            kept_bytes=memory.kept_bytes(model, recipe, self.ranks.size) if keeps else None,
         )
-        self._shareable = training.together == 1 or prefix.shareable(model)
-        longest = max(len(prompt.token_ids) for prompt in seen)
-        self.backoff = memory.Backoff(
-            memory.micro_batch_rows(model, recipe, longest),
-            training.together,
-            training.micro_batch_tokens == "auto",
-            longest,
-        )
+        self._shareable = training.together > 1 and prefix.shareable(model)
+        self.backoff = memory.Backoff(model, recipe, max(len(p.token_ids) for p in used))
 
     @property
     def rows(self) -> int:
@@ -178,23 +163,12 @@ class Trainer:
         parameters of the best one.
 
         Raises:
-            DivergedError: the loss stopped being finite; the model is as the last finite update, or
-                the best one, left it.
+            DivergedError: the loss stopped being finite.
             RunError: memory does not suffice, or a rank is gone.
-            UsageError: the ranks were not started alike.
-            OutputError: there is nothing to resume, or it belongs to another run.
+            UsageError: the ranks were not started alike, or there is nothing to resume, or it
+                belongs to another run.
             StoppedError: it was asked to end, and has saved a checkpoint.
         """
-        for _ in self.updates(resume=resume):
-            pass
-        return self.progress
-
-    def updates(self, *, resume: bool = False) -> Iterator[Progress]:
-        """As :meth:`run`, but an update at a time, so that several trainers can take turns.
-
-        Between updates the model may be looked at, not changed; its dropout is on.
-        """
-        training = self.recipe.training
         runtime.reset_peak_memory()
         if resume:
             self._restore()
@@ -207,29 +181,25 @@ class Trainer:
             self._validate()
         adapters.train_mode(self.model)
         try:
-            if self.backoff.automatic:
-                self._measure()
-            while self.progress.updates < training.updates:
+            self.backoff.measure(self._peak_bytes)
+            while self.progress.updates < self.recipe.training.updates:
                 with self.stop.deferred():
-                    self._one_update()
+                    self._update()
                     self._stop_if_asked()
-                yield self.progress
         except DivergedError:
             self._take_best()
             raise
         finally:
             adapters.train_mode(self.model, False)
-            if self.step.kept is not None:
-                self.kept_hidden = self.step.kept.counts()
-                self.step.kept.close()
         self._take_best()
+        return self.progress
 
-    def _one_update(self) -> None:
+    def _update(self) -> None:
         """Train on the next prompts, write the line of metrics, validate and save where due."""
         start = time.perf_counter()
         progress, training = self.progress, self.recipe.training
         punish_weight = self.controller.punish_weight
-        totals = self._train(self._next_prompts(), punish_weight)
+        totals = self._train(punish_weight)
         seconds = time.perf_counter() - start
         if totals.finite:
             self.controller.update(totals.induction_heads)
@@ -242,6 +212,7 @@ class Trainer:
         progress.seconds += seconds
         progress.peak_memory_bytes = max(progress.peak_memory_bytes, runtime.peak_memory_bytes())
         diverged = progress.skipped_in_a_row >= min(training.non_finite_updates, training.updates)
+        validates = self.validate is not None and self._due(training.validate_every)
         update = Update(
             step=progress.updates,
             seen_examples=progress.updates * training.prompts_per_update,
@@ -252,10 +223,9 @@ class Trainer:
             tokens=totals.tokens,
             seconds=seconds,
             peak_memory_bytes=progress.peak_memory_bytes,
-            validation_accuracy=None if diverged else self._validate_if_due(),
-            note=self.backoff.news(),
+            validation_accuracy=self._validate() if validates and not diverged else None,
+            note=self.backoff.take_note(),
             skipped=None if totals.finite else f"{totals}: not both finite",
-            compilations=self.step.compilations.count if self.step.compiled else None,
         )
         if self.folder is not None and self.ranks.first:
             self.folder.add_metrics(update)
@@ -266,99 +236,63 @@ class Trainer:
         if diverged:
             raise self._diverged(totals)
 
-    def _next_prompts(self) -> list[Prompt]:
-        """This rank's share of the prompts of the update that comes next."""
-        training, m = self.recipe.training, self.recipe.training.together
-        groups = plan.update_rows(
-            len(self.prompts) // m,
-            training.prompts_per_update // m,
+    def _train(self, punish_weight: float) -> Totals:
+        """One optimizer step on this rank's share of the next prompts."""
+        training, together = self.recipe.training, self._together
+        groups = batches.update_rows(
+            len(self.prompts) // together,
+            training.prompts_per_update // together,
             self.progress.updates,
             training.seed,
         )
         if self.ranks.size > 1:
-            lengths = [len(self.prompts[group * m].token_ids) for group in groups]
-            groups = plan.share(groups, lengths, self.ranks.rank, self.ranks.size)
-        return [self.prompts[row] for group in groups for row in self._rows(group)]
-
-    def _rows(self, group: int) -> range:
-        """Where the prompts of a group are, which share their demonstrations."""
-        m = self.recipe.training.together
-        return range(group * m, group * m + m)
-
-    def _groups_seen(self) -> list[int]:
-        """The groups of prompts that the run sees at all."""
-        training, m = self.recipe.training, self.recipe.training.together
-        groups = len(self.prompts) // m
-        seen = max(1, min(groups, training.updates * training.prompts_per_update // m))
-        # The first pass over them all, as far as the updates come.
-        return sorted(plan.update_rows(groups, seen, 0, training.seed))
-
-    def _train(self, chosen: Sequence[Prompt], punish_weight: float) -> Totals:
-        """One optimizer step, in smaller micro-batches where memory runs out."""
-        seed = self.recipe.training.seed
+            lengths = [len(self.prompts[group * together].token_ids) for group in groups]
+            groups = batches.rank_share(groups, lengths, self.ranks.rank, self.ranks.size)
+        prompts = self._of_groups(groups)
         while True:
             # Dropout's key follows from seed, update and rank, so resuming needs no random state.
-            key = (self.progress.updates << 32) | (seed & 0xFFFFFFFF)
+            key = (self.progress.updates << 32) | (training.seed & 0xFFFFFFFF)
             mx.random.seed(key ^ (self.ranks.rank << 56))
-            batches = self._cut(chosen)
+            micro_batches = self._cut(prompts)
             try:
-                self.step.accumulate(batches, punish_weight)
+                self.step.accumulate(micro_batches, punish_weight)
                 break
             except (RuntimeError, MemoryError) as error:
-                words = memory.words_of(error)
+                why = memory.message(error)
             # Only now are the arrays gone that the exception's frames held.
             runtime.release_memory()
-            self.backoff.smaller(min(self.rows, len(chosen)), words)
-        return self.step.apply(batches)
+            self.backoff.halve(min(self.rows, len(prompts)), why)
+        return self.step.apply(micro_batches)
 
-    def _cut(self, chosen: Sequence[Prompt]) -> list[plan.MicroBatch]:
+    def _of_groups(self, groups: Sequence[int]) -> list[Prompt]:
+        """The prompts of some groups, each of which shares its demonstrations."""
+        m = self._together
+        return [self.prompts[row] for group in groups for row in range(group * m, group * m + m)]
+
+    def _cut(self, prompts: Sequence[Prompt]) -> list[batches.MicroBatch]:
         """The prompts in micro-batches."""
-        m = self.recipe.training.together
-        if m == 1:
-            return plan.micro_batches(chosen, self.rows)
-        bucket = plan.BUCKET_TOKENS if self.step.compiled else 1
-        return plan.shared_micro_batches(
-            chosen, m, self.rows, bucket_tokens=bucket, whole=not self._shareable
+        few_shapes = self._together == 1 or self.step.compiled
+        return batches.micro_batches(
+            prompts,
+            self.rows,
+            together=self._together,
+            bucket_tokens=batches.BUCKET_TOKENS if few_shapes else 1,
+            share=self._shareable,
         )
 
-    def _measure(self) -> None:
-        """See how many prompts fit, where a rough estimate leaves a doubt."""
-        training, longest = self.recipe.training, self.backoff.longest_tokens
-        m, backward = training.together, memory.backward_of(self.recipe)
-        each = memory.bytes_per_token(self.model, backward)
-        each *= plan.padded_tokens(longest)
-        room = runtime.memory_room_bytes() - memory.training_bytes(self.model)
-        if each * self.rows * memory.ROUGHLY < room:
-            return
-        if training.gradient == "exact" and each > room * memory.ROUGHLY:
-            self.backoff.fail(f"{room / 1e9:.1f} GB are left")
-        longest_first = sorted(
-            self._groups_seen(), key=lambda group: -len(self.prompts[group * m].token_ids)
-        )
-
-        def peak_bytes(rows: int) -> int:
-            groups = longest_first[: rows // m]
-            batches = self._cut(
-                [self.prompts[row] for group in groups for row in self._rows(group)]
-            )
-            before = runtime.peak_memory_bytes()
-            self.progress.peak_memory_bytes = max(self.progress.peak_memory_bytes, before)
-            return memory.peak_bytes(lambda: self.step.gradients(batches, 0.0))
-
-        try:
-            self.backoff.measure(peak_bytes, room)
-        except (RuntimeError, MemoryError) as error:
-            self.backoff.fail(memory.words_of(error))
+    def _peak_bytes(self, rows: int) -> int:
+        """The peak of memory of the gradients of so many of the longest prompts."""
+        together = self._together
+        longest = sorted(self._seen, key=lambda n: -len(self.prompts[n * together].token_ids))
+        micro_batches = self._cut(self._of_groups(longest[: rows // together]))
+        before = runtime.peak_memory_bytes()
+        self.progress.peak_memory_bytes = max(self.progress.peak_memory_bytes, before)
+        return memory.peak_bytes(lambda: self.step.gradients(micro_batches, 0.0))
 
     def _due(self, every: int) -> bool:
         """Whether something is due that is done every so many updates, and after the last."""
         last = self.progress.updates == self.recipe.training.updates
         return last or self.progress.updates % every == 0
-
-    def _validate_if_due(self) -> float | None:
-        """The accuracy where this update is followed by a validation."""
-        every = self.recipe.training.validate_every
-        return self._validate() if every and self._due(every) else None
 
     def _validate(self) -> float | None:
         """The accuracy as the model is now; notes the best."""
@@ -397,8 +331,8 @@ class Trainer:
         """Write a checkpoint."""
         facts = {
             "progress": asdict(self.progress),
-            "controller": self.controller.state(),
-            "rows": self.backoff.rows,
+            "controller": asdict(self.controller),
+            "rows": self.rows,
             "shapes": sorted(self.step.shapes),
             "fingerprint": self.fingerprint,
             "made_with": self.made_with,
@@ -411,30 +345,29 @@ class Trainer:
         folder = self.folder
         if folder is None:
             raise OutputError("nothing to resume: this run writes no folder")
-        found = checkpoint.load(folder.checkpoint_path)
-        facts = found.facts
+        state = checkpoint.load(folder.checkpoint_path)
+        facts = state.facts
         if facts["fingerprint"] != self.fingerprint:
-            named = checkpoint.difference(facts.get("made_with", {}), self.made_with)
+            names = checkpoint.difference(facts.get("made_with", {}), self.made_with)
             raise OutputError(
                 f"{folder.path}: its checkpoint was made with another recipe, model, data or "
-                f"version{f' ({named})' if named else ''}; put that back, or start anew with "
+                f"version{f' ({names})' if names else ''}; put that back, or start anew with "
                 "--overwrite"
             )
         ours, theirs = (
             {name: array.shape for name, array in tree_flatten(tree)}
-            for tree in (self.model.trainable_parameters(), found.trainable)
+            for tree in (self.model.trainable_parameters(), state.trainable)
         )
         if ours != theirs:
             raise OutputError(f"{folder.path}: its checkpoint does not fit this model")
-        progress = dict(facts["progress"])
-        progress["validations"] = [tuple(pair) for pair in progress["validations"]]
+        validations = [tuple(pair) for pair in facts["progress"]["validations"]]
+        self.progress = Progress(**facts["progress"] | {"validations": validations})
         if self.ranks.first:
-            folder.keep_metrics(progress["updates"])
-        self.progress = replace(self.progress, **progress)
-        self.model.update(found.trainable)
-        self.optimizer.state = found.optimizer
-        self.best = found.best
-        self.controller = PunishController.from_state(facts["controller"])
+            folder.keep_metrics(self.progress.updates)
+        self.model.update(state.trainable)
+        self.optimizer.state = state.optimizer
+        self.best = state.best
+        self.controller = PunishController(**facts["controller"])
         # How an update is cut decides its last bits, and the memory left may be another now.
         self.backoff.rows = facts["rows"]
         self.step.shapes = {tuple(shape) for shape in facts["shapes"]}
@@ -447,26 +380,16 @@ class Trainer:
         largest = max(sizes, key=lambda name: sizes[name])
         several = f" ({in_a_row} such updates in a row)" if in_a_row > 1 else ""
         kept = f"what the {applied} others trained is kept" if applied else "nothing was trained"
-        broken = next((name for name, array in self._weights() if not _finite(array)), None)
         way_out = (
-            f"{broken} of the model is not finite: take another copy of it, or another model"
-            if broken
-            else "lower training.learning_rate, or set training.max_gradient_norm, or take the "
-            "model in float32 or bfloat16"
+            "lower training.learning_rate, or set training.max_gradient_norm, or take the model in "
+            "float32 or bfloat16"
         )
+        for name, array in tree_flatten(self.model.parameters()):
+            if mx.issubdtype(array.dtype, mx.floating) and not mx.isfinite(array).all().item():
+                way_out = f"{name} of the model is not finite: take another copy or model"
+                break
         return DivergedError(
             f"update {progress.updates}: {totals}: not both finite{several}, so the run stops; "
             f"learning rate {self.optimizer.learning_rate.item():g}, largest trained weight "
             f"{sizes[largest]:.3g} ({largest}); no such update was applied, and {kept}; {way_out}"
         )
-
-    def _weights(self) -> Iterator[tuple[str, mx.array]]:
-        """The model's parameters that can be anything but finite."""
-        for name, array in tree_flatten(self.model.parameters()):
-            if mx.issubdtype(array.dtype, mx.floating):
-                yield name, array
-
-
-def _finite(array: mx.array) -> bool:
-    """Whether every number of an array is finite."""
-    return bool(mx.isfinite(array).all().item())

@@ -9,7 +9,7 @@ then.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NoReturn
+from typing import Any, NoReturn
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -18,125 +18,106 @@ from mlx.utils import tree_flatten
 from abft_mlx import adapters, ports, runtime
 from abft_mlx.errors import RunError
 from abft_mlx.recipe import Recipe
-from abft_mlx.trainer import plan
+from abft_mlx.task import LEAST_AUTO
+from abft_mlx.trainer import batches
 
 # More tokens than these bring no speed: a CPU's caches are small, a GPU is busy by then.
 CPU_TOKENS = 4096
 GPU_TOKENS = 16384
-SMALLEST_TOKENS = 256
 MEMORY_SHARE = 0.5
-# Of hidden states that are kept from update to update, beside that.
-KEPT_SHARE = 0.25
-# Rough estimates are right within this factor, either way.
+# Layers whose arrays are alive although nothing keeps them: MLX allocates ahead of the device.
+LAYERS_IN_FLIGHT = 2.2
+EXPERTS_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k")
+# Estimates are trusted where they leave or lack more than this factor.
 ROUGHLY = 3
 # What MLX counts is not all that a process takes, and prompts are not all alike.
 ROOM_SHARE = 0.8
 
-Backward = Literal["kept", "checkpointing", "local"]
-"""Whether a backward pass finds what it needs, computes blocks again, or never leaves a block."""
 
+def activation_bytes(model: nn.Module, recipe: Recipe, rows: int, tokens: int) -> tuple[int, int]:
+    """Bytes beside weights and gradients: of a micro-batch, and of one prompt's evaluation.
 
-def backward_of(recipe: Recipe) -> Backward:
-    """The kind of backward pass that a recipe asks for."""
-    if recipe.training.gradient == "local" and recipe.objective.kind == "abft":
-        return "local"
-    return "checkpointing" if recipe.training.gradient_checkpointing else "kept"
+    Within 30% of the peaks that MLX measures on its CPU backend; docs/performance.md has the terms.
 
-
-def bytes_per_token(model: nn.Module, backward: Backward = "kept") -> int:
-    """Rough bytes that a step keeps per prompt token for the backward pass.
-
-    Per layer: about ten arrays of the model's width, and two of the MLP's (taken as four times the
-    width); the rest is computed again (:mod:`abft_mlx.recompute`). With gradient checkpointing
-    that of one layer, and of every layer four arrays of the width: its input and what the
-    adapter's gradients wait for. With local gradients that of one layer, and its input and output.
+    Args:
+        model: with its adapter, loaded or a skeleton.
+        recipe: objective and training count.
+        rows: prompts of the micro-batch.
+        tokens: of each, padding counted.
     """
-    shapes = [shape for shape in ports.heads(model) if shape is not None]
+    objective, together = recipe.objective, recipe.training.together
+    port, shapes = ports.port_for(model), [s for s in ports.heads(model) if s is not None]
+    heads = max(shape.n_heads for shape in shapes)
     width = max(shape.n_heads * shape.head_dim for shape in shapes)
-    per_layer = (10 + 8) * width
-    if backward == "local":
-        return 4 * (per_layer + 4 * width)
-    if backward == "checkpointing":
-        return 4 * (per_layer + 4 * width * len(shapes))
-    return 4 * per_layer * len(shapes)
+    types = [array.dtype for _, array in tree_flatten(model.parameters())]
+    itemsize = min(dtype.size for dtype in types if mx.issubdtype(dtype, mx.floating))
+    # Two arrays of the residual stream; LoRA makes float32 copies of what W_Q and W_K get.
+    stream = (6 if recipe.adapter.kind == "lora" and itemsize < 4 else 2) * width
+    args = getattr(model, "args", None)
+    experts = max(getattr(args, name, None) or 1 for name in EXPERTS_PER_TOKEN)
+    blocks, layers = port.blocks(model), []
+    for block in blocks:
+        weights = [m.weight for _, m in block.module.named_modules() if "weight" in m]
+        outputs = [w.shape[-2] * (1 if w.ndim == 2 else experts) for w in weights if w.ndim > 1]
+        layers.append(sum(outputs) + stream)
+    trained = set(adapters.trained_layers(model))
+    here = [n for n, block in enumerate(blocks) if trained & set(block.layers)]
+    only_trained = objective.kind == "abft" and objective.layers == "trained"
+    kept = layers[here[0] : here[-1] + 1 if only_trained else None]
+    answers = objective.kind == "end_to_end" or objective.lm_head > 0
+    if not answers:
+        kept[-1] = 2 * width + stream  # of the last layer, queries and keys alone are used
+    numbers: float = sum(kept)
+    if recipe.training.gradient_checkpointing:  # of one block, and the input of each
+        numbers = max(layers) + 2 * heads * tokens + 1.5 * width * len(kept)
+    positions = rows * tokens
+    if together > 1:  # shared demonstrations are all of a prompt but one text in k + 1
+        k = LEAST_AUTO if recipe.prompt.demonstrations == "auto" else recipe.prompt.demonstrations
+        positions = max(1, rows // together) * tokens * (k + together) // (k + 1)
+    in_flight = LAYERS_IN_FLIGHT * max(layers)
+    update = int(positions * (in_flight + numbers) * itemsize)
+    if answers:  # float32 logits over the vocabulary, their exponentials and their gradient
+        update += rows * 3 * 4 * ports.output_dims(port.head(model))
+    return update, int(tokens * (in_flight + heads * tokens) * itemsize)
 
 
-def bytes_per_prompt(model: nn.Module, objective: str) -> int:
-    """Rough bytes that a step keeps per prompt whatever its length.
-
-    Where the LM head takes part ("end_to_end") these are logits over the vocabulary at the last
-    position, their exponentials and their gradient, all float32.
-    """
-    if objective != "end_to_end":
-        return 0
-    return 3 * 4 * ports.output_dims(ports.port_for(model).head(model))
+def array_bytes(tree: Any) -> int:
+    """Bytes of all arrays of a tree."""
+    return sum(array.nbytes for _, array in tree_flatten(tree))
 
 
 def training_bytes(model: nn.Module) -> int:
     """Bytes that training keeps beside the model's parameters, whatever the batch.
 
     For every trainable number: Adam's two moments, its gradient, and while an update is worked
-    out two more. Weights that train in full stand beside the base's own, which
-    :func:`adapters.detach` needs.
+    out two more.
     """
-    trainable = sum(array.nbytes for _, array in tree_flatten(model.trainable_parameters()))
-    return 5 * trainable + kept_originals_bytes(model)
+    return 5 * array_bytes(model.trainable_parameters()) + originals_bytes(model)
 
 
-def kept_originals_bytes(model: nn.Module) -> int:
-    """Bytes of the base's own weights that an adapter in full stands for."""
-    return sum(
-        array.nbytes
-        for layer in adapters.adapted(model).values()
-        if isinstance(layer, adapters.FullLinear)
-        for _, array in tree_flatten(layer.original.module.parameters())
-    )
-
-
-def micro_batch_tokens(
-    model: nn.Module, longest_tokens: int, objective: str = "abft", backward: Backward = "kept"
-) -> int:
-    """Tokens of one micro-batch that fit beside the weights, padding included."""
-    on_gpu = mx.default_device() == mx.Device(mx.gpu)
-    room = max(0.0, _memory() * MEMORY_SHARE - _resident_bytes(model))
-    per_token = bytes_per_token(model, backward)
-    fitting = int(room / (per_token + bytes_per_prompt(model, objective) / longest_tokens))
-    return max(SMALLEST_TOKENS, min(fitting, GPU_TOKENS if on_gpu else CPU_TOKENS))
+def originals_bytes(model: nn.Module) -> int:
+    """Bytes of the base's own W_Q and W_K, which stay beside those that train in full."""
+    layers = adapters.adapted(model).values()
+    full = [layer for layer in layers if isinstance(layer, adapters.FullLinear)]
+    return sum(array_bytes(layer.original.module.parameters()) for layer in full)
 
 
 def micro_batch_rows(model: nn.Module, recipe: Recipe, longest_tokens: int) -> int:
-    """Prompts of one micro-batch: what the recipe says, or what fits this machine."""
-    training = recipe.training
-    budget = training.micro_batch_tokens
+    """Prompts of one micro-batch, a power of two: what the recipe says, or what fits here."""
+    training, tokens = recipe.training, batches.padded_tokens(longest_tokens)
+    budget, room = training.micro_batch_tokens, None
     if not isinstance(budget, int):
-        objective = "end_to_end" if recipe.objective.lm_head else recipe.objective.kind
-        budget = micro_batch_tokens(model, longest_tokens, objective, backward_of(recipe))
-    return plan.rows_within(budget, longest_tokens, training.prompts_per_update, plan.BUCKET_TOKENS)
-
-
-def kept_bytes(model: nn.Module, recipe: Recipe, processes: int = 1) -> int:
-    """Bytes of hidden states that each process may keep in memory from update to update.
-
-    That is what the recipe says, or a share of the machine's memory of their own, less what weights
-    too large for the other share take of it.
-    """
-    if recipe.training.keep_hidden_bytes is not None:
-        return recipe.training.keep_hidden_bytes
-    memory = _memory()
-    beyond = max(0.0, _resident_bytes(model) - memory * MEMORY_SHARE)
-    return max(0, int(memory * KEPT_SHARE - beyond)) // processes
-
-
-def _memory() -> int:
-    """Bytes of the machine's memory that MLX may use."""
-    info = mx.device_info()
-    return int(info.get("max_recommended_working_set_size", runtime.machine_memory_bytes()))
-
-
-def _resident_bytes(model: nn.Module) -> int:
-    """Bytes of the weights and of what training keeps beside them."""
-    weights = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
-    return weights + training_bytes(model)
+        budget = GPU_TOKENS if mx.default_device() == mx.Device(mx.gpu) else CPU_TOKENS
+        info = mx.device_info()
+        memory = info.get("max_recommended_working_set_size", runtime.machine_memory_bytes())
+        resident = array_bytes(model.parameters()) + training_bytes(model)
+        room = int(memory) * MEMORY_SHARE - resident
+    rows = 1
+    while 2 * rows * tokens <= budget and 2 * rows <= training.prompts_per_update:
+        if room is not None and activation_bytes(model, recipe, 2 * rows, tokens)[0] > room:
+            break
+        rows *= 2
+    return rows
 
 
 def peak_bytes(work: Callable[[], object]) -> int:
@@ -148,7 +129,7 @@ def peak_bytes(work: Callable[[], object]) -> int:
     return runtime.peak_memory_bytes() - held
 
 
-def words_of(error: Exception) -> str:
+def message(error: Exception) -> str:
     """What MLX said where memory ran out; raises any other error again."""
     if not runtime.out_of_memory(error):
         raise error
@@ -156,84 +137,89 @@ def words_of(error: Exception) -> str:
 
 
 class Backoff:
-    """How many prompts a micro-batch has, and what is done where they are too many.
+    """How many prompts a micro-batch has, and fewer of them where memory is short.
 
     Args:
-        rows: prompts of a micro-batch to begin with.
-        smallest: the fewest that it can be cut into: 1, or those that share demonstrations.
-        automatic: whether it may be cut.
-        longest_tokens: longest prompt of the run, for messages.
+        model: with its adapter.
+        recipe: a resolved recipe.
+        longest_tokens: longest prompt of the run.
 
     Attributes:
-        rows: prompts of a micro-batch now.
+        rows: prompts of a micro-batch now; at least those that share demonstrations.
     """
 
-    def __init__(self, rows: int, smallest: int, automatic: bool, longest_tokens: int) -> None:
-        self.rows = max(rows, smallest)
-        self.smallest = smallest
-        self.automatic = automatic
-        self.longest_tokens = longest_tokens
-        self._was: int | None = None
-        self._why = ""
+    def __init__(self, model: nn.Module, recipe: Recipe, longest_tokens: int) -> None:
+        self._model, self._recipe, self._longest = model, recipe, longest_tokens
+        self._smallest = recipe.training.together
+        self._automatic = recipe.training.micro_batch_tokens == "auto"
+        self.rows = max(micro_batch_rows(model, recipe, longest_tokens), self._smallest)
+        self._before = 0
+        self._note: str | None = None
 
-    def measure(self, peak_bytes: Callable[[int], int], room_bytes: int) -> None:
-        """Take as many rows as fit, by the peaks of two small micro-batches.
+    def measure(self, peak_bytes: Callable[[int], int]) -> None:
+        """Where the estimate leaves a doubt, take as many rows as the peak of one batch allows.
 
         Args:
             peak_bytes: gives the peak of memory of so many of the longest prompts.
-            room_bytes: what MLX may take beside what it holds.
         """
-        room = int(room_bytes * ROOM_SHARE)
-        rows, smallest = self.rows, self.smallest
-        first = peak_bytes(smallest)
+        room = runtime.memory_room_bytes() - training_bytes(self._model)
+        left = f"{max(0, room) / 1e9:.1f} GB of memory are left"
+        smallest, tokens = self._smallest, batches.padded_tokens(self._longest)
+        most, least = (
+            activation_bytes(self._model, self._recipe, rows, tokens)[0]
+            for rows in (self.rows, smallest)
+        )
+        if not self._automatic or most * ROUGHLY < room:
+            return
+        if least > room * ROUGHLY:
+            self._fail(left)
+        try:
+            peak = peak_bytes(smallest)
+        except (RuntimeError, MemoryError) as error:
+            self._fail(message(error))
+        rows = self.rows
         # Twice the prompts take at most twice as much.
-        if rows > smallest and 2 * first > room:
-            rows = smallest
-        elif rows > smallest:
-            each = max(0, peak_bytes(2 * smallest) - first)
-            while rows > smallest and first + each * (rows / smallest - 1) > room:
-                rows //= 2
+        while rows > smallest and peak * rows / smallest > room * ROOM_SHARE:
+            rows = max(smallest, rows // 2)
         if rows < self.rows:
-            self._change(rows, f"{room_bytes / 1e9:.1f} GB of memory are left")
+            self._change(rows, left)
 
-    def smaller(self, tried: int, words: str) -> None:
+    def halve(self, rows: int, why: str) -> None:
         """Halve the rows, because memory ran out.
 
         Args:
-            tried: how many there were; fewer than ``rows`` in a small update.
-            words: MLX's own.
+            rows: how many there were; fewer than ``self.rows`` in a small update.
+            why: MLX's own message.
 
         Raises:
             RunError: they cannot be halved, or must not.
         """
-        if not self.automatic:
+        if not self._automatic:
             raise RunError(
-                f"memory ran out with {tried} prompts in a micro-batch ({words}); set "
+                f"memory ran out with {rows} prompts in a micro-batch ({why}); set "
                 "training.micro_batch_tokens to auto, or lower it; the last checkpoint stays"
             )
-        if tried <= self.smallest:
-            self.fail(words)
-        self._change(max(self.smallest, tried // 2), words)
+        if rows <= self._smallest:
+            self._fail(why)
+        self._change(max(self._smallest, rows // 2), why)
 
-    def fail(self, words: str) -> NoReturn:
+    def _fail(self, why: str) -> NoReturn:
         """End a run that fits in no pieces."""
-        what = "a prompt" if self.smallest == 1 else f"{self.smallest} prompts"
-        fewer = "" if self.smallest == 1 else "lower training.shared_demonstrations, "
+        shared = self._smallest > 1
+        what = f"{self._smallest} prompts" if shared else "a prompt"
+        fewer = "lower training.shared_demonstrations, " if shared else ""
         raise RunError(
-            f"{what} of {self.longest_tokens} tokens cannot be trained on in the memory there is "
-            f"({words}); {fewer}set training.gradient_checkpointing to true or training.gradient "
-            "to local, take a 4-bit copy of the model, or fewer prompt.demonstrations; the last "
-            "checkpoint stays"
+            f"{what} of {self._longest} tokens cannot be trained on in the memory there is "
+            f"({why}); {fewer}set training.gradient_checkpointing to true, take a 4-bit copy of "
+            "the model, or fewer prompt.demonstrations; the last checkpoint stays"
         )
 
     def _change(self, rows: int, why: str) -> None:
-        """Take other rows, and remember why for `news`."""
-        self._was = self._was or self.rows
-        self.rows, self._why = rows, why
+        self._before = self._before or self.rows
+        self.rows = rows
+        self._note = f"{rows} prompts in a micro-batch instead of {self._before}: {why}"
 
-    def news(self) -> str | None:
+    def take_note(self) -> str | None:
         """What has changed since this was last asked, in a line."""
-        was, self._was = self._was, None
-        if was is None:
-            return None
-        return f"{self.rows} prompts in a micro-batch instead of {was}: {self._why}"
+        note, self._note, self._before = self._note, None, 0
+        return note

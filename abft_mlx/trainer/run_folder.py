@@ -40,11 +40,7 @@ TRACKER_FILES = ("wandb", "swanlog")
 
 
 class RunFolder:
-    """A folder that belongs to one run.
-
-    Args:
-        path: the folder.
-    """
+    """A folder that belongs to one run."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -69,16 +65,15 @@ class RunFolder:
         self._content()
         made = [path for path in (self.path, *self.path.parents) if not path.exists()]
         lock = filelock.FileLock(self.path / LOCK_FILE, timeout=0)
-        try:
+        with _writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-        except filelock.Timeout:
-            raise OutputError(
-                f"{self.path}: in use by another process; wait for it, end it, or choose another "
-                "folder with --output"
-            ) from None
-        except OSError as error:
-            raise files.write_failure(self.path, error) from error
+            try:
+                lock.acquire()
+            except filelock.Timeout:
+                raise OutputError(
+                    f"{self.path}: in use by another process; wait for it, end it, or choose "
+                    "another folder with --output"
+                ) from None
         try:
             if resume:
                 self._remove(*(name for name in self._content() if files.is_leftover(name)))
@@ -104,8 +99,7 @@ class RunFolder:
             OutputError: it holds a run already and ``overwrite`` is not set, or holds files that no
                 run of ours wrote, or is a file, or cannot be read.
         """
-        left = [name for name in self._content() if not files.is_leftover(name)]
-        if left and not overwrite:
+        if not overwrite and not all(map(files.is_leftover, self._content())):
             raise OutputError(
                 f"{self.path}: holds a run already; use --resume to continue it, --overwrite to "
                 "replace it, or another --output"
@@ -117,17 +111,15 @@ class RunFolder:
             return []
         if not self.path.is_dir():
             raise OutputError(f"{self.path}: is a file; choose a folder with --output")
-        try:
-            found = sorted(path.name for path in self.path.iterdir() if path.name != LOCK_FILE)
-        except OSError as error:
-            raise files.write_failure(self.path, error) from error
-        known = ADAPTER_FILES + OWN_FILES + SEEN_FILES + TRACKER_FILES
-        for name in found:
-            if name not in known and not files.is_leftover(name):
+        with _writing(self.path):
+            names = sorted(path.name for path in self.path.iterdir() if path.name != LOCK_FILE)
+        ours = ADAPTER_FILES + OWN_FILES + SEEN_FILES + TRACKER_FILES
+        for name in names:
+            if name not in ours and not files.is_leftover(name):
                 raise OutputError(
                     f"{self.path}: holds {name}, which no run wrote; choose another folder"
                 )
-        return found
+        return names
 
     def create(self, *, keep: bool = False) -> None:
         """Make the folder, or clear what an earlier run left in it.
@@ -139,12 +131,10 @@ class RunFolder:
             OutputError: the folder cannot be written.
         """
         kept = (RECIPE_FILE, RUN_FILE) if keep else ()
-        found = sorted(self._content(), key=lambda name: name != RECIPE_FILE)
-        try:
+        names = sorted(self._content(), key=lambda name: name != RECIPE_FILE)
+        with _writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise files.write_failure(self.path, error) from error
-        self._remove(*(name for name in found if name not in kept))
+        self._remove(*(name for name in names if name not in kept))
 
     def discard(self) -> None:
         """Remove a run that has trained nothing, so that its folder can be used again.
@@ -157,28 +147,16 @@ class RunFolder:
     def _remove(self, *names: str) -> None:
         """Remove files and folders."""
         for path in (self.path / name for name in names):
-            try:
+            with _writing(path):
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
                 else:
                     path.unlink()
-            except OSError as error:
-                raise files.write_failure(path, error) from error
 
     def add_metrics(self, update: Update) -> None:
         """Append one line to ``metrics.jsonl``."""
-        try:
-            with self.metrics_path.open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps(update.as_dict()) + "\n")
-        except OSError as error:
-            raise files.write_failure(self.metrics_path, error) from error
-
-    def metrics(self) -> list[dict[str, Any]]:
-        """The lines of ``metrics.jsonl`` that are whole."""
-        if not self.metrics_path.is_file():
-            return []
-        whole = self.metrics_path.read_text(encoding="utf-8").split("\n")[:-1]
-        return [files.parse_json(line) for line in whole]
+        with _writing(self.metrics_path), self.metrics_path.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(update.as_dict()) + "\n")
 
     def keep_metrics(self, steps: int) -> None:
         """Drop the lines of updates after ``steps``, which a resumed run does again.
@@ -191,7 +169,11 @@ class RunFolder:
         except OSError as error:
             raise OutputError(f"{self.metrics_path}: cannot be read ({error})") from error
         for number in range(1, steps + 1):
-            if number > len(lines) or _step(lines[number - 1]) != number:
+            try:
+                step = files.parse_json(lines[number - 1])["step"]
+            except (ValueError, LookupError, TypeError):
+                step = None
+            if step != number:
                 raise OutputError(
                     f"{self.metrics_path}: line {number} is not that of update {number}, which the "
                     "checkpoint holds; put the file back as the run left it, or start anew"
@@ -201,10 +183,8 @@ class RunFolder:
 
     def save_checkpoint(self, state: checkpoint.Checkpoint) -> None:
         """Write a checkpoint; the lines of metrics that it counts on are on the disk by then."""
-        try:
+        with _writing(self.metrics_path):
             files.sync(self.metrics_path)
-        except OSError as error:
-            raise files.write_failure(self.metrics_path, error) from error
         checkpoint.save(self.checkpoint_path, state)
 
     def write_run(self, facts: dict[str, Any]) -> None:
@@ -231,14 +211,13 @@ class RunFolder:
         """
         path = self.path / RUN_FILE
         try:
-            content = path.read_bytes()
+            return self.parse_run(path.read_bytes())
         except FileNotFoundError as error:
             raise OutputError(
                 f"{self.path}: holds no run (no run.json); name a folder that finetune wrote"
             ) from error
         except OSError as error:
             raise OutputError(f"{path}: cannot be read ({error})") from error
-        return self.parse_run(content)
 
     def parse_run(self, content: bytes) -> dict[str, Any]:
         """As `read_run`, of a content that was read already."""
@@ -253,6 +232,15 @@ class RunFolder:
         return facts
 
 
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turn what the system says against writing here into an error of ours."""
+    try:
+        yield
+    except OSError as error:
+        raise files.write_failure(path, error) from error
+
+
 def check_schema(path: Path, document: dict[str, Any]) -> None:
     """See whether a ``run.json`` or ``eval.json`` is one that this version reads.
 
@@ -264,11 +252,3 @@ def check_schema(path: Path, document: dict[str, Any]) -> None:
     problem = files.schema_problem(document.get("schema"), SCHEMA, again)
     if problem:
         raise OutputError(f"{path}: {problem}")
-
-
-def _step(line: bytes) -> object:
-    """The number of a line's update; None where the line is damaged."""
-    try:
-        return files.parse_json(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return None
