@@ -179,7 +179,7 @@ class Commands(TyperGroup):
                 status, kind = 1, RunError.__name__
             elif hasattr(error, "format_message") and kind != "NoArgsIsHelpError":
                 # Typer vendors Click: its usage errors are known by what they can do.
-                message = error.format_message().rstrip(".")
+                message = error.format_message().rstrip(".").replace("Value error, ", "")
                 cause: Any = error.__cause__
                 if hasattr(cause, "errors"):  # pydantic's line does not name the value
                     value = cause.errors()[0]["input"]
