@@ -310,6 +310,11 @@ def test_a_full_run_with_a_head(tmp_path: Path) -> None:
 def test_other_quantized_bases(name: str, head: bool, tmp_path: Path) -> None:
     """Tied embeddings, a fused projection, a trained LM head over a quantized one."""
     base = tiny_models.checkpoint(tmp_path / "base", name, bits=4)
+    settings = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    # As mixed quantization notes single layers; what is merged may no longer be in there.
+    path = "model.h.1.attn.c_attn" if name == "gpt2" else "model.layers.1.self_attn.q_proj"
+    settings["quantization"][path] = {"group_size": 64, "bits": 4}
+    (base / "config.json").write_text(json.dumps(settings), encoding="utf-8")
     model, _ = load_model(base)
     adapters.attach(model, AdapterSection(rank=4, layers=[1], head=head))
     tiny_models.train(model)
