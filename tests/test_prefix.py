@@ -318,17 +318,17 @@ def test_answers_of_several_tokens_are_trained_as_whole_forward_passes_say(
 def test_what_cannot_be_shared(tiny: ModuleType) -> None:
     for name, said in {"qwen3_next": "ArraysCache", "gemma3n": "another layer's cache"}.items():
         model = tiny.build(name)
-        (batch,) = shared_micro_batches(training_prompts()[:3], 3, 3)
+        (batch,) = micro_batches(training_prompts()[:3], 3, together=3, bucket_tokens=1)
         with pytest.raises(UnsupportedArchitectureError, match=said) as raised:
             rows_of(model, batch)
         assert "training.shared_demonstrations to 1" in str(raised.value)
     one, other = training_prompts()[::3]
-    (batch,) = shared_micro_batches([one, other], 2, 2, bucket_tokens=8)
+    (batch,) = micro_batches([one, other], 2, together=2, bucket_tokens=8)
     assert batch.prefix is None
     assert batch.tokens == len(one.token_ids) + len(other.token_ids)
     # A prompt that begins another keeps its last token.
     shorter = Prompt(one.token_ids[:18], (3, 8, 13), (0, 1, 0), 0, (5,))
-    (batch,) = shared_micro_batches([one, shorter], 2, 2)
+    (batch,) = micro_batches([one, shorter], 2, together=2, bucket_tokens=1)
     assert batch.prefix is not None
     assert batch.prefix.shape == (1, 17)
 
