@@ -146,9 +146,10 @@ def study_facts(source: Path) -> tuple[Facts, Path]:
         output = source.parent / f"{source.name.partition('.json')[0]}-figures"
     document = read(path, Facts)
     if document is None:
+        what = "holds neither a run (run.json) nor a study (study.json, or cells/)"
         raise OutputError(
-            f"{source}: holds neither a run (run.json) nor a study (study.json, or cells/); name a "
-            "folder that finetune or study wrote"
+            f"{source}: {what if source.exists() else 'no such file or folder'}; name a folder that "
+            "finetune or study wrote"
         )
     return document, output
 
