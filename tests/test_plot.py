@@ -326,7 +326,7 @@ class TestCommand:
         (tmp_path / "text.gz").write_bytes(b"\x1f\x8bno")
         (tmp_path / "bad.json").write_text('{"schema": 1, "cells": [{"model": 3}]}')
         for name, message in (
-            ("nowhere", "holds neither a run"),
+            ("nowhere", "no such file or folder"),
             (".", "holds neither a run (run.json) nor a study"),
             ("list.json", "cannot be read"),
             ("text.gz", "cannot be read"),

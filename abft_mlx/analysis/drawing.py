@@ -147,10 +147,9 @@ def study_facts(source: Path) -> tuple[Facts, Path]:
     document = read(path, Facts)
     if document is None:
         what = "holds neither a run (run.json) nor a study (study.json, or cells/)"
-        raise OutputError(
-            f"{source}: {what if source.exists() else 'no such file or folder'}; name a folder that "
-            "finetune or study wrote"
-        )
+        if not source.exists():
+            what = "no such file or folder"
+        raise OutputError(f"{source}: {what}; name a folder that finetune or study wrote")
     return document, output
 
 
