@@ -125,17 +125,22 @@ def test_ranks_give_the_adapter_of_one_process(
     assert "processes" not in json.loads((alone / "run.json").read_text())["totals"]
 
 
-def test_a_killed_rank_ends_the_others(
-    model: Path, texts: Path, tmp_path: Path, checkout: Path, job: Job
-) -> None:
+def begin(model: Path, texts: Path, folder: Path, checkout: Path, job: Job) -> None:
+    """Start two ranks of a run without end, and wait for its first update."""
     settings = ["training.updates=1000000", "training.prompts_per_update=4"]
-    folder = tmp_path / "run"
     job.start(2, checkout / "cli.py", *finetune(model, texts, folder, settings), "--quiet")
     until = time.monotonic() + PATIENCE_SECONDS
     while not (folder / "metrics.jsonl").exists():
         assert job.processes[0].poll() is None, job.end(0)
         assert time.monotonic() < until
         time.sleep(0.05)
+
+
+def test_a_killed_rank_ends_the_others(
+    model: Path, texts: Path, tmp_path: Path, checkout: Path, job: Job
+) -> None:
+    folder = tmp_path / "run"
+    begin(model, texts, folder, checkout, job)
     job.processes[1].send_signal(signal.SIGKILL)
     status, _, err = job.end(0)
     assert status == 1
@@ -147,14 +152,8 @@ def test_a_killed_rank_ends_the_others(
 def test_a_rank_that_is_asked_to_end_ends_all_after_the_same_update(
     model: Path, texts: Path, tmp_path: Path, checkout: Path, job: Job
 ) -> None:
-    settings = ["training.updates=1000000", "training.prompts_per_update=4"]
     folder = tmp_path / "run"
-    job.start(2, checkout / "cli.py", *finetune(model, texts, folder, settings), "--quiet")
-    until = time.monotonic() + PATIENCE_SECONDS
-    while not (folder / "metrics.jsonl").exists():
-        assert job.processes[0].poll() is None, job.end(0)
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    begin(model, texts, folder, checkout, job)
     job.processes[1].send_signal(signal.SIGTERM)
     for rank in (0, 1):
         status, _, err = job.end(rank)

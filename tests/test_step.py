@@ -53,9 +53,10 @@ def test_nothing_is_compiled_after_warm_up(monkeypatch: pytest.MonkeyPatch) -> N
     assert counts == [2, 2, 2]
 
 
-def test_a_step_leaves_nothing_behind() -> None:
+@pytest.mark.parametrize("settings", [{}, {"checkpointing": True, "only_trained": True}])
+def test_a_step_leaves_nothing_behind(settings: dict[str, bool]) -> None:
     """Not even until Python's garbage collector comes round, and not its model."""
-    step = step_of(tiny_models.build("llama"))
+    step = step_of(tiny_models.build("llama"), [0, 1], **settings)
     (batch,) = micro_batches(prompts(), 3)
     step.gradients([batch], 0.5)
     gc.collect()
