@@ -261,3 +261,10 @@ def test_a_list_of_data_is_a_mixture_measured_on_its_first_task(tmp_path: Path) 
 )
 def test_mistakes_in_tasks(text: str, message: str) -> None:
     assert message in mistake(text)
+
+
+@pytest.mark.parametrize("removed", ["gradient=local", "keep_hidden=false", "keep_hidden_bytes=5"])
+def test_a_removed_setting_is_refused_and_its_default_read(removed: str) -> None:
+    with pytest.raises(RecipeError, match=f"unknown key training.{removed.partition('=')[0]}"):
+        recipe.load("demo", [f"training.{removed}"])
+    assert recipe.load("demo", ["training.gradient=exact"]) == recipe.load("demo")

@@ -114,7 +114,7 @@ def find(name_or_path: str | Path) -> Path:
     near = problems.closest(name, recipes)
     hint = f"did you mean {near}? " if near else ""
     raise RecipeError(
-        f"no recipe is called {name!r}: {hint}Shipped are {', '.join(recipes) or 'none'}; "
+        f"no recipe is called {name!r}: {hint}shipped are {', '.join(recipes) or 'none'}; "
         "your own is named by its path, ending in .yaml; there is no folder of this name either"
     )
 

@@ -284,10 +284,14 @@ class TrainingSection(Section):
     @classmethod
     def _without_removed(cls, values: Any) -> Any:
         """Read recipes of runs that were made when there were more ways to train."""
-        if not isinstance(values, dict) or values.get("gradient", "exact") != "exact":
+        if not isinstance(values, dict):
             return values
-        removed = ("gradient", "keep_hidden", "keep_hidden_bytes")
-        return {name: value for name, value in values.items() if name not in removed}
+        removed = {"gradient": "exact", "keep_hidden": True, "keep_hidden_bytes": None}
+        return {
+            name: value
+            for name, value in values.items()
+            if name not in removed or value != removed[name]
+        }
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainingSection:
