@@ -7,7 +7,6 @@ from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
-import mlx.optimizers as optim
 import mlx_lm
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ import tiny_configs
 import tiny_models
 from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model
+from test_adapter_files import train
 
 from abft_mlx import adapters, attention, ports
 from abft_mlx.errors import AdapterError
@@ -46,20 +46,6 @@ def projection_names(model: nn.Module) -> list[str]:
         for layer in port.layers(model)
         for projection in port.projections
     ]
-
-
-def train_with_head(model: nn.Module, updates: int = 3) -> None:
-    """A few Adam updates on a loss that the head has a part in."""
-    tokens, _ = tiny_models.tokens()
-    optimizer = optim.Adam(1e-2, bias_correction=True)
-
-    def loss(model: nn.Module) -> mx.array:
-        return nn.losses.cross_entropy(model(tokens), tokens, reduction="mean")
-
-    for _ in range(updates):
-        gradients = nn.value_and_grad(model, loss)(model)[1]
-        optimizer.update(model, adapters.mask_gradients(model, gradients))
-        mx.eval(model.trainable_parameters(), optimizer.state)
 
 
 @pytest.mark.parametrize("section", [LORA, FULL], ids=["lora", "full"])
@@ -281,7 +267,7 @@ def test_attaching_a_head_changes_no_logit_and_detaching_gives_the_base_back() -
         adapters.attach(model, LORA.model_copy(update={"head": True}))
         assert mx.abs(model(tokens) - logits).max().item() <= (0 if bits is None else 1e-4)
         assert model.lm_head.weight.dtype == mx.float32
-        train_with_head(model)
+        train(model)
         assert mx.abs(model(tokens) - logits).max().item() > 1e-1
         adapters.detach(model)
         assert model.lm_head is head
@@ -350,7 +336,7 @@ def saved(base: Path, run: Path, section: AdapterSection, seed: int = 0) -> Weig
     """Train an adapter a little, save it, and say what it changes."""
     model, _ = load_model(base)
     adapters.attach(model, section, seed=seed)
-    train_with_head(model)
+    train(model)
     adapters.save(model, run)
     return changes(model)
 
@@ -461,7 +447,7 @@ def test_shift_norms(name: str, kind: str) -> None:
     model = tiny_models.build(name)
     section = AdapterSection(kind=kind, rank=4, scale=3.0, layers=[0, 2], head=head)
     adapters.attach(model, section)
-    train_with_head(model)
+    train(model)
     if kind == "lora":
         adapters.scale(model, -0.5)
     norms, change = adapters.shift_norms(model), changes(model)
