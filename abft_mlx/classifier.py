@@ -129,7 +129,8 @@ class Classifier:
         if self.train:
             opened, progress = experiment.fit(opened, OnUpdate(self.on_update))
         if shown is None:
-            predictor, _ = experiment.choose(opened)
+            choose = experiment.choose_trained if self.train else experiment.choose
+            predictor, _ = choose(opened)
         else:
             tokens = opened.recipe.evaluation.batch_tokens
             model, builder = opened.loaded.model, opened.task.builder

@@ -329,3 +329,29 @@ def test_other_demonstrations_are_centred_by_the_texts_that_are_asked(
     expected = np.exp(log_softmax(moved))[:, 0]
     found = [json.loads(line)["probabilities"]["ham"] for line in result.stdout.splitlines()]
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("keep_best", [True, False])
+def test_a_run_that_lost_against_prompting_answers_by_prompting(
+    keep_best: bool, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    result = invoke(
+        "finetune", "demo", *SMALL, "--updates", 1, "--output", folder, "--json",
+        "--set=training.learning_rate=30", "--set=training.validate_every=0",
+        "--set=evaluation.demonstrations=classifier", "--set=evaluation.queries=64",
+        "--set=data.validation_rows=64",
+        f"--set=training.keep_best={str(keep_best).lower()}",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    chosen = json.loads((folder / "run.json").read_text())["classifier"]
+    assert chosen["validation_accuracy"] < chosen["validation_prompting"]
+    assert chosen["kept"] == ("prompting" if keep_best else "adapter")
+    tensors: Any = mx.load(str(folder / "adapters.safetensors"))
+    changed = any(mx.any(one) for name, one in tensors.items() if name.endswith("lora_b"))
+    assert changed is not keep_best
+    assert (folder / read_out.FILE).exists() is not keep_best
+    measured = document(invoke("eval", folder, "--json"))
+    ours, base = (part["methods"]["classifier"] for part in (measured, measured["base"]))
+    assert (ours["right"] == base["right"]) is keep_best
+    assert measured["methods"] == document(result)["methods"]

@@ -295,6 +295,13 @@ def _outcome(result: RunResult) -> list[str]:
             read = recipe.objective.kind == "read_out"
             what = "the fitted head weights are kept" if read else "the adapter changes nothing"
             lines.append(f"no update did better on validation texts than none, so {what}")
+    chosen = result.classifier or {}
+    if chosen.get("kept") == "prompting":
+        lines.append(
+            f"prompting answers {chosen['validation_prompting']:.1%} of the validation texts "
+            f"rightly, the trained model {chosen['validation_accuracy']:.1%}: so this run answers "
+            "by prompting, and its adapter changes nothing"
+        )
     lines.append(f"adapter in {result.output}")
     if result.evaluation is not None:
         return [*lines, "", *words.verdict(result.evaluation)]

@@ -1,7 +1,14 @@
 """The parts put together: from a recipe to a trained adapter, to accuracy, to heads."""
 
 from abft_mlx.experiment.finetuning import RunResult, finetune, fit
-from abft_mlx.experiment.measuring import HEADS_PROMPTS, choose, document, evaluate, heads
+from abft_mlx.experiment.measuring import (
+    HEADS_PROMPTS,
+    choose,
+    choose_trained,
+    document,
+    evaluate,
+    heads,
+)
 from abft_mlx.experiment.opened import Experiment, open_texts, prepare
 
 __all__ = [
@@ -9,6 +16,7 @@ __all__ = [
     "Experiment",
     "RunResult",
     "choose",
+    "choose_trained",
     "document",
     "evaluate",
     "finetune",

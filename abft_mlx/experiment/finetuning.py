@@ -45,6 +45,8 @@ class RunResult:
         adapter_bytes: size of ``adapters.safetensors``; 0 on a rank that did not write it.
         evaluation: eval's JSON of the classifier on test rows, with its verdict; None where the
             recipe measures the paper's way, or there are no test rows.
+        classifier: how the run predicts, as ``run.json`` has it; None on a rank that did not
+            write it.
     """
 
     experiment: Experiment
@@ -53,6 +55,7 @@ class RunResult:
     trainable_parameters: int
     adapter_bytes: int
     evaluation: dict[str, Any] | None = None
+    classifier: dict[str, Any] | None = None
 
 
 def finetune(
@@ -132,8 +135,10 @@ def finetune(
                     adapters.save(model, folder.path, base_model=recipe.model)
                 folder.write_run({**document, "stopped": str(error)})
             raise
-        adapter_bytes, measured = 0, None
+        adapter_bytes, measured, classifier = 0, None, None
         if ranks.first:
+            events.stage("choosing demonstrations")
+            predictor, accuracies = measuring.choose_trained(experiment, events)
             adapters.save(model, folder.path, base_model=recipe.model)
             adapter_bytes = (folder.path / "adapters.safetensors").stat().st_size
             document |= {
@@ -152,9 +157,14 @@ def finetune(
                     "best_update": progress.best_update,
                     "kept_update": progress.best_update if keeps_best else progress.updates,
                 }
-            measured = _ship(experiment, folder, document, events)
+            shipped = prediction.write(folder.path, predictor)
+            document["classifier"] = shipped | accuracies
+            classifier = document["classifier"]
+            measured = _ship(experiment, predictor, folder, document, events)
         ranks.wait()
-    return RunResult(experiment, progress, folder.path, trainable, adapter_bytes, measured)
+    return RunResult(
+        experiment, progress, folder.path, trainable, adapter_bytes, measured, classifier
+    )
 
 
 def fit(experiment: Experiment, events: Events | None = None) -> tuple[Experiment, Progress]:
@@ -286,9 +296,13 @@ def _totals(trainer: Trainer, adapter_bytes: int) -> dict[str, Any]:
 
 
 def _ship(
-    experiment: Experiment, folder: RunFolder, document: dict[str, Any], events: Events
+    experiment: Experiment,
+    predictor: prediction.Predictor,
+    folder: RunFolder,
+    document: dict[str, Any],
+    events: Events,
 ) -> dict[str, Any] | None:
-    """Complete the folder with heads, demonstrations, run.json and the measured classifier."""
+    """Complete the folder with heads, run.json and the measured classifier."""
     recipe, splits = experiment.recipe, experiment.task.splits
     count = recipe.training.census_prompts
     if count:
@@ -296,11 +310,6 @@ def _ship(
         tested = len(splits.test) > 0
         prompts = experiment.test_prompts() if tested else experiment.training_prompts()
         write_heads(folder.path / HEADS_FILE, experiment.heads(prompts[:count], events=events))
-    events.stage("choosing demonstrations")
-    predictor, accuracy = measuring.choose(experiment, events=events)
-    document["classifier"] = prediction.write(folder.path, predictor)
-    if accuracy is not None:
-        document["classifier"]["validation_accuracy"] = accuracy
     folder.write_run(document)
     if recipe.evaluation.demonstrations != "classifier" or not len(splits.test):
         return None

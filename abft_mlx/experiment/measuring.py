@@ -155,6 +155,38 @@ def choose(
     )
 
 
+def choose_trained(
+    experiment: Experiment, events: Events | None = None
+) -> tuple[prediction.Predictor, dict[str, Any]]:
+    """Choose what a trained model predicts with; the untrained one where it does better.
+
+    Prompting the model without its adapter is tried on the validation texts with the same
+    demonstrations. If it answers more of them rightly and ``training.keep_best`` is set, the model
+    loses its read-out and its adapter starts anew, so that it changes nothing.
+
+    Returns:
+        The predictor, and for ``run.json`` what was ``kept``, ``adapter`` or ``prompting``, and
+        the accuracy of both on the validation texts, ``validation_accuracy`` and
+        ``validation_prompting``; nothing without such texts.
+    """
+    model, recipe = experiment.loaded.model, experiment.recipe
+    predictor, accuracy = choose(experiment, events=events)
+    if accuracy is None:
+        return predictor, {}
+    # Who measures the paper's way wants the paper's adapter.
+    shipped = recipe.evaluation.demonstrations == "classifier"
+    with adapters.without(model):
+        prompting, simple = _settled_again(experiment, predictor)
+    worse = shipped and recipe.training.keep_best and simple > accuracy
+    if worse:
+        adapters.detach(model)
+        adapters.attach(model, recipe.adapter, seed=recipe.training.seed)
+        predictor = prompting
+    kept = "prompting" if worse else "adapter"
+    measured = {"kept": kept, "validation_accuracy": accuracy, "validation_prompting": simple}
+    return predictor, measured
+
+
 def validated(experiment: Experiment) -> float:
     """Accuracy on the validation texts, behind the first set of demonstrations."""
     accuracy = choose(experiment, draws=1)[1]
@@ -216,7 +248,7 @@ def evaluate_classifier(
     if adapter is not None:
         events.stage("measuring without the adapter")
         with adapters.without(experiment.loaded.model):
-            base = measure(_settled_again(experiment, predictor))
+            base = measure(_settled_again(experiment, predictor)[0])
     result = document(experiment, parts | {"comparisons": []}, adapter=adapter, base=base)
     result["k"], result["prompts"], result["baselines"] = predictor.k, len(pairs), {}
     events.stage("bag of words")
@@ -233,8 +265,13 @@ def evaluate_classifier(
     return result
 
 
-def _settled_again(experiment: Experiment, predictor: prediction.Predictor) -> prediction.Predictor:
-    """The same demonstrations on the model as it is now, with a calibration of its own."""
+def _settled_again(
+    experiment: Experiment, predictor: prediction.Predictor
+) -> tuple[prediction.Predictor, float]:
+    """The same demonstrations on the model as it is now, with a calibration of its own.
+
+    With it comes the accuracy on the validation texts, 0 without any.
+    """
     recipe, splits = experiment.recipe, experiment.task.splits
     # No labels are used, so test texts serve where there are no training texts.
     pool = splits.training if len(splits.training) else splits.test
@@ -248,8 +285,9 @@ def _settled_again(experiment: Experiment, predictor: prediction.Predictor) -> p
         recipe.evaluation.batch_tokens,
         nearest=predictor.nearest,
     )
-    prediction.settle(base, texts, splits.validation.pairs()[: recipe.training.validation_prompts])
-    return base
+    labelled = splits.validation.pairs()[: recipe.training.validation_prompts]
+    quality = prediction.settle(base, texts, labelled)
+    return base, quality[0] if quality else 0.0
 
 
 def _agree(experiment: Experiment, adapter: adapters.Source | None, ranks: Ranks) -> None:
