@@ -112,10 +112,10 @@ def find(name_or_path: str | Path) -> Path:
     if is_path(name):
         raise RecipeError(f"no such folder: {name}; give a run folder, or a recipe's name or file")
     near = problems.closest(name, recipes)
-    hint = f"did you mean {near}? " if near else ""
+    hint = f": did you mean {near}?" if near else ";"
     raise RecipeError(
-        f"no recipe is called {name!r}: {hint}shipped are {', '.join(recipes) or 'none'}; "
-        "your own is named by its path, ending in .yaml; there is no folder of this name either"
+        f"{name!r} is no run folder here and no recipe{hint} `abft-mlx recipes list` names those "
+        "that ship, and your own is named by its path, ending in .yaml"
     )
 
 
