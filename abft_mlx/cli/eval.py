@@ -174,9 +174,13 @@ def _show(shell: Shell, document: Mapping[str, Any]) -> None:
         shell.tell("", "paired tests (exact McNemar)")
         rows = table("", "only the first right", "only the second right", "p")
         for pair in document["comparisons"]:
-            second = pair["second"].replace("base.", "base model's ")
+            sides = []
+            for side in (pair["first"], pair["second"]):
+                of_base = side.startswith("base.")
+                state = "base model" if of_base else list(states)[-1]
+                sides.append(_method(state, side.removeprefix("base.")))
             counts = [f"{pair[key]:,}" for key in ("only_first", "only_second")]
-            rows.add_row(f"{pair['first']} against {second}", *counts, f"{pair['p_value']:.2g}")
+            rows.add_row(" against ".join(sides), *counts, f"{pair['p_value']:.2g}")
         shell.show(rows)
     for part, title in (
         ("robustness", "robustness"),
@@ -193,10 +197,15 @@ def _show(shell: Shell, document: Mapping[str, Any]) -> None:
             shell.show(rows)
 
 
+def _method(state: str, name: str) -> str:
+    """What tables call a method of the model in some state; plain prompting has no name."""
+    return state if name == "vanilla" else f"{state}, {name.replace('_', '-')}"
+
+
 def _accuracy(shell: Shell, document: Mapping[str, Any], states: Mapping[str, Any]) -> None:
     """Print the table of methods, and the confusions if they are few."""
     methods = {
-        state if name == "vanilla" else f"{state}, {name.replace('_', '-')}": method
+        _method(state, name): method
         for state, measured in states.items()
         for name, method in measured["methods"].items()
     }
