@@ -44,7 +44,7 @@ def test_a_person_sees_a_table_of_each_protocol() -> None:
     assert result.exit_code == 0, result.stderr
     shown = result.stdout
     assert "model, batch" in shown
-    assert "batch against vanilla" in shown
+    assert "model, batch against model" in shown
     for heading in ("robustness", "bias", "demonstrations without the query's label"):
         assert f"\n{heading}\n" in shown
     # Without other tasks, all means all that can be measured.
