@@ -33,6 +33,7 @@ from abft_mlx import (
 )
 from abft_mlx.errors import StoppedError
 from abft_mlx.events import OnUpdate
+from abft_mlx.experiment import measuring
 from abft_mlx.prompts import PromptBatch
 from abft_mlx.recipe import AdapterSection
 from abft_mlx.stopping import Stop
@@ -355,3 +356,13 @@ def test_a_run_that_lost_against_prompting_answers_by_prompting(
     ours, base = (part["methods"]["classifier"] for part in (measured, measured["base"]))
     assert (ours["right"] == base["right"]) is keep_best
     assert measured["methods"] == document(result)["methods"]
+
+
+@pytest.mark.parametrize(("right", "other", "n", "expected"), [
+    (0.75, 0.5, 4, False), (0.75, 0.5, 40, True), (0.5, 0.75, 40, False), (0.64, 0.62, 100, False),
+    (0.64, 0.62, 10_000, True),
+])  # fmt: skip
+def test_one_more_right_answer_of_few_says_nothing(
+    right: float, other: float, n: int, expected: bool
+) -> None:
+    assert measuring.clearly_better(right, other, n) is expected

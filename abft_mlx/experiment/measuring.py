@@ -161,8 +161,9 @@ def choose_trained(
     """Choose what a trained model predicts with; the untrained one where it does better.
 
     Prompting the model without its adapter is tried on the validation texts with the same
-    demonstrations. If it answers more of them rightly and ``training.keep_best`` is set, the model
-    loses its read-out and its adapter starts anew, so that it changes nothing.
+    demonstrations. If it answers more of them rightly, by more than the standard error of the
+    difference, and ``training.keep_best`` is set, the model loses its read-out and its adapter
+    starts anew, so that it changes nothing.
 
     Returns:
         The predictor, and for ``run.json`` what was ``kept``, ``adapter`` or ``prompting``, and
@@ -177,7 +178,8 @@ def choose_trained(
     shipped = recipe.evaluation.demonstrations == "classifier"
     with adapters.without(model):
         prompting, simple = _settled_again(experiment, predictor)
-    worse = shipped and recipe.training.keep_best and simple > accuracy
+    n = min(len(experiment.task.splits.validation), recipe.training.validation_prompts)
+    worse = shipped and recipe.training.keep_best and clearly_better(simple, accuracy, n)
     if worse:
         adapters.detach(model)
         adapters.attach(model, recipe.adapter, seed=recipe.training.seed)
@@ -185,6 +187,13 @@ def choose_trained(
     kept = "prompting" if worse else "adapter"
     measured = {"kept": kept, "validation_accuracy": accuracy, "validation_prompting": simple}
     return predictor, measured
+
+
+def clearly_better(accuracy: float, other: float, n: int) -> bool:
+    """Whether an accuracy on n texts is above another by more than the standard error."""
+    # Of few texts one more right answer says nothing: shares are shrunk towards a half.
+    shares = np.array([accuracy * n + 1, other * n + 1]) / (n + 2)
+    return bool(accuracy - other > np.sqrt((shares * (1 - shares)).sum() / n))
 
 
 def validated(experiment: Experiment) -> float:
