@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import Any
 
 import pytest
 import tiny_task
-from cli_support import document, invoke, write_model
+from cli_support import document, invoke
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_chats import CHATML, CHATS, Chat
@@ -336,29 +334,3 @@ def test_commands_speak_in_turns_and_write_it_down(tmp_path: Path) -> None:
     )
     assert plain["chat_template"] is None
     assert plain["methods"]["vanilla"] != measured["methods"]["vanilla"]
-
-
-def test_nobody_is_asked_whether_to_run_code(texts: Path, tmp_path: Path, checkout: Path) -> None:
-    """A model with code of its own; a yes on standard input, as the first text, runs nothing."""
-    folder, marker = tmp_path / "model", tmp_path / "ran"
-    write_model(folder)
-    code = f"import pathlib\npathlib.Path({str(marker)!r}).touch()\nclass Own: pass\n"
-    (folder / "own.py").write_text(code, encoding="utf-8")
-    for name, classes in (
-        ("tokenizer_config.json", {"AutoTokenizer": ["own.Own", None]}),
-        ("config.json", {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}),
-    ):
-        values = json.loads((folder / name).read_text(encoding="utf-8"))
-        values |= {"auto_map": classes, "tokenizer_class": "Own"}
-        (folder / name).write_text(json.dumps(values), encoding="utf-8")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    (folder / "config.json").write_text(json.dumps(config | {"model_type": "llama"}))
-    words = ["predict", "--model", folder, "--data", texts, "-"]
-    done = subprocess.run(
-        [sys.executable, str(checkout / "cli.py"), *map(str, words)],
-        input="y\nyes\n1\n" * 9, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert not marker.exists()
-    assert "Do you wish to run" not in done.stdout + done.stderr
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr

@@ -247,8 +247,8 @@ BAD = {
     GRID + "sweep: {training.updates: []}": "training.updates has no values",
     GRID + "sweep: {training.updates: [1, 1]}": "1 occurs twice",
     GRID + "sweep: {training.updates: [0]}": "method abft: setting: ",
-    GRID.replace("/purpose", "/porpoise"): "study grid: task generated/porpoise: no recipe is "
-    "called 'generated/porpoise': did you mean generated/purpose?",
+    GRID.replace("/purpose", "/porpoise"): "study grid: task generated/porpoise: "
+    "'generated/porpoise' is no run folder here and no recipe: did you mean generated/purpose?",
     START + "tasks: [demo]\nmethods: [plane]": "plane needs two axes",
     START + "tasks: [demo]\nmethods: [{like: abft, axes: [a, b]}]": "abft, which takes no axes",
     START + "tasks: [demo]\nmethods: [{like: plane, axes: [abft, knn]}]": "method plane has the "
