@@ -346,6 +346,7 @@ def test_a_run_that_lost_against_prompting_answers_by_prompting(
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
     chosen = json.loads((folder / "run.json").read_text())["classifier"]
+    assert chosen == document(result)["classifier"]
     assert chosen["validation_accuracy"] < chosen["validation_prompting"]
     assert chosen["kept"] == ("prompting" if keep_best else "adapter")
     tensors: Any = mx.load(str(folder / "adapters.safetensors"))

@@ -345,4 +345,6 @@ def _document(result: RunResult) -> dict[str, Any]:
         document["layers"] = experiment.window.layers
     if validation := _validation(result):
         document["validation"] = validation
+    if result.classifier is not None:
+        document["classifier"] = result.classifier
     return document | (result.evaluation or {})
