@@ -94,7 +94,6 @@ def test_finetune_as_json(model: Path, texts: Path, tmp_path: Path) -> None:
         (["--model", "demo"], "--data is missing: without a recipe"),
         (["--resume", "r", "--set", "training.updates=9"], "--resume takes everything"),
         (["--model", "m", "--data", "d", "--labels", "a"], "--labels 'a' does not name two"),
-        (["demo", "--project-name", "x"], "--project-name 'x' is for --report-to"),
         (["demo", "--data", "missing.csv"], "missing.csv"),
         (["demo", "--model", "./no/such/model"], "./no/such/model"),
         (["--resume", "no-run-here"], "no-run-here"),

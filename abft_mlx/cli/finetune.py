@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Any
 from abft_mlx.cli import options, words
 from abft_mlx.cli.progress import Board, BoardEvents, board, duration, size
 from abft_mlx.cli.shell import Shell, join_ranks
-from abft_mlx.errors import RunError, UsageError
+from abft_mlx.errors import UsageError
 
 if TYPE_CHECKING:
-    from abft_mlx.events import Update
     from abft_mlx.experiment import Experiment, RunResult
-    from abft_mlx.tracking import Tracking
 
 # What the paper did (arXiv 2505.14233, section 4 and appendix A).
 _PAPER: dict[str, Any] = {
@@ -53,8 +51,6 @@ def finetune(
     final: bool = False,
     settings: list[str] | None = None,
     resume: Path | None = None,
-    report_to: str | None = None,
-    project_name: str | None = None,
     overwrite: bool = False,
     quiet: bool = False,
     as_json: bool = False,
@@ -70,9 +66,6 @@ def finetune(
             LoRA of rank 16 at 1e-4 above 10 billion parameters; measured in its way, too.
         final: Train on the test rows, too, once you have measured; there is no verdict then.
         resume (RUN): Continue the run in this folder; give nothing else then.
-        report_to (TRACKERS): Report the run to wandb, swanlab or both (wandb,swanlab), by mlx-lm's
-            callbacks.
-        project_name: The project of --report-to's trackers. [default: abft-mlx]
     """
     base = {**(_PAPER if paper else {}), **({"data.holdout": "none"} if final else {})}
     changes = options.overrides(
@@ -87,20 +80,12 @@ def finetune(
         )
     if resume is None and recipe is None:
         options.both_needed(model, data, " (abft-mlx recipes list shows the recipes)")
-    if project_name is not None and report_to is None:
-        raise UsageError(f"--project-name {project_name!r} is for --report-to, which is not given")
     ranks = join_ranks(resumable=True)
     # The first rank speaks for all.
     shell = Shell(as_json=as_json and ranks.first, quiet=quiet or not ranks.first)
     with shell.speaking():
         from abft_mlx import api, experiment, runtime
 
-        tracking = None
-        if report_to is not None and ranks.first:
-            from abft_mlx import tracking as trackers
-
-            chosen = trackers.chosen(report_to)
-            tracking = trackers.Tracking(chosen, project_name or trackers.PROJECT, shell.tell)
         runtime.use_wired_memory()
         opened, folder = None, resume
         if folder is None:
@@ -108,9 +93,7 @@ def finetune(
             folder = output or api.default_output(opened)
         with (
             board(shell) as shown,
-            Follow(
-                shell, shown, folder, tracking, first=ranks.first, begun=resume is not None
-            ) as follow,
+            Follow(shell, shown, folder, first=ranks.first, begun=resume is not None) as follow,
         ):
             result = experiment.finetune(
                 opened,
@@ -123,18 +106,11 @@ def finetune(
         if not ranks.first:
             return
         shell.tell(*_outcome(result))
-    document = _document(result)
-    if tracking is not None:
-        document["tracking"] = {
-            "project": tracking.project,
-            "trackers": list(tracking.names),
-            "lost": tracking.lost,
-        }
-    shell.document(document)
+    shell.document(_document(result))
 
 
 class Follow(BoardEvents):
-    """Prints the plan of a run when it is ready, shows its updates, and reports them to trackers.
+    """Prints the plan of a run when it is ready, and shows its updates.
 
     While it is open a signal ends the run after the update that goes on.
 
@@ -142,7 +118,6 @@ class Follow(BoardEvents):
         shell: of the command.
         shown: where updates are shown.
         output: the run folder.
-        tracking: what updates are reported to.
         first: whether this process speaks for all.
         begun: whether the folder holds a run that can be resumed.
     """
@@ -152,7 +127,6 @@ class Follow(BoardEvents):
         shell: Shell,
         shown: Board,
         output: Path,
-        tracking: Tracking | None = None,
         *,
         first: bool = True,
         begun: bool = False,
@@ -162,7 +136,7 @@ class Follow(BoardEvents):
         super().__init__(shown)
         self.stop = trainer.Stop(shown.note)
         self._watching = self.stop.watching()
-        self._shell, self._output, self._tracking = shell, output, tracking
+        self._shell, self._output = shell, output
         self._first, self._begun = first, begun
 
     def __enter__(self) -> Follow:
@@ -170,8 +144,6 @@ class Follow(BoardEvents):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
-        if self._tracking is not None:
-            self._tracking.close(failed=kind is not None)
         if kind is not None and issubclass(kind, KeyboardInterrupt):
             self._board.clear()
             if self._begun and self._first:
@@ -180,29 +152,13 @@ class Follow(BoardEvents):
         self._watching.__exit__(kind, *rest)
 
     def prepared(self, experiment: Experiment, trainable: int) -> None:
-        """Print the plan, open the trackers and have updates shown."""
-        from abft_mlx.trainer import RunFolder
-
+        """Print the plan and have updates shown."""
         self._board.clear()
         if self._shell.quiet and self._first:
             self._shell.tell(*(f"warning   {text}" for text in _warnings(experiment)))
         self._shell.say(*_plan(experiment, trainable, self._output))
-        if self._tracking is not None:
-            try:
-                self._tracking.start(experiment.recipe, self._output)
-            except RunError:
-                folder = RunFolder(self._output)
-                if not folder.has_checkpoint():  # not a run that goes on
-                    folder.discard()
-                raise
         self._begun = True
         self._board.training(experiment.recipe.training.updates)
-
-    def update(self, update: Update) -> None:
-        """Show and report one update."""
-        super().update(update)
-        if self._tracking is not None:
-            self._tracking.updated(update)
 
 
 def _plan(experiment: Experiment, trainable: int, output: Path) -> list[str]:

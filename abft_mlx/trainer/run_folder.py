@@ -35,7 +35,7 @@ EVALUATION_FILE = "eval.json"
 SEEN_FILES = (HEADS_FILE, EVALUATION_FILE, "figures", "report.html")
 # Of run.json and eval.json; what an older one lacks is read as absent.
 SCHEMA = 1
-# What trackers keep in the run's folder.
+# Of runs before 2026-12 that a tracker followed.
 TRACKER_FILES = ("wandb", "swanlog")
 
 
@@ -135,14 +135,6 @@ class RunFolder:
         with _writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         self._remove(*(name for name in names if name not in kept))
-
-    def discard(self) -> None:
-        """Remove a run that has trained nothing, so that its folder can be used again.
-
-        Raises:
-            OutputError: something here cannot be removed.
-        """
-        self._remove(*self._content())
 
     def _remove(self, *names: str) -> None:
         """Remove files and folders."""
