@@ -44,8 +44,10 @@ setup-dev: $(VENV)/.installed-dev  ## install what tests and linters need, too
 demo: $(VENV)/.installed  ## measure the bundled model, fine-tune it, measure again
 	@$(BIN)/abft-mlx demo $(ARGS)
 
+# Files in order, so that the longest, tests/real, come first.
 test: $(VENV)/.installed-dev  ## run the tests, with locked versions; LOCK= for the newest; ARGS="-m slow" for the slow ones
-	@OPENBLAS_NUM_THREADS=$${OPENBLAS_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	@OPENBLAS_NUM_THREADS=$${OPENBLAS_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 --dist loadfile \
+		--no-loadscope-reorder $(ARGS)
 
 test-real: $(VENV)/.installed-dev $(SMOLLM2)  ## run the tests that need a real model, SmolLM2 (five minutes)
 	@$(BIN)/python -m pytest -m real tests/real $(ARGS)
