@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from golden_support import golden, sha256, staicc_task
+from paper_sets import SETS
 
 from abft_mlx import data, prompts
 from abft_mlx.evaluation.protocols import (
@@ -126,8 +127,7 @@ def diagnostics(task: Task, section: EvaluationSection) -> dict[str, Any]:
     }
 
 
-# Two, six and three classes.
-@pytest.mark.parametrize("name", ["sst2", "trec", "financial_phrasebank"])
+@pytest.mark.parametrize("name", SETS)
 def test_every_golden_value_is_made_again(name: str, shared: Path) -> None:
     one, task = staicc_task(name, shared)
     made = splits(task) | normal(task, one.evaluation) | diagnostics(task, one.evaluation)

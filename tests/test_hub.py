@@ -113,8 +113,11 @@ def test_the_card_says_what_was_measured(material: Path, server: LoopbackHub) ->
     assert "`'text: '`" in text
 
 
-def test_the_cards_commands_run(material: Path, server: LoopbackHub, tmp_path: Path) -> None:
-    card = server.repositories["model", WITHOUT].files()["README.md"].decode()
+@pytest.mark.parametrize("name", [NAME, WITHOUT])
+def test_the_cards_commands_run(
+    name: str, material: Path, server: LoopbackHub, tmp_path: Path
+) -> None:
+    card = server.repositories["model", name].files()["README.md"].decode()
     blocks = re.findall(r"^```sh\n(.*?)^```", card, flags=re.MULTILINE | re.DOTALL)
     assert len(blocks) == 2
     few = (material / TEXTS).read_text().splitlines()[:9]

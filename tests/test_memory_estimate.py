@@ -99,15 +99,19 @@ def measured(
 @pytest.mark.parametrize(
     ("config", "rows", "tokens", "settings"),
     [
+        (LLAMA, 8, 96, ()),
         (LLAMA, 2, 512, ()),
+        (LLAMA | {"num_key_value_heads": 1, "num_hidden_layers": 8}, 4, 128, ()),
         (LLAMA | {"vocab_size": 16000}, 8, 64, ("objective.kind=end_to_end", "adapter.head=true")),
         (LLAMA, 8, 96, ("adapter.kind=full",)),
         (LLAMA | {"num_hidden_layers": 8}, 4, 96, (CHECKPOINTING,)),
         (LLAMA, 8, 96, (READ, SHARED)),
         (LLAMA | {"vocab_size": 16000}, 8, 64, (READ, "objective.lm_head=0.5")),
-        (LLAMA | {"quantization": {"group_size": 64, "bits": 4}}, 2, 96, ()),
-        (LLAMA | {"torch_dtype": "bfloat16"}, 2, 96, ()),
+        (LLAMA | {"quantization": {"group_size": 64, "bits": 4}}, 8, 96, ()),
+        (LLAMA | {"torch_dtype": "bfloat16"}, 4, 96, ()),
         (LLAMA, 8, 96, ("adapter.layers=[2, 3]",)),
+        (LLAMA, 8, 96, ("adapter.layers=[1]", "objective.layers=trained")),
+        (GPT2, 8, 96, ()),
         (GPT2, 8, 160, (SHARED,)),
     ],
 )  # fmt: skip

@@ -59,11 +59,14 @@ class Command:
         return out, err
 
 
-def test_demo_finishes_its_update_and_says_how_to_go_on(checkout: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", STATUS)
+def test_demo_finishes_its_update_and_says_how_to_go_on(
+    number: int, checkout: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "run"
     command = Command(checkout, ["demo", "--output", folder], tmp_path)
     command.until((folder / "metrics.jsonl").exists)
-    out, _ = command.ends(signal.SIGTERM)
+    out, _ = command.ends(number)
     assert out.endswith(f"to go on: abft-mlx finetune --resume {folder}\n")
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     held = checkpoint.load(folder / "checkpoint")

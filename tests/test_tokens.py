@@ -134,7 +134,7 @@ def everything(folder: Path, but: Path | None = None) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("source", "status"), [("environment", None), ("file", 401), ("URL", None)]
+    ("source", "status"), [("environment", None), ("file", 401), ("URL", 500), ("URL", None)]
 )
 def test_a_process_that_pushes_leaves_its_token_nowhere(
     source: str, status: int | None, run: Path, checkout: Path, tmp_path: Path

@@ -260,7 +260,7 @@ class TrainingSection(Section):
     validation_prompts: Count = 256
     """Prompts of a validation."""
     keep_best: bool = True
-    """Save the adapter of the best validation; none if prompting without it is better still."""
+    """Save the adapter of the best validation; none if prompting without it is clearly better."""
     checkpoint_every: Count = 8
     """Updates between checkpoints; the last update always has one."""
     census_prompts: Natural = 64
