@@ -212,7 +212,9 @@ def measure(cell: Cell, model: Path, texts: Path) -> Iterator[dict[str, Any]]:
         found = {"random": document["base"]["methods"]["vanilla"]} | found
     for method, values in found.items():
         own = seconds if method == cell.method else None
-        yield _row(cell, method, values, document["prompts"], own)
+        row = _row(cell, method, values, document["prompts"], own)
+        # A run that lost against prompting answers by prompting.
+        yield row | {"kept": document.get("classifier", {}).get("kept")}
 
 
 def _row(
